@@ -1,0 +1,1 @@
+"""The worlds the policy acts in: messages only, no tokens."""

@@ -1,0 +1,113 @@
+"""The environment protocol: what an author writes.
+
+One instance lives for one episode. `envs/sensors.py` is a complete small example. The author writes
+messages; tokens, deadlines, threads and error classes are the business of `envs.session` and `rollout`.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from envs.message import Message, ToolCall
+
+Split = Literal["train", "heldout"]
+HELDOUT_SHARE = 0.1
+# What an expert yields (its next message) and what it is sent (the tool results of that message).
+Expert = Generator[Message, list[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem, as plain JSON data, e.g. `Task("calculator", {"op": "add", "a": 3, "b": 4})`."""
+
+    env: str
+    data: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """A hash of the content: equal problems have equal ids, whoever made them."""
+        text = json.dumps([self.env, self.data], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def split(self) -> Split:
+        """Which split the content falls in; a task can so never be in both."""
+        share = int(self.id[:8], 16) / 0xFFFFFFFF
+        return "heldout" if share < HELDOUT_SHARE else "train"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The environment's answer to a message without a tool call; `done` ends the episode."""
+
+    messages: tuple[Message, ...] = ()
+    done: bool = True
+
+
+class EnvConfig(BaseModel):
+    """Base of an environment's own settings (the table `[env.config]`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Env:
+    """Base class of environments: one instance per episode, then discarded.
+
+    Subclasses give `sample` (or `tasks`), `reset`, methods marked `@tool`, `score`, and, where
+    they can, `expert`.
+    """
+
+    name: ClassVar[str]
+    config_type: ClassVar[type[EnvConfig]] = EnvConfig
+
+    def __init__(self, config: EnvConfig) -> None:
+        self.config = config
+
+    def sample(self, rng: random.Random) -> dict[str, Any]:
+        """The data of one random task. Called on an instance that plays no episode."""
+        raise TypeError(f"environment {self.name!r} has to define sample() or tasks()")
+
+    def tasks(self, split: Split, seed: int) -> Iterator[Task]:
+        """The tasks of a split in a seeded order; endless unless overridden."""
+        rng = random.Random(f"{self.name}/{split}/{seed}")
+        while True:
+            task = Task(self.name, self.sample(rng))
+            if task.split == split:
+                yield task
+
+    async def reset(self, task: Task) -> list[Message]:
+        """Build the world of this task and return the opening messages."""
+        raise TypeError(f"environment {self.name!r} has to define reset()")
+
+    async def reply(self, text: str) -> Reply:
+        """The policy wrote `text` and called no tool. By default that is its final answer."""
+        self.answer = text
+        return Reply(done=True)
+
+    async def score(self) -> dict[str, float]:
+        """Named rewards of the finished episode, judged on the final state or answer."""
+        raise TypeError(f"environment {self.name!r} has to define score()")
+
+    async def close(self) -> None:
+        """Release what `reset` acquired. Called exactly once, whatever happened before."""
+
+    def expert(self, task: Task) -> Expert:
+        """A scripted solver: yields assistant messages, receives the tool results of each."""
+        raise TypeError(f"environment {self.name!r} offers no expert")
+
+    answer: str | None = None
+
+
+def call(name: str, **arguments: Any) -> Message:
+    """The assistant message with one tool call, for experts: `results = yield call("add", a=1, b=2)`."""
+    return Message("assistant", tool_calls=(ToolCall(name, arguments),))
+
+
+def say(text: str) -> Message:
+    """The assistant message with plain text, for experts: `yield say("42")`."""
+    return Message("assistant", text)

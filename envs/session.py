@@ -1,0 +1,176 @@
+"""One episode's environment, run under deadlines, with every fault put in its class.
+
+Flows in: a task, then tool calls or plain replies. Flows out: messages for the policy, named rewards.
+Refuses: to let an environment's fault look like the policy's. What the policy did wrong comes back to
+it as a tool message that begins with `error:`; what the environment did wrong is raised as EnvFault
+with the first traceback kept.
+"""
+
+import asyncio
+import threading
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from envs.env import Env, Expert, Task
+from envs.message import Message, ToolCall, ToolSchema
+from envs.tool import Tool, ToolError, tools_of
+
+T = TypeVar("T")
+FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds an environment may take for each of its acts; then it is at fault."""
+
+    reset_seconds: float = 30.0
+    tool_seconds: float = 30.0
+    score_seconds: float = 30.0
+    close_seconds: float = 10.0
+
+
+class EnvFault(Exception):
+    """The environment failed (not the policy): which act, in one sentence, and the first traceback."""
+
+    def __init__(self, kind: FaultKind, sentence: str, trace: str = "") -> None:
+        super().__init__(kind, sentence, trace)
+        self.kind: FaultKind = kind
+        self.sentence = sentence
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the policy sees first."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSchema, ...]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The environment's messages in reply to one turn of the policy."""
+
+    messages: tuple[Message, ...]
+    done: bool
+    bad_calls: int = 0
+
+
+class EnvSession:
+    """Runs one `Env` through one episode: `open`, `step` until done, `score`, `close`."""
+
+    def __init__(self, env: Env, deadlines: Deadlines) -> None:
+        self.env = env
+        self.deadlines = deadlines
+        self.tools = tools_of(type(env))
+
+    async def open(self, task: Task) -> Opening:
+        """Reset the environment. Raises EnvFault."""
+        messages = await self._guard("reset", self.deadlines.reset_seconds, self.env.reset(task))
+        return Opening(tuple(messages), tuple(t.schema for t in self.tools.values()))
+
+    async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
+        """One turn of the policy: its calls in order, or, without any, its plain text.
+
+        Raises EnvFault where the environment failed or did not answer in time.
+        """
+        if not calls:
+            reply = await self._guard("reply", self.deadlines.tool_seconds, self.env.reply(text))
+            return StepResult(reply.messages, reply.done)
+        messages: list[Message] = []
+        bad = 0
+        for one in calls:
+            try:
+                content = await self._call(one)
+            except ToolError as error:
+                content, bad = f"error: {error}", bad + 1
+            messages.append(Message("tool", content, name=one.name))
+        return StepResult(tuple(messages), done=False, bad_calls=bad)
+
+    async def score(self) -> dict[str, float]:
+        """The environment's named rewards. Raises EnvFault."""
+        return await self._guard("score", self.deadlines.score_seconds, self.env.score())
+
+    async def close(self) -> None:
+        """Close the environment. Raises EnvFault."""
+        await self._guard("close", self.deadlines.close_seconds, self.env.close())
+
+    async def _call(self, one: ToolCall) -> str:
+        tool = self.tools.get(one.name)
+        if tool is None:
+            raise ToolError(f"no tool {one.name!r}")
+        arguments = tool.parse(one.arguments)
+        limit = self.deadlines.tool_seconds
+        return str(await self._guard("tool", limit, self._run(tool, arguments), one.name))
+
+    async def _run(self, tool: Tool, arguments: dict[str, Any]) -> Any:
+        if tool.is_async:
+            return await tool.method(self.env, **arguments)
+        return await _in_daemon_thread(lambda: tool.method(self.env, **arguments))
+
+    async def _guard(
+        self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = ""
+    ) -> T:
+        where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
+        try:
+            return await asyncio.wait_for(act, limit)
+        except ToolError:
+            raise
+        except TimeoutError:
+            raise EnvFault("timeout", f"{where}: no answer within {limit:g} s") from None
+        except Exception as error:
+            trace = traceback.format_exc()
+            raise EnvFault(kind, f"{where}: {type(error).__name__}: {error}", trace) from None
+
+
+async def _in_daemon_thread(act: Callable[[], T]) -> T:
+    """Run a blocking tool in a thread of its own.
+
+    A tool that never returns costs one daemon thread, and not a place in a pool that every later
+    episode would then wait for.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_result: Callable[[], None]) -> None:
+        if not future.done():
+            set_result()
+
+    def run() -> None:
+        try:
+            result = act()
+        except BaseException as error:
+            failure = error
+            loop.call_soon_threadsafe(settle, lambda: future.set_exception(failure))
+        else:
+            loop.call_soon_threadsafe(settle, lambda: future.set_result(result))
+
+    threading.Thread(target=run, daemon=True, name="dorado-tool").start()
+    return await future
+
+
+async def demonstrate(env: Env, task: Task) -> tuple[Opening, list[Message], dict[str, float]]:
+    """Let the environment's expert play a task.
+
+    Returns the opening, the messages after it (the expert's and the environment's), the rewards.
+    """
+    session = EnvSession(env, Deadlines())
+    opening = await session.open(task)
+    said: list[Message] = []
+    expert: Expert = env.expert(task)
+    message = next(expert)
+    try:
+        while True:
+            said.append(message)
+            result = await session.step(message.content, message.tool_calls)
+            said.extend(result.messages)
+            if result.done:
+                return opening, said, await session.score()
+            message = expert.send([m.content for m in result.messages])
+    finally:
+        await session.close()

@@ -1,0 +1,96 @@
+"""`@tool`: a method of an environment that the policy may call.
+
+The schema comes from the type hints and the first line of the docstring; arguments are converted and
+checked against the hints before the method runs, and what is wrong with them goes back to the policy
+as one readable sentence.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from envs.message import ToolSchema
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MARK = "__dorado_tool__"
+
+
+class ToolError(Exception):
+    """What a tool raises to tell the policy that the call did not work; the episode goes on."""
+
+
+def tool(method: F) -> F:
+    """Offer this method to the policy. `async def` runs on the event loop; `def` runs in a thread."""
+    setattr(method, _MARK, True)
+    return method
+
+
+class Tool:
+    """A tool method of one environment class, with its schema and its argument check."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.name = method.__name__
+        self.method = method
+        self.is_async = inspect.iscoroutinefunction(method)
+        self.arguments = _argument_model(method)
+        schema = self.arguments.model_json_schema()
+        schema.pop("title", None)
+        for prop in schema.get("properties", {}).values():
+            prop.pop("title", None)
+        description = (inspect.getdoc(method) or "").split("\n", 1)[0]
+        self.schema = ToolSchema(self.name, description, schema)
+
+    def parse(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with the types of the method's hints.
+
+        Raises ToolError with a sentence for the policy where they do not fit.
+        """
+        hints = self.arguments.model_fields
+        prepared = {
+            name: _from_text(value) if name in hints and hints[name].annotation is not str else value
+            for name, value in arguments.items()
+        }
+        try:
+            model = self.arguments.model_validate(prepared)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ToolError(f"{self.name}: argument {where}: {first['msg'].lower()}") from None
+        return {name: getattr(model, name) for name in hints}
+
+
+@lru_cache(maxsize=None)
+def tools_of(env_class: type) -> dict[str, Tool]:
+    """All `@tool` methods of an environment class, by name, in the order they were written."""
+    found: dict[str, Tool] = {}
+    for klass in reversed(env_class.__mro__):
+        for name, member in vars(klass).items():
+            if getattr(member, _MARK, False):
+                found[name] = Tool(member)
+    return found
+
+
+def _argument_model(method: Callable[..., Any]) -> type[BaseModel]:
+    hints = get_type_hints(method)
+    fields: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(method).parameters.items())[1:]:
+        if name not in hints:
+            raise TypeError(f"tool {method.__qualname__}: argument {name!r} needs a type hint")
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[name] = (hints[name], default)
+    config = ConfigDict(extra="forbid")
+    return create_model(method.__name__, __config__=config, **fields)
+
+
+def _from_text(value: Any) -> Any:
+    """Text formats write every argument as a string: read it as JSON where it is JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,1 @@
+"""The run: loop, actors, configuration, command line, records."""

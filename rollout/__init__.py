@@ -1,0 +1,1 @@
+"""The policy acting: episodes, renderer, engines, version window."""

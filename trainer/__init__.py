@@ -1,0 +1,1 @@
+"""Tensors: batches, losses, the learner, checkpoints, weights out."""

@@ -1,0 +1,1 @@
+"""The Mixture-of-Experts parts that the learner has of its own."""

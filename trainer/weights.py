@@ -1,0 +1,135 @@
+"""Weights between the learner's modules and the published checkpoint format.
+
+The learner keeps the experts of a layer as two stacked tensors; checkpoints on the Hub, and vLLM's
+loaders, name each expert's projections on their own. LongCat-Flash's zero-computation experts have no
+weights in the published checkpoints, nor in what goes to the engines. transformers' class allocates
+some all the same and refuses a folder without them, so the folders written here hold zeros in their
+place; the readers (this file, and the vLLM plugin) pass over them.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+# transformers' class does not write these keys of the published LongCat-Flash config; vLLM needs them.
+LONGCAT_PUBLISHED_KEYS = {
+    "mla_scale_q_lora": True,
+    "mla_scale_kv_lora": True,
+    "zero_expert_type": "identity",
+}
+_STACKED = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
+_EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight$")
+
+
+def routed_experts(config: PreTrainedConfig) -> int:
+    """Number of experts that have weights (zero-computation experts have none)."""
+    return config.n_routed_experts if config.model_type == "longcat_flash" else config.num_experts
+
+
+def published_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`.
+
+    The router of LongCat-Flash stays float32, as in the published checkpoints.
+    """
+    for name, tensor in model.state_dict().items():
+        stacked = _STACKED.match(name)
+        if stacked is None:
+            yield name, tensor.to(torch.float32 if ".router." in name else dtype)
+            continue
+        prefix, kind = stacked.groups()
+        for expert, weight in enumerate(tensor.to(dtype)):
+            if kind == "down_proj":
+                yield f"{prefix}.{expert}.down_proj.weight", weight
+            else:
+                gate, up = weight.chunk(2, dim=0)
+                yield f"{prefix}.{expert}.gate_proj.weight", gate
+                yield f"{prefix}.{expert}.up_proj.weight", up
+
+
+def write_weights(model: nn.Module, path: Path, dtype: torch.dtype) -> int:
+    """Write the published weights as one safetensors file, atomically. Returns its size in bytes."""
+    return _save({name: t.contiguous() for name, t in published_weights(model, dtype)}, path)
+
+
+def write_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Write config.json and model.safetensors; transformers and vLLM both load the folder.
+
+    The tokenizer is the caller's to add.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config: PreTrainedConfig = model.config  # pyright: ignore[reportAssignmentType]
+    config.architectures = [type(model).__name__]
+    config.dtype = str(dtype).removeprefix("torch.")
+    config.save_pretrained(folder)
+    tensors = {name: t.contiguous() for name, t in published_weights(model, dtype)}
+    if config.model_type == "longcat_flash":
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | LONGCAT_PUBLISHED_KEYS, indent=2))
+        tensors |= dict(_zero_expert_placeholders(config, dtype))
+    _save(tensors, folder / "model.safetensors")
+
+
+def read_checkpoint(model: nn.Module, folder: Path) -> None:
+    """Load a folder in the published form (one safetensors file or several) into the model, in place.
+
+    Raises ValueError naming the first tensor that is missing or has another shape.
+    """
+    state = model.state_dict()
+    missing = set(state)
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
+                expert = _EXPERT.match(name)
+                if expert is None:
+                    target, own = state.get(name), name
+                else:
+                    prefix, index, kind = expert.group(1), int(expert.group(2)), expert.group(3)
+                    own = f"{prefix}.{'down_proj' if kind == 'down_proj' else 'gate_up_proj'}"
+                    target = state.get(own)
+                    if target is not None and index >= len(target):
+                        continue  # a zero-computation expert's placeholder
+                    if target is not None:
+                        target = target[index]
+                        if kind != "down_proj":
+                            target = target.chunk(2, dim=0)[kind == "up_proj"]
+                if target is None:
+                    continue
+                value = tensors.get_tensor(name)
+                if value.shape != target.shape:
+                    raise ValueError(
+                        f"{file}: {name} has shape {tuple(value.shape)}, "
+                        f"the config asks for {tuple(target.shape)}"
+                    )
+                target.copy_(value)
+                missing.discard(own)
+    if missing:
+        raise ValueError(f"{folder}: no weights for {min(missing)} ({len(missing)} missing in all)")
+
+
+def _zero_expert_placeholders(
+    config: PreTrainedConfig, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    first, last = config.n_routed_experts, config.n_routed_experts + config.zero_expert_num
+    for layer in range(config.num_layers):
+        for expert in range(first, last):
+            for kind in ("gate_proj", "up_proj"):
+                name = f"model.layers.{layer}.mlp.experts.{expert}.{kind}.weight"
+                yield name, torch.zeros(
+                    config.expert_ffn_hidden_size, config.hidden_size, dtype=dtype
+                )
+
+
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> int:
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.rename(path)
+    return path.stat().st_size
