@@ -64,3 +64,12 @@ class LearnerConfig(Section):
     advantage: AdvantageName = "grpo"
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+
+
+class SftConfig(Section):
+    """Cold start: `steps` updates over a fixed set of `demonstrations` per environment."""
+
+    demonstrations: PositiveInt = 1000
+    steps: PositiveInt = 100
+    batch_size: PositiveInt = 32
+    optim: OptimConfig = OptimConfig(lr=1e-3)

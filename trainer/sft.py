@@ -8,17 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.batch import TrainSample
-from trainer.config import LearnerConfig, OptimConfig, Section
+from trainer.config import LearnerConfig, SftConfig
 from trainer.learner import Learner
-
-
-class SftConfig(Section):
-    """Passes over a fixed set of demonstrations: `demonstrations` per environment, `steps` updates."""
-
-    demonstrations: int = 1000
-    steps: int = 100
-    batch_size: int = 32
-    optim: OptimConfig = OptimConfig(lr=1e-3)
 
 
 def train_sft(

@@ -1,0 +1,35 @@
+"""Finds a judge by entry point (`dorado.rewards`) or as `module:function`.
+
+A judge is `async def judge(task: Task, trajectory: Trajectory) -> dict[str, float]`: named rewards of
+a finished trajectory, from the task and the record alone.
+"""
+
+import importlib
+from collections.abc import Awaitable, Callable
+from importlib.metadata import entry_points
+
+from envs.env import Task
+from rollout.trajectory import Trajectory
+
+Judge = Callable[[Task, Trajectory], Awaitable[dict[str, float]]]
+
+
+class UnknownJudge(ValueError):
+    """No judge of that name; the message says which there are."""
+
+
+def find_judge(name: str) -> Judge:
+    """The judge called `name` (entry point) or at `module:function`. Raises UnknownJudge."""
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UnknownJudge(f"judge {name!r} cannot be imported: {error}") from None
+    points = {point.name: point for point in entry_points(group="dorado.rewards")}
+    if name not in points:
+        raise UnknownJudge(
+            f"judge {name!r} does not exist; installed are {', '.join(sorted(points))}; "
+            "or give module:function"
+        )
+    return points[name].load()

@@ -1,0 +1,103 @@
+"""What a configuration can be checked for against this machine, before anything starts.
+
+`check_run` is all that `--dry-run` does after reading the file: environments import and accept their
+settings, the policy is there and is a causal language model, the engines fit the machine.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from envs.env import Env
+from envs.registry import UnknownEnv, find_env
+from reward.registry import UnknownJudge, find_judge
+from rl.config import ConfigError, EnvTable, RunConfig, usable_cpus
+
+if TYPE_CHECKING:
+    from envs.env import EnvConfig
+
+
+def check_run(config: RunConfig) -> None:
+    """Raise ConfigError with one sentence for the first thing that cannot work."""
+    for table in config.env:
+        make_env(table)
+        for judge in table.judges:
+            try:
+                find_judge(judge)
+            except UnknownJudge as error:
+                raise ConfigError(f"env {table.label!r}: judges: {error}") from None
+    if config.model.path is not None:
+        check_model_folder(Path(config.model.path))
+    if config.sft is not None:
+        for table in config.env:
+            if type(make_env(table)).expert is Env.expert:
+                raise ConfigError(f"env {table.label!r}: offers no expert, so [sft] cannot use it")
+    if config.cluster.address == "local":
+        _check_machine(config)
+
+
+def make_env(table: EnvTable) -> Env:
+    """A fresh instance of a configured environment. Raises ConfigError."""
+    try:
+        env_class = find_env(table.id)
+    except UnknownEnv as error:
+        raise ConfigError(f"env.id: {error}") from None
+    try:
+        settings: EnvConfig = env_class.config_type.model_validate(table.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("config", *first["loc"]))
+        known = ", ".join(env_class.config_type.model_fields) or "none"
+        detail = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            detail = f"unknown key; known here are {known}"
+        raise ConfigError(f"env {table.label!r}: {key}: {detail}") from None
+    return env_class(settings)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise ConfigError unless the folder holds a causal language model with a tokenizer."""
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model.path: the folder {folder} does not exist; "
+            f"`dorado model init {folder}` makes a small policy"
+        )
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"model.path: {folder} has no config.json, so it is no checkpoint folder")
+    try:
+        architectures = json.loads(file.read_text()).get("architectures") or ["unknown"]
+    except ValueError as error:
+        raise ConfigError(f"model.path: {file} is not valid JSON: {error}") from None
+    if not architectures[0].endswith(("ForCausalLM", "LMHeadModel")):
+        raise ConfigError(
+            f"model.path: {folder} holds a {architectures[0]}, not a causal language model"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(f"model.path: {folder} has no *.safetensors weights")
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ConfigError(f"model.path: {folder} has no tokenizer (tokenizer_config.json)")
+
+
+def _check_machine(config: RunConfig) -> None:
+    wanted = config.engine.count * config.engine.cpus + config.learner.cpus
+    if wanted > usable_cpus():
+        raise ConfigError(
+            f"engine.count: {config.engine.count} engines of {config.engine.cpus:g} CPU and a learner "
+            f"of {config.learner.cpus:g} ask for {wanted:g} CPUs, this machine has {usable_cpus()}"
+        )
+    if config.engine.device == "cuda" or config.learner.device == "cuda":
+        import torch
+
+        gpus = torch.cuda.device_count()
+        needed = config.engine.count * config.engine.gpus + config.learner.gpus
+        if needed > gpus:
+            raise ConfigError(
+                f"engine.gpus: engines and learner ask for {needed:g} GPUs, this machine has {gpus}"
+            )
+    if not Path(config.cluster.weights_dir).is_dir():
+        raise ConfigError(
+            f"cluster.weights_dir: the folder {config.cluster.weights_dir} does not exist"
+        )

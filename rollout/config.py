@@ -1,0 +1,57 @@
+"""Settings of the policy's acting: engines, sampling, episode limits. Light: no vllm here."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from rollout.tool_format import ToolFormat
+
+
+class Section(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SamplingConfig(Section):
+    """How the policy's tokens are drawn, in training and in evaluation alike."""
+
+    temperature: PositiveFloat = 1.0
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class EngineConfig(Section):
+    """The vLLM engines.
+
+    count, cpus, gpus: how many, and what each asks Ray for.
+    threads: OpenMP threads of one engine on a CPU machine.
+    kv_cache_gib: KV cache of one engine on a CPU machine.
+    vllm: further arguments of vLLM's engine, as vLLM names them.
+    """
+
+    count: PositiveInt = 2
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_model_len: PositiveInt = 1024
+    max_num_seqs: PositiveInt = 128
+    threads: PositiveInt = 1
+    kv_cache_gib: PositiveInt = 1
+    start_seconds: PositiveFloat = 180
+    request_seconds: PositiveFloat = 120
+    vllm: dict[str, Any] = {}
+
+
+class EpisodeConfig(Section):
+    """Limits of one episode.
+
+    max_turns: turns of the policy. max_completion_tokens: of one turn. max_tokens: of the whole
+    trajectory, prompts and observations included. max_seconds: from its first phase to its last.
+    """
+
+    max_turns: PositiveInt = 8
+    max_completion_tokens: PositiveInt = 32
+    max_tokens: PositiveInt = 256
+    max_seconds: PositiveFloat = 300
+    tool_format: ToolFormat = "longcat"

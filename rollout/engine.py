@@ -1,0 +1,47 @@
+"""What an episode needs of an engine: tokens in, tokens out. Any callable that keeps this contract will do."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class VersionSpan:
+    """Completion tokens [start, end) were written by policy version `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One turn to generate. `id` is unique; `session` is equal for the turns of one trajectory."""
+
+    id: str
+    session: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine returned; `logprobs` has one entry per token, `versions` covers all of them.
+
+    engine: the engine's name. The end-of-turn token, where the policy wrote it, is part of `token_ids`.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+    engine: str = ""
+
+
+Generate = Callable[[Request], Awaitable[Completion]]
+
+
+class EngineFault(Exception):
+    """An engine died, or did not answer in time: infrastructure, never the policy."""

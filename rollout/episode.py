@@ -1,0 +1,183 @@
+"""`run_episode`: one task played to its end, by any engine against any environment.
+
+Consumes a task, an engine's `generate`, an environment session. Produces a `Trajectory`, whatever
+happens: a fault of environment, engine or host ends the episode with its own stop reason and is never
+a reward of 0. Every await stamps its phase and stands under the episode's deadline.
+"""
+
+import asyncio
+import time
+import traceback
+from collections.abc import Awaitable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from envs.env import Task
+from envs.message import Message, ToolCall
+from envs.session import EnvFault, Opening, StepResult
+from rollout.config import EpisodeConfig
+from rollout.engine import EngineFault, Generate, Request
+from rollout.renderer import Renderer
+from rollout.tool_format import MalformedCall
+from rollout.trajectory import Phase, StopReason, Trajectory, Turn
+
+T = TypeVar("T")
+
+
+class Session(Protocol):
+    """An environment's side of an episode: in this process (`envs.session`) or on a host."""
+
+    async def open(self, task: Task) -> Opening: ...
+    async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult: ...
+    async def score(self) -> dict[str, float]: ...
+    async def close(self) -> None: ...
+
+
+class HostFault(Exception):
+    """The process that ran the environment died or did not answer: infrastructure."""
+
+
+@dataclass
+class PhaseClock:
+    """Which phase an episode is in, since when, and all phases before."""
+
+    phases: list[Phase] = field(default_factory=list)
+    current: str = "created"
+    since: float = field(default_factory=time.time)
+
+    @contextmanager
+    def phase(self, name: str):
+        """Stamp what is awaited inside."""
+        start = time.time()
+        self.current, self.since = name, start
+        try:
+            yield
+        finally:
+            self.phases.append(Phase(name, start, time.time() - start))
+            self.current, self.since = "between", time.time()
+
+
+@dataclass
+class Episode:
+    """An episode in progress; `run` plays it once."""
+
+    id: str
+    group: str
+    env: str
+    task: Task
+    session: Session
+    generate: Generate
+    renderer: Renderer
+    config: EpisodeConfig
+    clock: PhaseClock = field(default_factory=PhaseClock)
+    opening: tuple[Message, ...] = ()
+    turns: list[Turn] = field(default_factory=list)
+    evidence: dict[str, float] = field(default_factory=dict)
+
+    async def run(self) -> Trajectory:
+        """Play to the end. Raises only CancelledError."""
+        fault = trace = ""
+        stop: StopReason
+        try:
+            async with asyncio.timeout(self.config.max_seconds):
+                stop = await self._play()
+        except TimeoutError:
+            phase = self.clock.phases[-1].name if self.clock.phases else "start"
+            stop = "timeout"
+            fault = f"no end within {self.config.max_seconds:g} s; last phase {phase!r}"
+        except EnvFault as error:
+            stop, fault, trace = "env_fault", str(error), error.trace
+        except EngineFault as error:
+            stop, fault = "engine_fault", str(error)
+        except HostFault as error:
+            stop, fault = "host_fault", str(error)
+        except Exception as error:
+            stop, fault = "crash", f"{type(error).__name__}: {error}"
+            trace = traceback.format_exc()
+        finally:
+            await self._close()
+        return Trajectory(
+            id=self.id,
+            group=self.group,
+            env=self.env,
+            task=self.task,
+            opening=self.opening,
+            turns=tuple(self.turns),
+            stop_reason=stop,
+            evidence=self.evidence,
+            phases=tuple(self.clock.phases),
+            fault=fault,
+            trace=trace,
+        )
+
+    async def _play(self) -> StopReason:
+        opening = await self._in_phase("reset", self.session.open(self.task))
+        self.opening = opening.messages
+        prompt = tuple(self.renderer.prompt(opening.messages, opening.tools))
+        context: tuple[int, ...] = ()
+        stop: StopReason = "max_turns"
+        for index in range(self.config.max_turns):
+            context += prompt
+            room = self.config.max_tokens - len(context)
+            if room <= 0:
+                stop = "max_tokens"
+                break
+            turn, done = await self._turn(index, context, prompt, room)
+            self.turns.append(turn)
+            if done:
+                stop = "completed"
+                break
+            if turn.finish_reason == "length":
+                stop = "max_tokens"
+                break
+            context += turn.completion_ids
+            prompt = tuple(self.renderer.suffix(turn.observations, turn.completion_ids))
+        self.evidence = await self._in_phase("score", self.session.score())
+        return stop
+
+    async def _turn(
+        self, index: int, context: tuple[int, ...], prompt: tuple[int, ...], room: int
+    ) -> tuple[Turn, bool]:
+        """One completion and the environment's answer to it; True where that ended the episode."""
+        limit = min(room, self.config.max_completion_tokens)
+        request = Request(f"{self.id}/{index}", self.id, context, limit)
+        completion = await self._in_phase("generate", self.generate(request))
+        if completion.finish_reason == "abort":
+            raise EngineFault(f"engine {completion.engine} aborted request {request.id}")
+        text, calls, malformed = "", (), False
+        result = StepResult((), done=False)
+        if completion.finish_reason == "stop":
+            try:
+                text, calls = self.renderer.parse(completion.token_ids)
+                phase = "tool" if calls else "reply"
+                result = await self._in_phase(phase, self.session.step(text, calls))
+            except MalformedCall as error:
+                malformed = True
+                text = self.renderer.text(completion.token_ids)
+                result = StepResult((Message("tool", f"error: {error}"),), done=False)
+        turn = Turn(
+            prompt_ids=prompt,
+            completion_ids=completion.token_ids,
+            rollout_logprobs=completion.logprobs,
+            versions=completion.versions,
+            finish_reason=completion.finish_reason,
+            engine=completion.engine,
+            text=text,
+            calls=calls,
+            malformed=malformed,
+            bad_calls=result.bad_calls,
+            observations=result.messages,
+        )
+        return turn, result.done
+
+    async def _in_phase(self, name: str, act: Awaitable[T]) -> T:
+        with self.clock.phase(name):
+            return await act
+
+    async def _close(self) -> None:
+        """Close the environment; what fails here is on record and changes no outcome."""
+        try:
+            await self._in_phase("close", self.session.close())
+        except (EnvFault, HostFault) as error:
+            self.clock.phases.append(Phase(f"close failed: {error}", time.time(), 0.0))

@@ -1,0 +1,129 @@
+"""Records of episodes: what a rollout leaves behind. All frozen; a later stage makes a new object.
+
+A trajectory's token sequence is its turns end to end: each turn's `prompt_ids` (what was appended before
+the policy wrote: the opening, or the environment's messages) and `completion_ids` (what it wrote).
+"""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from envs.env import Task
+from envs.message import Message, ToolCall
+from rollout.engine import FinishReason, VersionSpan
+
+StopReason = Literal[
+    "completed",  # the environment ended the episode
+    "max_turns",  # we ended it: turns used up
+    "max_tokens",  # we ended it: tokens used up, of one turn or of the trajectory
+    "env_fault",  # the environment failed
+    "engine_fault",  # an engine failed
+    "host_fault",  # the environment's host failed
+    "timeout",  # the whole episode took too long
+    "crash",  # our own code failed
+]
+# Stops after which the reward means what it says. All others are faults, not answers.
+JUDGED: frozenset[StopReason] = frozenset(("completed", "max_turns", "max_tokens"))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange: what the policy saw new, what it wrote, what came back.
+
+    malformed: the completion opened a tool call that cannot be read. bad_calls: calls the
+    environment refused (unknown tool, wrong arguments, an error of the tool).
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    rollout_logprobs: tuple[float, ...]
+    versions: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+    engine: str
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    malformed: bool = False
+    bad_calls: int = 0
+    observations: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of an episode's time: `name` from `start` for `seconds` (unix time)."""
+
+    name: str
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The record of one episode.
+
+    evidence: the environment's own named rewards; empty where it could not be judged. fault: what
+    went wrong, in one sentence, and where there is one the first traceback.
+    """
+
+    id: str
+    group: str
+    env: str
+    task: Task
+    opening: tuple[Message, ...]
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    evidence: dict[str, float]
+    phases: tuple[Phase, ...]
+    fault: str = ""
+    trace: str = ""
+
+    @property
+    def judged(self) -> bool:
+        """Whether the reward is the policy's own doing."""
+        return self.stop_reason in JUDGED
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The policy versions that wrote it, each once, in order."""
+        return tuple(dict.fromkeys(s.version for t in self.turns for s in t.versions))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole sequence."""
+        return sum(len(t.prompt_ids) + len(t.completion_ids) for t in self.turns)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens the policy wrote."""
+        return sum(len(t.completion_ids) for t in self.turns)
+
+
+@dataclass(frozen=True)
+class ScoredTrajectory:
+    """A judged trajectory with its named rewards and their weighted sum."""
+
+    trajectory: Trajectory
+    rewards: dict[str, float]
+    reward: float
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of trajectories.jsonl."""
+        from dataclasses import asdict
+
+        record = asdict(self.trajectory)
+        record["task"]["id"] = self.trajectory.task.id
+        return {**record, "rewards": self.rewards, "reward": self.reward}
+
+
+@dataclass(frozen=True)
+class TrajectoryGroup:
+    """The trajectories of one task that share a baseline."""
+
+    id: str
+    env: str
+    members: tuple[ScoredTrajectory, ...]
+
+    @property
+    def mean_reward(self) -> float:
+        """Mean reward of the judged members (0 where there is none)."""
+        judged = [m.reward for m in self.members if m.trajectory.judged]
+        return fmean(judged) if judged else 0.0

@@ -1,0 +1,164 @@
+"""One vLLM engine: tokens in, tokens out with log-probs and versions; weights changed in place.
+
+The asynchronous loop of vLLM runs in processes of its own; this class lives in the process of an
+engine actor. All that is special about a CPU machine is in `engine_arguments` and `prepare_process`.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rollout.config import EngineConfig, SamplingConfig
+from rollout.engine import Completion, EngineFault, Request, VersionSpan
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
+
+
+@dataclass(frozen=True)
+class LoadTimes:
+    """One weight update: how long requests stood still, and the part of it that was loading (ms)."""
+
+    pause_ms: float
+    transfer_ms: float
+
+
+def prepare_process(config: EngineConfig) -> None:
+    """Set what vLLM reads from the environment. Has to run before vllm is imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if config.device == "cpu":
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+        # Several engines would each bind the same first cores: leave the placing to the kernel.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+
+
+def engine_arguments(
+    checkpoint: str, config: EngineConfig, eos_ids: tuple[int, ...], seed: int
+) -> dict[str, Any]:
+    """Arguments of vLLM's AsyncEngineArgs."""
+    from rollout.weight_transfer import BACKEND
+
+    arguments: dict[str, Any] = {
+        "model": checkpoint,
+        "skip_tokenizer_init": True,
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "seed": seed,
+        # Log-probs of the distribution that tokens are drawn from, temperature included.
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": {"backend": BACKEND},
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+    }
+    if config.device == "cpu":
+        arguments |= {
+            "enforce_eager": True,
+            # Rotary embedding on CPU is wrong for the interleaved pairs of MLA (engine and learner
+            # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
+            "compilation_config": {"custom_ops": ["-rotary_embedding"]},
+        }
+    return arguments | config.vllm
+
+
+class VllmEngine:
+    """One engine on one set of weights at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: str,
+        config: EngineConfig,
+        sampling: SamplingConfig,
+        eos_ids: tuple[int, ...],
+        seed: int,
+    ) -> None:
+        prepare_process(config)
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.name = name
+        self.config = config
+        self.sampling = sampling
+        self.eos_ids = eos_ids
+        self.version = 0
+        arguments = engine_arguments(checkpoint, config, eos_ids, seed)
+        self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+    async def start(self) -> None:
+        """Name the first weights version 0 and run one request, which loads the lazy kernels."""
+        await self.llm.update_weight_version("0")
+        await self.generate(Request("warm-up", "warm-up", (self.eos_ids[0],), 2))
+
+    async def generate(self, request: Request) -> Completion:
+        """Generate one turn. Raises EngineFault where the engine is dead."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        parameters = SamplingParams(
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            max_tokens=request.max_tokens,
+            stop_token_ids=list(self.eos_ids),
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
+        final: RequestOutput | None = None
+        try:
+            async for output in self.llm.generate(prompt, parameters, request.id):
+                final = output
+        except EngineDeadError as error:
+            raise EngineFault(f"engine {self.name} is dead: {error}") from error
+        if final is None:
+            raise EngineFault(f"engine {self.name} returned nothing for request {request.id}")
+        return self._completion(final)
+
+    async def load(self, path: str, version: int) -> LoadTimes:
+        """Change to the weights in `path`, called `version`; requests in progress wait and go on.
+
+        Their caches are of the old weights, so they are dropped and the prefixes computed again: every
+        log-prob after the change is exactly the new version's.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        start = time.perf_counter()
+        await self.llm.pause_generation(mode="keep", clear_cache=True)
+        try:
+            loading = time.perf_counter()
+            await self.llm.start_weight_update()
+            await self.llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+            await self.llm.finish_weight_update(str(version))
+            loaded = time.perf_counter()
+        finally:
+            await self.llm.resume_generation()
+        self.version = version
+        return LoadTimes(1e3 * (time.perf_counter() - start), 1e3 * (loaded - loading))
+
+    def shutdown(self) -> None:
+        """End vLLM's processes."""
+        self.llm.shutdown(timeout=5)
+
+    def _completion(self, output: "RequestOutput") -> Completion:
+        best = output.outputs[0]
+        ids = tuple(best.token_ids)
+        logprobs = best.logprobs or []
+        values = tuple(
+            entry[token].logprob for token, entry in zip(ids, logprobs, strict=True)
+        )
+        spans = tuple(
+            VersionSpan(int(s.version), s.start, s.end) for s in best.weight_versions or []
+        )
+        reason = best.finish_reason
+        return Completion(
+            token_ids=ids,
+            logprobs=values,
+            versions=spans,
+            finish_reason=reason if reason in ("stop", "length") else "abort",
+            engine=self.name,
+        )

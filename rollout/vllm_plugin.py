@@ -1,0 +1,73 @@
+"""What Dorado adds to vLLM, in every vLLM process, by the entry point `vllm.general_plugins`.
+
+1. The weight-transfer backend of `rollout.weight_transfer`.
+2. LongCat-Flash's loader passes over weights of zero-computation experts, which have none.
+3. On CPU, LongCat-Flash's router in plain torch: vLLM's calls a CUDA kernel and a Triton kernel.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+
+
+def register() -> None:
+    """Called by vLLM, possibly several times in one process."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.platforms import current_platform
+
+    from rollout.weight_transfer import BACKEND
+
+    if BACKEND in WeightTransferEngineFactory._registry:
+        return
+    WeightTransferEngineFactory.register_engine(
+        BACKEND, "rollout.weight_transfer", "FileWeightTransfer"
+    )
+    _skip_zero_experts_on_load()
+    if current_platform.is_cpu():
+        from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
+
+        ZeroExpertRouter._compute_routing = _zero_expert_routing
+
+
+def _skip_zero_experts_on_load() -> None:
+    from vllm.model_executor.models.longcat_flash import LongcatFlashForCausalLM
+
+    load = LongcatFlashForCausalLM.load_weights
+
+    def load_weights(self: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        routed = self.config.n_routed_experts
+        return load(self, (pair for pair in weights if _expert_index(pair[0]) < routed))
+
+    LongcatFlashForCausalLM.load_weights = load_weights
+
+
+def _expert_index(name: str) -> int:
+    found = _EXPERT.search(name)
+    return int(found.group(1)) if found else -1
+
+
+def _zero_expert_routing(
+    self: Any,
+    hidden_states: torch.Tensor,
+    router_logits: torch.Tensor,
+    indices_type: torch.dtype | None,
+    *,
+    input_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax over all experts in float32, top-k on score + bias, weights are the raw scores.
+
+    LongCat-Flash report (arXiv 2509.01322), section 2.1. Zero experts return the token itself, so their
+    share is hidden x (sum of their weights); then their places go to expert 0 with weight 0.
+    """
+    scores = torch.softmax(router_logits.float(), dim=-1)
+    chosen = torch.topk(scores + self.e_score_correction_bias.data, self.top_k, dim=-1).indices
+    weights = scores.gather(-1, chosen) * self.routed_scaling_factor
+    zero = chosen >= self.num_logical_experts
+    share = (weights * zero).sum(-1, keepdim=True)
+    self._zero_expert_output = (hidden_states * share).to(hidden_states.dtype)
+    ids = chosen.masked_fill(zero, 0).to(indices_type or torch.int32)
+    return weights.masked_fill(zero, 0.0), ids
