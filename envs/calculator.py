@@ -1,6 +1,6 @@
 """Arithmetic with one tool call: the policy picks the operation, copies the numbers, reports the result.
 
-    user: 47 times 86 ?      assistant: multiply(a=47, b=86)      tool: 4042      assistant: 4042
+user: 47 times 86 ?      assistant: multiply(a=47, b=86)      tool: 4042      assistant: 4042
 """
 
 import random

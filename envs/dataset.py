@@ -51,7 +51,9 @@ class DatasetEnv(Env):
         """Endless: the rows of the split, shuffled anew with every pass."""
         rows = self._rows(split)
         if not rows:
-            raise ValueError(f"data set {self.config.hub or self.config.path}: split {split} is empty")
+            raise ValueError(
+                f"data set {self.config.hub or self.config.path}: split {split} is empty"
+            )
         rng = random.Random(f"{split}/{seed}")
         while True:
             for row in rng.sample(rows, len(rows)):
@@ -64,12 +66,13 @@ class DatasetEnv(Env):
         own_split = config.heldout_split if split == "heldout" else None
         name = own_split or config.train_split
         if config.hub is not None:
-            table = datasets.load_dataset(config.hub, config.subset, split=name)
+            table: Any = datasets.load_dataset(config.hub, config.subset, split=name)
         else:
             kind = "parquet" if str(config.path).endswith(".parquet") else "json"
             table = datasets.load_dataset(kind, data_files=config.path, split="train")
         rows = [
-            {"question": str(row[config.question]), "answer": str(row[config.answer])} for row in table
+            {"question": str(row[config.question]), "answer": str(row[config.answer])}
+            for row in table
         ]
         # Without a held-out split of its own, a data set is cut by the hash of the question, so that
         # the same question, however often it occurs, is in one split only.

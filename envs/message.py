@@ -23,7 +23,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One chat message; `tool_calls` only on assistant messages, `name` (of the tool) only on tool messages."""
+    """One chat message; only assistant messages have `tool_calls`, only tool messages a tool's `name`."""
 
     role: Role
     content: str = ""

@@ -1,7 +1,7 @@
 """A shop's order desk over a real SQLite database: two dependent calls, judged on the final rows.
 
-    user: cancel the order of mira     assistant: find(customer=mira)      tool: 731
-    assistant: set_status(order=731, status=cancelled)      tool: ok      assistant: done
+user: cancel the order of mira     assistant: find(customer=mira)      tool: 731
+assistant: set_status(order=731, status=cancelled)      tool: ok      assistant: done
 """
 
 import random
@@ -40,7 +40,9 @@ class Orders(Env):
 
     def rows(self) -> list[tuple[Any, ...]]:
         assert self.db is not None, "reset() opens the database"
-        return self.db.execute("select customer, id, status from orders order by customer").fetchall()
+        return self.db.execute(
+            "select customer, id, status from orders order by customer"
+        ).fetchall()
 
     @tool
     async def find(self, customer: str) -> str:

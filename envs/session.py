@@ -113,9 +113,7 @@ class EnvSession:
             return await tool.method(self.env, **arguments)
         return await _in_daemon_thread(lambda: tool.method(self.env, **arguments))
 
-    async def _guard(
-        self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = ""
-    ) -> T:
+    async def _guard(self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = "") -> T:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
         try:
             return await asyncio.wait_for(act, limit)

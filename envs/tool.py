@@ -8,7 +8,7 @@ as one readable sentence.
 import inspect
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -51,7 +51,9 @@ class Tool:
         """
         hints = self.arguments.model_fields
         prepared = {
-            name: _from_text(value) if name in hints and hints[name].annotation is not str else value
+            name: _from_text(value)
+            if name in hints and hints[name].annotation is not str
+            else value
             for name, value in arguments.items()
         }
         try:
@@ -63,7 +65,7 @@ class Tool:
         return {name: getattr(model, name) for name in hints}
 
 
-@lru_cache(maxsize=None)
+@cache
 def tools_of(env_class: type) -> dict[str, Tool]:
     """All `@tool` methods of an environment class, by name, in the order they were written."""
     found: dict[str, Tool] = {}

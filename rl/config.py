@@ -1,4 +1,4 @@
-"""The settings of a run: one frozen tree, read from TOML, changed by `--a.b value`, checked before anything starts.
+"""The settings of a run: one frozen tree, read from TOML, changed by `--a.b value`.
 
 Every mistake is a ConfigError whose message is one sentence: file, key, what is wrong, what would be
 right. Nothing here imports ray, torch or vllm.
@@ -154,8 +154,8 @@ class RunConfig(Section):
     seed: int = 0
     steps: PositiveInt = 100
     mode: Mode = "in_flight"
-    max_staleness: int = Field(1, ge=0)
-    checkpoint_every: int = Field(0, ge=0)
+    max_staleness: int = Field(default=1, ge=0)
+    checkpoint_every: int = Field(default=0, ge=0)
     model: ModelConfig
     env: tuple[EnvTable, ...] = Field(min_length=1)
     batch: BatchConfig = BatchConfig()
@@ -175,9 +175,13 @@ class RunConfig(Section):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name {self.name!r} has to be usable as a folder name")
         if self.mode == "sync" and "max_staleness" in self.model_fields_set and self.max_staleness:
-            raise ValueError('mode "sync" means max_staleness = 0; for more, set mode = "in_flight"')
+            raise ValueError(
+                'mode "sync" means max_staleness = 0; for more, set mode = "in_flight"'
+            )
         if self.mode == "in_flight" and self.max_staleness < 1:
-            raise ValueError('mode "in_flight" needs max_staleness of at least 1; 0 is mode = "sync"')
+            raise ValueError(
+                'mode "in_flight" needs max_staleness of at least 1; 0 is mode = "sync"'
+            )
         if self.learner.row_tokens < self.episode.max_tokens:
             raise ValueError(
                 f"learner.row_tokens ({self.learner.row_tokens}) has to hold a whole trajectory, "
@@ -189,7 +193,9 @@ class RunConfig(Section):
                 f"episode.max_tokens ({self.episode.max_tokens})"
             )
         if self.batch.group_size < 2:
-            raise ValueError("batch.group_size has to be at least 2: one trajectory has no baseline")
+            raise ValueError(
+                "batch.group_size has to be at least 2: one trajectory has no baseline"
+            )
         labels = [table.label for table in self.env]
         for label in labels:
             if labels.count(label) > 1:

@@ -17,7 +17,7 @@ class SamplingConfig(Section):
     """How the policy's tokens are drawn, in training and in evaluation alike."""
 
     temperature: PositiveFloat = 1.0
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
 
 
 class EngineConfig(Section):
@@ -30,8 +30,8 @@ class EngineConfig(Section):
     """
 
     count: PositiveInt = 2
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: PositiveInt = 1024

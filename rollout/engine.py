@@ -1,4 +1,4 @@
-"""What an episode needs of an engine: tokens in, tokens out. Any callable that keeps this contract will do."""
+"""What an episode needs of an engine: tokens in, tokens out. Any callable with this contract will do."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

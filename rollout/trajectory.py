@@ -19,6 +19,7 @@ StopReason = Literal[
     "env_fault",  # the environment failed
     "engine_fault",  # an engine failed
     "host_fault",  # the environment's host failed
+    "judge_fault",  # a judge failed
     "timeout",  # the whole episode took too long
     "crash",  # our own code failed
 ]

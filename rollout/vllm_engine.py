@@ -147,10 +147,8 @@ class VllmEngine:
     def _completion(self, output: "RequestOutput") -> Completion:
         best = output.outputs[0]
         ids = tuple(best.token_ids)
-        logprobs = best.logprobs or []
-        values = tuple(
-            entry[token].logprob for token, entry in zip(ids, logprobs, strict=True)
-        )
+        logprobs: Any = best.logprobs or []
+        values = tuple(entry[token].logprob for token, entry in zip(ids, logprobs, strict=True))
         spans = tuple(
             VersionSpan(int(s.version), s.start, s.end) for s in best.weight_versions or []
         )

@@ -41,9 +41,9 @@ class OptimConfig(Section):
     lr: PositiveFloat = 1e-6
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: PositiveFloat = 1.0
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
 
 
 class LearnerConfig(Section):
@@ -59,8 +59,8 @@ class LearnerConfig(Section):
     row_tokens: PositiveInt = 256
     micro_batch_rows: PositiveInt = 16
     threads: PositiveInt | None = None
-    cpus: float = Field(0, ge=0)
-    gpus: float = Field(0, ge=0)
+    cpus: float = Field(default=0, ge=0)
+    gpus: float = Field(default=0, ge=0)
     advantage: AdvantageName = "grpo"
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from trainer.policy import build_policy
 
+from trainer.policy import build_policy
 from trainer.presets import VOCAB_SIZE, Family, Preset, model_config
 from trainer.tokenizer import train_tokenizer
 from trainer.weights import write_checkpoint

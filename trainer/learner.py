@@ -64,7 +64,12 @@ class Learner:
     """One policy, its optimizer, and the weights of the versions that samples may still come from."""
 
     def __init__(
-        self, checkpoint: str | Path, config: LearnerConfig, *, temperature: float, keep_versions: int
+        self,
+        checkpoint: str | Path,
+        config: LearnerConfig,
+        *,
+        temperature: float,
+        keep_versions: int,
     ) -> None:
         """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs."""
         if config.threads is not None:

@@ -84,7 +84,7 @@ _QWEN: dict[Preset, dict[str, Any]] = {
 VOCAB_SIZE: dict[Preset, int] = {"tiny": 512, "small": 4096}
 
 
-def model_config(family: Family, preset: Preset, vocab: dict[str, int]) -> PreTrainedConfig:
+def model_config(family: Family, preset: Preset, vocab: dict[str, Any]) -> PreTrainedConfig:
     """The transformers config of a family at a preset size.
 
     `vocab` holds vocab_size, bos_token_id, eos_token_id and pad_token_id. rms_norm_eps is 1e-6: in

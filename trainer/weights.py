@@ -121,11 +121,10 @@ def _zero_expert_placeholders(
         for expert in range(first, last):
             for kind in ("gate_proj", "up_proj"):
                 name = f"model.layers.{layer}.mlp.experts.{expert}.{kind}.weight"
-                yield name, torch.zeros(
-                    config.expert_ffn_hidden_size, config.hidden_size, dtype=dtype
+                yield (
+                    name,
+                    torch.zeros(config.expert_ffn_hidden_size, config.hidden_size, dtype=dtype),
                 )
-
-
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> int:

@@ -1,0 +1,132 @@
+"""The command line: `dorado train | sft | model init`.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rl.config import ConfigError, RunConfig, load_config
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Asynchronous reinforcement learning for Mixture-of-Experts language models.",
+)
+model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
+app.add_typer(model_app, name="model")
+BAD_INPUT = 2
+_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+ConfigPath = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
+
+
+@app.command(context_settings=_OVERRIDES)
+def train(
+    context: typer.Context,
+    config: ConfigPath,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the result, start nothing.")
+    ] = False,
+) -> None:
+    """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
+    from rl.check import check_run
+
+    settings = _load(config, context.args)
+    try:
+        check_run(settings)
+        if dry_run:
+            from rl.run_folder import dump_toml
+
+            typer.echo(dump_toml(settings), nl=False)
+            raise typer.Exit(0)
+        from rl.launch import train as launch
+
+        raise typer.Exit(launch(settings))
+    except ConfigError as error:
+        raise _bad_input(error) from None
+
+
+@app.command(context_settings=_OVERRIDES)
+def sft(
+    context: typer.Context,
+    config: ConfigPath,
+    out: Annotated[Path | None, typer.Option(help="Where to write the policy.")] = None,
+) -> None:
+    """Cold start: train a policy on demonstrations of the environments' experts."""
+    from rl.check import check_run
+
+    settings = _load(config, context.args)
+    try:
+        check_run(settings)
+        if settings.sft is None:
+            raise ConfigError(f"config {config}: there is no [sft] section")
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    from rl.cold_start import first_checkpoint, make_cold_start
+    from rl.progress import Progress
+
+    with Progress() as progress:
+        progress.stage("cold start")
+        if out is None:
+            folder, _ = first_checkpoint(settings, progress.updates)
+        else:
+            if out.exists():
+                raise _bad_input(ConfigError(f"--out: {out} exists already"))
+            make_cold_start(settings, out, progress.updates)
+            folder = str(out)
+        progress.note(f"policy: {folder}")
+
+
+@model_app.command("init")
+def model_init(
+    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    family: Annotated[str, typer.Option(help="longcat_flash or qwen3_moe")] = "longcat_flash",
+    preset: Annotated[str, typer.Option(help="tiny (2-3 M parameters) or small (100 M)")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Write a small policy with random weights: config, weights, tokenizer, chat template."""
+    from pydantic import ValidationError
+
+    from rl.config import EnvTable, InitConfig, ModelConfig
+
+    if folder.exists():
+        raise _bad_input(ConfigError(f"{folder} exists already"))
+    try:
+        init = InitConfig.model_validate({"family": family, "preset": preset})
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = f"--{first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}"
+        raise _bad_input(ConfigError(message)) from None
+    from rl.cold_start import corpus
+    from trainer.init_model import init_checkpoint
+
+    settings = RunConfig(
+        name="init",
+        seed=seed,
+        model=ModelConfig(init=init),
+        env=tuple(EnvTable(id=id) for id in ("calculator", "orders", "sensors")),
+    )
+    parameters = init_checkpoint(
+        folder, family=init.family, preset=init.preset, corpus=list(corpus(settings)), seed=seed
+    )
+    typer.echo(f"{folder}: {init.family} {init.preset}, {parameters / 1e6:.1f} M parameters")
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+def _load(path: Path, overrides: list[str]) -> RunConfig:
+    try:
+        return load_config(path, overrides)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+
+
+def _bad_input(error: ConfigError) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(BAD_INPUT)

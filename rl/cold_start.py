@@ -1,0 +1,139 @@
+"""Where the run's first weights come from: a checkpoint, a new policy, or a cold start on demonstrations.
+
+A cold start is the same for the same settings, so its result is kept in `<runs_dir>/.cache/` under a
+hash of everything it depends on, and made only once.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envs.session import demonstrate
+from rl.check import make_env
+from rl.config import RunConfig
+
+if TYPE_CHECKING:
+    from rollout.renderer import Renderer
+    from trainer.batch import TrainSample
+
+# Texts of this many tasks per environment train a new policy's tokenizer.
+CORPUS_TASKS = 200
+Report = Callable[[str, int, int, float], None]
+
+
+def first_checkpoint(config: RunConfig, report: Report) -> tuple[str, bool]:
+    """The checkpoint to start from (a folder or a Hub name), and whether it was made just now.
+
+    `report(stage, step, steps, loss)` is called while a cold start runs.
+    """
+    if config.model.init is None and config.sft is None:
+        return config.model.path or config.model.hub or "", False
+    folder = Path(config.runs_dir) / ".cache" / f"cold-start-{_key(config)}"
+    if (folder / "done").exists():
+        return str(folder), False
+    shutil.rmtree(folder, ignore_errors=True)
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make_cold_start(config, partial, report)
+    (partial / "done").touch()
+    partial.rename(folder)
+    return str(folder), True
+
+
+def make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
+    """Write the cold-started policy into `folder`."""
+    start = config.model.path or config.model.hub
+    if config.model.init is not None:
+        from trainer.init_model import init_checkpoint
+
+        init_checkpoint(
+            folder,
+            family=config.model.init.family,
+            preset=config.model.init.preset,
+            corpus=list(corpus(config)),
+            seed=config.seed,
+        )
+        start = str(folder)
+    if config.sft is None:
+        return
+    assert start is not None, "RunConfig has exactly one source of the policy"
+    from rollout.renderer import Renderer
+    from trainer.sft import train_sft
+
+    steps = config.sft.steps
+    renderer = Renderer(start, config.episode.tool_format)
+    samples = demonstrations(config, renderer)
+    learner = train_sft(
+        start,
+        samples,
+        config.sft,
+        config.learner.model_copy(update={"threads": None}),
+        seed=config.seed,
+        report=lambda step, loss: report("cold start", step + 1, steps, loss),
+    )
+    learner.save(folder)
+    renderer.tokenizer.save_pretrained(folder)
+
+
+def corpus(config: RunConfig) -> Iterator[str]:
+    """What the environments say and are told, as texts for a new tokenizer."""
+    for table in config.env:
+        for task in itertools.islice(make_env(table).tasks("train", config.seed), CORPUS_TASKS):
+            opening, said, _ = asyncio.run(demonstrate(make_env(table), task))
+            for tool in opening.tools:
+                yield f"{tool.name}({json.dumps(tool.parameters)}) {tool.description}"
+            for message in (*opening.messages, *said):
+                yield message.content
+                for call in message.tool_calls:
+                    yield " ".join([call.name, *(f"{k} {v}" for k, v in call.arguments.items())])
+
+
+def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample]":
+    """The experts' episodes on train tasks as samples. Raises ValueError where an expert fails."""
+    from trainer.batch import TrainSample
+
+    assert config.sft is not None, "only a run with [sft] has demonstrations"
+    samples: list[TrainSample] = []
+    for table in config.env:
+        stream = make_env(table).tasks("train", config.seed)
+        for task in itertools.islice(stream, config.sft.demonstrations):
+            opening, said, rewards = asyncio.run(demonstrate(make_env(table), task))
+            if any(value <= 0 for value in rewards.values()):
+                raise ValueError(f"env {table.label!r}: its expert fails task {task.id}: {rewards}")
+            ids, learn = renderer.demonstration(opening.messages, opening.tools, said)
+            zeros = (0.0,) * len(ids)
+            samples.append(
+                TrainSample(
+                    id=task.id,
+                    env=table.label,
+                    token_ids=tuple(ids),
+                    loss_mask=tuple(learn),
+                    rollout_logprobs=zeros,
+                    advantages=zeros,
+                    versions=(0,) * len(ids),
+                )
+            )
+    return samples
+
+
+def _key(config: RunConfig) -> str:
+    """A hash of all that the cold start depends on, our own source files included."""
+    relevant = {
+        "model": config.model.model_dump(),
+        "sft": config.sft.model_dump() if config.sft else None,
+        "env": [(t.id, t.config) for t in config.env],
+        "format": config.episode.tool_format,
+        "learner": [config.learner.dtype, config.learner.row_tokens],
+        "seed": config.seed,
+    }
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
+    root = Path(__file__).parent.parent
+    for package in ("envs", "trainer", "rollout"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,412 @@
+"""The run: rollouts, learner and weight sync as loops of one asyncio program.
+
+    task stream -> rollout loop -> controllers -> sample queue -> learner loop -> weight sync -> engines
+                      ^ admission (rollout.window)                                     |
+                      +----------------------- a new version --------------------------+
+
+All modes are this one loop: admission decides how far rollouts may run ahead of the learner. Only
+control data passes here; tokens go from controllers to the learner by reference.
+
+Backpressure: the rollout loop waits for room (unblocked by a finished group, a learner step or a new
+version); the learner loop waits for a batch (unblocked by a finished group). A watcher ends the run
+when neither has moved for `timeouts.stall_seconds`, and says what every episode is waiting for.
+"""
+
+import asyncio
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError
+
+from rl.check import make_env
+from rl.cluster import Cluster, first_line
+from rl.config import RunConfig
+from rl.group import GroupReport, GroupSpec, Waiting
+from rl.ledger import Ledger
+from rl.metrics import (
+    histogram,
+    outcome_totals,
+    pass_rates,
+    quantiles,
+    rollout_metrics,
+    sync_metrics,
+)
+from rl.progress import Progress
+from rl.run_folder import RunFolder
+from rl.sample_queue import BufferedGroup, SampleQueue
+from rl.tasks import TaskStream
+from rl.wandb_sink import WandbSink
+from rl.weight_sync import SyncTimes, WeightSync
+from rollout.window import RunAhead, groups_to_admit
+
+# So many groups in a row without one judged trajectory end the run: nothing can be learned any more.
+MAX_FAILED_GROUPS = 50
+
+
+# Beyond an episode's own deadline, for judging it and for the way to and from its controller.
+GROUP_GRACE_SECONDS = 120.0
+T = TypeVar("T")
+
+
+class RunError(Exception):
+    """The run cannot go on; the message is one sentence for the user."""
+
+
+class Run:
+    """One training run over started actors."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        cluster: Cluster,
+        folder: RunFolder,
+        progress: Progress,
+        sink: WandbSink,
+    ) -> None:
+        assert cluster.actors is not None, "the cluster has to be started"
+        self.config = config
+        self.actors = cluster.actors
+        self.folder = folder
+        self.progress = progress
+        self.sink = sink
+        self.sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
+        self.ledger = Ledger()
+        self.queue = SampleQueue(config.staleness_bound)
+        envs = [make_env(table) for table in config.env]
+        self.tasks = TaskStream(config.env, envs, "train", config.seed)
+        self.served_version = 0
+        self.learner_version = 0
+        self.in_flight: dict[str, GroupSpec] = {}
+        self.training: list[BufferedGroup] = []
+        self.plays: dict[str, Any] = {}
+        self.busy: Counter[str] = Counter(dict.fromkeys(self.actors.controllers, 0))
+        self.groups: set[asyncio.Task[None]] = set()
+        self.number = itertools.count()
+        self.changed = asyncio.Event()
+        self.progressed = time.monotonic()
+        self.reports: list[GroupReport] = []
+        self.failed_in_a_row = 0
+        self.faults: deque[str] = deque(maxlen=8)
+        self.syncs: list[SyncTimes] = []
+        self.staleness: Counter[int] = Counter()
+        self.totals: Counter[str] = Counter()
+        self.parity: list[float] = []
+        self.evals: dict[str, dict[str, float]] = {}
+        self.eval_faults: dict[str, int] = {}
+
+    async def main(self) -> None:
+        """Evaluate, train, evaluate. Raises RunError, SyncError, LedgerError."""
+        if self.config.eval.before:
+            await self.evaluate("before")
+        self.progress.stage("training: first rollouts")
+        self.progressed = time.monotonic()
+        loops = [
+            asyncio.create_task(loop)
+            for loop in (self._learner_loop(), self._rollout_loop(), self._watch())
+        ]
+        try:
+            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await self._end(loops)
+        if self.config.eval.after:
+            await self.evaluate("after")
+
+    async def evaluate(self, when: str) -> None:
+        """Play the held-out tasks once each, at the training temperature."""
+        self.progress.stage(f"evaluation {when} training")
+        specs: list[GroupSpec] = []
+        for table in self.config.env:
+            stream = make_env(table).tasks("heldout", 0)
+            seen: dict[str, Any] = {}
+            for task in itertools.islice(stream, 20 * self.config.eval.tasks):
+                seen.setdefault(task.id, task)
+                if len(seen) == self.config.eval.tasks:
+                    break
+            for task in seen.values():
+                id = f"eval-{when}-{len(specs)}"
+                specs.append(GroupSpec(id, table.label, task, (f"{id}.0",), train=False))
+        limit = self.config.rollout.max_in_flight_groups * self.config.batch.group_size
+        room = asyncio.Semaphore(limit)
+        start, done = time.time(), 0
+
+        async def play(spec: GroupSpec) -> GroupReport | None:
+            nonlocal done
+            async with room:
+                played = await self._play(spec)
+            done += 1
+            self.progress.episodes(done, len(specs))
+            return played[0] if played else None
+
+        played = await asyncio.gather(*(play(spec) for spec in specs))
+        reports = [report for report in played if report is not None]
+        for report in reports:
+            self.folder.index(report, f"heldout-{when}")
+        self.evals[when] = pass_rates(reports)
+        judged = sum(m.judged for r in reports for m in r.members)
+        self.eval_faults[when] = len(specs) - judged
+        values = {f"eval/{env}/pass_rate": rate for env, rate in self.evals[when].items()}
+        self.folder.metrics(self.learner_version, values)
+        self.sink.log(self.learner_version, values)
+        self.folder.event("run", f"evaluation {when}", start, time.time())
+        rates = "  ".join(f"{env} {rate:.2f}" for env, rate in self.evals[when].items())
+        self.progress.note(f"held-out pass rate {when} training: {rates}")
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says of the run so far."""
+        return {
+            "steps": self.learner_version,
+            "trajectories": sum(self.ledger.dispatched.values()),
+            "tokens": self.totals["tokens"],
+            "trained_tokens": self.totals["trained_tokens"],
+            "eval": {**self.evals, "faults": self.eval_faults},
+            "staleness": histogram(self.staleness),
+            "parity": {
+                "mean_abs_dlogp": sum(self.parity) / len(self.parity) if self.parity else None,
+                "max_step": max(self.parity, default=None),
+            },
+            "engine": {
+                "pause_ms": quantiles([ms for s in self.syncs for ms in s.pause_ms]),
+                "transfer_ms": quantiles([ms for s in self.syncs for ms in s.transfer_ms]),
+            },
+            "ledger": outcome_totals(self.ledger.counts()),
+        }
+
+    async def _rollout_loop(self) -> None:
+        """Admits groups.
+
+        consumes: the task stream       produces: a task per group, which ends in the queue or the ledger
+        waits for: room in the window   unblocked by: a finished group, a learner step, a new version
+        """
+        while True:
+            for _ in range(groups_to_admit(self._run_ahead())):
+                label, task = self.tasks.next()
+                id = f"g{next(self.number):06}"
+                ids = tuple(f"{id}.{index}" for index in range(self.config.batch.group_size))
+                spec = GroupSpec(id, label, task, ids, train=True)
+                self.ledger.dispatch(label, ids)
+                self.in_flight[id] = spec
+                self.groups.add(asyncio.create_task(self._train_group(spec)))
+            self.changed.clear()
+            await self.changed.wait()
+            for group in [g for g in self.groups if g.done()]:
+                self.groups.discard(group)
+                group.result()
+
+    def _run_ahead(self) -> RunAhead:
+        return RunAhead(
+            version=self.served_version,
+            learner_version=self.learner_version,
+            in_flight=len(self.in_flight),
+            buffered=len(self.queue.groups) + len(self.training),
+            batch_groups=self.config.batch.groups,
+            max_staleness=self.config.staleness_bound,
+            max_in_flight=self.config.rollout.max_in_flight_groups,
+        )
+
+    async def _train_group(self, spec: GroupSpec) -> None:
+        """Play a group and book what became of each trajectory."""
+        try:
+            played = await self._play(spec)
+            del self.in_flight[spec.id]
+            self.progressed = time.monotonic()
+            if played is None:
+                self.ledger.close(spec.ids, "failed", "controller_fault")
+                return
+            report, samples = played
+            self.reports.append(report)
+            self.folder.index(report, "train")
+            self.folder.event("rollout", spec.env, report.start, report.end, group=spec.id)
+            self.totals["tokens"] += sum(m.num_tokens for m in report.members)
+            for drop in report.dropped:
+                self.ledger.close(drop.ids, drop.outcome, drop.reason)
+            self._count_faults(report)
+            if report.sample_ids:
+                self.ledger.buffer(report.sample_ids)
+                oldest = {m.id: min(m.versions) for m in report.members if m.versions}
+                versions = tuple(oldest[id] for id in report.sample_ids)
+                self.queue.put(
+                    BufferedGroup(spec.id, spec.env, report.sample_ids, versions, samples)
+                )
+        finally:
+            self.changed.set()
+
+    async def _play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
+        """Have the least busy controller play a group: its report, and a reference to its samples.
+
+        None where the controller died or did not answer; Ray starts it anew.
+        """
+        name = min(self.busy, key=lambda c: self.busy[c])
+        self.busy[name] += 1
+        limit = self.config.episode.max_seconds + GROUP_GRACE_SECONDS
+        play = self.actors.controllers[name].play.options(num_returns=2)
+        report, samples = play.remote(spec)
+        self.plays[spec.id] = report
+        try:
+            return await asyncio.wait_for(report, limit), samples
+        except (TimeoutError, RayActorError) as error:
+            self.faults.append(f"{name}: {first_line(error)}")
+            self.progress.note(f"{name} lost group {spec.id}: {first_line(error)}")
+            return None
+        finally:
+            self.busy[name] -= 1
+            del self.plays[spec.id]
+
+    def _count_faults(self, report: GroupReport) -> None:
+        for member in report.members:
+            if member.fault:
+                if member.fault not in self.faults:
+                    self.progress.note(f"{member.id} ({report.spec.env}): {member.fault}")
+                self.faults.append(member.fault)
+        if any(m.judged for m in report.members):
+            self.failed_in_a_row = 0
+            return
+        self.failed_in_a_row += 1
+        if self.failed_in_a_row >= MAX_FAILED_GROUPS:
+            raise RunError(
+                f"the last {MAX_FAILED_GROUPS} groups all ended in faults, most recently: "
+                f"{self.faults[-1] if self.faults else 'unknown'}"
+            )
+
+    async def _learner_loop(self) -> None:
+        """Trains.
+
+        consumes: batches of the queue   produces: a policy version per step, on every engine
+        waits for: a whole batch         unblocked by: a finished group (rollout loop)
+        """
+        timeouts = self.config.timeouts
+        for step in range(1, self.config.steps + 1):
+            start = time.time()
+            self._drop_stale()
+            self.training = await self.queue.take(self.config.batch.groups, self.learner_version)
+            ready = time.time()
+            metrics = await self._bounded(
+                self.actors.learner.step.remote([g.samples for g in self.training]),
+                timeouts.step_seconds,
+                f"learner step {step}",
+            )
+            trained = time.time()
+            values = self._book_step(metrics)
+            self.learner_version += 1
+            self.training = []
+            self._drop_stale()
+            times = await self.sync.send(self.learner_version)
+            self.served_version = self.learner_version
+            self.syncs.append(times)
+            self.progressed = time.monotonic()
+            self.changed.set()
+            done = time.time()
+            self.folder.event("learner", f"step {step}", ready, trained)
+            self.folder.event("sync", f"version {self.learner_version}", trained, done)
+            values |= sync_metrics(times) | {
+                "time/wait_for_batch_seconds": ready - start,
+                "time/learner_seconds": trained - ready,
+                "time/sync_seconds": done - trained,
+                "time/total_seconds": done - start,
+                "time/tokens_per_second": values["rollout_tokens"] / (done - start),
+            }
+            self._check_books()
+            self.folder.metrics(step, values)
+            self.sink.log(step, values)
+            self.progress.step(step, self.config.steps, values)
+            await self._checkpoint(step)
+
+    def _book_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Close the batch's trajectories in the ledger; the step's metrics so far."""
+        gaps: list[int] = []
+        for group in self.training:
+            gaps += [self.learner_version - oldest for oldest in group.versions]
+            self.ledger.close(group.ids, "trained")
+        self.staleness.update(gaps)
+        self.totals["trained_tokens"] += int(metrics["learner/tokens"])
+        if metrics["parity/tokens"]:
+            self.parity.append(metrics["parity/mean_abs_dlogp"])
+        reports, self.reports = self.reports, []
+        return {
+            **metrics,
+            **rollout_metrics(reports),
+            "rollout_tokens": float(sum(m.num_tokens for r in reports for m in r.members)),
+            "staleness/mean": sum(gaps) / len(gaps),
+            "staleness/max": float(max(gaps)),
+            "queue/groups": float(len(self.queue.groups)),
+            "queue/in_flight_groups": float(len(self.in_flight)),
+        }
+
+    def _drop_stale(self) -> None:
+        for group in self.queue.drop_stale(self.learner_version):
+            self.ledger.close(group.ids, "stale", "too_old")
+            self.changed.set()
+
+    async def _checkpoint(self, step: int) -> None:
+        every = self.config.checkpoint_every
+        if step == self.config.steps or (every and step % every == 0):
+            start = time.time()
+            target = self.folder.path / "checkpoints" / f"step_{step}"
+            await self._bounded(
+                self.actors.learner.save.remote(str(target.resolve())),
+                self.config.timeouts.step_seconds,
+                f"checkpoint of step {step}",
+            )
+            self.folder.event("learner", f"checkpoint {step}", start, time.time())
+            self.progressed = time.monotonic()
+
+    def _check_books(self) -> None:
+        playing = {id for spec in self.in_flight.values() for id in spec.ids}
+        waiting = {id for group in (*self.queue.groups, *self.training) for id in group.ids}
+        self.ledger.check(playing, waiting)
+
+    async def _watch(self) -> None:
+        """Ends the run when nothing has moved for too long, with what every episode waits for."""
+        limit = self.config.timeouts.stall_seconds
+        while True:
+            await asyncio.sleep(min(5.0, limit / 4))
+            still = time.monotonic() - self.progressed
+            if still < limit or self.training:
+                continue
+            table = await self._waiting()
+            for row in table[:20]:
+                self.progress.note(
+                    f"waiting: {row.id} ({row.env}) in {row.phase} for {row.seconds:.0f} s, "
+                    f"ends at {row.deadline:.0f} s"
+                )
+            suspect = table[0] if table else None
+            what = f"{suspect.id} ({suspect.env}) in {suspect.phase}" if suspect else "no episode"
+            raise RunError(f"nothing finished and nothing was trained for {still:.0f} s: {what}")
+
+    async def _waiting(self) -> list[Waiting]:
+        """Every episode in progress, the longest-waiting first."""
+        rows: list[Waiting] = []
+        for controller in self.actors.controllers.values():
+            try:
+                rows += await asyncio.wait_for(controller.waiting.remote(), 10)
+            except (TimeoutError, RayActorError):
+                continue
+        return sorted(rows, key=lambda row: -row.seconds)
+
+    async def _end(self, loops: list[asyncio.Task[None]]) -> None:
+        """Stop the loops and what they still play; book it as cancelled, and balance the books."""
+        for play in self.plays.values():
+            ray.cancel(play)
+        tasks = [*loops, *self.groups]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for spec in self.in_flight.values():
+            self.ledger.close(spec.ids, "cancelled")
+        for group in (*self.queue.groups, *self.training):
+            self.ledger.close(group.ids, "cancelled")
+        self.in_flight, self.queue.groups, self.training = {}, [], []
+        self.ledger.check(set(), set())
+
+    async def _bounded(self, act: Awaitable[T], seconds: float, what: str) -> T:
+        try:
+            return await asyncio.wait_for(act, seconds)
+        except TimeoutError:
+            raise RunError(f"{what}: no end within {seconds:g} s") from None
+        except RayActorError:
+            raise RunError(f"{what}: its actor died (see {self.folder.path}/logs)") from None

@@ -1,0 +1,143 @@
+"""The run folder: everything a dashboard, a resume or a replay needs, in files that only grow.
+
+config.toml          resolved settings          checkpoints/step_N/   Hugging Face folders
+metrics.jsonl        one line per step          logs/                 one file per actor
+events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one file per controller
+trajectories.sqlite  index of the trajectories  summary.json          written at the end
+"""
+
+import json
+import math
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from rl.config import RunConfig
+from rl.group import GroupReport
+from rollout.trajectory import ScoredTrajectory
+
+_INDEX = """
+create table trajectories (
+    id text primary key, grp text, env text, split text, task text, stop_reason text, reward real,
+    outcome text, first_version integer, last_version integer, turns integer, tokens integer,
+    completion_tokens integer, start real, seconds real, fault text, file text, offset integer
+)
+"""
+
+
+class TrajectoryWriter:
+    """Appends trajectories to one controller's file."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.file = f"trajectories/{name}.jsonl"
+        self._out = (folder / self.file).open("ab")
+
+    def write(self, scored: ScoredTrajectory) -> tuple[str, int]:
+        """Append one line. Returns the file (relative to the run folder) and the byte offset."""
+        offset = self._out.tell()
+        self._out.write(json.dumps(scored.as_json(), separators=(",", ":")).encode() + b"\n")
+        self._out.flush()
+        return self.file, offset
+
+
+class RunFolder:
+    """The run's own end of the folder."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Create the folder; one that is there already is kept under a name with its date."""
+        self.path = config.folder
+        self.kept = _set_aside(self.path)
+        for sub in ("trajectories", "checkpoints", "logs"):
+            (self.path / sub).mkdir(parents=True, exist_ok=True)
+        (self.path / "config.toml").write_text(dump_toml(config))
+        self._metrics = (self.path / "metrics.jsonl").open("a")
+        self._events = (self.path / "events.jsonl").open("a")
+        self._index = sqlite3.connect(self.path / "trajectories.sqlite")
+        self._index.execute("pragma journal_mode=wal")
+        self._index.execute(_INDEX)
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl; what is not a number is left out."""
+        finite = {k: v for k, v in values.items() if not (isinstance(v, float) and math.isnan(v))}
+        self._line(self._metrics, {"step": step, "time": time.time(), **finite})
+
+    def event(self, lane: str, name: str, start: float, end: float, **details: Any) -> None:
+        """A span of time in a lane of the Gantt chart (unix seconds)."""
+        record = {"lane": lane, "name": name, "start": start, "end": end, **details}
+        self._line(self._events, record)
+
+    def index(self, report: GroupReport, split: str) -> None:
+        """Add a group's trajectories to the index."""
+        outcome = {id: f"{d.outcome}:{d.reason}" for d in report.dropped for id in d.ids}
+        rows = [
+            (
+                m.id,
+                report.spec.id,
+                report.spec.env,
+                split,
+                report.spec.task.id,
+                m.stop_reason,
+                m.reward if m.judged else None,
+                outcome.get(m.id, "sample" if m.id in report.sample_ids else ""),
+                min(m.versions, default=None),
+                max(m.versions, default=None),
+                m.num_turns,
+                m.num_tokens,
+                m.num_completion_tokens,
+                report.start,
+                sum(m.phase_seconds.values()),
+                m.fault,
+                m.file,
+                m.offset,
+            )
+            for m in report.members
+        ]
+        marks = ",".join("?" * 18)
+        self._index.executemany(f"insert into trajectories values ({marks})", rows)
+        self._index.commit()
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Write summary.json, whole or not at all."""
+        partial = self.path / "summary.partial"
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.rename(self.path / "summary.json")
+
+    def close(self) -> None:
+        """Close all files."""
+        self._metrics.close()
+        self._events.close()
+        self._index.close()
+
+    def _line(self, file: Any, record: dict[str, Any]) -> None:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+
+def dump_toml(config: RunConfig) -> str:
+    """The resolved settings as TOML (keys that are None are left out: TOML has no null)."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_none(v) for v in value]
+    return value
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Rename an earlier run of the same name; nothing is overwritten."""
+    if not path.exists():
+        return None
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+    target = path.with_name(f"{path.name}.{stamp}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.{stamp}-{number}")
+    path.rename(target)
+    return target

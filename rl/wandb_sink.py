@@ -1,0 +1,41 @@
+"""Weights & Biases beside the run folder: online with a key, else offline in the folder (`wandb sync`)."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rl.config import RunConfig
+from rl.run_folder import RunFolder
+
+
+class WandbSink:
+    """One W&B run; a sink that does nothing where it is switched off."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        self.run: Any = None
+        if not config.wandb.enabled:
+            return
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE")
+        if mode is None and not wandb.login(prompt=False):
+            mode = "offline"
+        self.run = wandb.init(
+            project=config.wandb.project,
+            entity=config.wandb.entity,
+            name=config.name,
+            mode=mode,  # pyright: ignore[reportArgumentType]
+            dir=folder.path,
+            config=config.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """The same keys as metrics.jsonl."""
+        if self.run is not None:
+            self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Flush and finish."""
+        if self.run is not None:
+            self.run.finish()
