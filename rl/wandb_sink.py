@@ -17,6 +17,7 @@ class WandbSink:
             return
         import wandb
 
+        self.module = wandb
         mode = os.environ.get("WANDB_MODE")
         if mode is None and not wandb.login(prompt=False):
             mode = "offline"
@@ -39,3 +40,5 @@ class WandbSink:
         """Flush and finish."""
         if self.run is not None:
             self.run.finish()
+            # Ends its helper process in order, before the run ends what is left of its processes.
+            self.module.teardown()

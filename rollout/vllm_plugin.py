@@ -3,6 +3,8 @@
 1. The weight-transfer backend of `rollout.weight_transfer`.
 2. LongCat-Flash's loader passes over weights of zero-computation experts, which have none.
 3. On CPU, LongCat-Flash's router in plain torch: vLLM's calls a CUDA kernel and a Triton kernel.
+4. On CPU, vLLM's processes sleep while they wait for each other. By default each spins for up to a second
+   after its last message: with two engines and a learner on a few cores, most of the machine's time.
 """
 
 import re
@@ -31,6 +33,18 @@ def register() -> None:
         from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
 
         ZeroExpertRouter._compute_routing = _zero_expert_routing
+        _wait_without_spinning()
+
+
+def _wait_without_spinning() -> None:
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    create = SpinCondition.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        create(self, *args, **kwargs | {"busy_loop_s": 0.0})
+
+    SpinCondition.__init__ = __init__
 
 
 def _skip_zero_experts_on_load() -> None:
