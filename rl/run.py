@@ -43,6 +43,8 @@ from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncTimes, WeightSync
 from rollout.window import RunAhead, groups_to_admit
 
+# Training plays other tasks first than the demonstrations of the cold start, which use the plain seed.
+TASK_SEED_OFFSET = 1_000_003
 # So many groups in a row without one judged trajectory end the run: nothing can be learned any more.
 MAX_FAILED_GROUPS = 50
 
@@ -77,7 +79,7 @@ class Run:
         self.ledger = Ledger()
         self.queue = SampleQueue(config.staleness_bound)
         envs = [make_env(table) for table in config.env]
-        self.tasks = TaskStream(config.env, envs, "train", config.seed)
+        self.tasks = TaskStream(config.env, envs, "train", config.seed + TASK_SEED_OFFSET)
         self.served_version = 0
         self.learner_version = 0
         self.in_flight: dict[str, GroupSpec] = {}

@@ -8,6 +8,7 @@
 """
 
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,14 +38,22 @@ def register() -> None:
 
 
 def _wait_without_spinning() -> None:
+    """Poll the notification socket where vLLM would spin.
+
+    A notification can be dropped (the sockets hold one message), so the poll returns after a
+    millisecond and the caller looks at the shared memory again, as it would have done spinning.
+    """
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
-    create = SpinCondition.__init__
+    wait_idle = SpinCondition.wait
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        create(self, *args, **kwargs | {"busy_loop_s": 0.0})
+    def wait(self: Any, timeout_ms: int | None = None) -> None:
+        if time.monotonic() > self.last_read + self.busy_loop_s:
+            wait_idle(self, timeout_ms)
+        elif self.local_notify_socket in dict(self.poller.poll(timeout=1)):
+            self.local_notify_socket.recv(copy=False)
 
-    SpinCondition.__init__ = __init__
+    SpinCondition.wait = wait
 
 
 def _skip_zero_experts_on_load() -> None:
