@@ -152,8 +152,10 @@ async def _in_daemon_thread(act: Callable[[], T]) -> T:
     return await future
 
 
-async def demonstrate(env: Env, task: Task) -> tuple[Opening, list[Message], dict[str, float]]:
-    """Let the environment's expert play a task.
+async def demonstrate(
+    env: Env, task: Task, alter: Callable[[Message, Opening], Message] | None = None
+) -> tuple[Opening, list[Message], dict[str, float]]:
+    """Let the environment's expert play a task; `alter` may change what it is about to say.
 
     Returns the opening, the messages after it (the expert's and the environment's), the rewards.
     """
@@ -164,6 +166,8 @@ async def demonstrate(env: Env, task: Task) -> tuple[Opening, list[Message], dic
     message = next(expert)
     try:
         while True:
+            if alter is not None:
+                message = alter(message, opening)
             said.append(message)
             result = await session.step(message.content, message.tool_calls)
             said.extend(result.messages)

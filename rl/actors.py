@@ -163,15 +163,18 @@ class Controller:
         name: str,
         config: RunConfig,
         checkpoint: str,
-        engines: dict[str, Any],
-        hosts: Sequence[Any],
+        engines: Sequence[str],
+        hosts: Sequence[str],
+        namespace: str,
         folder: str,
     ) -> None:
+        """Engines and hosts are named, not handed over: Ray cannot start an actor anew whose
+        arguments hold handles."""
         log_to(f"{folder}/logs/{name}.log")
         self.name = name
         self.config = config
-        self.engines = engines
-        self.hosts = hosts
+        self.engines = {name: ray.get_actor(name, namespace) for name in engines}
+        self.hosts = [ray.get_actor(name, namespace) for name in hosts]
         self.tables = {table.label: table for table in config.env}
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
         self.renderer = Renderer(checkpoint, config.episode.tool_format)

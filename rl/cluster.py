@@ -25,12 +25,12 @@ class StartError(Exception):
 
 @dataclass
 class Actors:
-    """Handles of a run's actors."""
+    """Handles of a run's actors; an actor ends when its last handle here is gone."""
 
     learner: Any
     engines: dict[str, Any]
+    hosts: dict[str, Any]
     controllers: dict[str, Any]
-    hosts: list[Any]
 
 
 class Cluster:
@@ -70,52 +70,89 @@ class Cluster:
 
     async def start(self, checkpoint: str) -> Actors:
         """Place the actors and wait until each can work. Raises StartError."""
-        config, logs = self.config, self.folder / "logs"
-        eos_ids = Renderer(checkpoint, config.episode.tool_format).eos_ids
-        # The number of CPUs an actor asks for must not set how many threads it gets.
-        threads = {"env_vars": {"OMP_NUM_THREADS": str(config.engine.threads)}}
-        engine = ray.remote(Engine)
-        for index in range(config.engine.count):
-            name = f"engine-{index}"
-            self._engines[name] = engine.options(
-                num_cpus=config.engine.cpus,
-                num_gpus=config.engine.gpus,
-                max_concurrency=10_000,
-                runtime_env=threads,
-            ).remote(name, checkpoint, config, eos_ids, str(logs / f"{name}.log"))
-        learner = (
-            ray.remote(LearnerActor)
-            .options(
-                num_cpus=config.learner.cpus,
-                num_gpus=config.learner.gpus,
-                runtime_env={
-                    "env_vars": {"OMP_NUM_THREADS": str(config.learner.threads or usable_cpus())}
-                },
-            )
-            .remote(checkpoint, config, str(logs / "learner.log"))
-        )
-        hosts = [
-            ray.remote(EnvHost)
-            .options(num_cpus=0, max_restarts=-1, max_concurrency=10_000, runtime_env=threads)
-            .remote(config.env, str(logs / f"host-{index}.log"))
-            for index in range(config.rollout.hosts)
-        ]
-        controllers = {
-            name: ray.remote(Controller)
-            .options(num_cpus=0, max_restarts=-1, max_concurrency=10_000, runtime_env=threads)
-            .remote(name, config, checkpoint, self._engines, hosts, str(self.folder))
-            for name in (f"controller-{index}" for index in range(config.rollout.controllers))
-        }
-        seconds = config.timeouts.start_seconds
+        config, seconds = self.config, self.config.timeouts.start_seconds
+        self._place_engines(checkpoint)
+        learner = self._place_learner(checkpoint)
+        hosts = self._place_hosts()
+        # Controllers look engines and hosts up by name, so those have to be known first.
+        await asyncio.gather(*(self._ready(h.ping, name, seconds) for name, h in hosts.items()))
+        controllers = self._place_controllers(checkpoint, list(hosts))
         await asyncio.gather(
-            *(self._engine_ready(name) for name in self._engines),
-            _ready(learner.ready, "learner", seconds, self.folder),
-            *(_ready(host.ping, f"host-{i}", seconds, self.folder) for i, host in enumerate(hosts)),
-            *(_ready(c.ready, name, seconds, self.folder) for name, c in controllers.items()),
+            *(
+                self._ready(engine.start, name, config.engine.start_seconds)
+                for name, engine in self._engines.items()
+            ),
+            self._ready(learner.ready, "learner", seconds),
+            *(self._ready(c.ready, name, seconds) for name, c in controllers.items()),
         )
         self._processes = psutil.Process().children(recursive=True)
-        self.actors = Actors(learner, self._engines, controllers, hosts)
+        self.actors = Actors(learner, self._engines, hosts, controllers)
         return self.actors
+
+    def _place_engines(self, checkpoint: str) -> None:
+        config = self.config
+        eos_ids = Renderer(checkpoint, config.episode.tool_format).eos_ids
+        for index in range(config.engine.count):
+            name = f"engine-{index}"
+            self._engines[name] = self._place(
+                Engine,
+                name,
+                (name, checkpoint, config, eos_ids, self._log(name)),
+                threads=config.engine.threads,
+                num_cpus=config.engine.cpus,
+                num_gpus=config.engine.gpus,
+            )
+
+    def _place_learner(self, checkpoint: str) -> Any:
+        config = self.config.learner
+        return self._place(
+            LearnerActor,
+            "learner",
+            (checkpoint, self.config, self._log("learner")),
+            threads=config.threads or usable_cpus(),
+            num_cpus=config.cpus,
+            num_gpus=config.gpus,
+            max_concurrency=1,
+        )
+
+    def _place_hosts(self) -> dict[str, Any]:
+        names = [f"host-{index}" for index in range(self.config.rollout.hosts)]
+        return {
+            name: self._place(EnvHost, name, (self.config.env, self._log(name)), max_restarts=-1)
+            for name in names
+        }
+
+    def _place_controllers(self, checkpoint: str, hosts: list[str]) -> dict[str, Any]:
+        names = [f"controller-{index}" for index in range(self.config.rollout.controllers)]
+        rest = (self.config, checkpoint, list(self._engines), hosts, self.id, str(self.folder))
+        return {
+            name: self._place(Controller, name, (name, *rest), max_restarts=-1) for name in names
+        }
+
+    def _place(
+        self, kind: type, name: str, arguments: tuple[Any, ...], *, threads: int = 1, **options: Any
+    ) -> Any:
+        """Start an actor. The CPUs it asks for do not decide how many threads it gets."""
+        options = {"num_cpus": 0, "max_concurrency": 10_000, **options}
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        remote = ray.remote(kind).options(
+            name=name, namespace=self.id, runtime_env=environment, **options
+        )
+        return remote.remote(*arguments)
+
+    def _log(self, name: str) -> str:
+        return str(self.folder / "logs" / f"{name}.log")
+
+    async def _ready(self, method: Any, name: str, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(method.remote(), seconds)
+        except TimeoutError:
+            reason = f"not ready within {seconds:g} s"
+        except Exception as error:
+            reason = root_cause(Path(self._log(name))) or first_line(error)
+        else:
+            return
+        raise StartError(f"{name} could not start: {reason} (log: {self._log(name)})") from None
 
     def stop(self) -> None:
         """End the engines in order, then Ray, then whatever of ours is still there."""
@@ -131,9 +168,6 @@ class Cluster:
         if self.weights.is_dir():
             self.weights.rmdir()
 
-    async def _engine_ready(self, name: str) -> None:
-        await _ready(self._engines[name].start, name, self.config.engine.start_seconds, self.folder)
-
     def _check_resources(self) -> None:
         config, there = self.config, ray.cluster_resources()
         for resource, asked in (
@@ -145,19 +179,6 @@ class Cluster:
                     f"engine.count: engines and learner ask for {asked:g} {resource}s, "
                     f"the cluster has {there.get(resource, 0):g}"
                 )
-
-
-async def _ready(method: Any, name: str, seconds: float, folder: Path) -> None:
-    log = folder / "logs" / f"{name}.log"
-    try:
-        await asyncio.wait_for(method.remote(), seconds)
-    except TimeoutError:
-        reason = f"not ready within {seconds:g} s"
-    except (RayError, Exception) as error:
-        reason = root_cause(log) or first_line(error)
-    else:
-        return
-    raise StartError(f"{name} could not start: {reason} (log: {log})") from None
 
 
 def root_cause(log: Path) -> str:

@@ -8,12 +8,16 @@ import asyncio
 import hashlib
 import itertools
 import json
+import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envs.session import demonstrate
+from envs.env import say
+from envs.message import Message, ToolCall
+from envs.session import Opening, demonstrate
 from rl.check import make_env
 from rl.config import RunConfig
 
@@ -36,12 +40,16 @@ def first_checkpoint(config: RunConfig, report: Report) -> tuple[str, bool]:
     folder = Path(config.runs_dir) / ".cache" / f"cold-start-{_key(config)}"
     if (folder / "done").exists():
         return str(folder), False
-    shutil.rmtree(folder, ignore_errors=True)
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    make_cold_start(config, partial, report)
-    (partial / "done").touch()
-    partial.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Another run may be making the same one: each works on a folder of its own, the first to end wins.
+    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+    try:
+        make_cold_start(config, partial, report)
+        (partial / "done").touch()
+        if not folder.exists():
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return str(folder), True
 
 
@@ -93,17 +101,50 @@ def corpus(config: RunConfig) -> Iterator[str]:
                     yield " ".join([call.name, *(f"{k} {v}" for k, v in call.arguments.items())])
 
 
+def slip(message: Message, opening: Opening, rng: random.Random) -> Message:
+    """What a hasty demonstrator does in place of a tool call: take a wrong tool, or give up.
+
+    The wrong tool is one that takes the same arguments; where there is none, the demonstrator gives up.
+    """
+    if not message.tool_calls:
+        return message
+    call = message.tool_calls[0]
+    others = [
+        tool.name
+        for tool in opening.tools
+        if tool.name != call.name and set(tool.parameters["properties"]) == set(call.arguments)
+    ]
+    if not others:
+        return say("?")
+    return Message("assistant", tool_calls=(ToolCall(rng.choice(others), call.arguments),))
+
+
 def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample]":
-    """The experts' episodes on train tasks as samples. Raises ValueError where an expert fails."""
+    """Demonstrated episodes on train tasks as samples.
+
+    Raises ValueError where an expert fails a task without a slip of ours.
+    """
     from trainer.batch import TrainSample
 
     assert config.sft is not None, "only a run with [sft] has demonstrations"
+    rng = random.Random(config.seed)
+    slipped = False
+
+    def alter(message: Message, opening: Opening) -> Message:
+        nonlocal slipped
+        if rng.random() >= share:
+            return message
+        slipped = True
+        return slip(message, opening, rng)
+
+    share = config.sft.slip
     samples: list[TrainSample] = []
     for table in config.env:
         stream = make_env(table).tasks("train", config.seed)
         for task in itertools.islice(stream, config.sft.demonstrations):
-            opening, said, rewards = asyncio.run(demonstrate(make_env(table), task))
-            if any(value <= 0 for value in rewards.values()):
+            slipped = False
+            opening, said, rewards = asyncio.run(demonstrate(make_env(table), task, alter))
+            if not slipped and any(value <= 0 for value in rewards.values()):
                 raise ValueError(f"env {table.label!r}: its expert fails task {task.id}: {rewards}")
             ids, learn = renderer.demonstration(opening.messages, opening.tools, said)
             zeros = (0.0,) * len(ids)

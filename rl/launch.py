@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from contextlib import ExitStack
 
 from rl.check import check_run
 from rl.cluster import Cluster, StartError
@@ -23,32 +24,35 @@ def train(config: RunConfig) -> int:
     check_run(config)
     start = time.time()
     folder = RunFolder(config)
-    with Progress() as progress:
+    with ExitStack() as endings:
+        endings.callback(folder.close)
+        progress = endings.enter_context(Progress())
         if folder.kept is not None:
             progress.note(f"the earlier run of this name is kept as {folder.kept}")
-        checkpoint, made = _cold_start(config, progress)
-        cold = time.time()
-        if made:
-            folder.event("run", "cold start", start, cold)
-        progress.stage(f"engines: starting {config.engine.count}")
-        cluster = Cluster(config, folder.path)
-        sink = WandbSink(config, folder)
-        timing = {"cold_start_seconds": round(cold - start, 1) if made else 0.0}
         try:
-            cluster.connect()
-            return asyncio.run(
-                _run(config, cluster, folder, progress, sink, checkpoint, start, timing)
-            )
+            return _train(config, folder, progress, endings, start)
         except StartError as error:
             progress.note(f"error: {error}")
             return FAILED
         except KeyboardInterrupt:
             progress.note(f"interrupted; what there is lies in {folder.path}")
             return INTERRUPTED
-        finally:
-            sink.close()
-            cluster.stop()
-            folder.close()
+
+
+def _train(
+    config: RunConfig, folder: RunFolder, progress: Progress, endings: ExitStack, start: float
+) -> int:
+    checkpoint, made = _cold_start(config, progress)
+    timing = {"cold_start_seconds": round(time.time() - start, 1) if made else 0.0}
+    if made:
+        folder.event("run", "cold start", start, time.time())
+    progress.stage(f"engines: starting {config.engine.count}")
+    cluster = Cluster(config, folder.path)
+    endings.callback(cluster.stop)
+    sink = WandbSink(config, folder)
+    endings.callback(sink.close)
+    cluster.connect()
+    return asyncio.run(_run(config, cluster, folder, progress, sink, checkpoint, start, timing))
 
 
 def _cold_start(config: RunConfig, progress: Progress) -> tuple[str, bool]:

@@ -6,6 +6,7 @@ events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one
 trajectories.sqlite  index of the trajectories  summary.json          written at the end
 """
 
+import fcntl
 import json
 import math
 import sqlite3
@@ -15,7 +16,7 @@ from typing import Any
 
 import tomli_w
 
-from rl.config import RunConfig
+from rl.config import ConfigError, RunConfig
 from rl.group import GroupReport
 from rollout.trajectory import ScoredTrajectory
 
@@ -47,8 +48,21 @@ class RunFolder:
     """The run's own end of the folder."""
 
     def __init__(self, config: RunConfig) -> None:
-        """Create the folder; one that is there already is kept under a name with its date."""
+        """Create the folder; one that is there already is kept under a name with its date.
+
+        Raises ConfigError where a run in progress holds the folder.
+        """
         self.path = config.folder
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Held for the life of this process, on a file beside the folder, which may move.
+        self._lock = (self.path.parent / f".{self.path.name}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"name: a run called {config.name!r} is in progress in {config.runs_dir}; "
+                "give this one another with --name"
+            ) from None
         self.kept = _set_aside(self.path)
         for sub in ("trajectories", "checkpoints", "logs"):
             (self.path / sub).mkdir(parents=True, exist_ok=True)
@@ -110,6 +124,7 @@ class RunFolder:
         self._metrics.close()
         self._events.close()
         self._index.close()
+        self._lock.close()
 
     def _line(self, file: Any, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")

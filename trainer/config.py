@@ -36,7 +36,8 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with linear warm-up and global gradient-norm clipping."""
+    """AdamW with global gradient-norm clipping; the rate warms up linearly over `warmup_steps` and,
+    with `decay_steps`, falls linearly to 0 at that step."""
 
     lr: PositiveFloat = 1e-6
     betas: tuple[float, float] = (0.9, 0.95)
@@ -44,6 +45,13 @@ class OptimConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: PositiveFloat = 1.0
     warmup_steps: int = Field(default=0, ge=0)
+    decay_steps: int = Field(default=0, ge=0)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of update `step` (the first is 0)."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        cold = max(0.0, 1 - step / self.decay_steps) if self.decay_steps else 1.0
+        return self.lr * min(warm, cold)
 
 
 class LearnerConfig(Section):
@@ -67,9 +75,14 @@ class LearnerConfig(Section):
 
 
 class SftConfig(Section):
-    """Cold start: `steps` updates over a fixed set of `demonstrations` per environment."""
+    """Cold start: `steps` updates over a fixed set of `demonstrations` per environment.
+
+    slip: share of the demonstrator's tool calls that go wrong (another tool than the right one, or
+    giving up), since people and earlier models err too. Imitation learns the errors with the rest.
+    """
 
     demonstrations: PositiveInt = 1000
     steps: PositiveInt = 100
     batch_size: PositiveInt = 32
+    slip: float = Field(default=0.0, ge=0, lt=1)
     optim: OptimConfig = OptimConfig(lr=1e-3)

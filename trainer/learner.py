@@ -230,7 +230,7 @@ class Learner:
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm of update {self.updates} is {norm}")
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr * min(1.0, (self.updates + 1) / max(1, optim.warmup_steps))
+            group["lr"] = optim.lr_at(self.updates)
         if remember:
             if self.keep_versions:
                 self.past_weights[self.version] = {

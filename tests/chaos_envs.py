@@ -1,0 +1,59 @@
+"""Environments that go wrong in one way each; otherwise they are the calculator."""
+
+import asyncio
+import os
+import time
+
+from envs.calculator import Calculator
+from envs.env import Task
+from envs.message import Message
+from envs.tool import tool
+
+
+def _unlucky(task: Task, one_in: int) -> bool:
+    return int(task.id, 16) % one_in == 0
+
+
+class ResetRaises(Calculator):
+    """Half of its tasks cannot be set up."""
+
+    name = "reset_raises"
+
+    async def reset(self, task: Task) -> list[Message]:
+        if _unlucky(task, 2):
+            raise RuntimeError("the world is missing")
+        return await super().reset(task)
+
+
+class ToolHangs(Calculator):
+    """Its tools never return."""
+
+    name = "tool_hangs"
+
+    @tool
+    async def add(self, a: int, b: int) -> int:
+        """a plus b"""
+        await asyncio.Event().wait()
+        return 0
+
+    @tool
+    def subtract(self, a: int, b: int) -> int:
+        """a minus b"""
+        while True:
+            time.sleep(1)
+
+    @tool
+    async def multiply(self, a: int, b: int) -> int:
+        """a times b"""
+        raise ZeroDivisionError("inside a tool")
+
+
+class HostExits(Calculator):
+    """One task in four ends the process that runs it."""
+
+    name = "host_exits"
+
+    async def reset(self, task: Task) -> list[Message]:
+        if _unlucky(task, 4):
+            os._exit(1)
+        return await super().reset(task)

@@ -1,0 +1,166 @@
+"""The engine and the learner give the same tokens the same log-probs: before an update, and after each.
+
+The weights are trained: with small random ones the attention is flat and every expert alike, so that
+wrong rotary embeddings or unpacked experts change the log-probs by less than rounding.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from envs.session import demonstrate
+from rl.check import make_env
+from rl.cold_start import make_cold_start
+from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rollout.config import EngineConfig, SamplingConfig
+from rollout.engine import Completion, Request
+from rollout.renderer import Renderer
+from rollout.vllm_engine import VllmEngine
+from trainer.batch import TrainSample
+from trainer.config import LearnerConfig, OptimConfig, SftConfig
+from trainer.learner import Learner
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
+
+LIMIT = {"float32": 2e-5, "bfloat16": 2e-2}
+# One group of parameters per update, so that a loader that drops one is seen.
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "experts": lambda name: ".experts." in name,
+    "router": lambda name: ".router." in name or name.endswith(".mlp.gate.weight"),
+    "attention": lambda name: "self_attn" in name,
+    "norms": lambda name: "norm" in name,
+    "dense": lambda name: ".mlps." in name,
+    "embeddings": lambda name: "embed_tokens" in name or "lm_head" in name,
+}
+
+
+ENVS = tuple(EnvTable(id=id) for id in ("calculator", "orders", "sensors"))
+
+
+@pytest.fixture(scope="module", params=["longcat_flash", "qwen3_moe"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint after a short cold start on the built-in environments."""
+    folder = tmp_path_factory.mktemp("policy") / request.param
+    config = RunConfig(
+        name="parity",
+        model=ModelConfig(init=InitConfig(family=request.param)),
+        env=ENVS,
+        sft=SftConfig(demonstrations=80, steps=60, optim=OptimConfig(lr=2e-3, warmup_steps=10)),
+    )
+    make_cold_start(config, folder, lambda *_: None)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_engine_and_learner_agree(trained: Path, dtype: str, tmp_path: Path) -> None:
+    asyncio.run(_compare(trained, dtype, tmp_path))
+
+
+async def _compare(checkpoint: Path, dtype: str, folder: Path) -> None:
+    renderer = Renderer(checkpoint, "longcat")
+    prompts = [tuple(p) for p in [await _prompt(renderer, i) for i in range(24)]]
+    config = EngineConfig(dtype=dtype, max_model_len=256, threads=2)  # pyright: ignore
+    sampling = SamplingConfig()
+    engine = VllmEngine("engine-0", str(checkpoint), config, sampling, renderer.eos_ids, seed=0)
+    learner = Learner(checkpoint, LearnerConfig(row_tokens=256), temperature=1.0, keep_versions=0)
+    published = folder / "weights.safetensors"
+    try:
+        await engine.start()
+        gaps = {"before": await _gap(engine, learner, prompts)}
+        for version, (group, chosen) in enumerate(GROUPS.items(), start=1):
+            if not _disturb(learner, chosen):
+                continue
+            learner.publish(published, getattr(torch, dtype))
+            await engine.load(str(published), version)
+            gaps[group] = await _gap(engine, learner, prompts)
+        gaps["in flight"] = await _gap_across_update(engine, learner, prompts, published, dtype)
+        print(checkpoint.name, dtype, {k: f"{v:.1e}" for k, v in gaps.items()})
+        assert max(gaps.values()) <= LIMIT[dtype], gaps
+    finally:
+        engine.shutdown()
+
+
+async def _prompt(renderer: Renderer, index: int) -> list[int]:
+    table = ENVS[index % len(ENVS)]
+    task = next(itertools.islice(make_env(table).tasks("heldout", 0), index, None))
+    opening, _, _ = await demonstrate(make_env(table), task)
+    return renderer.prompt(opening.messages, opening.tools)
+
+
+async def _generate(
+    engine: VllmEngine, tag: str, prompts: list[tuple[int, ...]], tokens: int
+) -> list[tuple[Request, Completion]]:
+    requests = [Request(f"{tag}-{i}", f"{tag}-{i}", p, tokens) for i, p in enumerate(prompts)]
+    completions = await asyncio.gather(*map(engine.generate, requests))
+    return list(zip(requests, completions, strict=True))
+
+
+async def _gap(engine: VllmEngine, learner: Learner, prompts: list[tuple[int, ...]]) -> float:
+    """Mean |engine's log-prob - learner's| over freshly sampled tokens."""
+    played = await _generate(engine, f"v{engine.version}", prompts, 48)
+    assert {s.version for _, c in played for s in c.versions} == {engine.version}
+    return _mean_gap(played, learner, engine.version)
+
+
+async def _gap_across_update(
+    engine: VllmEngine,
+    learner: Learner,
+    prompts: list[tuple[int, ...]],
+    published: Path,
+    dtype: str,
+) -> float:
+    """The same for tokens written after an update that caught their requests half-way."""
+    _disturb(learner, lambda name: True)
+    learner.publish(published, getattr(torch, dtype))
+    # Prompts without their last token, so that the policy does not end its turn at once.
+    playing = asyncio.create_task(_generate(engine, "in-flight", [p[:9] for p in prompts], 220))
+    await asyncio.sleep(0.3)
+    await engine.load(str(published), 99)
+    played = await playing
+    crossed = [c for _, c in played if len({s.version for s in c.versions}) == 2]
+    assert crossed, "no request was in progress during the update"
+    for _, completion in played:
+        spans = completion.versions
+        assert spans[0].start == 0 and spans[-1].end == len(completion.token_ids)
+        assert all(a.end == b.start for a, b in itertools.pairwise(spans))
+    return _mean_gap(played, learner, 99)
+
+
+def _mean_gap(played: list[tuple[Request, Completion]], learner: Learner, version: int) -> float:
+    samples = []
+    for request, completion in played:
+        prompt, written = len(request.prompt_ids), len(completion.token_ids)
+        samples.append(
+            TrainSample(
+                id=request.id,
+                env="parity",
+                token_ids=request.prompt_ids + completion.token_ids,
+                loss_mask=(False,) * prompt + (True,) * written,
+                rollout_logprobs=(0.0,) * prompt + completion.logprobs,
+                advantages=(0.0,) * (prompt + written),
+                versions=(0,) * (prompt + written),
+            )
+        )
+    gaps = [
+        abs(own - theirs)
+        for (_, completion), values in zip(played, learner.logprobs(samples), strict=True)
+        for index, (own, theirs) in enumerate(zip(values, completion.logprobs, strict=True))
+        if any(s.version == version and s.start <= index < s.end for s in completion.versions)
+    ]
+    return sum(gaps) / len(gaps)
+
+
+@torch.no_grad()
+def _disturb(learner: Learner, chosen: Callable[[str], bool]) -> bool:
+    """Change a group of parameters by a tenth of their size; False where the family has none."""
+    torch.manual_seed(2)
+    found = False
+    for name, parameter in learner.model.named_parameters():
+        if chosen(name):
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+            found = True
+    return found

@@ -1,0 +1,205 @@
+"""Whole runs on real Ray and real vLLM: what happens when things go wrong, and what is left behind."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(290)]
+
+ROOT = Path(__file__).parent.parent
+COMMON = """
+wandb = { enabled = false }
+batch = { groups = 4, group_size = 4, filter_zero_variance = false }
+episode = { max_turns = 3, max_completion_tokens = 24, max_tokens = 128, max_seconds = 60 }
+engine = { count = 2, max_model_len = 128 }
+learner = { row_tokens = 128, threads = 1, optim = { lr = 1e-4 } }
+"""
+CALCULATOR = '[[env]]\nid = "calculator"\n'
+
+
+class Command:
+    """`dorado ...` in a folder of its own; every process it starts carries a mark to be found by."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.mark = uuid.uuid4().hex
+        self.folder = folder
+        environment = os.environ | {
+            "DORADO_TEST_MARK": self.mark,
+            "PYTHONPATH": str(ROOT / "tests"),
+            "WANDB_MODE": "disabled",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rl", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait(self) -> tuple[int, str]:
+        output, _ = self.process.communicate(timeout=280)
+        return self.process.returncode, output
+
+    def read_until(self, text: str) -> str:
+        """Read lines until one holds `text`; at the end of output, return what there was."""
+        assert self.process.stdout is not None
+        lines: list[str] = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if text in line:
+                break
+        return "".join(lines)
+
+    def left_behind(self) -> list[str]:
+        """Processes with the mark that are still there ten seconds after the end."""
+        deadline = time.monotonic() + 10
+        while (alive := self._alive()) and time.monotonic() < deadline:
+            psutil.wait_procs(alive, timeout=0.5)
+        return [" ".join(p.cmdline())[:120] for p in self._alive()]
+
+    def _alive(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("DORADO_TEST_MARK") == self.mark:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that writes calculator calls, most of the time."""
+    folder = tmp_path_factory.mktemp("policy")
+    config = folder / "sft.toml"
+    config.write_text(
+        f'name = "sft"\nmodel = {{ init = {{}} }}\n{COMMON}\n{CALCULATOR}\n'
+        "[sft]\ndemonstrations = 200\nsteps = 70\noptim = { lr = 2e-3, warmup_steps = 10 }\n"
+    )
+    code, output = Command(folder, "sft", str(config), "--out", "policy").wait()
+    assert code == 0, output
+    return folder / "policy"
+
+
+def _summary(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "runs" / name / "summary.json").read_text())
+
+
+def _assert_books_balance(ledger: dict[str, dict[str, int]]) -> None:
+    for env, counts in ledger.items():
+        ended = sum(n for state, n in counts.items() if state != "dispatched")
+        assert counts["dispatched"] == ended, (env, counts)
+        assert counts["in_flight"] == counts["buffered"] == 0, (env, counts)
+
+
+def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Path) -> None:
+    config = tmp_path / "chaos.toml"
+    envs = "".join(
+        f'[[env]]\nid = "chaos_envs:{name}"\nname = "{label}"\nweight = 0.5\n'
+        "deadlines = { tool_seconds = 1 }\n"
+        for name, label in (
+            ("ResetRaises", "reset_raises"),
+            ("ToolHangs", "tool_hangs"),
+            ("HostExits", "host_exits"),
+        )
+    )
+    config.write_text(
+        f'name = "chaos"\nsteps = 6\nmodel = {{ path = "{policy}" }}\n{COMMON}'
+        f"rollout = {{ hosts = 2 }}\neval = {{ tasks = 4 }}\n{CALCULATOR}{envs}"
+    )
+    command = Command(tmp_path, "train", str(config))
+    code, output = command.wait()
+    assert code == 0, output
+    assert command.left_behind() == []
+    assert not list(Path("/dev/shm").glob(f"dorado-{command.process.pid}-*"))
+
+    summary = _summary(tmp_path, "chaos")
+    ledger = summary["ledger"]
+    _assert_books_balance(ledger)
+    assert summary["steps"] == 6
+    assert ledger["calculator"]["trained"] > 0
+    assert ledger["reset_raises"]["failed:env_fault"] > 0
+    assert ledger["reset_raises"]["trained"] > 0
+    assert ledger["tool_hangs"]["failed:env_fault"] > 0
+    assert ledger["host_exits"]["failed:host_fault"] > 0
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+    assert set(summary["staleness"]) <= {"0", "1"}
+    assert sum(summary["staleness"].values()) == ledger["all"]["trained"]
+    for sentence in ("the world is missing", "no answer within 1 s", "inside a tool"):
+        assert sentence in output
+    _assert_records_agree(tmp_path / "runs" / "chaos", ledger)
+
+
+def _assert_records_agree(folder: Path, ledger: dict[str, dict[str, int]]) -> None:
+    """The index, the trajectories on disk and the ledger tell the same story."""
+    rows = sqlite3.connect(folder / "trajectories.sqlite").execute(
+        "select id, env, stop_reason, reward, file, offset from trajectories where split = 'train'"
+    )
+    faults: Counter[str] = Counter()
+    plain_answers = 0
+    for id, env, stop_reason, reward, file, offset in rows:
+        with (folder / file).open("rb") as lines:
+            lines.seek(offset)
+            record = json.loads(lines.readline())
+        assert record["id"] == id and record["stop_reason"] == stop_reason
+        judged = stop_reason in ("completed", "max_turns", "max_tokens")
+        assert (reward is not None) == judged
+        if not judged:
+            faults[f"{env}/failed:{stop_reason}"] += 1
+        plain_answers += bool(record["turns"]) and not record["turns"][0]["calls"]
+    booked = {
+        f"{env}/{state}": count
+        for env, counts in ledger.items()
+        for state, count in counts.items()
+        if state.startswith("failed") and env != "all"
+    }
+    assert dict(faults) == booked
+    assert plain_answers > 0, "no answer without a tool call was among them"
+
+
+def test_a_synchronous_run_can_be_interrupted_and_leaves_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "sync.toml"
+    config.write_text(
+        'name = "sync"\nmode = "sync"\nsteps = 1000\neval = { before = false }\n'
+        f'model = {{ init = {{ family = "qwen3_moe" }} }}\n{COMMON}{CALCULATOR}'
+        '[[env]]\nid = "sensors"\n'
+    )
+    command = Command(tmp_path, "train", str(config), "--learner.loss.kind", "grpo")
+    output = command.read_until("step 3/1000")
+    assert "step 3/1000" in output, output
+    command.process.send_signal(signal.SIGINT)
+    code, rest = command.wait()
+    assert code == 130, output + rest
+    assert "interrupted" in rest
+    assert command.left_behind() == []
+    summary = _summary(tmp_path, "sync")
+    assert summary["status"] == "interrupted"
+    assert summary["steps"] >= 3
+    assert set(summary["staleness"]) == {"0"}
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+    _assert_books_balance(summary["ledger"])
+
+
+def test_an_engine_that_cannot_start_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
+    config = tmp_path / "broken.toml"
+    config.write_text(f'name = "broken"\nmodel = {{ init = {{}} }}\n{COMMON}{CALCULATOR}')
+    command = Command(tmp_path, "train", str(config), "--engine.kv_cache_gib", "100000")
+    code, output = command.wait()
+    assert code == 1, output
+    errors = [line for line in output.splitlines() if "error:" in line]
+    assert len(errors) == 1, output
+    assert "could not start" in errors[0] and "Traceback" not in output
+    assert command.left_behind() == []
