@@ -77,7 +77,10 @@ class DatasetEnv(Env):
         # Without a held-out split of its own, a data set is cut by the hash of the question, so that
         # the same question, however often it occurs, is in one split only.
         if config.heldout_split is None or config.path is not None:
-            rows = [row for row in rows if _split_of(row["question"]) == split]
+            return [row for row in rows if _split_of(row["question"]) == split]
+        if split == "train":
+            kept_out = {row["question"] for row in self._rows("heldout")}
+            return [row for row in rows if row["question"] not in kept_out]
         return rows
 
     async def reset(self, task: Task) -> list[Message]:

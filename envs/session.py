@@ -44,6 +44,10 @@ class EnvFault(Exception):
         return self.sentence
 
 
+class HostFault(Exception):
+    """The process that ran the environment died or did not answer: infrastructure."""
+
+
 @dataclass(frozen=True)
 class Opening:
     """What the policy sees first."""
@@ -117,11 +121,11 @@ class EnvSession:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
         try:
             return await asyncio.wait_for(act, limit)
-        except ToolError:
-            raise
         except TimeoutError:
             raise EnvFault("timeout", f"{where}: no answer within {limit:g} s") from None
         except Exception as error:
+            if isinstance(error, ToolError) and kind == "tool":
+                raise
             trace = traceback.format_exc()
             raise EnvFault(kind, f"{where}: {type(error).__name__}: {error}", trace) from None
 
@@ -160,12 +164,12 @@ async def demonstrate(
     Returns the opening, the messages after it (the expert's and the environment's), the rewards.
     """
     session = EnvSession(env, Deadlines())
-    opening = await session.open(task)
     said: list[Message] = []
-    expert: Expert = env.expert(task)
-    message = next(expert)
     try:
-        while True:
+        opening = await session.open(task)
+        expert: Expert = env.expert(task)
+        message = next(expert, None)
+        while message is not None:
             if alter is not None:
                 message = alter(message, opening)
             said.append(message)
@@ -173,6 +177,10 @@ async def demonstrate(
             said.extend(result.messages)
             if result.done:
                 return opening, said, await session.score()
-            message = expert.send([m.content for m in result.messages])
+            try:
+                message = expert.send([m.content for m in result.messages])
+            except StopIteration:
+                message = None
+        raise EnvFault("reply", f"environment {env.name!r}: its expert ended without an answer")
     finally:
         await session.close()

@@ -49,20 +49,22 @@ class Tool:
 
         Raises ToolError with a sentence for the policy where they do not fit.
         """
-        hints = self.arguments.model_fields
-        prepared = {
-            name: _from_text(value)
-            if name in hints and hints[name].annotation is not str
-            else value
-            for name, value in arguments.items()
-        }
         try:
-            model = self.arguments.model_validate(prepared)
+            model = self._validate(arguments)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ToolError(f"{self.name}: argument {where}: {first['msg'].lower()}") from None
-        return {name: getattr(model, name) for name in hints}
+        return {name: getattr(model, name) for name in self.arguments.model_fields}
+
+    def _validate(self, arguments: dict[str, Any]) -> BaseModel:
+        """Take the arguments as they were written where they fit so, else as the JSON they are."""
+        try:
+            return self.arguments.model_validate(arguments)
+        except ValidationError as error:
+            wrong = {problem["loc"][0] for problem in error.errors()}
+            read = {n: _from_text(v) if n in wrong else v for n, v in arguments.items()}
+            return self.arguments.model_validate(read)
 
 
 @cache

@@ -1,48 +1,34 @@
 """The classes that live in Ray actors. Each is a plain class; `rl.cluster` places it.
 
-Engine: one vLLM engine. EnvHost: environment instances. Controller: plays groups of episodes.
-LearnerActor: the learner. Token data goes engine -> controller -> learner, never through the run.
+Engine: one vLLM engine. Controller: plays groups of episodes. LearnerActor: the learner. (Environments
+live in `rl.env_hosts`.) Token data goes engine -> controller -> learner, never through the run.
 """
 
 import asyncio
-import os
-import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from transformers import AutoTokenizer
 
-from envs.env import Task
-from envs.message import ToolCall
-from envs.session import Deadlines, EnvFault, EnvSession, Opening, StepResult
 from reward.registry import find_judge
 from reward.score import JudgeFault, score
-from rl.check import make_env
-from rl.config import EnvTable, RunConfig
+from rl.config import RunConfig
+from rl.env_hosts import HostPool, HostSession
 from rl.group import GroupReport, GroupSpec, Waiting, member_report
+from rl.process import cause, log_to
 from rl.run_folder import TrajectoryWriter
-from rl.samples import group_samples
+from rl.samples import Dropped, group_samples
 from rollout.engine import Completion, EngineFault, Request
-from rollout.episode import Episode, HostFault
+from rollout.episode import Episode
 from rollout.renderer import Renderer
 from rollout.trajectory import ScoredTrajectory
 from rollout.window import least_loaded
-from trainer.batch import TrainSample
-
-T = TypeVar("T")
-# A remote act may take this much longer than its own deadline before its process counts as stuck.
-GRACE_SECONDS = 10.0
-
-
-def log_to(path: str) -> None:
-    """Send this process's output, and that of the processes it will start, to a file."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, sys.stdout.fileno())
-    os.dup2(descriptor, sys.stderr.fileno())
+from trainer.sample import TrainSample
 
 
 class Engine:
@@ -74,87 +60,6 @@ class Engine:
         self.engine.shutdown()
 
 
-class EnvHost:
-    """Runs environment instances, one per session."""
-
-    def __init__(self, tables: Sequence[EnvTable], log: str) -> None:
-        log_to(log)
-        self.tables = {table.label: table for table in tables}
-        self.classes = {table.label: type(make_env(table)) for table in tables}
-        self.settings = {table.label: make_env(table).config for table in tables}
-        self.sessions: dict[str, EnvSession] = {}
-
-    async def open(self, session: str, label: str, task: Task) -> Opening:
-        """Start an environment. Raises EnvFault."""
-        deadlines = Deadlines(**self.tables[label].deadlines.model_dump())
-        env = self.classes[label](self.settings[label])
-        self.sessions[session] = EnvSession(env, deadlines)
-        return await self.sessions[session].open(task)
-
-    async def step(self, session: str, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
-        """One turn of the policy. Raises EnvFault."""
-        return await self.sessions[session].step(text, calls)
-
-    async def score(self, session: str) -> dict[str, float]:
-        """The environment's rewards. Raises EnvFault."""
-        return await self.sessions[session].score()
-
-    async def close(self, session: str) -> None:
-        """Close and forget. Raises EnvFault."""
-        held = self.sessions.pop(session, None)
-        if held is not None:
-            await held.close()
-
-    async def ping(self) -> None:
-        """Answers while the event loop is alive."""
-
-
-class HostSession:
-    """An environment on a host, as an episode sees it (`rollout.episode.Session`)."""
-
-    def __init__(self, host: Any, id: str, table: EnvTable) -> None:
-        self.host = host
-        self.id = id
-        self.table = table
-        self.opened = False
-
-    async def open(self, task: Task) -> Opening:
-        self.opened = True
-        limit = self.table.deadlines.reset_seconds
-        return await self._ask(self.host.open.remote(self.id, self.table.label, task), limit)
-
-    async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
-        limit = self.table.deadlines.tool_seconds * max(1, len(calls))
-        return await self._ask(self.host.step.remote(self.id, text, calls), limit)
-
-    async def score(self) -> dict[str, float]:
-        limit = self.table.deadlines.score_seconds
-        return await self._ask(self.host.score.remote(self.id), limit)
-
-    async def close(self) -> None:
-        """The episode does not wait for its end: the host runs it under a deadline of its own."""
-        if self.opened:
-            self.host.close.remote(self.id)
-
-    async def _ask(self, act: Awaitable[T], limit: float) -> T:
-        try:
-            return await asyncio.wait_for(act, limit + GRACE_SECONDS)
-        except TimeoutError:
-            # The host itself does not answer, say because an environment blocks its event loop.
-            # Its other sessions are lost with it; Ray starts it anew.
-            ray.kill(self.host, no_restart=False)
-            raise HostFault(
-                f"host of environment {self.table.label!r} did not answer within "
-                f"{limit + GRACE_SECONDS:g} s and was started anew"
-            ) from None
-        except EnvFault as error:
-            raise _cause(error) from None
-        except RayActorError:
-            raise HostFault(f"host of environment {self.table.label!r} died") from None
-        except KeyError:
-            raise HostFault(f"host of environment {self.table.label!r} was started anew") from None
-
-
 class Controller:
     """Plays groups of episodes from their first token to their samples."""
 
@@ -174,7 +79,7 @@ class Controller:
         self.name = name
         self.config = config
         self.engines = {name: ray.get_actor(name, namespace) for name in engines}
-        self.hosts = [ray.get_actor(name, namespace) for name in hosts]
+        self.hosts = HostPool([ray.get_actor(name, namespace) for name in hosts])
         self.tables = {table.label: table for table in config.env}
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
         self.renderer = Renderer(checkpoint, config.episode.tool_format)
@@ -182,7 +87,6 @@ class Controller:
         self.loads = dict.fromkeys(engines, 0)
         self.home: dict[str, str] = {}
         self.episodes: dict[str, Episode] = {}
-        self.started = 0
 
     async def ready(self) -> None:
         """Answers once the renderer is loaded."""
@@ -192,7 +96,7 @@ class Controller:
         start = time.time()
         members = await asyncio.gather(*(self._member(spec, id) for id in spec.ids))
         samples: list[TrainSample] = []
-        dropped: list[Any] = []
+        dropped: list[Dropped] = []
         if spec.train:
             samples, dropped = group_samples(
                 members,
@@ -209,20 +113,20 @@ class Controller:
         now = time.time()
         limit = self.config.episode.max_seconds
         return [
-            Waiting(e.id, e.env, e.clock.current, now - e.clock.since, limit)
+            Waiting(
+                e.id, e.env, e.clock.current, now - e.clock.since, e.clock.created + limit - now
+            )
             for e in self.episodes.values()
         ]
 
     async def _member(self, spec: GroupSpec, id: str) -> ScoredTrajectory:
         table = self.tables[spec.env]
-        self.started += 1
-        host = self.hosts[self.started % len(self.hosts)]
         episode = Episode(
             id=id,
             group=spec.id,
             env=spec.env,
             task=spec.task,
-            session=HostSession(host, id, table),
+            session=HostSession(self.hosts, id, table),
             generate=self._generate,
             renderer=self.renderer,
             config=self.config.episode,
@@ -241,8 +145,6 @@ class Controller:
                 seconds=table.deadlines.score_seconds,
             )
         except JudgeFault as error:
-            from dataclasses import replace
-
             failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
             return ScoredTrajectory(failed, {}, 0.0)
 
@@ -257,7 +159,7 @@ class Controller:
         except TimeoutError:
             raise EngineFault(f"engine {name} did not answer within {limit:g} s") from None
         except EngineFault as error:
-            raise _cause(error) from None
+            raise cause(error) from None
         except RayActorError:
             raise EngineFault(f"engine {name} died") from None
         finally:
@@ -301,8 +203,3 @@ class LearnerActor:
         """Write a checkpoint folder, tokenizer included."""
         self.learner.save(Path(folder))
         AutoTokenizer.from_pretrained(self.checkpoint).save_pretrained(folder)
-
-
-def _cause(error: Exception) -> Exception:
-    """The exception as it was raised in the other process, without Ray's wrapping."""
-    return error.cause if isinstance(error, RayTaskError) else error

@@ -30,12 +30,39 @@ def check_run(config: RunConfig) -> None:
                 raise ConfigError(f"env {table.label!r}: judges: {error}") from None
     if config.model.path is not None:
         check_model_folder(Path(config.model.path))
-    if config.sft is not None:
-        for table in config.env:
-            if type(make_env(table)).expert is Env.expert:
-                raise ConfigError(f"env {table.label!r}: offers no expert, so [sft] cannot use it")
+    _check_experts(config)
+    _check_settings(config)
     if config.cluster.address == "local":
         _check_machine(config)
+
+
+def _check_experts(config: RunConfig) -> None:
+    """A cold start imitates experts; a new policy's tokenizer learns from what they say."""
+    if config.sft is None and config.model.init is None:
+        return
+    section = "[sft]" if config.sft is not None else "model.init"
+    for table in config.env:
+        if type(make_env(table)).expert is Env.expert:
+            raise ConfigError(
+                f"env {table.label!r}: offers no expert, and {section} needs its demonstrations"
+            )
+
+
+def _check_settings(config: RunConfig) -> None:
+    """Settings that are fine one by one and cannot work together."""
+    if config.sampling.top_p < 1 and config.learner.loss.behaviour == "learner":
+        raise ConfigError(
+            "sampling.top_p: below 1 the engine's log-probs are of the cut distribution and the learner's "
+            'of the whole one; set learner.loss.behaviour = "engine" or top_p = 1'
+        )
+    for section, device, gpus in (
+        ("engine", config.engine.device, config.engine.gpus),
+        ("learner", config.learner.device, config.learner.gpus),
+    ):
+        if (device == "cuda") != (gpus > 0):
+            raise ConfigError(
+                f'{section}.gpus: {gpus:g} does not go with {section}.device = "{device}"'
+            )
 
 
 def make_env(table: EnvTable) -> Env:

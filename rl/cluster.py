@@ -14,8 +14,9 @@ import psutil
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from rl.actors import Controller, Engine, EnvHost, LearnerActor
+from rl.actors import Controller, Engine, LearnerActor
 from rl.config import RunConfig, usable_cpus
+from rl.env_hosts import EnvHost
 from rollout.renderer import Renderer
 
 

@@ -23,7 +23,7 @@ from rl.config import RunConfig
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
-    from trainer.batch import TrainSample
+    from trainer.sample import TrainSample
 
 # Texts of this many tasks per environment train a new policy's tokenizer.
 CORPUS_TASKS = 200
@@ -124,7 +124,7 @@ def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample
 
     Raises ValueError where an expert fails a task without a slip of ours.
     """
-    from trainer.batch import TrainSample
+    from trainer.sample import TrainSample
 
     assert config.sft is not None, "only a run with [sft] has demonstrations"
     rng = random.Random(config.seed)
@@ -177,4 +177,8 @@ def _key(config: RunConfig) -> str:
     for package in ("envs", "trainer", "rollout"):
         for file in sorted((root / package).rglob("*.py")):
             digest.update(file.read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    if config.model.path is not None:
+        for file in sorted(Path(config.model.path).glob("*.safetensors")):
+            digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     return digest.hexdigest()[:12]

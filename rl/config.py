@@ -146,8 +146,9 @@ class WandbConfig(Section):
 
 
 class RunConfig(Section):
-    """One run. `mode`: `sync` (staleness 0) or `in_flight` (rollouts run ahead of the learner by up to
-    `max_staleness` versions; weights change under running requests, each token keeps its version)."""
+    """One run. `mode`: `sync` (staleness 0, whatever max_staleness says) or `in_flight` (rollouts run ahead
+    of the learner by up to `max_staleness` versions; weights change under running requests, each token
+    keeps its version)."""
 
     name: str
     runs_dir: str = "runs"
@@ -174,10 +175,6 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name {self.name!r} has to be usable as a folder name")
-        if self.mode == "sync" and "max_staleness" in self.model_fields_set and self.max_staleness:
-            raise ValueError(
-                'mode "sync" means max_staleness = 0; for more, set mode = "in_flight"'
-            )
         if self.mode == "in_flight" and self.max_staleness < 1:
             raise ValueError(
                 'mode "in_flight" needs max_staleness of at least 1; 0 is mode = "sync"'

@@ -56,13 +56,13 @@ class GroupReport:
 
 @dataclass(frozen=True)
 class Waiting:
-    """What one trajectory in progress waits for: `phase` for `seconds`; at `deadline` seconds it ends."""
+    """What a trajectory in progress waits for: `phase` for `seconds`; in `left` seconds it is given up."""
 
     id: str
     env: str
     phase: str
     seconds: float
-    deadline: float
+    left: float
 
 
 def member_report(scored: ScoredTrajectory, file: str, offset: int) -> MemberReport:

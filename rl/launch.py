@@ -13,6 +13,7 @@ from rl.ledger import LedgerError
 from rl.progress import Progress
 from rl.run import Run, RunError
 from rl.run_folder import RunFolder
+from rl.tasks import OutOfTasks
 from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncError
 
@@ -89,7 +90,7 @@ async def _run(
         run = Run(config, cluster, folder, progress, sink)
         await run.main()
         status, code = "finished", OK
-    except (RunError, SyncError, LedgerError) as error:
+    except (RunError, SyncError, LedgerError, OutOfTasks) as error:
         progress.note(f"error: {error} (run folder: {folder.path})")
     except asyncio.CancelledError:
         status, code = "interrupted", INTERRUPTED

@@ -42,7 +42,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._line(text) if self.live is None else self.live.console.print(text)
+        self._line(text) if self.live is None else self.live.console.print(text, markup=False)
 
     def updates(self, stage: str, step: int, steps: int, loss: float) -> None:
         """An update of the cold start; plain output says every tenth part."""

@@ -15,12 +15,13 @@ when neither has moved for `timeouts.stall_seconds`, and says what every episode
 import asyncio
 import itertools
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable
+from collections import Counter
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from rl.check import make_env
 from rl.cluster import Cluster, first_line
@@ -45,7 +46,8 @@ from rollout.window import RunAhead, groups_to_admit
 
 # Training plays other tasks first than the demonstrations of the cold start, which use the plain seed.
 TASK_SEED_OFFSET = 1_000_003
-# So many groups in a row without one judged trajectory end the run: nothing can be learned any more.
+# So many groups in a row (or four times what is played at once) without one judged trajectory end the
+# run: nothing can be learned any more.
 MAX_FAILED_GROUPS = 50
 
 
@@ -90,9 +92,10 @@ class Run:
         self.number = itertools.count()
         self.changed = asyncio.Event()
         self.progressed = time.monotonic()
+        self.busy_elsewhere = False
         self.reports: list[GroupReport] = []
         self.failed_in_a_row = 0
-        self.faults: deque[str] = deque(maxlen=8)
+        self.faults: Counter[str] = Counter()
         self.syncs: list[SyncTimes] = []
         self.staleness: Counter[int] = Counter()
         self.totals: Counter[str] = Counter()
@@ -177,6 +180,7 @@ class Run:
                 "transfer_ms": quantiles([ms for s in self.syncs for ms in s.transfer_ms]),
             },
             "ledger": outcome_totals(self.ledger.counts()),
+            "faults": dict(self.faults.most_common(20)),
         }
 
     async def _rollout_loop(self) -> None:
@@ -216,7 +220,6 @@ class Run:
         try:
             played = await self._play(spec)
             del self.in_flight[spec.id]
-            self.progressed = time.monotonic()
             if played is None:
                 self.ledger.close(spec.ids, "failed", "controller_fault")
                 return
@@ -235,6 +238,7 @@ class Run:
                 self.queue.put(
                     BufferedGroup(spec.id, spec.env, report.sample_ids, versions, samples)
                 )
+                self._drop_stale()
         finally:
             self.changed.set()
 
@@ -252,7 +256,8 @@ class Run:
         try:
             return await asyncio.wait_for(report, limit), samples
         except (TimeoutError, RayActorError) as error:
-            self.faults.append(f"{name}: {first_line(error)}")
+            ray.cancel(report)
+            self.faults[f"{name}: {first_line(error)}"] += 1
             self.progress.note(f"{name} lost group {spec.id}: {first_line(error)}")
             return None
         finally:
@@ -260,19 +265,22 @@ class Run:
             del self.plays[spec.id]
 
     def _count_faults(self, report: GroupReport) -> None:
+        """Say each new fault once; end the run when there is nothing but faults."""
         for member in report.members:
             if member.fault:
                 if member.fault not in self.faults:
                     self.progress.note(f"{member.id} ({report.spec.env}): {member.fault}")
-                self.faults.append(member.fault)
+                self.faults[member.fault] += 1
         if any(m.judged for m in report.members):
             self.failed_in_a_row = 0
+            self.progressed = time.monotonic()
             return
         self.failed_in_a_row += 1
-        if self.failed_in_a_row >= MAX_FAILED_GROUPS:
+        limit = max(MAX_FAILED_GROUPS, 4 * self.config.rollout.max_in_flight_groups)
+        if self.failed_in_a_row >= limit:
             raise RunError(
-                f"the last {MAX_FAILED_GROUPS} groups all ended in faults, most recently: "
-                f"{self.faults[-1] if self.faults else 'unknown'}"
+                f"the last {limit} groups all ended in faults, most recently: "
+                f"{report.members[-1].fault}"
             )
 
     async def _learner_loop(self) -> None:
@@ -287,20 +295,21 @@ class Run:
             self._drop_stale()
             self.training = await self.queue.take(self.config.batch.groups, self.learner_version)
             ready = time.time()
-            metrics = await self._bounded(
-                self.actors.learner.step.remote([g.samples for g in self.training]),
-                timeouts.step_seconds,
-                f"learner step {step}",
-            )
+            with self._not_stalled():
+                metrics = await self._bounded(
+                    self.actors.learner.step.remote([g.samples for g in self.training]),
+                    timeouts.step_seconds,
+                    f"learner step {step}",
+                )
             trained = time.time()
             values = self._book_step(metrics)
             self.learner_version += 1
             self.training = []
             self._drop_stale()
-            times = await self.sync.send(self.learner_version)
+            with self._not_stalled():
+                times = await self.sync.send(self.learner_version)
             self.served_version = self.learner_version
             self.syncs.append(times)
-            self.progressed = time.monotonic()
             self.changed.set()
             done = time.time()
             self.folder.event("learner", f"step {step}", ready, trained)
@@ -349,13 +358,13 @@ class Run:
         if step == self.config.steps or (every and step % every == 0):
             start = time.time()
             target = self.folder.path / "checkpoints" / f"step_{step}"
-            await self._bounded(
-                self.actors.learner.save.remote(str(target.resolve())),
-                self.config.timeouts.step_seconds,
-                f"checkpoint of step {step}",
-            )
+            with self._not_stalled():
+                await self._bounded(
+                    self.actors.learner.save.remote(str(target.resolve())),
+                    self.config.timeouts.step_seconds,
+                    f"checkpoint of step {step}",
+                )
             self.folder.event("learner", f"checkpoint {step}", start, time.time())
-            self.progressed = time.monotonic()
 
     def _check_books(self) -> None:
         playing = {id for spec in self.in_flight.values() for id in spec.ids}
@@ -368,17 +377,27 @@ class Run:
         while True:
             await asyncio.sleep(min(5.0, limit / 4))
             still = time.monotonic() - self.progressed
-            if still < limit or self.training:
+            if still < limit or self.busy_elsewhere:
                 continue
             table = await self._waiting()
             for row in table[:20]:
                 self.progress.note(
                     f"waiting: {row.id} ({row.env}) in {row.phase} for {row.seconds:.0f} s, "
-                    f"ends at {row.deadline:.0f} s"
+                    f"given up in {row.left:.0f} s"
                 )
             suspect = table[0] if table else None
             what = f"{suspect.id} ({suspect.env}) in {suspect.phase}" if suspect else "no episode"
             raise RunError(f"nothing finished and nothing was trained for {still:.0f} s: {what}")
+
+    @contextmanager
+    def _not_stalled(self) -> Iterator[None]:
+        """While the learner or a weight sync is at work, its own deadline watches over it."""
+        self.busy_elsewhere = True
+        try:
+            yield
+        finally:
+            self.busy_elsewhere = False
+            self.progressed = time.monotonic()
 
     async def _waiting(self) -> list[Waiting]:
         """Every episode in progress, the longest-waiting first."""
@@ -410,5 +429,5 @@ class Run:
             return await asyncio.wait_for(act, seconds)
         except TimeoutError:
             raise RunError(f"{what}: no end within {seconds:g} s") from None
-        except RayActorError:
-            raise RunError(f"{what}: its actor died (see {self.folder.path}/logs)") from None
+        except RayError as error:
+            raise RunError(f"{what}: {first_line(error)} (see {self.folder.path}/logs)") from None

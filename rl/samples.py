@@ -7,8 +7,8 @@ from statistics import pstdev
 from rl.ledger import Closed
 from rollout.trajectory import ScoredTrajectory, Trajectory
 from trainer.advantage import ADVANTAGES
-from trainer.batch import TrainSample
 from trainer.config import AdvantageName
+from trainer.sample import TrainSample
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,13 @@ def group_samples(
         for m in members
         if not m.trajectory.judged
     ]
-    judged = [m for m in members if m.trajectory.judged]
+    judged = [m for m in members if m.trajectory.judged and m.trajectory.turns]
+    empty = tuple(
+        m.trajectory.id for m in members if m.trajectory.judged and not m.trajectory.turns
+    )
+    if empty:
+        # The opening alone is longer than episode.max_tokens: the policy never had a turn.
+        dropped.append(Dropped(empty, "filtered", "no_turn"))
     ids = tuple(m.trajectory.id for m in judged)
     if len(judged) < 2:
         return [], [*dropped, *([Dropped(ids, "filtered", "no_baseline")] if ids else [])]

@@ -10,6 +10,10 @@ from envs.env import Env, Split, Task
 from rl.config import EnvTable
 
 
+class OutOfTasks(Exception):
+    """An environment's stream of tasks ended."""
+
+
 class TaskStream:
     """An endless stream of (environment's label, task) of one split."""
 
@@ -26,4 +30,7 @@ class TaskStream:
             self.credit[label] += weight
         label = max(self.credit, key=lambda name: self.credit[name])
         self.credit[label] -= sum(self.weights.values())
-        return label, next(self.streams[label])
+        task = next(self.streams[label], None)
+        if task is None:
+            raise OutOfTasks(f"environment {label!r} has no more tasks: tasks() has to be endless")
+        return label, task

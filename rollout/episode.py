@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from envs.env import Task
 from envs.message import Message, ToolCall
-from envs.session import EnvFault, Opening, StepResult
+from envs.session import EnvFault, HostFault, Opening, StepResult
 from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault, Generate, Request
 from rollout.renderer import Renderer
@@ -34,10 +34,6 @@ class Session(Protocol):
     async def close(self) -> None: ...
 
 
-class HostFault(Exception):
-    """The process that ran the environment died or did not answer: infrastructure."""
-
-
 @dataclass
 class PhaseClock:
     """Which phase an episode is in, since when, and all phases before."""
@@ -45,6 +41,7 @@ class PhaseClock:
     phases: list[Phase] = field(default_factory=list)
     current: str = "created"
     since: float = field(default_factory=time.time)
+    created: float = field(default_factory=time.time)
 
     @contextmanager
     def phase(self, name: str):

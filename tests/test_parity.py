@@ -20,9 +20,9 @@ from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.renderer import Renderer
 from rollout.vllm_engine import VllmEngine
-from trainer.batch import TrainSample
 from trainer.config import LearnerConfig, OptimConfig, SftConfig
 from trainer.learner import Learner
+from trainer.sample import TrainSample
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 

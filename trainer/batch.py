@@ -1,7 +1,7 @@
-"""Samples and packed batches: what crosses from rollouts into tensors.
+"""Packed batches: samples as tensors, without padding to the longest.
 
-A `TrainSample` is one token sequence. `pack` lays samples end to end into rows of at most
-`row_tokens`; positions restart with each sample and attention never crosses from one into another.
+`pack` lays samples end to end into rows of at most `row_tokens`; positions restart with each sample and
+attention never crosses from one into another.
 
 Shapes: R rows, L row length, N policy tokens of the batch (those with loss_mask), in row order.
 """
@@ -12,45 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class TrainSample:
-    """One sequence to train on; the four lists have one entry per token of `token_ids`.
-
-    loss_mask: True where the policy wrote the token. rollout_logprobs, advantages, versions mean
-    something only there: the engine's log-prob, the token's advantage, the policy version that wrote it.
-    """
-
-    id: str
-    env: str
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[bool, ...]
-    rollout_logprobs: tuple[float, ...]
-    advantages: tuple[float, ...]
-    versions: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        lengths = {
-            len(self.token_ids),
-            len(self.loss_mask),
-            len(self.rollout_logprobs),
-            len(self.advantages),
-            len(self.versions),
-        }
-        if len(lengths) != 1:
-            raise ValueError(f"sample {self.id}: its lists differ in length: {sorted(lengths)}")
-        if self.loss_mask[0]:
-            raise ValueError(f"sample {self.id}: the first token cannot be predicted from anything")
-
-    @property
-    def policy_versions(self) -> tuple[int, ...]:
-        """Versions of the policy's own tokens, in order."""
-        return tuple(v for v, m in zip(self.versions, self.loss_mask, strict=True) if m)
-
-    @property
-    def num_policy_tokens(self) -> int:
-        """How many tokens carry loss."""
-        return sum(self.loss_mask)
+from trainer.sample import TrainSample
 
 
 @dataclass(frozen=True)

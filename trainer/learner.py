@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from trainer.batch import PackedBatch, TrainSample, pack, plan_rows
+from trainer.batch import PackedBatch, pack, plan_rows
 from trainer.config import LearnerConfig
 from trainer.loss import LOSSES, LossInputs
 from trainer.policy import load_policy
+from trainer.sample import TrainSample
 from trainer.weights import write_checkpoint, write_weights
 
 # Logits of this many tokens exist at once: (LOGIT_CHUNK, V) instead of (N, V).
@@ -105,9 +106,6 @@ class Learner:
         config = self.config.loss
         sums: dict[str, float] = defaultdict(float)
         tokens_S = torch.tensor([s.num_policy_tokens for s in samples], device=self.device)
-        one_version_S = torch.tensor(
-            [len(set(s.policy_versions)) == 1 for s in samples], device=self.device
-        )
         behaviour_seconds = 0.0
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
@@ -128,9 +126,7 @@ class Learner:
             )
             loss, metrics = LOSSES[config.kind](inputs, config)
             loss.backward()
-            # A sequence whose weights changed half-way has a cache of two versions: no single
-            # version's log-probs are comparable with it.
-            comparable_N = one_version_S[batch.sample_N] & ~past_N.isnan()
+            comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
             sums["loss"] += loss.item()
             sums["entropy"] += entropy_N.sum().item()

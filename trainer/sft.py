@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainer.batch import TrainSample
 from trainer.config import LearnerConfig, SftConfig
 from trainer.learner import Learner
+from trainer.sample import TrainSample
 
 
 def train_sft(

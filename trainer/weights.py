@@ -82,13 +82,13 @@ def read_checkpoint(model: nn.Module, folder: Path) -> None:
     Raises ValueError naming the first tensor that is missing or has another shape.
     """
     state = model.state_dict()
-    missing = set(state)
+    missing = {name for name, _ in published_weights(model, torch.float32)}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
                 expert = _EXPERT.match(name)
                 if expert is None:
-                    target, own = state.get(name), name
+                    target = state.get(name)
                 else:
                     prefix, index, kind = expert.group(1), int(expert.group(2)), expert.group(3)
                     own = f"{prefix}.{'down_proj' if kind == 'down_proj' else 'gate_up_proj'}"
@@ -108,7 +108,7 @@ def read_checkpoint(model: nn.Module, folder: Path) -> None:
                         f"the config asks for {tuple(target.shape)}"
                     )
                 target.copy_(value)
-                missing.discard(own)
+                missing.discard(name)
     if missing:
         raise ValueError(f"{folder}: no weights for {min(missing)} ({len(missing)} missing in all)")
 

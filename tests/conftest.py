@@ -1,0 +1,89 @@
+"""Fixtures that several tests share: tiny checkpoints of both families, and their renderer.
+
+The checkpoints' weights are random and made sharper than a fresh policy's: with small weights attention
+is flat and every expert alike, and a wrong position or a wrong expert changes less than rounding.
+"""
+
+import itertools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# Read by `datasets` when it is imported: its cache goes away with the session.
+_CACHE = tempfile.TemporaryDirectory(prefix="dorado-tests-", ignore_cleanup_errors=True)
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+
+settings.register_profile("dorado", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("dorado")
+
+FAMILIES = ("longcat_flash", "qwen3_moe")
+SHARPER = 2.0
+ENVS = ("calculator", "orders", "sensors")
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """A small corpus of all built-in environments."""
+    from rl.cold_start import corpus
+    from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+
+    found: list[str] = []
+    for id in ENVS:
+        config = RunConfig(name="t", model=ModelConfig(init=InitConfig()), env=(EnvTable(id=id),))
+        found += itertools.islice(corpus(config), 300)
+    return found
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> dict[str, Path]:
+    """A tiny sharp checkpoint of each family."""
+    import torch
+
+    from trainer.init_model import init_checkpoint
+    from trainer.policy import load_policy
+    from trainer.weights import write_checkpoint
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("checkpoints")
+    for family in FAMILIES:
+        init_checkpoint(root / family, family=family, preset="tiny", corpus=texts, seed=1)
+        model = load_policy(root / family, torch.float32)
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            sharpen(model)
+        write_checkpoint(model, root / family, torch.float32)
+    return {family: root / family for family in FAMILIES}
+
+
+def sharpen(model: Any) -> None:
+    """Scale every matrix, and give the router's choice a bias where the family has one."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data *= SHARPER
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(std=0.05)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoints: dict[str, Path]) -> Path:
+    """One tiny checkpoint, where the family does not matter."""
+    return checkpoints["longcat_flash"]
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_checkpoint(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Path:
+    """The tiny checkpoint of each family in turn."""
+    return checkpoints[request.param]
+
+
+@pytest.fixture(scope="session")
+def renderer(checkpoint: Path):
+    """The renderer of our own tokenizer and chat template."""
+    from rollout.renderer import Renderer
+
+    return Renderer(checkpoint, "longcat")

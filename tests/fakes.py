@@ -1,0 +1,292 @@
+"""Hand-written stand-ins: a scripted engine and session, an environment that misbehaves, small records."""
+
+import asyncio
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from envs.env import Env, Reply, Task
+from envs.message import Message, ToolCall, ToolSchema
+from envs.session import EnvSession, Opening, StepResult
+from envs.tool import ToolError, tool
+from rl.group import GroupReport, GroupSpec, MemberReport
+from rollout.engine import Completion, Request, VersionSpan
+from rollout.trajectory import ScoredTrajectory, StopReason, Trajectory, Turn
+from trainer.sample import TrainSample
+
+END = "<|end|>"
+TASK = Task("fake", {"answer": "42"})
+
+
+class ScriptedEngine:
+    """Answers one entry of the script per request.
+
+    A text is encoded (a text without the end mark is cut off: `length`), an exception is raised, a
+    `Completion` is returned as it is, and HANG never answers.
+    """
+
+    HANG = object()
+
+    def __init__(self, tokenizer: Any, script: Sequence[Any], version: int = 0) -> None:
+        self.tokenizer = tokenizer
+        self.script = list(script)
+        self.version = version
+        self.requests: list[Request] = []
+        self.asked = asyncio.Event()
+
+    async def generate(self, request: Request) -> Completion:
+        self.requests.append(request)
+        self.asked.set()
+        act = self.script.pop(0)
+        if act is self.HANG:
+            await asyncio.Event().wait()
+        if isinstance(act, Exception):
+            raise act
+        if isinstance(act, Completion):
+            return act
+        ids = tuple(self.tokenizer.encode(act, add_special_tokens=False))
+        return completion(ids, finish="stop" if act.endswith(END) else "length", v=self.version)
+
+
+class FakeSession:
+    """An environment's side of an episode that answers every call with `42` and ends on plain text.
+
+    `fail` maps an act (open, step, score, close) to what it raises, or to HANG.
+    """
+
+    HANG = object()
+
+    def __init__(self, opening: str = "6 times 7 ?", fail: dict[str, Any] | None = None) -> None:
+        self.opening = opening
+        self.fail = fail or {}
+        self.acts: list[str] = []
+        self.calls: list[ToolCall] = []
+        self.replies: list[str] = []
+
+    async def open(self, task: Task) -> Opening:
+        await self._act("open")
+        schema = ToolSchema("multiply", "a times b", {"properties": {"a": {"type": "integer"}}})
+        return Opening((Message("user", self.opening),), (schema,))
+
+    async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
+        await self._act("step")
+        self.calls += calls
+        if not calls:
+            self.replies.append(text)
+            return StepResult((), done=True)
+        return StepResult(tuple(Message("tool", "42", name=c.name) for c in calls), done=False)
+
+    async def score(self) -> dict[str, float]:
+        await self._act("score")
+        return {"solved": 1.0}
+
+    async def close(self) -> None:
+        await self._act("close")
+
+    async def _act(self, name: str) -> None:
+        self.acts.append(name)
+        failure = self.fail.get(name)
+        if failure is self.HANG:
+            await asyncio.Event().wait()
+        if failure is not None:
+            raise failure
+
+
+class Probe(Env):
+    """An environment whose acts do what the task's data say: `{"reset": "raise", "score": "hang"}`.
+
+    `raise` raises RuntimeError, `refuse` ToolError, `late` TimeoutError, `hang` never returns.
+    """
+
+    name = "probe"
+    closed = 0
+
+    async def reset(self, task: Task) -> list[Message]:
+        self.plan: dict[str, Any] = task.data
+        await self._act("reset")
+        return [Message("user", "go")]
+
+    async def reply(self, text: str) -> Reply:
+        await self._act("reply")
+        return await super().reply(text)
+
+    async def score(self) -> dict[str, float]:
+        await self._act("score")
+        return self.plan.get("rewards", {"solved": 1.0})
+
+    async def close(self) -> None:
+        self.closed += 1
+        await self._act("close")
+
+    @tool
+    async def act(self, how: str) -> str:
+        """an async tool that does as it is told"""
+        await _obey(how)
+        return "done"
+
+    @tool
+    def block(self, how: str) -> Any:
+        """a sync tool that does as it is told"""
+        match how:
+            case "hang":
+                threading.Event().wait()
+            case "exit":
+                raise SystemExit(3)
+            case "iterate":
+                return next(iter(()))
+            case "unprintable":
+                return Unprintable()
+        if error := _error(how):
+            raise error
+        return "done"
+
+    async def _act(self, name: str) -> None:
+        await _obey(self.plan.get(name, ""))
+
+
+class Unprintable:
+    """A tool result that cannot be made text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text for this")
+
+
+def _error(how: str) -> Exception | None:
+    return {
+        "raise": RuntimeError("the world is broken"),
+        "refuse": ToolError("not like this"),
+        "late": TimeoutError("the far end was slow"),
+    }.get(how)
+
+
+async def _obey(how: str) -> None:
+    if how == "hang":
+        await asyncio.Event().wait()
+    if error := _error(how):
+        raise error
+
+
+class Counting(Env):
+    """An endless stream of distinct tasks without any world: `{"n": 0.123...}`."""
+
+    name = "counting"
+
+    def sample(self, rng: random.Random) -> dict[str, Any]:
+        return {"n": rng.random()}
+
+
+async def play(session: EnvSession, task: Task, moves: Sequence[Any]) -> list[str]:
+    """Open, make the moves (a ToolCall or a plain text each), and return what the tools said."""
+    await session.open(task)
+    said: list[str] = []
+    for move in moves:
+        text, calls = ("", (move,)) if isinstance(move, ToolCall) else (move, ())
+        said += [m.content for m in (await session.step(text, calls)).messages]
+    return said
+
+
+def completion(
+    ids: Sequence[int], *, finish: Any = "stop", v: int = 0, engine: str = "engine-0"
+) -> Completion:
+    """A completion all of one version, each token's log-prob its place: -0.5, -1.5, ..."""
+    logprobs = tuple(-0.5 - index for index in range(len(ids)))
+    return Completion(tuple(ids), logprobs, (VersionSpan(v, 0, len(ids)),), finish, engine)
+
+
+def turn(
+    prompt: Sequence[int] = (1, 2), written: Sequence[int] = (3, 4), *, v: int = 0, **changes: Any
+) -> Turn:
+    """A turn of one version."""
+    c = completion(written, v=v)
+    fields = {
+        "prompt_ids": tuple(prompt),
+        "completion_ids": c.token_ids,
+        "rollout_logprobs": c.logprobs,
+        "versions": c.versions,
+        "finish_reason": c.finish_reason,
+        "engine": c.engine,
+        "text": "text",
+    }
+    return Turn(**{**fields, **changes})
+
+
+def trajectory(
+    id: str = "t0",
+    *,
+    stop: StopReason = "completed",
+    turns: Sequence[Turn] | None = None,
+    evidence: dict[str, float] | None = None,
+    fault: str = "",
+) -> Trajectory:
+    """A short trajectory of the task TASK in the environment `fake`."""
+    return Trajectory(
+        id=id,
+        group="g0",
+        env="fake",
+        task=TASK,
+        opening=(Message("user", "6 times 7 ?"),),
+        turns=(turn(),) if turns is None else tuple(turns),
+        stop_reason=stop,
+        evidence={"solved": 1.0} if evidence is None else evidence,
+        phases=(),
+        fault=fault,
+    )
+
+
+def scored(id: str = "t0", reward: float = 1.0, **changes: Any) -> ScoredTrajectory:
+    """A trajectory with its reward."""
+    return ScoredTrajectory(trajectory(id, **changes), {"solved": reward}, reward)
+
+
+def member(id: str = "t0", **changes: Any) -> MemberReport:
+    """A trajectory in numbers."""
+    fields: dict[str, Any] = {
+        "id": id,
+        "stop_reason": "completed",
+        "judged": True,
+        "reward": 1.0,
+        "rewards": {"solved": 1.0},
+        "versions": (0,),
+        "num_turns": 2,
+        "num_tokens": 40,
+        "num_completion_tokens": 10,
+        "num_malformed": 0,
+        "num_bad_calls": 0,
+        "phase_seconds": {"generate": 0.5},
+        "fault": "",
+        "file": "trajectories/c.jsonl",
+        "offset": 0,
+    }
+    return MemberReport(**{**fields, **changes})
+
+
+def group_report(env: str, members: Sequence[MemberReport], **changes: Any) -> GroupReport:
+    """A finished group of an environment."""
+    spec = GroupSpec("g0", env, TASK, tuple(m.id for m in members), train=True)
+    fields: dict[str, Any] = {
+        "spec": spec,
+        "members": tuple(members),
+        "sample_ids": tuple(m.id for m in members),
+        "dropped": (),
+        "start": 100.0,
+        "end": 101.0,
+    }
+    return GroupReport(**{**fields, **changes})
+
+
+def sample(
+    id: str, length: int, rng: random.Random, *, version: int = 0, vocab: int = 400, prompt: int = 2
+) -> TrainSample:
+    """A random sequence: a prompt, then spans that the policy wrote and spans that it read."""
+    mask = [t >= prompt and (t == prompt or rng.random() < 0.6) for t in range(length)]
+    advantage = rng.choice([-1.5, -0.5, 0.5, 1.5])
+    return TrainSample(
+        id=id,
+        env="fake",
+        token_ids=tuple(rng.randrange(20, vocab) for _ in mask),
+        loss_mask=tuple(mask),
+        rollout_logprobs=tuple(-rng.uniform(1, 8) if m else 0.0 for m in mask),
+        advantages=tuple(advantage if m else 0.0 for m in mask),
+        versions=tuple(version if m else -1 for m in mask),
+    )

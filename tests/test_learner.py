@@ -1,0 +1,338 @@
+"""The learner against stock transformers, against itself packed and unpacked, and over versions."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import sample
+from transformers import AutoModelForCausalLM
+
+from trainer.batch import pack, plan_rows
+from trainer.config import LearnerConfig, LossConfig, OptimConfig, SftConfig
+from trainer.learner import Learner, Scorer
+from trainer.moe.experts import SortedExperts
+from trainer.policy import load_policy
+from trainer.sample import TrainSample
+from trainer.sft import train_sft
+
+LENGTHS = (5, 31, 12, 40, 9, 23, 17, 8)
+LOSS = LossConfig(max_completion_tokens=20)
+
+
+def samples(version: int = 0, seed: int = 3) -> list[TrainSample]:
+    rng = random.Random(seed)
+    return [sample(f"s{i}", n, rng, version=version) for i, n in enumerate(LENGTHS)]
+
+
+def learner(folder: Path, *, keep_versions: int = 0, temperature: float = 1.0, **config) -> Learner:
+    settings = {"row_tokens": 64, "loss": LOSS, "optim": OptimConfig(lr=1e-2), "threads": 1}
+    return Learner(
+        folder,
+        LearnerConfig(**{**settings, **config}),
+        temperature=temperature,
+        keep_versions=keep_versions,
+    )
+
+
+def with_rollout_logprobs(
+    batch: Sequence[TrainSample], logprobs: Sequence[Sequence[float]], version: int
+) -> list[TrainSample]:
+    """The samples as if an engine of this version had written them with these log-probs."""
+    told = []
+    for s, values in zip(batch, logprobs, strict=True):
+        left = iter(values)
+        rollout = tuple(next(left) if m else 0.0 for m in s.loss_mask)
+        versions = tuple(version if m else -1 for m in s.loss_mask)
+        told.append(replace(s, rollout_logprobs=rollout, versions=versions))
+    return told
+
+
+def stock_logprobs(model, s: TrainSample, temperature: float = 1.0) -> torch.Tensor:
+    """What transformers' own model says of the policy's tokens, one sequence at a time."""
+    ids = torch.tensor([s.token_ids])
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1] / temperature
+    every = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return every[torch.tensor(s.loss_mask[1:])]
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor, relative: float, what: str) -> None:
+    gap = (found - wanted).norm() / wanted.norm()
+    assert gap <= relative, f"{what}: relative difference {gap:.1e}"
+
+
+def flat(logprobs: Sequence[Sequence[float]]) -> torch.Tensor:
+    return torch.tensor([value for values in logprobs for value in values])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_packed_are_those_unpacked_and_those_of_stock_transformers(
+    family_checkpoint, temperature
+):
+    ours = learner(family_checkpoint, temperature=temperature)
+    packed = flat(ours.logprobs(samples()))
+    unpacked = flat([ours.logprobs([s])[0] for s in samples()])
+    model = AutoModelForCausalLM.from_pretrained(family_checkpoint)
+    with torch.no_grad():
+        stock = torch.cat([stock_logprobs(model, s, temperature) for s in samples()])
+    assert_close(packed, unpacked, 1e-5, "packed and unpacked")
+    assert_close(packed, stock, 1e-5, "ours and stock transformers")
+
+
+def test_the_checkpoint_tells_wrong_positions_and_wrong_neighbours_from_right_ones(
+    family_checkpoint,
+):
+    """Else the comparisons of this file would pass for a learner that gets them wrong."""
+    scorer = Scorer(load_policy(family_checkpoint, torch.float32), 1.0)
+    several = samples()[:3]
+    batch = pack(several, [[0, 1, 2]])
+    with torch.no_grad():
+        right = scorer(batch)[0]
+        running = torch.arange(batch.input_ids_RL.shape[1])[None]
+        stretched = scorer(replace(batch, position_ids_RL=batch.position_ids_RL * 2))[0]
+        crossing = scorer(
+            replace(
+                batch,
+                position_ids_RL=running,
+                segment_ids_RL=torch.zeros_like(batch.segment_ids_RL),
+            )
+        )[0]
+    assert (stretched - right).abs().mean() > 1e-2
+    assert (crossing - right)[batch.sample_N > 0].abs().mean() > 1e-2
+
+
+def test_gradients_are_those_of_stock_transformers(family_checkpoint):
+    ours = load_policy(family_checkpoint, torch.float32)
+    rows = plan_rows(LENGTHS, 64)
+    (-Scorer(ours, 1.0)(pack(samples(), rows))[0].sum()).backward()
+    stock = AutoModelForCausalLM.from_pretrained(family_checkpoint)
+    (-torch.cat([stock_logprobs(stock, s) for s in samples()]).sum()).backward()
+    wanted = {name: p.grad for name, p in stock.named_parameters()}
+    mine = dict(ours.named_parameters())
+    assert set(mine) == set(wanted)
+    for name, parameter in mine.items():
+        # transformers allocates rows for LongCat-Flash's zero experts, which have no weights.
+        real = wanted[name][: len(parameter)]
+        assert parameter.grad is not None, name
+        assert_close(parameter.grad, real, 1e-4, name)
+
+
+def test_every_parameter_gets_a_gradient(family_checkpoint):
+    model = load_policy(family_checkpoint, torch.float32)
+    (-Scorer(model, 1.0)(pack(samples(), plan_rows(LENGTHS, 64)))[0].sum()).backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_tokens_of_zero_experts_alone_pass_through_weighted(checkpoint):
+    config = load_policy(checkpoint, torch.float32).config
+    experts = SortedExperts(config)
+    x = torch.randn(5, config.hidden_size, requires_grad=True)
+    chosen = torch.full((5, 2), config.n_routed_experts + 1)
+    weights = torch.tensor([[0.3, 0.2]]).expand(5, 2)
+    out = experts(x, chosen, weights)
+    assert torch.allclose(out, 0.5 * x)
+    out.sum().backward()
+    assert torch.allclose(x.grad, torch.full_like(x, 0.5))
+
+
+def test_a_step_makes_a_new_version_and_says_what_it_did(checkpoint):
+    ours = learner(checkpoint)
+    batch = with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)
+    before = flat(ours.logprobs(batch))
+    metrics = ours.step(batch)
+    assert ours.version == 1
+    assert (flat(ours.logprobs(batch)) - before).abs().max() > 1e-3
+    tokens = sum(s.num_policy_tokens for s in batch)
+    assert metrics["parity/tokens"] == metrics["learner/policy_tokens"] == tokens
+    assert metrics["learner/tokens"] == sum(LENGTHS)
+    assert metrics["parity/mean_abs_dlogp"] < 1e-5
+    assert metrics["loss/clipped_pos"] == metrics["loss/clipped_neg"] == 0
+    assert metrics["optim/lr"] == 1e-2 and metrics["optim/grad_norm"] > 0
+    assert 0 < metrics["loss/entropy"] < math.log(512)
+    # At the weights that wrote the samples each ratio is 1, so the loss is the advantages' mean.
+    advantages = sum(a for s in batch for a in s.advantages)
+    wanted = -advantages / (len(batch) * LOSS.max_completion_tokens)
+    assert metrics["loss/loss"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_step_moves_logprobs_with_the_sign_of_the_advantage(family_checkpoint):
+    ours = learner(family_checkpoint, optim=OptimConfig(lr=1e-3))
+    before = ours.logprobs(samples())
+    ours.step(with_rollout_logprobs(samples(), before, 0))
+    after = ours.logprobs(samples())
+    gained = sum(
+        max(s.advantages, key=abs) * (sum(new) - sum(old))
+        for s, old, new in zip(samples(), before, after, strict=True)
+    )
+    assert gained > 0
+
+
+@pytest.mark.parametrize("kind", ["longcat", "grpo"])
+def test_a_step_is_the_same_in_one_micro_batch_or_many(checkpoint, kind):
+    found = []
+    for rows in (1, 16):
+        loss = LossConfig(kind=kind, max_completion_tokens=20)
+        ours = learner(checkpoint, micro_batch_rows=rows, loss=loss)
+        found.append(ours.step(with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)))
+    for key in ("loss/loss", "loss/entropy", "optim/grad_norm", "parity/tokens"):
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-4), key
+
+
+def test_samples_are_scored_under_exactly_the_weights_of_their_version(family_checkpoint):
+    """Each version's samples carry that version's log-probs: scored under any other they would differ."""
+    ours = learner(family_checkpoint, keep_versions=2, optim=OptimConfig(lr=1e-3))
+    said = {}
+    for version in range(3):
+        said[version] = ours.logprobs(samples())
+        if version < 2:
+            ours.step(with_rollout_logprobs(samples(), said[version], version))
+    gaps = [(flat(said[a]) - flat(said[b])).abs().mean() for a, b in ((0, 1), (1, 2), (0, 2))]
+    assert min(gaps) > 1e-3, "the versions differ"
+    mixed = [
+        s
+        for version in range(3)
+        for s in with_rollout_logprobs(samples(), said[version], version)[version::3]
+    ]
+    metrics = ours.step(mixed)
+    assert metrics["parity/tokens"] == sum(s.num_policy_tokens for s in mixed)
+    assert metrics["parity/mean_abs_dlogp"] < 1e-5
+
+
+def test_logprobs_of_another_version_are_seen_as_a_gap(checkpoint):
+    ours = learner(checkpoint, keep_versions=1, optim=OptimConfig(lr=1e-3))
+    first = ours.logprobs(samples())
+    ours.step(with_rollout_logprobs(samples(), first, 0))
+    mislabelled = with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)
+    assert ours.step(mislabelled)["parity/mean_abs_dlogp"] > 1e-3
+
+
+def test_the_ratio_is_taken_against_the_version_that_wrote_the_sample(checkpoint):
+    """Two steps on the same samples of version 0: the second step's ratios are those by hand."""
+    ours = learner(checkpoint, keep_versions=1, optim=OptimConfig(lr=1e-3))
+    old = ours.logprobs(samples())
+    batch = with_rollout_logprobs(samples(), old, 0)
+    ours.step(batch)
+    new = ours.logprobs(samples())
+    metrics = ours.step(batch)
+    objective = clipped = 0.0
+    for s, was, now in zip(batch, old, new, strict=True):
+        advantage = max(s.advantages, key=abs)
+        for ratio in (math.exp(b - a) for a, b in zip(was, now, strict=True)):
+            bounded = min(max(ratio, 0.8), 1.28)
+            value = min(ratio * advantage, bounded * advantage)
+            objective += max(value, 3 * advantage) if advantage < 0 else value
+            clipped += ratio > 1.28 and advantage > 0
+    wanted = -objective / (len(batch) * LOSS.max_completion_tokens)
+    assert metrics["loss/loss"] == pytest.approx(wanted, rel=1e-3)
+    assert clipped > 0, "the samples moved far enough to test the clipping"
+    tokens = sum(s.num_policy_tokens for s in batch)
+    assert metrics["loss/clipped_pos"] == pytest.approx(clipped / tokens)
+
+
+def test_a_version_whose_weights_are_gone_is_refused_by_number(checkpoint):
+    ours = learner(checkpoint, keep_versions=1)
+    for version in range(2):
+        ours.step(with_rollout_logprobs(samples(), ours.logprobs(samples()), version))
+    with pytest.raises(ValueError, match="version 0 came when the weights of \\[1\\] and 2 are kept"):
+        ours.step(samples(version=0))
+
+
+def test_only_as_many_past_weights_are_kept_as_asked_for(checkpoint):
+    ours = learner(checkpoint, keep_versions=2)
+    for version in range(4):
+        ours.step(samples(version))
+        assert sorted(ours.past_weights) == list(range(max(0, version - 1), version + 1))
+
+
+def test_a_sequence_of_two_versions_is_trained_on_but_not_compared(checkpoint):
+    ours = learner(checkpoint, keep_versions=1)
+    ours.step(samples(0))
+    first, *rest = samples(0)
+    changed = [t for t, mine in enumerate(first.loss_mask) if mine][1:]
+    versions = tuple(1 if t in changed else v for t, v in enumerate(first.versions))
+    metrics = ours.step([replace(first, versions=versions), *rest])
+    assert metrics["parity/tokens"] == sum(s.num_policy_tokens for s in rest)
+    assert metrics["learner/policy_tokens"] == sum(s.num_policy_tokens for s in samples())
+
+
+def test_with_the_engines_logprobs_as_behaviour_no_past_weights_are_needed(checkpoint):
+    loss = LossConfig(max_completion_tokens=20, behaviour="engine")
+    ours = learner(checkpoint, loss=loss)
+    ours.step(samples(0))
+    metrics = ours.step(samples(0))
+    assert math.isfinite(metrics["loss/loss"])
+    assert metrics["parity/tokens"] == 0 and math.isnan(metrics["parity/mean_abs_dlogp"])
+
+
+def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(checkpoint):
+    ours = learner(checkpoint, keep_versions=1)
+    before = ours.logprobs(samples())
+    broken = [replace(s, advantages=tuple(a * math.inf if a else 0.0 for a in s.advantages)) for s in samples()]
+    with pytest.raises(FloatingPointError, match="update 0 is"):
+        ours.step(broken)
+    assert ours.version == 0
+    assert ours.logprobs(samples()) == before
+
+
+def test_imitation_lowers_the_loss_and_makes_no_version(family_checkpoint):
+    ours = learner(family_checkpoint, optim=OptimConfig(lr=3e-3))
+    losses = [ours.imitate(samples())["sft/loss"] for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.5
+    assert (ours.version, ours.updates) == (0, 8)
+
+
+def test_the_imitation_loss_is_the_mean_over_the_policys_tokens(checkpoint):
+    ours = learner(checkpoint)
+    logprobs = flat(ours.logprobs(samples()))
+    assert ours.imitate(samples())["sft/loss"] == pytest.approx(-logprobs.mean().item(), rel=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    optim = OptimConfig(lr=1.0, warmup_steps=4, decay_steps=10)
+    rates = [optim.lr_at(step) for step in range(12)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 0.7])
+    assert rates[5:] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0, 0])
+    assert OptimConfig(lr=0.5).lr_at(0) == OptimConfig(lr=0.5).lr_at(10**6) == 0.5
+
+
+def test_the_optimizer_uses_the_rate_of_its_update(checkpoint):
+    ours = learner(checkpoint, optim=OptimConfig(lr=1e-3, warmup_steps=4))
+    rates = [ours.step(samples(version))["optim/lr"] for version in range(0)]
+    for _ in range(2):
+        rates.append(ours.step(samples(ours.version))["optim/lr"])
+    assert rates == pytest.approx([2.5e-4, 5e-4])
+
+
+def test_in_bfloat16_the_loss_is_close_to_that_in_float32(family_checkpoint):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        ours = learner(family_checkpoint, dtype=dtype)
+        found[dtype] = ours.imitate(samples())["sft/loss"]
+        assert all(p.dtype == torch.float32 for p in ours.model.parameters())
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=3e-2)
+    assert found["bfloat16"] != found["float32"]
+
+
+def test_a_saved_learner_says_the_same(family_checkpoint, tmp_path):
+    ours = learner(family_checkpoint)
+    ours.imitate(samples())
+    ours.save(tmp_path / "step_1")
+    assert learner(tmp_path / "step_1").logprobs(samples()) == ours.logprobs(samples())
+
+
+def test_a_cold_start_reports_each_update_and_repeats_exactly(checkpoint):
+    sft = SftConfig(steps=5, batch_size=3, optim=OptimConfig(lr=3e-3))
+    runs = []
+    for _ in range(2):
+        reported: list[tuple[int, float]] = []
+        config = LearnerConfig(row_tokens=64, threads=1)
+        train_sft(
+            checkpoint, samples(), sft, config, seed=5, report=lambda *r: reported.append(r)
+        )
+        runs.append(reported)
+    assert [step for step, _ in runs[0]] == list(range(5))
+    assert runs[0] == runs[1]

@@ -1,0 +1,149 @@
+"""Messages to tokens: turn by turn is the same as all at once, and what was sampled stays as it was."""
+
+import shutil
+
+import pytest
+from fakes import END
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.message import Message, ToolCall, ToolSchema
+from rollout.renderer import Renderer
+from rollout.tool_format import MalformedCall
+from trainer.tokenizer import SPECIAL_TOKENS
+
+ADD = ToolSchema(
+    "add", "a plus b", {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+)
+CALL = ToolCall("add", {"a": 4, "b": 38})
+OPENING = (Message("user", "4 plus 38 ?"),)
+
+content = st.text(max_size=30).filter(lambda s: not any(t in s for t in SPECIAL_TOKENS))
+names = st.from_regex(r"[a-z]{1,8}", fullmatch=True)
+calls = st.builds(ToolCall, names, st.dictionaries(names, content | st.integers(), max_size=2))
+written = st.builds(
+    lambda text, made: Message("assistant", text, tuple(made)), content, st.lists(calls, max_size=2)
+)
+answers = st.lists(
+    st.builds(lambda role, text: Message(role, text), st.sampled_from(["tool", "user"]), content),
+    min_size=1,
+    max_size=3,
+)
+openings = st.builds(
+    lambda system, user: (*system, Message("user", user)),
+    st.lists(st.builds(lambda text: Message("system", text), content), max_size=1),
+    content,
+)
+
+
+def whole_text(renderer: Renderer, messages, tools) -> str:
+    return renderer.tokenizer.apply_chat_template(
+        [m.as_chat() for m in messages],
+        tools=[t.as_chat() for t in tools] or None,
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+
+
+def encode(renderer: Renderer, text: str) -> list[int]:
+    return renderer.tokenizer.encode(text, add_special_tokens=False)
+
+
+def written_ids(renderer: Renderer, message: Message) -> list[int]:
+    """What a policy that writes this message sends back, taken from the template's whole rendering."""
+    before = [Message("user", "?")]
+    text = whole_text(renderer, [*before, message], ())
+    return encode(
+        renderer,
+        text.removeprefix(whole_text(renderer, before, ())).removesuffix("<|assistant|>"),
+    )
+
+
+@given(openings, st.lists(st.tuples(written, answers), max_size=4), st.booleans())
+def test_built_turn_by_turn_equals_rendered_all_at_once(renderer, opening, turns, with_tools):
+    tools = (ADD,) if with_tools else ()
+    ids = renderer.prompt(opening, tools)
+    messages = list(opening)
+    for message, observations in turns:
+        completion = written_ids(renderer, message)
+        ids += completion
+        ids += renderer.suffix(observations, completion)
+        messages += [message, *observations]
+    assert ids == encode(renderer, whole_text(renderer, messages, tools))
+
+
+@given(content)
+def test_any_content_can_be_read_back_from_the_tokens(renderer, text):
+    ids = renderer.prompt([Message("user", text)], ())
+    assert renderer.text(ids) == f"<|user|>{text}<|end|><|assistant|>"
+
+
+def test_the_prompt_tells_of_the_tools_and_ends_where_the_policy_begins(renderer):
+    text = renderer.text(renderer.prompt(OPENING, (ADD,)))
+    assert text == (
+        "<|tools|>add(a:integer,b:integer) a plus b;<|end|><|user|>4 plus 38 ?<|end|><|assistant|>"
+    )
+
+
+def test_a_suffix_depends_on_the_completions_end_only(renderer):
+    observations = [Message("tool", "42")]
+    end = renderer.eos_ids[0]
+    one, other = [5, 6, 7, end], [*encode(renderer, "something else"), end]
+    assert renderer.suffix(observations, one) == renderer.suffix(observations, other)
+    assert renderer.text(renderer.suffix(observations, one)) == "<|tool|>42<|end|><|assistant|>"
+
+
+def test_a_completion_that_was_cut_off_is_ended_by_the_suffix(renderer):
+    suffix = renderer.suffix([Message("tool", "42")], [5, 6, 7])
+    assert renderer.text(suffix) == "<|end|><|tool|>42<|end|><|assistant|>"
+
+
+def test_a_completion_is_parsed_without_its_end_mark(renderer):
+    assert renderer.parse(encode(renderer, f" 42{END}")) == ("42", ())
+    text, found = renderer.parse(written_ids(renderer, Message("assistant", "so", (CALL,))))
+    assert (text, found) == ("so", (ToolCall("add", {"a": "4", "b": "38"}),))
+
+
+def test_a_malformed_completion_is_refused_with_a_sentence(renderer):
+    with pytest.raises(MalformedCall, match="has to end with"):
+        renderer.parse(encode(renderer, f"<longcat_tool_call>add{END}"))
+
+
+@given(openings, st.lists(st.tuples(written, answers), max_size=3), written)
+def test_a_demonstration_is_learned_where_the_assistant_speaks_and_only_there(
+    renderer, opening, turns, last
+):
+    said = [m for message, observations in turns for m in (message, *observations)] + [last]
+    ids, learn = renderer.demonstration(opening, (ADD,), said)
+    assert len(ids) == len(learn)
+    policy = [m for m in said if m.role == "assistant"]
+    wanted = [id for m in policy for id in written_ids(renderer, m)]
+    assert [id for id, mine in zip(ids, learn, strict=True) if mine] == wanted
+    text = whole_text(renderer, [*opening, *said], (ADD,)).removesuffix("<|assistant|>")
+    assert ids == encode(renderer, text)
+
+
+def test_a_demonstration_reads_back_as_the_calls_it_shows(renderer):
+    said = [Message("assistant", "", (CALL,)), Message("tool", "42"), Message("assistant", "42")]
+    ids, learn = renderer.demonstration(OPENING, (ADD,), said)
+    mine = [id for id, wanted in zip(ids, learn, strict=True) if wanted]
+    first = mine[: mine.index(renderer.eos_ids[0]) + 1]
+    assert renderer.parse(first) == ("", (ToolCall("add", {"a": "4", "b": "38"}),))
+
+
+def copy_with_template(checkpoint, folder, template: str):
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "chat_template.jinja").write_text(template)
+    return Renderer(folder, "longcat")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(checkpoint, tmp_path):
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last else '-' }};{% endfor %}"
+    renderer = copy_with_template(checkpoint, tmp_path / "rewrites", template)
+    with pytest.raises(ValueError, match="rewrites earlier turns"):
+        renderer.suffix([Message("tool", "42")], [5])
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_by_name(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"bare: the tokenizer has no chat template"):
+        copy_with_template(checkpoint, tmp_path / "bare", "")

@@ -1,0 +1,142 @@
+"""Judges, how they are found, and how their findings become one reward or a fault."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from fakes import TASK, trajectory, turn
+
+from envs.env import Task
+from reward.answer import exact, final_answer, mathematics
+from reward.format import well_formed
+from reward.registry import UnknownJudge, find_judge
+from reward.score import JudgeFault, score
+
+NOT_A_JUDGE = 3
+
+
+def answering(text: str):
+    return trajectory(turns=(turn(text="first"), turn(text=text)))
+
+
+async def style(task, trajectory):
+    return {"style": 0.5}
+
+
+async def broken(task, trajectory):
+    raise RuntimeError("the judge is ill")
+
+
+async def slow(task, trajectory):
+    await asyncio.Event().wait()
+
+
+async def late(task, trajectory):
+    raise TimeoutError("the far end was slow")
+
+
+async def undecided(task, trajectory):
+    return {"style": float("nan")}
+
+
+def test_the_final_answer_is_the_last_turns_text():
+    assert final_answer(answering(" 42 \n")) == "42"
+    assert final_answer(trajectory(turns=())) == ""
+
+
+async def test_exact_wants_the_reference_letter_by_letter():
+    assert await exact(TASK, answering(" 42")) == {"exact": 1.0}
+    assert await exact(TASK, answering("42.0")) == {"exact": 0.0}
+    assert await exact(Task("x", {"answer": 42}), answering("42")) == {"exact": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        ("1/2", "$0.5$", 1.0),
+        ("(x-1)(x+1)", r"so it is \boxed{x^2-1}", 1.0),
+        ("42", "I do not know", 0.0),
+        ("42", "$41$", 0.0),
+    ],
+)
+async def test_mathematics_wants_an_equal_expression(reference, answer, right):
+    found = await mathematics(Task("x", {"answer": reference}), answering(answer))
+    assert found == {"mathematics": right}
+
+
+def test_mathematics_judges_outside_the_main_thread_as_well():
+    """Ray runs an asynchronous actor's event loop in a thread of its own."""
+    found: list[object] = []
+
+    def judge() -> None:
+        try:
+            found.append(asyncio.run(mathematics(TASK, answering("$42$"))))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=judge)
+    thread.start()
+    thread.join()
+    assert found == [{"mathematics": 1.0}]
+
+
+async def test_well_formed_is_the_share_of_turns_without_a_bad_call():
+    turns = (turn(), turn(malformed=True), turn(bad_calls=2), turn())
+    assert await well_formed(TASK, trajectory(turns=turns)) == {"well_formed": 0.5}
+    assert await well_formed(TASK, trajectory(turns=())) == {"well_formed": 0.0}
+
+
+async def test_a_reward_is_the_weighted_sum_of_evidence_and_judges():
+    found = await score(answering("42"), [exact, style], {"style": 0.1, "exact": 2.0}, seconds=1)
+    assert found.rewards == {"solved": 1.0, "exact": 1.0, "style": 0.5}
+    assert found.reward == pytest.approx(1.0 + 2.0 + 0.05)
+
+
+async def test_a_trajectory_that_a_fault_ended_is_not_judged():
+    found = await score(trajectory(stop="env_fault"), [broken], {}, seconds=1)
+    assert (found.rewards, found.reward) == ({}, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("judge", "sentence"),
+    [
+        (broken, "judge broken: RuntimeError: the judge is ill"),
+        (slow, "judge slow: no answer within 0.1 s"),
+        (late, "judge late: TimeoutError: the far end was slow"),
+        (undecided, "judge undecided: "),
+    ],
+)
+async def test_a_judge_that_fails_is_a_fault_and_no_reward(judge, sentence):
+    start = time.monotonic()
+    with pytest.raises(JudgeFault) as caught:
+        await score(trajectory(), [judge], {}, seconds=0.1)
+    assert str(caught.value).startswith(sentence)
+    assert time.monotonic() - start < 3
+
+
+def test_a_failing_judges_traceback_is_kept():
+    with pytest.raises(JudgeFault) as caught:
+        asyncio.run(score(trajectory(), [broken], {}, seconds=1))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_judges_are_found_by_entry_point_or_as_module_and_function():
+    assert find_judge("exact") is exact
+    assert find_judge("reward.format:well_formed") is well_formed
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("exacd", "judge 'exacd' does not exist; installed are exact, mathematics, well_formed"),
+        ("reward.answer:missing", "cannot be imported"),
+        ("no_such_module:f", "cannot be imported"),
+        (f"{__name__}:NOT_A_JUDGE", "NOT_A_JUDGE"),
+    ],
+)
+def test_a_judge_that_cannot_be_found_is_one_sentence(name, sentence):
+    with pytest.raises(UnknownJudge) as caught:
+        find_judge(name)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)

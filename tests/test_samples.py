@@ -1,0 +1,103 @@
+"""From finished groups to training samples: who is left out and why, and that lists stay aligned."""
+
+import pytest
+from fakes import scored, trajectory, turn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.samples import Dropped, group_samples, train_sample
+from rollout.engine import VersionSpan
+from rollout.trajectory import JUDGED
+
+FAULTS = ("env_fault", "engine_fault", "host_fault", "judge_fault", "timeout", "crash")
+
+
+def ids(samples) -> list[str]:
+    return [s.id for s in samples]
+
+
+def test_a_judged_group_gives_a_sample_per_member_and_advantages_of_mean_zero():
+    members = [scored(f"t{i}", reward) for i, reward in enumerate([1.0, 0.0, 0.0, 1.0])]
+    samples, dropped = group_samples(members, "grpo", filter_zero_variance=True)
+    assert (ids(samples), dropped) == (["t0", "t1", "t2", "t3"], [])
+    assert [max(s.advantages, key=abs) for s in samples] == [1.0, -1.0, -1.0, 1.0]
+
+
+@pytest.mark.parametrize("stop", FAULTS)
+def test_a_fault_is_dropped_as_failed_and_is_no_part_of_the_baseline(stop):
+    judged = [scored("t0", 1.0), scored("t1", 0.0)]
+    alone, _ = group_samples(judged, "dr_grpo", filter_zero_variance=True)
+    members = [judged[0], scored("bad", 0.0, stop=stop), judged[1]]
+    samples, dropped = group_samples(members, "dr_grpo", filter_zero_variance=True)
+    assert samples == alone
+    assert dropped == [Dropped(("bad",), "failed", stop)]
+
+
+def test_every_stop_reason_is_either_judged_or_a_fault():
+    assert JUDGED.isdisjoint(FAULTS)
+
+
+def test_equal_rewards_are_filtered_as_zero_variance():
+    members = [scored(f"t{i}", 0.3) for i in range(3)] + [scored("bad", 0.0, stop="crash")]
+    samples, dropped = group_samples(members, "grpo", filter_zero_variance=True)
+    assert samples == []
+    assert dropped == [
+        Dropped(("bad",), "failed", "crash"),
+        Dropped(("t0", "t1", "t2"), "filtered", "zero_variance"),
+    ]
+
+
+def test_without_the_filter_equal_rewards_are_samples_without_an_advantage():
+    members = [scored(f"t{i}", 0.3) for i in range(3)]
+    samples, dropped = group_samples(members, "grpo", filter_zero_variance=False)
+    assert (len(samples), dropped) == (3, [])
+    assert all(a == 0 for s in samples for a in s.advantages)
+
+
+def test_one_judged_member_alone_has_no_baseline():
+    members = [scored("t0"), scored("bad", stop="timeout")]
+    samples, dropped = group_samples(members, "grpo", filter_zero_variance=False)
+    assert samples == []
+    assert dropped[1:] == [Dropped(("t0",), "filtered", "no_baseline")]
+
+
+def test_a_group_of_faults_is_dropped_whole():
+    members = [scored("a", stop="crash"), scored("b", stop="timeout")]
+    samples, dropped = group_samples(members, "grpo", filter_zero_variance=True)
+    assert samples == []
+    assert [d.ids for d in dropped] == [("a",), ("b",)]
+
+
+def test_a_trajectory_without_a_single_turn_gives_no_sample_and_is_accounted_for():
+    """The opening alone filled the trajectory: there is nothing to train on."""
+    members = [scored("t0"), scored("empty", 0.0, stop="max_tokens", turns=()), scored("t2", 0.0)]
+    samples, dropped = group_samples(members, "grpo", filter_zero_variance=False)
+    assert "empty" not in ids(samples)
+    assert sorted([*ids(samples), *(id for d in dropped for id in d.ids)]) == ["empty", "t0", "t2"]
+
+
+outcomes = st.tuples(st.sampled_from([*sorted(JUDGED), *FAULTS]), st.sampled_from([0.0, 0.5, 1.0]))
+
+
+@given(st.lists(outcomes, min_size=1, max_size=8), st.booleans(), st.sampled_from(["grpo", "dr_grpo"]))
+def test_every_member_is_a_sample_or_dropped_exactly_once(outcomes, filtering, advantage):
+    members = [scored(f"t{i}", reward, stop=stop) for i, (stop, reward) in enumerate(outcomes)]
+    samples, dropped = group_samples(members, advantage, filter_zero_variance=filtering)
+    accounted = [*ids(samples), *(id for d in dropped for id in d.ids)]
+    assert sorted(accounted) == sorted(m.trajectory.id for m in members)
+    assert abs(sum(s.advantages[-1] for s in samples)) < 1e-9
+
+
+def test_a_sample_is_the_turns_end_to_end_with_every_list_aligned():
+    first = turn((1, 2), (3, 4), v=5)
+    second = turn(
+        (6,), (7, 8, 9), versions=(VersionSpan(5, 0, 1), VersionSpan(6, 1, 3)), v=0
+    )
+    sample = train_sample(trajectory("t7", turns=(first, second)), 0.25)
+    assert (sample.id, sample.env) == ("t7", "fake")
+    assert sample.token_ids == (1, 2, 3, 4, 6, 7, 8, 9)
+    assert sample.loss_mask == (False, False, True, True, False, True, True, True)
+    assert sample.rollout_logprobs == (0, 0, -0.5, -1.5, 0, -0.5, -1.5, -2.5)
+    assert sample.advantages == (0, 0, 0.25, 0.25, 0, 0.25, 0.25, 0.25)
+    assert sample.policy_versions == (5, 5, 5, 6, 6)
+    assert sample.num_policy_tokens == 5

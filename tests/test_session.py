@@ -1,0 +1,197 @@
+"""An environment under deadlines: the policy's mistakes go back to it, the environment's are raised."""
+
+import asyncio
+import time
+
+import pytest
+from fakes import Probe, play
+
+from envs.env import Env, EnvConfig, Task, say
+from envs.message import ToolCall
+from envs.session import Deadlines, EnvFault, EnvSession, demonstrate
+
+QUICK = Deadlines(0.2, 0.2, 0.2, 0.2)
+ACTS = ("reset", "reply", "score", "close")
+
+
+def session(deadlines: Deadlines = QUICK) -> EnvSession:
+    return EnvSession(Probe(EnvConfig()), deadlines)
+
+
+def task(**plan) -> Task:
+    return Task("probe", plan)
+
+
+async def run_all(plan: Task) -> None:
+    """Every act of an episode without tools."""
+    s = session()
+    await s.open(plan)
+    await s.step("the answer", ())
+    await s.score()
+    await s.close()
+
+
+async def call(name: str, how: str, s: EnvSession | None = None):
+    s = s or session()
+    await s.open(task())
+    return await s.step("", (ToolCall(name, {"how": how}),))
+
+
+async def test_the_opening_holds_messages_and_tool_schemas():
+    opening = await session().open(task())
+    assert [m.content for m in opening.messages] == ["go"]
+    assert [t.name for t in opening.tools] == ["act", "block"]
+
+
+async def test_plain_text_is_the_answer_and_ends_the_episode():
+    s = session()
+    await s.open(task())
+    result = await s.step("the answer", ())
+    assert (result.messages, result.done, s.env.answer) == ((), True, "the answer")
+
+
+@pytest.mark.parametrize("act", ACTS)
+async def test_an_act_that_raises_is_a_fault_of_its_kind_with_the_traceback(act):
+    with pytest.raises(EnvFault) as caught:
+        await run_all(task(**{act: "raise"}))
+    fault = caught.value
+    assert fault.kind == act
+    assert str(fault) == f"environment 'probe', {act}: RuntimeError: the world is broken"
+    assert "Traceback" in fault.trace and "in _obey" in fault.trace
+
+
+@pytest.mark.parametrize("act", ACTS)
+async def test_an_act_that_never_returns_is_a_timeout_within_its_deadline(act):
+    start = time.monotonic()
+    with pytest.raises(EnvFault, match=f"'probe', {act}: no answer within 0.2 s") as caught:
+        await run_all(task(**{act: "hang"}))
+    assert caught.value.kind == "timeout"
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("act", ["reset", "score", "close"])
+async def test_a_tool_error_outside_a_tool_is_the_environments_fault(act):
+    with pytest.raises(EnvFault) as caught:
+        await run_all(task(**{act: "refuse"}))
+    assert caught.value.kind == act
+
+
+@pytest.mark.parametrize("name", ["act", "block"])
+async def test_a_tool_that_raises_is_a_fault_that_names_it(name):
+    with pytest.raises(EnvFault, match=f"tool '{name}': RuntimeError: the world is broken") as caught:
+        await call(name, "raise")
+    assert caught.value.kind == "tool"
+    assert "envs/session.py" in caught.value.trace
+
+
+@pytest.mark.parametrize("name", ["act", "block"])
+async def test_a_tool_that_never_returns_is_a_timeout_within_its_deadline(name):
+    start = time.monotonic()
+    with pytest.raises(EnvFault, match=f"tool '{name}': no answer within 0.2 s") as caught:
+        await call(name, "hang")
+    assert caught.value.kind == "timeout"
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("name", ["act", "block"])
+async def test_a_timeout_error_of_the_tools_own_is_no_missed_deadline(name):
+    with pytest.raises(EnvFault, match="TimeoutError: the far end was slow") as caught:
+        await call(name, "late")
+    assert caught.value.kind == "tool"
+    assert caught.value.trace
+
+
+@pytest.mark.parametrize("how", ["exit", "iterate"])
+def test_a_sync_tool_that_exits_or_runs_out_is_a_fault_and_ends_nothing_else(how):
+    try:
+        asyncio.run(call("block", how))
+    except BaseException as error:  # a SystemExit let through would end pytest
+        outcome = error
+    assert isinstance(outcome, EnvFault), repr(outcome)
+    assert outcome.kind == "tool"
+
+
+async def test_a_result_that_cannot_be_made_text_is_the_environments_fault():
+    with pytest.raises(EnvFault) as caught:
+        await call("block", "unprintable")
+    assert caught.value.kind == "tool"
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (ToolCall("act", {"how": "refuse"}), "error: not like this"),
+        (ToolCall("nothing", {}), "error: no tool 'nothing'"),
+        (ToolCall("act", {}), "error: act: argument how: field required"),
+        (ToolCall("act", {"how": "", "x": 1}), "error: act: argument x: "),
+    ],
+)
+async def test_what_the_policy_did_wrong_comes_back_as_an_error_message(bad, sentence):
+    s = session()
+    await s.open(task())
+    result = await s.step("", (bad, ToolCall("act", {"how": ""})))
+    refused, accepted = result.messages
+    assert refused.content.startswith(sentence)
+    assert (refused.role, refused.name) == ("tool", bad.name)
+    assert accepted.content == "done", "the other calls of the turn are made all the same"
+    assert (result.bad_calls, result.done) == (1, False)
+
+
+async def test_sessions_are_not_blocked_by_sync_tools_that_hang():
+    patient = Deadlines(tool_seconds=2)
+    stuck = [asyncio.create_task(call("block", "hang", session(patient))) for _ in range(40)]
+    start = time.monotonic()
+    result = await call("block", "", session(patient))
+    assert result.messages[0].content == "done"
+    assert time.monotonic() - start < 1.5
+    assert not any(t.done() for t in stuck)
+    for t in stuck:
+        t.cancel()
+    await asyncio.gather(*stuck, return_exceptions=True)
+
+
+@pytest.mark.parametrize("rewards", [{"solved": float("nan")}, {"solved": "yes"}, 1.0, None])
+async def test_a_score_that_is_no_table_of_finite_numbers_is_the_environments_fault(rewards):
+    s = session()
+    await s.open(task(rewards=rewards))
+    with pytest.raises(EnvFault) as caught:
+        await s.score()
+    assert caught.value.kind == "score"
+
+
+async def test_the_moves_of_a_whole_episode_come_back_in_order():
+    said = await play(session(), task(), [ToolCall("act", {"how": ""}), "the end"])
+    assert said == ["done"]
+
+
+async def test_a_demonstration_closes_the_environment_once():
+    class Shown(Probe):
+        def expert(self, task):
+            yield say("the end")
+
+    env = Shown(EnvConfig())
+    opening, said, rewards = await demonstrate(env, task())
+    assert [m.content for m in (*opening.messages, *said)] == ["go", "the end"]
+    assert rewards == {"solved": 1.0}
+    assert env.closed == 1
+
+
+@pytest.mark.parametrize("plan", [{"reset": "raise"}, {}], ids=["reset raises", "no expert"])
+async def test_a_demonstration_that_fails_closes_the_environment_once(plan):
+    env = Probe(EnvConfig())
+    with pytest.raises((EnvFault, TypeError)):
+        await demonstrate(env, task(**plan))
+    assert env.closed == 1
+
+
+async def test_an_environment_that_defines_nothing_says_what_is_missing():
+    class Empty(Env):
+        name = "empty"
+
+    env = Empty(EnvConfig())
+    with pytest.raises(TypeError, match=r"'empty' has to define reset\(\)"):
+        await env.reset(task())
+    with pytest.raises(TypeError, match=r"sample\(\) or tasks\(\)"):
+        next(env.tasks("train", 0))
+    with pytest.raises(TypeError, match="offers no expert"):
+        next(env.expert(task()))

@@ -1,0 +1,172 @@
+"""Tool calls as text: both formats, several calls, malformed ones, and a round trip."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.message import ToolCall
+from rollout.tool_format import MalformedCall, parse_calls
+
+ADD = ToolCall("add", {"a": "2", "b": "3"})
+MARKS = ("longcat_tool_call>", "longcat_arg_key>", "longcat_arg_value>", "tool_call>")
+
+
+def longcat(call: ToolCall) -> str:
+    pairs = "".join(
+        f"<longcat_arg_key>{key}</longcat_arg_key><longcat_arg_value>{value}</longcat_arg_value>"
+        for key, value in call.arguments.items()
+    )
+    return f"<longcat_tool_call>{call.name}{pairs}</longcat_tool_call>"
+
+
+def hermes(call: ToolCall) -> str:
+    body = json.dumps({"name": call.name, "arguments": call.arguments})
+    return f"<tool_call>\n{body}\n</tool_call>"
+
+
+WRITERS = {"longcat": longcat, "hermes": hermes}
+both = pytest.mark.parametrize("style", ["longcat", "hermes"])
+
+
+@both
+def test_plain_text_has_no_calls(style):
+    assert parse_calls("  42\n", style) == ("42", ())
+
+
+@both
+def test_one_call_alone(style):
+    assert parse_calls(WRITERS[style](ADD), style) == ("", (ADD,))
+
+
+@both
+def test_several_calls_keep_their_order_and_the_text_around_them(style):
+    second = ToolCall("find", {"customer": "mira"})
+    text = f"First {WRITERS[style](ADD)} then {WRITERS[style](second)} so."
+    assert parse_calls(text, style) == ("First  then  so.", (ADD, second))
+
+
+@both
+def test_a_call_without_arguments(style):
+    assert parse_calls(WRITERS[style](ToolCall("stop", {})), style)[1] == (ToolCall("stop", {}),)
+
+
+def test_hermes_keeps_json_types_and_may_leave_arguments_out():
+    text = '<tool_call>{"name": "f", "arguments": {"n": 2, "on": true, "of": [1, {"k": null}]}}</tool_call>'
+    call = ToolCall("f", {"n": 2, "on": True, "of": [1, {"k": None}]})
+    assert parse_calls(text, "hermes") == ("", (call,))
+    assert parse_calls('<tool_call>{"name": "f"}</tool_call>', "hermes")[1] == (ToolCall("f", {}),)
+
+
+def test_longcat_also_reads_a_json_object_between_its_marks():
+    text = '<longcat_tool_call>\n{"name": "f", "arguments": {"n": 2}}\n</longcat_tool_call>'
+    assert parse_calls(text, "longcat") == ("", (ToolCall("f", {"n": 2}),))
+
+
+def test_longcat_allows_white_space_between_name_and_pairs():
+    text = (
+        "<longcat_tool_call>add\n<longcat_arg_key>a</longcat_arg_key>\n"
+        "<longcat_arg_value>2</longcat_arg_value>\n</longcat_tool_call>"
+    )
+    assert parse_calls(text, "longcat")[1] == (ToolCall("add", {"a": "2"}),)
+
+
+def test_the_marks_of_one_format_are_plain_text_in_the_other():
+    assert parse_calls(longcat(ADD), "hermes") == (longcat(ADD), ())
+    assert parse_calls(hermes(ADD), "longcat") == (hermes(ADD), ())
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "sentence"),
+    [
+        ("longcat", "<longcat_tool_call>add", "has to end with </longcat_tool_call>"),
+        ("longcat", "add</longcat_tool_call>", "without <longcat_tool_call> before it"),
+        ("longcat", "<longcat_tool_call></longcat_tool_call>", "name of a tool"),
+        (
+            "longcat",
+            "<longcat_tool_call>add<longcat_arg_key>a</longcat_arg_key></longcat_tool_call>",
+            "pairs of longcat_arg_key and longcat_arg_value",
+        ),
+        (
+            "longcat",
+            "<longcat_tool_call>add<longcat_arg_key>a</longcat_arg_key>"
+            "<longcat_arg_value>1</longcat_arg_value> and so on</longcat_tool_call>",
+            "pairs of longcat_arg_key and longcat_arg_value",
+        ),
+        ("longcat", '<longcat_tool_call>{"name": </longcat_tool_call>', "one JSON object"),
+        ("longcat", longcat(ADD) + "<longcat_tool_call>", "has to end with"),
+        ("hermes", "<tool_call>{}", "has to end with </tool_call>"),
+        ("hermes", "{}</tool_call>", "without <tool_call> before it"),
+        ("hermes", "<tool_call>add(1)</tool_call>", "one JSON object"),
+        ("hermes", "<tool_call>{}</tool_call>", 'needs a "name"'),
+        ("hermes", '<tool_call>["add"]</tool_call>', 'needs a "name"'),
+        ("hermes", '<tool_call>{"name": 3}</tool_call>', 'needs a "name"'),
+        ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "a JSON object"),
+        ("hermes", "<tool_call>" + "[" * 100_000 + "</tool_call>", "one JSON object"),
+    ],
+)
+def test_a_call_that_cannot_be_read_is_malformed_with_a_sentence(style, text, sentence):
+    with pytest.raises(MalformedCall) as caught:
+        parse_calls(text, style)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["  indented", "line\n", " "])
+def test_white_space_at_the_ends_of_an_argument_is_part_of_it(value):
+    call = ToolCall("write", {"text": value})
+    assert parse_calls(longcat(call), "longcat")[1] == (call,)
+
+
+words = st.text(min_size=1, max_size=20).filter(
+    lambda s: s == s.strip() and not any(mark in s for mark in MARKS)
+)
+names = st.from_regex(r"[a-z_]{1,12}", fullmatch=True)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.lists(st.builds(ToolCall, names, st.dictionaries(names, words, max_size=4)), max_size=4))
+def test_longcat_reads_back_what_was_written(calls):
+    plain, read = parse_calls("".join(map(longcat, calls)), "longcat")
+    assert (plain, read) == ("", tuple(calls))
+
+
+@given(
+    st.lists(st.builds(ToolCall, names, st.dictionaries(words, json_values, max_size=4)), max_size=4)
+)
+def test_hermes_reads_back_what_was_written(calls):
+    plain, read = parse_calls("".join(map(hermes, calls)), "hermes")
+    assert (plain, read) == ("", tuple(calls))
+
+
+fragments = st.sampled_from(
+    [
+        "<longcat_tool_call>",
+        "</longcat_tool_call>",
+        "<longcat_arg_key>",
+        "</longcat_arg_key>",
+        "<longcat_arg_value>",
+        "</longcat_arg_value>",
+        "<tool_call>",
+        "</tool_call>",
+        '{"name": "f"}',
+        "add",
+        " ",
+        "{",
+    ]
+)
+
+
+@given(st.lists(fragments, max_size=12), st.sampled_from(["longcat", "hermes"]))
+def test_any_text_is_either_read_or_malformed(parts, style):
+    try:
+        plain, calls = parse_calls("".join(parts), style)
+    except MalformedCall:
+        return
+    opening = {"longcat": "<longcat_tool_call>", "hermes": "<tool_call>"}[style]
+    assert opening not in plain
+    assert len(calls) == parts.count(opening) and all(call.name for call in calls)
