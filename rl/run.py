@@ -20,13 +20,14 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from rl.check import make_env
 from rl.cluster import Cluster, first_line
 from rl.config import RunConfig
-from rl.group import GroupReport, GroupSpec, Waiting
+from rl.dispatcher import Dispatcher
+from rl.evaluation import evaluate
+from rl.group import GroupReport, GroupSpec
 from rl.ledger import Ledger
 from rl.metrics import (
     histogram,
@@ -51,8 +52,6 @@ TASK_SEED_OFFSET = 1_000_003
 MAX_FAILED_GROUPS = 50
 
 
-# Beyond an episode's own deadline, for judging it and for the way to and from its controller.
-GROUP_GRACE_SECONDS = 120.0
 T = TypeVar("T")
 
 
@@ -77,6 +76,7 @@ class Run:
         self.folder = folder
         self.progress = progress
         self.sink = sink
+        self.dispatcher = Dispatcher(self.actors, config.episode.max_seconds, self._lost)
         self.sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
         self.ledger = Ledger()
         self.queue = SampleQueue(config.staleness_bound)
@@ -86,8 +86,6 @@ class Run:
         self.learner_version = 0
         self.in_flight: dict[str, GroupSpec] = {}
         self.training: list[BufferedGroup] = []
-        self.plays: dict[str, Any] = {}
-        self.busy: Counter[str] = Counter(dict.fromkeys(self.actors.controllers, 0))
         self.groups: set[asyncio.Task[None]] = set()
         self.number = itertools.count()
         self.changed = asyncio.Event()
@@ -125,36 +123,12 @@ class Run:
     async def evaluate(self, when: str) -> None:
         """Play the held-out tasks once each, at the training temperature."""
         self.progress.stage(f"evaluation {when} training")
-        specs: list[GroupSpec] = []
-        for table in self.config.env:
-            stream = make_env(table).tasks("heldout", 0)
-            seen: dict[str, Any] = {}
-            for task in itertools.islice(stream, 20 * self.config.eval.tasks):
-                seen.setdefault(task.id, task)
-                if len(seen) == self.config.eval.tasks:
-                    break
-            for task in seen.values():
-                id = f"eval-{when}-{len(specs)}"
-                specs.append(GroupSpec(id, table.label, task, (f"{id}.0",), train=False))
-        limit = self.config.rollout.max_in_flight_groups * self.config.batch.group_size
-        room = asyncio.Semaphore(limit)
-        start, done = time.time(), 0
-
-        async def play(spec: GroupSpec) -> GroupReport | None:
-            nonlocal done
-            async with room:
-                played = await self._play(spec)
-            done += 1
-            self.progress.episodes(done, len(specs))
-            return played[0] if played else None
-
-        played = await asyncio.gather(*(play(spec) for spec in specs))
-        reports = [report for report in played if report is not None]
+        start = time.time()
+        reports, wanted = await evaluate(self.config, self.dispatcher, when, self.progress.episodes)
         for report in reports:
             self.folder.index(report, f"heldout-{when}")
         self.evals[when] = pass_rates(reports)
-        judged = sum(m.judged for r in reports for m in r.members)
-        self.eval_faults[when] = len(specs) - judged
+        self.eval_faults[when] = wanted - sum(m.judged for r in reports for m in r.members)
         values = {f"eval/{env}/pass_rate": rate for env, rate in self.evals[when].items()}
         self.folder.metrics(self.learner_version, values)
         self.sink.log(self.learner_version, values)
@@ -218,7 +192,7 @@ class Run:
     async def _train_group(self, spec: GroupSpec) -> None:
         """Play a group and book what became of each trajectory."""
         try:
-            played = await self._play(spec)
+            played = await self.dispatcher.play(spec)
             del self.in_flight[spec.id]
             if played is None:
                 self.ledger.close(spec.ids, "failed", "controller_fault")
@@ -242,27 +216,9 @@ class Run:
         finally:
             self.changed.set()
 
-    async def _play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
-        """Have the least busy controller play a group: its report, and a reference to its samples.
-
-        None where the controller died or did not answer; Ray starts it anew.
-        """
-        name = min(self.busy, key=lambda c: self.busy[c])
-        self.busy[name] += 1
-        limit = self.config.episode.max_seconds + GROUP_GRACE_SECONDS
-        play = self.actors.controllers[name].play.options(num_returns=2)
-        report, samples = play.remote(spec)
-        self.plays[spec.id] = report
-        try:
-            return await asyncio.wait_for(report, limit), samples
-        except (TimeoutError, RayActorError) as error:
-            ray.cancel(report)
-            self.faults[f"{name}: {first_line(error)}"] += 1
-            self.progress.note(f"{name} lost group {spec.id}: {first_line(error)}")
-            return None
-        finally:
-            self.busy[name] -= 1
-            del self.plays[spec.id]
+    def _lost(self, spec: GroupSpec, why: str) -> None:
+        self.faults[why] += 1
+        self.progress.note(f"group {spec.id} ({spec.env}) was lost: {why}")
 
     def _count_faults(self, report: GroupReport) -> None:
         """Say each new fault once; end the run when there is nothing but faults."""
@@ -379,7 +335,7 @@ class Run:
             still = time.monotonic() - self.progressed
             if still < limit or self.busy_elsewhere:
                 continue
-            table = await self._waiting()
+            table = await self.dispatcher.waiting()
             for row in table[:20]:
                 self.progress.note(
                     f"waiting: {row.id} ({row.env}) in {row.phase} for {row.seconds:.0f} s, "
@@ -399,20 +355,9 @@ class Run:
             self.busy_elsewhere = False
             self.progressed = time.monotonic()
 
-    async def _waiting(self) -> list[Waiting]:
-        """Every episode in progress, the longest-waiting first."""
-        rows: list[Waiting] = []
-        for controller in self.actors.controllers.values():
-            try:
-                rows += await asyncio.wait_for(controller.waiting.remote(), 10)
-            except (TimeoutError, RayActorError):
-                continue
-        return sorted(rows, key=lambda row: -row.seconds)
-
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         """Stop the loops and what they still play; book it as cancelled, and balance the books."""
-        for play in self.plays.values():
-            ray.cancel(play)
+        self.dispatcher.cancel()
         tasks = [*loops, *self.groups]
         for task in tasks:
             task.cancel()

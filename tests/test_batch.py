@@ -41,7 +41,9 @@ def test_the_example_of_the_docstring():
 
 
 def test_a_sample_longer_than_a_row_is_refused_with_the_setting_to_change():
-    with pytest.raises(ValueError, match=r"9 tokens does not fit a row of 8 \(learner.row_tokens\)"):
+    with pytest.raises(
+        ValueError, match=r"9 tokens does not fit a row of 8 \(learner.row_tokens\)"
+    ):
         plan_rows([3, 9], 8)
 
 

@@ -237,7 +237,9 @@ def test_a_version_whose_weights_are_gone_is_refused_by_number(checkpoint):
     ours = learner(checkpoint, keep_versions=1)
     for version in range(2):
         ours.step(with_rollout_logprobs(samples(), ours.logprobs(samples()), version))
-    with pytest.raises(ValueError, match="version 0 came when the weights of \\[1\\] and 2 are kept"):
+    with pytest.raises(
+        ValueError, match="version 0 came when the weights of \\[1\\] and 2 are kept"
+    ):
         ours.step(samples(version=0))
 
 
@@ -248,15 +250,26 @@ def test_only_as_many_past_weights_are_kept_as_asked_for(checkpoint):
         assert sorted(ours.past_weights) == list(range(max(0, version - 1), version + 1))
 
 
-def test_a_sequence_of_two_versions_is_trained_on_but_not_compared(checkpoint):
-    ours = learner(checkpoint, keep_versions=1)
-    ours.step(samples(0))
-    first, *rest = samples(0)
-    changed = [t for t, mine in enumerate(first.loss_mask) if mine][1:]
-    versions = tuple(1 if t in changed else v for t, v in enumerate(first.versions))
-    metrics = ours.step([replace(first, versions=versions), *rest])
-    assert metrics["parity/tokens"] == sum(s.num_policy_tokens for s in rest)
-    assert metrics["learner/policy_tokens"] == sum(s.num_policy_tokens for s in samples())
+def test_each_token_of_a_sequence_of_two_versions_is_scored_under_its_own(checkpoint):
+    """As when an engine's weights change half-way: it reads what it wrote with the new weights."""
+    ours = learner(checkpoint, keep_versions=1, optim=OptimConfig(lr=1e-3))
+    said = [ours.logprobs(samples())]
+    ours.step(with_rollout_logprobs(samples(), said[0], 0))
+    said.append(ours.logprobs(samples()))
+    first, second = (with_rollout_logprobs(samples(), said[v], v) for v in (0, 1))
+    changed = [
+        replace(
+            old,
+            rollout_logprobs=old.rollout_logprobs[:cut] + new.rollout_logprobs[cut:],
+            versions=old.versions[:cut] + new.versions[cut:],
+        )
+        for old, new in zip(first, second, strict=True)
+        for cut in [len(old.token_ids) // 2]
+    ]
+    assert any(set(s.policy_versions) == {0, 1} for s in changed)
+    metrics = ours.step(changed)
+    assert metrics["parity/tokens"] == sum(s.num_policy_tokens for s in changed)
+    assert metrics["parity/mean_abs_dlogp"] < 1e-5
 
 
 def test_with_the_engines_logprobs_as_behaviour_no_past_weights_are_needed(checkpoint):
@@ -271,7 +284,10 @@ def test_with_the_engines_logprobs_as_behaviour_no_past_weights_are_needed(check
 def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(checkpoint):
     ours = learner(checkpoint, keep_versions=1)
     before = ours.logprobs(samples())
-    broken = [replace(s, advantages=tuple(a * math.inf if a else 0.0 for a in s.advantages)) for s in samples()]
+    broken = [
+        replace(s, advantages=tuple(math.inf * a if a else 0.0 for a in s.advantages))
+        for s in samples()
+    ]
     with pytest.raises(FloatingPointError, match="update 0 is"):
         ours.step(broken)
     assert ours.version == 0
@@ -301,9 +317,7 @@ def test_the_learning_rate_warms_up_and_decays():
 
 def test_the_optimizer_uses_the_rate_of_its_update(checkpoint):
     ours = learner(checkpoint, optim=OptimConfig(lr=1e-3, warmup_steps=4))
-    rates = [ours.step(samples(version))["optim/lr"] for version in range(0)]
-    for _ in range(2):
-        rates.append(ours.step(samples(ours.version))["optim/lr"])
+    rates = [ours.step(samples(version))["optim/lr"] for version in range(2)]
     assert rates == pytest.approx([2.5e-4, 5e-4])
 
 
@@ -326,13 +340,13 @@ def test_a_saved_learner_says_the_same(family_checkpoint, tmp_path):
 
 def test_a_cold_start_reports_each_update_and_repeats_exactly(checkpoint):
     sft = SftConfig(steps=5, batch_size=3, optim=OptimConfig(lr=3e-3))
-    runs = []
-    for _ in range(2):
+    config = LearnerConfig(row_tokens=64, threads=1)
+
+    def losses() -> list[tuple[int, float]]:
         reported: list[tuple[int, float]] = []
-        config = LearnerConfig(row_tokens=64, threads=1)
-        train_sft(
-            checkpoint, samples(), sft, config, seed=5, report=lambda *r: reported.append(r)
-        )
-        runs.append(reported)
-    assert [step for step, _ in runs[0]] == list(range(5))
-    assert runs[0] == runs[1]
+        train_sft(checkpoint, samples(), sft, config, seed=5, report=lambda *r: reported.append(r))
+        return reported
+
+    first = losses()
+    assert [step for step, _ in first] == list(range(5))
+    assert losses() == first

@@ -37,7 +37,7 @@ def test_after_any_legal_moves_the_books_balance(data):
             env, count = data.draw(st.sampled_from(["shop", "maths"])), data.draw(st.integers(1, 3))
             ids = [f"t{number}.{index}" for index in range(count)]
             books.dispatch(env, ids)
-            model |= {id: (env, "in_flight") for id in ids}
+            model |= dict.fromkeys(ids, (env, "in_flight"))
             continue
         state = "in_flight" if move == "buffer" else data.draw(st.sampled_from(STATES))
         there = sorted(id for id, (_, s) in model.items() if s == state)
@@ -76,7 +76,7 @@ def test_an_illegal_end_names_the_trajectory(state, outcome):
 
 @pytest.mark.parametrize("state", ["buffered", "ended"])
 def test_only_what_is_in_flight_can_be_buffered(state):
-    with pytest.raises(LedgerError, match="trajectory t0 .*cannot become buffered"):
+    with pytest.raises(LedgerError, match=r"trajectory t0 .*cannot become buffered"):
         ledger(state).buffer(["t0"])
 
 

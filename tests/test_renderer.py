@@ -138,7 +138,9 @@ def copy_with_template(checkpoint, folder, template: str):
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(checkpoint, tmp_path):
-    template = "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last else '-' }};{% endfor %}"
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last else '-' }};{% endfor %}"
+    )
     renderer = copy_with_template(checkpoint, tmp_path / "rewrites", template)
     with pytest.raises(ValueError, match="rewrites earlier turns"):
         renderer.suffix([Message("tool", "42")], [5])

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 
+import psutil
 import pytest
 from fakes import TASK, trajectory, turn
 
@@ -51,18 +52,16 @@ async def test_exact_wants_the_reference_letter_by_letter():
     assert await exact(Task("x", {"answer": 42}), answering("42")) == {"exact": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("reference", "answer", "right"),
-    [
+async def test_mathematics_wants_an_equal_expression():
+    cases = [
         ("1/2", "$0.5$", 1.0),
         ("(x-1)(x+1)", r"so it is \boxed{x^2-1}", 1.0),
-        ("42", "I do not know", 0.0),
-        ("42", "$41$", 0.0),
-    ],
-)
-async def test_mathematics_wants_an_equal_expression(reference, answer, right):
-    found = await mathematics(Task("x", {"answer": reference}), answering(answer))
-    assert found == {"mathematics": right}
+        ("42", "$41$ and I do not know", 0.0),
+    ]
+    found = await asyncio.gather(
+        *(mathematics(Task("x", {"answer": wanted}), answering(said)) for wanted, said, _ in cases)
+    )
+    assert found == [{"mathematics": right} for *_, right in cases]
 
 
 def test_mathematics_judges_outside_the_main_thread_as_well():
@@ -79,6 +78,16 @@ def test_mathematics_judges_outside_the_main_thread_as_well():
     thread.start()
     thread.join()
     assert found == [{"mathematics": 1.0}]
+
+
+async def test_a_comparison_over_its_deadline_is_a_judge_fault_and_leaves_no_process():
+    def comparing() -> list[psutil.Process]:
+        return [p for p in psutil.Process().children() if "reward.answer" in " ".join(p.cmdline())]
+
+    with pytest.raises(JudgeFault, match=r"mathematics: no answer within 0\.05 s"):
+        await score(answering("$42$"), [mathematics], {}, seconds=0.05)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, comparing(), 10)
+    assert alive == []
 
 
 async def test_well_formed_is_the_share_of_turns_without_a_bad_call():

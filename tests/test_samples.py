@@ -79,7 +79,9 @@ def test_a_trajectory_without_a_single_turn_gives_no_sample_and_is_accounted_for
 outcomes = st.tuples(st.sampled_from([*sorted(JUDGED), *FAULTS]), st.sampled_from([0.0, 0.5, 1.0]))
 
 
-@given(st.lists(outcomes, min_size=1, max_size=8), st.booleans(), st.sampled_from(["grpo", "dr_grpo"]))
+@given(
+    st.lists(outcomes, min_size=1, max_size=8), st.booleans(), st.sampled_from(["grpo", "dr_grpo"])
+)
 def test_every_member_is_a_sample_or_dropped_exactly_once(outcomes, filtering, advantage):
     members = [scored(f"t{i}", reward, stop=stop) for i, (stop, reward) in enumerate(outcomes)]
     samples, dropped = group_samples(members, advantage, filter_zero_variance=filtering)
@@ -90,9 +92,7 @@ def test_every_member_is_a_sample_or_dropped_exactly_once(outcomes, filtering, a
 
 def test_a_sample_is_the_turns_end_to_end_with_every_list_aligned():
     first = turn((1, 2), (3, 4), v=5)
-    second = turn(
-        (6,), (7, 8, 9), versions=(VersionSpan(5, 0, 1), VersionSpan(6, 1, 3)), v=0
-    )
+    second = turn((6,), (7, 8, 9), versions=(VersionSpan(5, 0, 1), VersionSpan(6, 1, 3)), v=0)
     sample = train_sample(trajectory("t7", turns=(first, second)), 0.25)
     assert (sample.id, sample.env) == ("t7", "fake")
     assert sample.token_ids == (1, 2, 3, 4, 6, 7, 8, 9)

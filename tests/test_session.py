@@ -14,17 +14,17 @@ QUICK = Deadlines(0.2, 0.2, 0.2, 0.2)
 ACTS = ("reset", "reply", "score", "close")
 
 
-def session(deadlines: Deadlines = QUICK) -> EnvSession:
-    return EnvSession(Probe(EnvConfig()), deadlines)
+def session(deadlines: Deadlines | None = None) -> EnvSession:
+    return EnvSession(Probe(EnvConfig()), deadlines or Deadlines())
 
 
 def task(**plan) -> Task:
     return Task("probe", plan)
 
 
-async def run_all(plan: Task) -> None:
+async def run_all(plan: Task, deadlines: Deadlines | None = None) -> None:
     """Every act of an episode without tools."""
-    s = session()
+    s = session(deadlines)
     await s.open(plan)
     await s.step("the answer", ())
     await s.score()
@@ -64,7 +64,7 @@ async def test_an_act_that_raises_is_a_fault_of_its_kind_with_the_traceback(act)
 async def test_an_act_that_never_returns_is_a_timeout_within_its_deadline(act):
     start = time.monotonic()
     with pytest.raises(EnvFault, match=f"'probe', {act}: no answer within 0.2 s") as caught:
-        await run_all(task(**{act: "hang"}))
+        await run_all(task(**{act: "hang"}), QUICK)
     assert caught.value.kind == "timeout"
     assert time.monotonic() - start < 3
 
@@ -78,7 +78,9 @@ async def test_a_tool_error_outside_a_tool_is_the_environments_fault(act):
 
 @pytest.mark.parametrize("name", ["act", "block"])
 async def test_a_tool_that_raises_is_a_fault_that_names_it(name):
-    with pytest.raises(EnvFault, match=f"tool '{name}': RuntimeError: the world is broken") as caught:
+    with pytest.raises(
+        EnvFault, match=f"tool '{name}': RuntimeError: the world is broken"
+    ) as caught:
         await call(name, "raise")
     assert caught.value.kind == "tool"
     assert "envs/session.py" in caught.value.trace
@@ -88,7 +90,7 @@ async def test_a_tool_that_raises_is_a_fault_that_names_it(name):
 async def test_a_tool_that_never_returns_is_a_timeout_within_its_deadline(name):
     start = time.monotonic()
     with pytest.raises(EnvFault, match=f"tool '{name}': no answer within 0.2 s") as caught:
-        await call(name, "hang")
+        await call(name, "hang", session(QUICK))
     assert caught.value.kind == "timeout"
     assert time.monotonic() - start < 3
 
@@ -103,8 +105,9 @@ async def test_a_timeout_error_of_the_tools_own_is_no_missed_deadline(name):
 
 @pytest.mark.parametrize("how", ["exit", "iterate"])
 def test_a_sync_tool_that_exits_or_runs_out_is_a_fault_and_ends_nothing_else(how):
+    outcome: BaseException | None = None
     try:
-        asyncio.run(call("block", how))
+        asyncio.run(call("block", how, session(Deadlines(tool_seconds=2))))
     except BaseException as error:  # a SystemExit let through would end pytest
         outcome = error
     assert isinstance(outcome, EnvFault), repr(outcome)
@@ -121,6 +124,7 @@ async def test_a_result_that_cannot_be_made_text_is_the_environments_fault():
     ("bad", "sentence"),
     [
         (ToolCall("act", {"how": "refuse"}), "error: not like this"),
+        (ToolCall("block", {"how": "refuse"}), "error: not like this"),
         (ToolCall("nothing", {}), "error: no tool 'nothing'"),
         (ToolCall("act", {}), "error: act: argument how: field required"),
         (ToolCall("act", {"how": "", "x": 1}), "error: act: argument x: "),
@@ -138,19 +142,18 @@ async def test_what_the_policy_did_wrong_comes_back_as_an_error_message(bad, sen
 
 
 async def test_sessions_are_not_blocked_by_sync_tools_that_hang():
-    patient = Deadlines(tool_seconds=2)
-    stuck = [asyncio.create_task(call("block", "hang", session(patient))) for _ in range(40)]
-    start = time.monotonic()
-    result = await call("block", "", session(patient))
+    stuck = [asyncio.create_task(call("block", "hang")) for _ in range(40)]
+    result = await call("block", "")
     assert result.messages[0].content == "done"
-    assert time.monotonic() - start < 1.5
     assert not any(t.done() for t in stuck)
     for t in stuck:
         t.cancel()
     await asyncio.gather(*stuck, return_exceptions=True)
 
 
-@pytest.mark.parametrize("rewards", [{"solved": float("nan")}, {"solved": "yes"}, 1.0, None])
+@pytest.mark.parametrize(
+    "rewards", [{"solved": float("nan")}, {"solved": "yes"}, 1.0, None], ids=repr
+)
 async def test_a_score_that_is_no_table_of_finite_numbers_is_the_environments_fault(rewards):
     s = session()
     await s.open(task(rewards=rewards))

@@ -136,7 +136,9 @@ def test_longcat_reads_back_what_was_written(calls):
 
 
 @given(
-    st.lists(st.builds(ToolCall, names, st.dictionaries(words, json_values, max_size=4)), max_size=4)
+    st.lists(
+        st.builds(ToolCall, names, st.dictionaries(words, json_values, max_size=4)), max_size=4
+    )
 )
 def test_hermes_reads_back_what_was_written(calls):
     plain, read = parse_calls("".join(map(hermes, calls)), "hermes")

@@ -1,0 +1,63 @@
+"""Hands groups to rollout controllers and waits for them: used by training and by evaluation."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from rl.cluster import Actors, first_line
+from rl.group import GroupReport, GroupSpec, Waiting
+
+# Beyond an episode's own deadline, for judging it and for the way to and from its controller.
+GROUP_GRACE_SECONDS = 120.0
+
+
+class Dispatcher:
+    """Plays groups on the least busy controller."""
+
+    def __init__(
+        self, actors: Actors, max_seconds: float, lost: Callable[[GroupSpec, str], None]
+    ) -> None:
+        """`max_seconds`: an episode's own limit. `lost(spec, why)` is told of groups that are lost."""
+        self.controllers = actors.controllers
+        self.limit = max_seconds + GROUP_GRACE_SECONDS
+        self.lost = lost
+        self.busy: Counter[str] = Counter(dict.fromkeys(self.controllers, 0))
+        self.playing: dict[str, Any] = {}
+
+    async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
+        """A group's report, and a reference to its samples.
+
+        None where the controller died or did not answer; Ray starts it anew.
+        """
+        name = min(self.busy, key=lambda c: self.busy[c])
+        self.busy[name] += 1
+        report, samples = self.controllers[name].play.options(num_returns=2).remote(spec)
+        self.playing[spec.id] = report
+        try:
+            return await asyncio.wait_for(report, self.limit), samples
+        except (TimeoutError, RayActorError) as error:
+            ray.cancel(report)
+            self.lost(spec, f"{name}: {first_line(error)}")
+            return None
+        finally:
+            self.busy[name] -= 1
+            del self.playing[spec.id]
+
+    def cancel(self) -> None:
+        """Give up every group in progress."""
+        for report in self.playing.values():
+            ray.cancel(report)
+
+    async def waiting(self) -> list[Waiting]:
+        """Every episode in progress, the longest-waiting first."""
+        rows: list[Waiting] = []
+        for controller in self.controllers.values():
+            try:
+                rows += await asyncio.wait_for(controller.waiting.remote(), 10)
+            except (TimeoutError, RayActorError):
+                continue
+        return sorted(rows, key=lambda row: -row.seconds)

@@ -1,0 +1,153 @@
+"""The house rules that a test can hold: who imports whom, what is light, what is called how."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rl.check import check_run
+from rl.config import load_config
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("envs", "rollout", "reward", "trainer", "rl")
+MAY_IMPORT = {
+    "envs": set(),
+    "trainer": set(),
+    "rollout": {"envs"},
+    "reward": {"envs", "rollout"},
+    "rl": {"envs", "rollout", "reward", "trainer"},
+}
+# Third parties that only these files may import, wherever in the file.
+ONLY_IN = {
+    "vllm": {"rollout/vllm_engine.py", "rollout/vllm_plugin.py", "rollout/weight_transfer.py"},
+    "wandb": {"rl/wandb_sink.py"},
+    "datasets": {"envs/dataset.py"},
+    "math_verify": {"reward/answer.py"},
+}
+ONLY_UNDER = {
+    "ray": "rl/",
+    "safetensors": "trainer/",
+    "torch": "trainer/",
+    "tokenizers": "trainer/",
+}
+TENSORS_ELSEWHERE = {
+    "rollout/vllm_plugin.py": {"torch"},
+    "rollout/weight_transfer.py": {"torch", "safetensors"},
+    "rl/actors.py": {"torch"},
+    "rl/check.py": {"torch"},
+}
+HEAVY = ("torch", "transformers", "tokenizers", "vllm", "ray", "datasets", "wandb", "math_verify")
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(dotted module, line) of every import in a file, nested ones included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: a relative import"
+            yield node.module or "", node.lineno
+
+
+IMPORTS = [(name_of(path), *found) for path in FILES for found in imports(path)]
+
+
+def test_packages_import_only_those_below_them():
+    wrong = [
+        f"{file}:{line} imports {module}"
+        for file, module, line in IMPORTS
+        if (top := module.partition(".")[0]) in PACKAGES
+        and top not in MAY_IMPORT[(package := file.partition("/")[0])] | {package}
+    ]
+    assert wrong == []
+
+
+def test_heavy_third_parties_are_imported_in_the_files_named_for_them():
+    def allowed(file: str, top: str) -> bool:
+        named = file in ONLY_IN.get(top, {file})
+        under = file.startswith(ONLY_UNDER.get(top, ""))
+        return named and (under or top in TENSORS_ELSEWHERE.get(file, ()))
+
+    wrong = [
+        f"{file}:{line} imports {module}"
+        for file, module, line in IMPORTS
+        if not allowed(file, module.partition(".")[0])
+    ]
+    assert wrong == []
+
+
+def test_the_scheduler_is_made_of_plain_functions():
+    assert {module for file, module, _ in IMPORTS if file == "rollout/window.py"} == {"dataclasses"}
+
+
+def test_rewards_see_of_rollout_its_records_only():
+    seen = {m for file, m, _ in IMPORTS if file.startswith("reward/") and m.startswith("rollout")}
+    assert seen <= {"rollout.trajectory", "rollout.engine"}
+
+
+def test_of_rollout_only_the_renderer_knows_the_tokenizer():
+    knowing = {file for file, m, _ in IMPORTS if m.partition(".")[0] == "transformers"}
+    assert {f for f in knowing if f.startswith("rollout/")} == {"rollout/renderer.py"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_is_the_one_of_this_checkout(package):
+    file = importlib.import_module(package).__file__
+    assert file is not None and Path(file).is_relative_to(ROOT)
+
+
+def test_settings_environments_and_rewards_load_nothing_heavy():
+    light = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+        if name_of(path).startswith(("envs/", "reward/"))
+    ]
+    light += ["rl.config", "rl.check", "rl.cli", "rl.progress", "rl.ledger", "trainer.config"]
+    script = (
+        "import importlib, json, sys\n"
+        f"for name in {light!r}: importlib.import_module(name)\n"
+        f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert json.loads(done.stdout) == []
+
+
+def test_a_file_opens_with_what_it_is_and_a_package_is_no_more_than_that():
+    trees = {path: ast.parse(path.read_text()) for path in FILES}
+    assert [name_of(path) for path, tree in trees.items() if not ast.get_docstring(tree)] == []
+    packages = {path: tree for path, tree in trees.items() if path.name == "__init__.py"}
+    assert [name_of(path) for path, tree in packages.items() if len(tree.body) != 1] == []
+
+
+def test_no_file_is_named_like_the_standard_library_or_after_a_mechanism():
+    refused = set(sys.stdlib_module_names) | {"utils", "misc", "common", "helpers", "manager"}
+    named = {name_of(path) for path in FILES if path.stem in refused and path.stem[0] != "_"}
+    assert named == set()
+
+
+def test_no_function_is_longer_than_a_main_loop_may_be():
+    long = [
+        f"{name_of(path)}:{node.lineno} {node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= 100
+    ]
+    assert long == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_configuration_loads_and_could_run(path, tmp_path):
+    check_run(load_config(path, ["--cluster.weights_dir", str(tmp_path)]))

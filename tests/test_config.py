@@ -1,0 +1,281 @@
+"""Settings: what a good file becomes, and the one sentence that each mistake gets, here and in the CLI."""
+
+import json
+import math
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rl.cli import app
+from rl.config import ConfigError, RunConfig, load_config, usable_cpus
+from rl.run_folder import dump_toml
+
+BASE = """
+name = "demo"
+steps = 3
+
+[model.init]
+family = "qwen3_moe"
+
+[[env]]
+id = "calculator"
+
+[[env]]
+id = "sensors"
+name = "radio"
+"""
+
+
+def write(folder: Path, text: str = BASE) -> Path:
+    path = folder / "demo.toml"
+    path.write_text(text)
+    return path
+
+
+def sentence(folder: Path, text: str = BASE, *overrides: str) -> str:
+    """The message of the ConfigError that loading raises."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(folder, text), overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_becomes_a_frozen_tree_with_defaults(tmp_path):
+    config = load_config(write(tmp_path))
+    assert (config.name, config.steps, config.mode) == ("demo", 3, "in_flight")
+    assert [table.label for table in config.env] == ["calculator", "radio"]
+    assert config.folder == Path("runs/demo")
+    with pytest.raises(ValueError, match="frozen"):
+        config.steps = 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "read"),
+    [
+        (["--seed", "1"], lambda c: c.seed == 1),
+        (["--seed", "-1"], lambda c: c.seed == -1),
+        (["--learner.optim.lr=1e-4"], lambda c: c.learner.optim.lr == 1e-4),
+        (["--learner.optim.lr", "1"], lambda c: c.learner.optim.lr == 1.0),
+        (["--env.0.weight", "2"], lambda c: c.env[0].weight == 2 and c.env[1].weight == 1),
+        (["--env.1.config.most-failures", "0"], lambda c: c.env[1].config == {"most_failures": 0}),
+        (["--name", "other"], lambda c: c.name == "other"),
+        (["--max-staleness", "3"], lambda c: c.max_staleness == 3),
+        (["--episode.tool_format", "hermes"], lambda c: c.episode.tool_format == "hermes"),
+        (["--batch.filter_zero_variance=false"], lambda c: not c.batch.filter_zero_variance),
+        (["--learner.loss.tis_cap", "inf"], lambda c: c.learner.loss.tis_cap == math.inf),
+        (["--learner.optim.betas", "[0.8, 0.9]"], lambda c: c.learner.optim.betas == (0.8, 0.9)),
+        (["--seed", "1", "--seed=2"], lambda c: c.seed == 2),
+    ],
+)
+def test_any_setting_can_be_changed_on_the_command_line(tmp_path, overrides, read):
+    assert read(load_config(write(tmp_path), overrides))
+
+
+def test_staleness_is_zero_in_sync_mode(tmp_path):
+    assert load_config(write(tmp_path), ["--mode", "sync"]).staleness_bound == 0
+    assert load_config(write(tmp_path), ["--max_staleness", "2"]).staleness_bound == 2
+
+
+@pytest.mark.parametrize(
+    ("added", "wanted"),
+    [
+        ("[learner.optim]\nlearning_rate = 1", "learner.optim.learning_rate: unknown key"),
+        (
+            "[learner.optim]\nwarmup_step = 1",
+            "learner.optim.warmup_step: unknown key, did you mean",
+        ),
+        ("[batch]\ngroup = 1", "batch.group: unknown key, did you mean 'groups'?"),
+        ("[batch]\nzzz = 1", "known here are groups, group_size, filter_zero_variance"),
+        ("[[env]]\nid = 'orders'\nwieght = 2", "env.2.wieght: unknown key, did you mean 'weight'?"),
+        (
+            "[[env]]\nid = 'orders'\ndeadlines = { tool_second = 2 }",
+            "env.2.deadlines.tool_second: unknown key, did you mean 'tool_seconds'?",
+        ),
+        ("[sft]\nstep = 2", "sft.step: unknown key, did you mean 'steps'?"),
+        ("[batch]\ngroups = 'many'", "batch.groups: input should be a valid integer"),
+        ("[batch]\ngroups = 0", "batch.groups: input should be greater than 0, got 0"),
+        ("[learner]\ndevice = 'tpu'", "learner.device: input should be 'cpu' or 'cuda', got 'tpu'"),
+        ("[batch]\ngroup_size = 1", "batch.group_size has to be at least 2"),
+        ("[episode]\nmax_tokens = 300", "learner.row_tokens (256) has to hold a whole trajectory"),
+        ("[engine]\nmax_model_len = 100", "engine.max_model_len (100) has to be at least"),
+        ("[[env]]\nid = 'calculator'", "two environments are called 'calculator'"),
+        ("[model]\npath = 'x'", "model: give exactly one of path, hub and init"),
+        ("[model.init]\npreset = 'tiny'", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence_with_file_and_key(tmp_path, added, wanted):
+    text = sentence(tmp_path, f"{BASE}\n{added}\n")
+    assert text.startswith(f"config {tmp_path}/demo.toml: ")
+    assert wanted in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["--stepz", "3"], "command line: stepz: unknown key, did you mean 'steps'?"),
+        (
+            ["--learner.optim.lrr", "1"],
+            "command line: learner.optim.lrr: unknown key, did you mean 'lr'?",
+        ),
+        (
+            ["--env.0.wieght=2"],
+            "command line: env.0.wieght: unknown key, did you mean 'weight'?",
+        ),
+        (["--steps", "three"], "command line: steps: input should be a valid integer"),
+        (["--steps"], "command line: --steps needs a value"),
+        (["steps", "3"], "command line: 'steps' is no override; they look like --steps 10"),
+        (["--env.7.weight", "2"], "command line: --env.7.weight: there is no entry '7'"),
+        (["--env.x.weight", "2"], "command line: --env.x.weight: there is no entry 'x'"),
+        (["--env.0", "orders"], "command line: --env.0 has to name a key of one entry"),
+        (["--name.first", "x"], "command line: --name.first: 'name' is no section"),
+        (["--max_staleness", "0"], 'needs max_staleness of at least 1; 0 is mode = "sync"'),
+        (["--mode", "dora2"], "command line: mode: input should be 'sync' or 'in_flight'"),
+        (["--name", "a/b"], "name 'a/b' has to be usable as a folder name"),
+        (["--model.path", "x"], "model: give exactly one of path, hub and init"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, overrides, wanted):
+    assert wanted in sentence(tmp_path, BASE, *overrides)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    assert sentence(tmp_path, BASE.replace('name = "demo"', "")).endswith(
+        "demo.toml: name: this key is required"
+    )
+    assert "env: this key is required" in sentence(
+        tmp_path, 'name = "demo"\n[model.init]\nfamily = "qwen3_moe"\n'
+    )
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"gone.toml: the file does not exist"):
+        load_config(tmp_path / "gone.toml")
+    with pytest.raises(ConfigError, match=r"demo.toml: not valid TOML: .*line 1"):
+        load_config(write(tmp_path, "name = = 3"))
+    (tmp_path / "binary.toml").write_bytes(b"name = '\xff\xfe'")
+    with pytest.raises(ConfigError, match=r"binary.toml: "):
+        load_config(tmp_path / "binary.toml")
+    with pytest.raises(ConfigError, match="config "):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["--mode", "sync"],
+        ["--learner.loss.tis_cap", "inf"],
+        ["--env.1.config.most_failures", "1", "--env.1.rewards.solved", "2"],
+        ["--engine.vllm.block_size", "16", "--sft.steps", "7"],
+    ],
+    ids=" ".join,
+)
+def test_the_resolved_settings_load_again_to_the_same(tmp_path, overrides):
+    config = load_config(write(tmp_path), overrides)
+    again = tmp_path / "again.toml"
+    again.write_text(dump_toml(config))
+    assert load_config(again) == config
+
+
+# The command line itself.
+
+
+@pytest.fixture
+def run(tmp_path, checkpoint):
+    """Run `dorado train` on a file whose policy is the tiny checkpoint."""
+    text = BASE.replace('[model.init]\nfamily = "qwen3_moe"', f'[model]\npath = "{checkpoint}"')
+    path = write(tmp_path, f'runs_dir = "{tmp_path}/runs"\n{text}')
+
+    def run(*arguments: str):
+        return CliRunner().invoke(app, ["train", str(path), *arguments])
+
+    return run
+
+
+def test_a_dry_run_prints_settings_that_load_again_and_starts_nothing(run, tmp_path):
+    result = run("--dry-run", "--seed", "4", "--learner.optim.lr=1e-4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    (tmp_path / "printed.toml").write_text(result.stdout)
+    wanted = load_config(tmp_path / "demo.toml", ["--seed", "4", "--learner.optim.lr=1e-4"])
+    assert load_config(tmp_path / "printed.toml") == wanted
+    assert RunConfig.model_validate(tomllib.loads(result.stdout)) == wanted
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--stepz", "3"], "unknown key, did you mean 'steps'?"),
+        (["--steps", "three"], "steps: input should be a valid integer"),
+        (["--model.path", "/no/such/policy"], "the folder /no/such/policy does not exist"),
+        (["--env.0.id", "calculater"], "'calculater' does not exist: did you mean 'calculator'?"),
+        (["--env.0.config.largset", "9"], "config.largset: unknown key; known here are largest"),
+        (["--env.0.judges", "['exacd']"], "judge 'exacd' does not exist; installed are exact"),
+        (["--engine.count", "999"], f"this machine has {usable_cpus()}"),
+        (["--engine.count", "2", "--engine.cpus", "500"], "ask for 1000 CPUs"),
+        (["--cluster.weights_dir", "/no/such/folder"], "cluster.weights_dir: the folder"),
+        (["--env.1.id", "dataset", "--env.1.config.path", "no.jsonl"], "'no.jsonl' does not exist"),
+    ],
+)
+@pytest.mark.parametrize("mode", [["--dry-run"], []], ids=["dry run", "run"])
+def test_a_bad_input_is_exit_code_2_and_one_line(run, tmp_path, arguments, wanted, mode):
+    result = run(*mode, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and wanted in line
+    assert not (tmp_path / "runs").exists(), "nothing half-started is left behind"
+
+
+def model_folder(source: Path, target: Path, change) -> str:
+    """A copy of a checkpoint after `change(folder)`."""
+    shutil.copytree(source, target)
+    change(target)
+    return str(target)
+
+
+def masked(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BertForMaskedLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (masked, "holds a BertForMaskedLM, not a causal language model"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no *.safetensors weights"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer"),
+    ],
+)
+def test_a_folder_that_is_no_policy_is_one_line(run, tmp_path, checkpoint, change, wanted):
+    result = run("--model.path", model_folder(checkpoint, tmp_path / "policy", change))
+    assert result.exit_code == 2, result.exception
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: model.path: ") and wanted in line
+
+
+def test_a_cold_start_needs_its_section_and_experts(run, tmp_path, checkpoint):
+    demo = str(tmp_path / "demo.toml")
+    result = CliRunner().invoke(app, ["sft", demo])
+    assert (result.exit_code, "there is no [sft] section" in result.stderr) == (2, True)
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    dataset = ["--env.1.id", "dataset", "--env.1.config.path", str(tmp_path / "rows.jsonl")]
+    result = CliRunner().invoke(app, ["sft", demo, "--sft.steps", "1", *dataset])
+    assert result.exit_code == 2 and "offers no expert" in result.stderr
+
+
+def test_a_new_policy_needs_a_folder_that_is_not_there_and_a_family_there_is(tmp_path):
+    out = tmp_path / "policy"
+    taken = CliRunner().invoke(app, ["model", "init", str(tmp_path)])
+    assert (taken.exit_code, taken.stderr) == (2, f"error: {tmp_path} exists already\n")
+    wrong = CliRunner().invoke(app, ["model", "init", str(out), "--family", "llama"])
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("error: --family: input should be 'longcat_flash' or")
+    assert not out.exists()

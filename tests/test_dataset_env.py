@@ -1,0 +1,113 @@
+"""Rows of local files as tasks, read by the real `datasets` library."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from pydantic import ValidationError
+
+from envs.dataset import DatasetConfig, DatasetEnv
+from envs.env import Task
+from envs.message import Message
+from envs.session import Deadlines, EnvSession
+
+ROWS = [{"question": f"what is {n} + 1?", "answer": n + 1} for n in range(60)]
+
+
+def write(folder: Path, kind: str, rows: list[dict]) -> str:
+    path = folder / f"rows.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def env(**config) -> DatasetEnv:
+    return DatasetEnv(DatasetConfig(**config))
+
+
+def tasks(e: DatasetEnv, split, count: int, seed: int = 0) -> list[Task]:
+    return list(itertools.islice(e.tasks(split, seed), count))
+
+
+def questions(found: list[Task]) -> set[str]:
+    return {t.data["question"] for t in found}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_every_row_is_a_task_of_exactly_one_split(tmp_path, kind):
+    e = env(path=write(tmp_path, kind, ROWS))
+    train, heldout = (questions(tasks(e, split, 300)) for split in ("train", "heldout"))
+    assert train.isdisjoint(heldout)
+    assert train | heldout == {row["question"] for row in ROWS}
+    assert 0 < len(heldout) < 20
+
+
+def test_tasks_hold_question_and_answer_as_text_from_the_columns_that_are_named(tmp_path):
+    rows = [{"problem": "6 times 7", "solution": 42, "source": "book"}] * 2
+    rows += [{"problem": f"{n} times 7", "solution": 7 * n, "source": "book"} for n in range(20)]
+    e = env(path=write(tmp_path, "jsonl", rows), question="problem", answer="solution")
+    found = {t.data["question"]: t.data["answer"] for t in tasks(e, "train", 100)}
+    found |= {t.data["question"]: t.data["answer"] for t in tasks(e, "heldout", 100)}
+    assert found["6 times 7"] == "42"
+    assert all(t.env == "dataset" for t in tasks(e, "train", 3))
+
+
+def test_a_question_that_occurs_twice_is_in_one_split_only(tmp_path):
+    rows = [*ROWS, *({**row, "answer": "another"} for row in ROWS)]
+    e = env(path=write(tmp_path, "jsonl", rows))
+    train, heldout = (questions(tasks(e, split, 300)) for split in ("train", "heldout"))
+    assert train.isdisjoint(heldout)
+
+
+def test_the_order_is_that_of_the_seed_and_the_stream_never_ends(tmp_path):
+    e = env(path=write(tmp_path, "jsonl", ROWS))
+    assert tasks(e, "train", 200) == tasks(e, "train", 200)
+    assert tasks(e, "train", 50) != tasks(e, "train", 50, seed=1)
+    passes = tasks(e, "train", 2 * len(questions(tasks(e, "train", 300))))
+    half = len(passes) // 2
+    assert questions(passes[:half]) == questions(passes[half:])
+    assert passes[:half] != passes[half:]
+
+
+async def test_an_episode_asks_the_question_and_takes_the_text_as_the_answer(tmp_path):
+    e = env(path=write(tmp_path, "jsonl", ROWS), system="Be brief.")
+    session = EnvSession(e, Deadlines())
+    opening = await session.open(Task("dataset", {"question": "1 + 1?", "answer": "2"}))
+    assert opening.messages == (Message("system", "Be brief."), Message("user", "1 + 1?"))
+    assert opening.tools == ()
+    result = await session.step("2", ())
+    assert (result.done, e.answer) == (True, "2")
+    assert await session.score() == {}
+
+
+def test_a_split_without_rows_is_an_error_that_names_file_and_split(tmp_path):
+    trained = next(iter(questions(tasks(env(path=write(tmp_path, "jsonl", ROWS)), "train", 1))))
+    path = write(tmp_path, "jsonl", [{"question": trained, "answer": 1}])
+    with pytest.raises(ValueError, match=rf"{path}: split heldout is empty"):
+        tasks(env(path=path), "heldout", 1)
+
+
+def test_a_column_that_is_not_there_is_an_error_that_names_it_and_those_there_are(tmp_path):
+    path = write(tmp_path, "jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"'problem'.*question") as caught:
+        tasks(env(path=path, question="problem"), "train", 1)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({}, "exactly one of hub"),
+        ({"hub": "a/b", "path": "rows.jsonl"}, "exactly one of hub"),
+        ({"path": "no_such_rows.jsonl"}, "'no_such_rows.jsonl' does not exist"),
+        ({"path": "rows.csv"}, "has to end in .jsonl, .json or .parquet"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused_before_anything_is_read(config, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        DatasetConfig(**config)

@@ -1,0 +1,117 @@
+"""What the user sees: plain lines without a terminal, a live display in one, a table at the end."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from rl.progress import Progress
+
+METRICS = {
+    "time/total_seconds": 2.0,
+    "time/tokens_per_second": 1234.0,
+    "staleness/mean": 0.5,
+    "staleness/max": 1.0,
+    "parity/mean_abs_dlogp": 3e-6,
+    "rollout/shop/reward": 0.25,
+    "rollout/maths/reward": 0.75,
+    "rollout/all/reward": 0.5,
+    "rollout/shop/turns": 3.0,
+}
+
+
+def plain() -> tuple[Progress, io.StringIO]:
+    out = io.StringIO()
+    return Progress(Console(file=out, highlight=False, width=80)), out
+
+
+def terminal() -> tuple[Progress, io.StringIO]:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, highlight=False, width=100)
+    return Progress(console), out
+
+
+def test_without_a_terminal_every_step_is_one_line():
+    progress, out = plain()
+    with progress:
+        progress.stage("engines: starting 2")
+        for step in (1, 2, 3):
+            progress.step(step, 3, METRICS)
+    first, *steps = out.getvalue().splitlines()
+    assert re.fullmatch(r"\[0:00\] engines: starting 2", first)
+    assert len(steps) == 3
+    for number, line in enumerate(steps, 1):
+        assert f"step {number}/3" in line
+        for part in ("shop 0.25", "maths 0.75", "1,234 tok/s", "staleness 0.5", "3e-06", "left "):
+            assert part in line
+        assert "all 0.5" not in line
+    assert "left 0:00" in steps[-1]
+    assert "\x1b" not in out.getvalue(), "no control sequences in a file"
+
+
+def test_a_step_without_comparable_logprobs_or_rewards_is_shown_all_the_same():
+    progress, out = plain()
+    progress.step(1, 3, {k: v for k, v in METRICS.items() if k.startswith(("time", "staleness"))})
+    assert "step 1/3" in out.getvalue() and "nan" in out.getvalue()
+
+
+def test_a_cold_start_is_ten_lines_however_many_updates():
+    progress, out = plain()
+    for step in range(1, 201):
+        progress.updates("cold start", step, 200, 1.5)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[-1].endswith("cold start: 200/200  loss 1.500")
+
+
+@pytest.mark.parametrize("make", [plain, terminal])
+def test_a_note_stays_as_it_was_written(make):
+    progress, out = make()
+    with progress:
+        progress.note("error: [/tmp/x] went [bold]wrong[/bold] in [calculator]")
+    assert "error: [/tmp/x] went [bold]wrong[/bold] in [calculator]" in out.getvalue()
+
+
+def test_a_long_line_is_not_cut():
+    progress, out = plain()
+    progress.note("word " * 60)
+    assert ("word " * 60).strip() in out.getvalue()
+
+
+def test_results_are_a_table_of_pass_rates_and_the_folder():
+    progress, out = plain()
+    progress.results({"shop": 0.25, "maths": 0.5}, {"shop": 1.0, "maths": 0.75}, "runs/demo")
+    text = out.getvalue()
+    rows = {
+        cells[0]: cells[1:]
+        for line in text.splitlines()
+        if len(cells := re.findall(r"[\w.-]+", line)) == 3
+    }
+    assert rows["environment"] == ["before", "after"]
+    assert rows["shop"] == ["0.25", "1.00"]
+    assert rows["maths"] == ["0.50", "0.75"]
+    assert rows["mean"] == ["0.38", "0.88"]
+    assert text.splitlines()[-1] == "run folder: runs/demo"
+
+
+def test_results_without_an_evaluation_before_say_so():
+    progress, out = plain()
+    progress.results({}, {"shop": 1.0}, "runs/demo")
+    assert re.search(r"shop\W+-\W+1\.00", out.getvalue())
+    assert "mean" not in out.getvalue()
+
+
+def test_in_a_terminal_the_display_shows_stage_step_and_then_the_results():
+    progress, out = terminal()
+    with progress:
+        progress.stage("cold start")
+        progress.updates("cold start", 5, 10, 1.5)
+        progress.step(2, 3, METRICS)
+        progress.episodes(3, 10)
+        assert progress.live is not None
+        progress.live.refresh()
+        progress.results({"shop": 0.25}, {"shop": 1.0}, "runs/demo")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    for part in ("dorado", "2 of 3", "reward shop", "tokens/s", "1,234", "held-out pass rate"):
+        assert part in shown
