@@ -96,7 +96,8 @@ class FakeSession:
 class Probe(Env):
     """An environment whose acts do what the task's data say: `{"reset": "raise", "score": "hang"}`.
 
-    `raise` raises RuntimeError, `refuse` ToolError, `late` TimeoutError, `hang` never returns.
+    `raise` raises RuntimeError, `refuse` ToolError, `late` TimeoutError, `exit` SystemExit, `hang` never
+    returns.
     """
 
     name = "probe"
@@ -130,7 +131,7 @@ class Probe(Env):
         """a sync tool that does as it is told"""
         match how:
             case "hang":
-                threading.Event().wait()
+                threading.Event().wait(20)  # longer than any deadline; yet the process can end
             case "exit":
                 raise SystemExit(3)
             case "iterate":
@@ -163,6 +164,8 @@ def _error(how: str) -> Exception | None:
 async def _obey(how: str) -> None:
     if how == "hang":
         await asyncio.Event().wait()
+    if how == "exit":
+        raise SystemExit(3)
     if error := _error(how):
         raise error
 

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import pickle
+import random
 import sqlite3
 
 import pytest
@@ -73,6 +74,12 @@ def test_train_and_heldout_tasks_are_disjoint(id):
     }
     assert ids["train"].isdisjoint(ids["heldout"])
     assert len(ids["heldout"]) > 100
+
+
+def test_about_a_tenth_of_all_tasks_is_held_out(id):
+    env, rng = make(id), random.Random(0)
+    made = [Task(env.name, env.sample(rng)) for _ in range(2000)]
+    assert 0.07 < sum(task.split == "heldout" for task in made) / 2000 < 0.13
 
 
 def test_tasks_pickle_and_survive_json_with_their_id(id):

@@ -116,13 +116,13 @@ async def _gap_across_update(
     """The same for tokens written after an update that caught their requests half-way."""
     _disturb(learner, lambda name: True)
     learner.publish(published, getattr(torch, dtype))
-    # Prompts without their last token, so that the policy does not end its turn at once.
-    playing = asyncio.create_task(_generate(engine, "in-flight", [p[:9] for p in prompts], 220))
-    await asyncio.sleep(0.3)
+    engine.eos_ids = ()  # so that no request ends before the update
+    playing = asyncio.create_task(_generate(engine, "in-flight", prompts, 170))
+    await asyncio.sleep(0.8)
     await engine.load(str(published), 99)
     played = await playing
     crossed = [c for _, c in played if len({s.version for s in c.versions}) == 2]
-    assert crossed, "no request was in progress during the update"
+    assert crossed, f"no request crossed the update: {played[0][1].versions}"
     for _, completion in played:
         spans = completion.versions
         assert spans[0].start == 0 and spans[-1].end == len(completion.token_ids)

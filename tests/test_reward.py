@@ -149,3 +149,10 @@ def test_a_judge_that_cannot_be_found_is_one_sentence(name, sentence):
         find_judge(name)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plugin_that_fails_to_import_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "broken_judges.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnknownJudge, match="'broken_judges:style' cannot be imported"):
+        find_judge("broken_judges:style")

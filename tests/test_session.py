@@ -103,11 +103,13 @@ async def test_a_timeout_error_of_the_tools_own_is_no_missed_deadline(name):
     assert caught.value.trace
 
 
-@pytest.mark.parametrize("how", ["exit", "iterate"])
-def test_a_sync_tool_that_exits_or_runs_out_is_a_fault_and_ends_nothing_else(how):
+@pytest.mark.parametrize(
+    ("name", "how"), [("act", "exit"), ("block", "exit"), ("block", "iterate")]
+)
+def test_a_tool_that_exits_or_runs_out_is_a_fault_and_ends_nothing_else(name, how):
     outcome: BaseException | None = None
     try:
-        asyncio.run(call("block", how, session(Deadlines(tool_seconds=2))))
+        asyncio.run(call(name, how, session(Deadlines(tool_seconds=2))))
     except BaseException as error:  # a SystemExit let through would end pytest
         outcome = error
     assert isinstance(outcome, EnvFault), repr(outcome)
@@ -143,7 +145,7 @@ async def test_what_the_policy_did_wrong_comes_back_as_an_error_message(bad, sen
 
 async def test_sessions_are_not_blocked_by_sync_tools_that_hang():
     stuck = [asyncio.create_task(call("block", "hang")) for _ in range(40)]
-    result = await call("block", "")
+    result = await asyncio.wait_for(call("block", ""), 10)
     assert result.messages[0].content == "done"
     assert not any(t.done() for t in stuck)
     for t in stuck:
