@@ -70,6 +70,12 @@ class DatasetEnv(Env):
         else:
             kind = "parquet" if str(config.path).endswith(".parquet") else "json"
             table = datasets.load_dataset(kind, data_files=config.path, split="train")
+        for column in (config.question, config.answer):
+            if column not in table.column_names:
+                raise ValueError(
+                    f"data set {config.hub or config.path}: there is no column {column!r}, "
+                    f"there are {', '.join(table.column_names)}"
+                )
         rows = [
             {"question": str(row[config.question]), "answer": str(row[config.answer])}
             for row in table

@@ -58,9 +58,9 @@ class Orders(Env):
         assert self.db is not None, "reset() opens the database"
         if status not in STATUS.values():
             raise ToolError(f"no status {status!r}")
-        changed = self.db.execute("update orders set status = ? where id = ?", (status, order))
-        if changed.rowcount == 0:
+        if order not in [row[1] for row in self.rows()]:
             raise ToolError(f"no order {order}")
+        self.db.execute("update orders set status = ? where id = ?", (status, order))
         return "ok"
 
     async def score(self) -> dict[str, float]:

@@ -25,8 +25,9 @@ def find_env(name: str) -> type[Env]:
         module_name, _, attribute = name.partition(":")
         try:
             found = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UnknownEnv(f"environment {name!r} cannot be imported: {error}") from None
+        except Exception as error:  # a plugin can fail in any way
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UnknownEnv(f"environment {name!r} cannot be imported: {reason}") from None
     else:
         matching = [p for p in entry_points(group="dorado.envs") if p.name == name]
         if not matching:

@@ -7,6 +7,8 @@ with the first traceback kept.
 """
 
 import asyncio
+import contextlib
+import math
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
@@ -98,7 +100,7 @@ class EnvSession:
 
     async def score(self) -> dict[str, float]:
         """The environment's named rewards. Raises EnvFault."""
-        return await self._guard("score", self.deadlines.score_seconds, self.env.score())
+        return await self._guard("score", self.deadlines.score_seconds, self._score())
 
     async def close(self) -> None:
         """Close the environment. Raises EnvFault."""
@@ -110,20 +112,32 @@ class EnvSession:
             raise ToolError(f"no tool {one.name!r}")
         arguments = tool.parse(one.arguments)
         limit = self.deadlines.tool_seconds
-        return str(await self._guard("tool", limit, self._run(tool, arguments), one.name))
+        return await self._guard("tool", limit, self._run(tool, arguments), one.name)
 
-    async def _run(self, tool: Tool, arguments: dict[str, Any]) -> Any:
+    async def _run(self, tool: Tool, arguments: dict[str, Any]) -> str:
         if tool.is_async:
-            return await tool.method(self.env, **arguments)
-        return await _in_daemon_thread(lambda: tool.method(self.env, **arguments))
+            return str(await tool.method(self.env, **arguments))
+        return str(await _in_daemon_thread(lambda: tool.method(self.env, **arguments)))
+
+    async def _score(self) -> dict[str, float]:
+        rewards = await self.env.score()
+        if not isinstance(rewards, dict):
+            raise TypeError(f"score() has to return named rewards, not {rewards!r}")
+        for name, value in rewards.items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise TypeError(f"reward {name!r} has to be a finite number, not {value!r}")
+        return rewards
 
     async def _guard(self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = "") -> T:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
+        deadline = asyncio.timeout(limit)
         try:
-            return await asyncio.wait_for(act, limit)
-        except TimeoutError:
-            raise EnvFault("timeout", f"{where}: no answer within {limit:g} s") from None
-        except Exception as error:
+            async with deadline:
+                return await act
+        except (Exception, SystemExit) as error:
+            if isinstance(error, TimeoutError) and deadline.expired():
+                sentence = f"{where}: no answer within {limit:g} s"
+                raise EnvFault("timeout", sentence) from None
             if isinstance(error, ToolError) and kind == "tool":
                 raise
             trace = traceback.format_exc()
@@ -137,23 +151,24 @@ async def _in_daemon_thread(act: Callable[[], T]) -> T:
     episode would then wait for.
     """
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(set_result: Callable[[], None]) -> None:
-        if not future.done():
-            set_result()
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+    done = asyncio.Event()
 
     def run() -> None:
         try:
-            result = act()
-        except BaseException as error:
-            failure = error
-            loop.call_soon_threadsafe(settle, lambda: future.set_exception(failure))
-        else:
-            loop.call_soon_threadsafe(settle, lambda: future.set_result(result))
+            outcome.append(act())
+        except BaseException as error:  # raised again below, in the episode that asked
+            failure.append(error)
+        # After the deadline nobody waits any more, and the loop may be gone with its episode.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=run, daemon=True, name="dorado-tool").start()
-    return await future
+    await done.wait()
+    if failure:
+        raise failure[0]
+    return outcome[0]
 
 
 async def demonstrate(

@@ -38,6 +38,7 @@ async def mathematics(task: Task, trajectory: Trajectory) -> dict[str, float]:
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()
     if process.returncode not in (EQUAL, DIFFERENT):
         raise RuntimeError(f"math-verify failed: {errors.decode().strip().splitlines()[-1:]}")
     return {"mathematics": float(process.returncode == EQUAL)}

@@ -1,6 +1,7 @@
 """Turns a trajectory's evidence and its judges' findings into one reward."""
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 
 from reward.registry import Judge
@@ -27,11 +28,16 @@ async def score(
     rewards = dict(trajectory.evidence)
     for judge in judges:
         name = getattr(judge, "__name__", str(judge))
+        deadline = asyncio.timeout(seconds)
         try:
-            rewards |= await asyncio.wait_for(judge(trajectory.task, trajectory), seconds)
-        except TimeoutError:
-            raise JudgeFault(f"judge {name}: no answer within {seconds:g} s") from None
+            async with deadline:
+                found = await judge(trajectory.task, trajectory)
+            if not all(math.isfinite(value) for value in found.values()):
+                raise ValueError(f"not finite: {found}")
+            rewards |= found
         except Exception as error:
+            if isinstance(error, TimeoutError) and deadline.expired():
+                raise JudgeFault(f"judge {name}: no answer within {seconds:g} s") from None
             raise JudgeFault(f"judge {name}: {type(error).__name__}: {error}") from error
     total = sum(value * weights.get(name, 1.0) for name, value in rewards.items())
     return ScoredTrajectory(trajectory, rewards, total)

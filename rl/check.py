@@ -95,7 +95,10 @@ def check_model_folder(folder: Path) -> None:
     if not file.is_file():
         raise ConfigError(f"model.path: {folder} has no config.json, so it is no checkpoint folder")
     try:
-        architectures = json.loads(file.read_text()).get("architectures") or ["unknown"]
+        settings = json.loads(file.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no JSON object")
+        architectures = settings.get("architectures") or ["unknown"]
     except ValueError as error:
         raise ConfigError(f"model.path: {file} is not valid JSON: {error}") from None
     if not architectures[0].endswith(("ForCausalLM", "LMHeadModel")):

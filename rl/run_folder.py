@@ -75,7 +75,9 @@ class RunFolder:
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl; what is not a number is left out."""
-        finite = {k: v for k, v in values.items() if not (isinstance(v, float) and math.isnan(v))}
+        finite = {
+            k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))
+        }
         self._line(self._metrics, {"step": step, "time": time.time(), **finite})
 
     def event(self, lane: str, name: str, start: float, end: float, **details: Any) -> None:

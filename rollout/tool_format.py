@@ -54,13 +54,13 @@ def _read_longcat(body: str) -> ToolCall:
     if leftover:
         raise MalformedCall("arguments have to be pairs of longcat_arg_key and longcat_arg_value")
     pairs = _LONGCAT_ARGUMENT.findall(body)
-    return ToolCall(name.strip(), {key.strip(): value.strip() for key, value in pairs})
+    return ToolCall(name.strip(), {key.strip(): value for key, value in pairs})
 
 
 def _read_json(body: str) -> ToolCall:
     try:
         call = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise MalformedCall("a tool call has to be one JSON object") from None
     arguments = call.get("arguments", {}) if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):

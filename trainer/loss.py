@@ -47,9 +47,9 @@ def longcat(x: LossInputs, c: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     objective = torch.where(x.advantages_N < 0, capped, objective)
     engine_gap = torch.exp(x.behaviour_logprobs_N - x.rollout_logprobs_N).clamp(max=c.tis_cap)
     loss = -(engine_gap * objective).sum() / (x.num_samples * c.max_completion_tokens)
-    return loss, _clip_metrics(ratio, x.advantages_N, c) | {
-        "loss/tis_capped": (engine_gap >= c.tis_cap).float().sum()
-    }
+    counts = _clip_metrics(ratio, x.advantages_N, c)
+    counts["loss/clipped_neg"] += ((ratio > c.clip_neg_high) & (x.advantages_N < 0)).sum()
+    return loss, counts | {"loss/tis_capped": (engine_gap >= c.tis_cap).float().sum()}
 
 
 def grpo(x: LossInputs, c: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
