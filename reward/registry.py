@@ -7,7 +7,7 @@ a finished trajectory, from the task and the record alone.
 import importlib
 from collections.abc import Awaitable, Callable
 from importlib.metadata import entry_points
-from typing import Any
+from typing import cast
 
 from envs.env import Task
 from rollout.trajectory import Trajectory
@@ -24,13 +24,13 @@ def find_judge(name: str) -> Judge:
     if ":" in name:
         module_name, _, attribute = name.partition(":")
         try:
-            found: Any = getattr(importlib.import_module(module_name), attribute)
+            found = getattr(importlib.import_module(module_name), attribute)
         except Exception as error:  # a plugin can fail in any way
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UnknownJudge(f"judge {name!r} cannot be imported: {reason}") from None
         if not callable(found):
             raise UnknownJudge(f"judge {name!r} is no function")
-        return found
+        return cast(Judge, found)
     points = {point.name: point for point in entry_points(group="dorado.rewards")}
     if name not in points:
         raise UnknownJudge(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import ENVS
 from hypothesis import settings
 
 # Read by `datasets` when it is imported: its cache goes away with the session.
@@ -22,7 +23,6 @@ settings.load_profile("dorado")
 
 FAMILIES = ("longcat_flash", "qwen3_moe")
 SHARPER = 2.0
-ENVS = ("calculator", "orders", "sensors")
 
 
 @pytest.fixture(scope="session")

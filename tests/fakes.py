@@ -1,20 +1,28 @@
-"""Hand-written stand-ins: a scripted engine and session, an environment that misbehaves, small records."""
+"""Hand-written stand-ins: scripted engine and session, an environment that misbehaves, the actors of a run,
+and builders of small records.
+"""
 
 import asyncio
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from envs.env import Env, Reply, Task
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvSession, Opening, StepResult
 from envs.tool import ToolError, tool
-from rl.group import GroupReport, GroupSpec, MemberReport
+from rl.group import GroupReport, GroupSpec, MemberReport, Waiting
+from rl.samples import Dropped
 from rollout.engine import Completion, Request, VersionSpan
 from rollout.trajectory import ScoredTrajectory, StopReason, Trajectory, Turn
+from rollout.vllm_engine import LoadTimes
 from trainer.sample import TrainSample
 
+ENVS = ("calculator", "orders", "sensors")
 END = "<|end|>"
 TASK = Task("fake", {"answer": "42"})
 
@@ -293,3 +301,130 @@ def sample(
         advantages=tuple(advantage if m else 0.0 for m in mask),
         versions=tuple(version if m else -1 for m in mask),
     )
+
+
+class Remote:
+    """A method of an actor's handle: `.remote(...)` starts it and gives back what to await."""
+
+    def __init__(self, act: Callable[..., Awaitable[Any]]) -> None:
+        self.act = act
+
+    def remote(self, *arguments: Any) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self.act(*arguments))
+
+
+class FakePool:
+    """A learner and two engines as the run sees them (`rl.cluster.Actors`); `log` is what they were asked.
+
+    `fail` maps an act (step, publish, save, or an engine's name for its load) to what it raises, or HANG.
+    """
+
+    HANG = object()
+
+    def __init__(self, fail: dict[str, Any] | None = None, turns: int = 1) -> None:
+        """`turns`: how often the event loop turns until an act is done."""
+        self.fail = fail or {}
+        self.turns = turns
+        self.log: list[tuple[str, Any]] = []
+        self.learner = SimpleNamespace(
+            step=Remote(self._step), publish=Remote(self._publish), save=Remote(self._save)
+        )
+        self.engines = {
+            name: SimpleNamespace(load=Remote(partial(self._load, name)))
+            for name in ("engine-0", "engine-1")
+        }
+        self.controllers: dict[str, Any] = {}
+
+    async def _step(self, groups: Sequence[Any]) -> dict[str, float]:
+        await self._act("step", list(groups))
+        return {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
+
+    async def _publish(self, path: str) -> int:
+        await self._act("publish", path)
+        Path(path).write_bytes(b"weights")
+        return 7
+
+    async def _save(self, folder: str) -> None:
+        await self._act("save", folder)
+
+    async def _load(self, name: str, path: str, version: int) -> LoadTimes:
+        await self._act(name, version)
+        assert Path(path).read_bytes() == b"weights"
+        return LoadTimes(pause_ms=2.0, transfer_ms=1.0)
+
+    async def _act(self, name: str, detail: Any) -> None:
+        self.log.append((name, detail))
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+        failure = self.fail.get(name)
+        if failure is self.HANG:
+            await asyncio.Event().wait()
+        if failure is not None:
+            raise failure
+
+
+class FakeDispatcher:
+    """Plays groups (`rl.dispatcher.Dispatcher`): the first member of each succeeds, the others do not.
+
+    `outcome(spec)` says how a group ends: "samples", "filtered", "fault", "lost" or "hang".
+    """
+
+    def __init__(
+        self,
+        served_version: Callable[[], int] = lambda: 0,
+        outcome: Callable[[GroupSpec], str] = lambda spec: "samples",
+        seed: int = 0,
+        in_order: bool = False,
+    ) -> None:
+        """`in_order`: no group ends before those that began before it."""
+        self.in_order = in_order
+        self.last = asyncio.Event()
+        self.last.set()
+        self.served_version = served_version
+        self.outcome = outcome
+        self.rng = random.Random(seed)
+        self.playing: dict[str, GroupSpec] = {}
+        self.most_at_once = 0
+        self.played: list[tuple[int, GroupSpec]] = []
+        self.cancelled = False
+
+    async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
+        version, outcome = self.served_version(), self.outcome(spec)
+        self.played.append((version, spec))
+        self.playing[spec.id] = spec
+        self.most_at_once = max(self.most_at_once, len(self.playing))
+        before, mine = self.last, asyncio.Event()
+        self.last = mine
+        try:
+            for _ in range(self.rng.randint(1, 40)):
+                await asyncio.sleep(0)
+            if self.in_order:
+                await before.wait()
+            if outcome == "hang":
+                await asyncio.Event().wait()
+        finally:
+            mine.set()
+            del self.playing[spec.id]
+        return None if outcome == "lost" else (self._report(spec, version, outcome), spec.id)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    async def waiting(self) -> list[Waiting]:
+        return [Waiting(s.ids[0], s.env, "tool", 99.0, 1.0) for s in self.playing.values()]
+
+    def _report(self, spec: GroupSpec, version: int, outcome: str) -> GroupReport:
+        changes: dict[str, Any] = {"versions": (version,)}
+        if outcome == "fault":
+            changes |= {"judged": False, "stop_reason": "env_fault", "fault": "the world is gone"}
+        solved = {True: 1.0, False: 0.0}
+        members = tuple(
+            member(id, reward=solved[n == 0], rewards={"solved": solved[n == 0]}, **changes)
+            for n, id in enumerate(spec.ids)
+        )
+        dropped = {
+            "filtered": (Dropped(spec.ids, "filtered", "zero_variance"),),
+            "fault": (Dropped(spec.ids, "failed", "env_fault"),),
+        }.get(outcome, ())
+        samples = () if dropped or not spec.train else spec.ids
+        return GroupReport(spec, members, samples, dropped if spec.train else (), 100.0, 101.0)

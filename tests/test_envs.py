@@ -8,8 +8,7 @@ import random
 import sqlite3
 
 import pytest
-from conftest import ENVS
-from fakes import play
+from fakes import ENVS, play
 
 from envs.env import Env, Task
 from envs.message import ToolCall

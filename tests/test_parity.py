@@ -63,7 +63,7 @@ def test_engine_and_learner_agree(trained: Path, dtype: str, tmp_path: Path) -> 
 async def _compare(checkpoint: Path, dtype: str, folder: Path) -> None:
     renderer = Renderer(checkpoint, "longcat")
     prompts = [tuple(p) for p in [await _prompt(renderer, i) for i in range(24)]]
-    config = EngineConfig(dtype=dtype, max_model_len=256, threads=2)  # pyright: ignore
+    config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=12, threads=2)  # pyright: ignore
     sampling = SamplingConfig()
     engine = VllmEngine("engine-0", str(checkpoint), config, sampling, renderer.eos_ids, seed=0)
     learner = Learner(checkpoint, LearnerConfig(row_tokens=256), temperature=1.0, keep_versions=0)
@@ -116,11 +116,18 @@ async def _gap_across_update(
     """The same for tokens written after an update that caught their requests half-way."""
     _disturb(learner, lambda name: True)
     learner.publish(published, getattr(torch, dtype))
-    engine.eos_ids = ()  # so that no request ends before the update
-    playing = asyncio.create_task(_generate(engine, "in-flight", prompts, 170))
-    await asyncio.sleep(0.8)
+    requests = [
+        asyncio.create_task(engine.generate(Request(f"in-flight-{i}", "", prompts[i % 24], 48)))
+        for i in range(96)
+    ]
+    # Few sequences run at a time, so when the first has ended the others are half-way.
+    await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
     await engine.load(str(published), 99)
-    played = await playing
+    completions = await asyncio.gather(*requests)
+    played = [
+        (Request(f"in-flight-{i}", "", prompts[i % 24], 48), completion)
+        for i, completion in enumerate(completions)
+    ]
     crossed = [c for _, c in played if len({s.version for s in c.versions}) == 2]
     assert crossed, f"no request crossed the update: {played[0][1].versions}"
     for _, completion in played:

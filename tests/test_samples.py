@@ -25,9 +25,9 @@ def test_a_judged_group_gives_a_sample_per_member_and_advantages_of_mean_zero():
 
 @pytest.mark.parametrize("stop", FAULTS)
 def test_a_fault_is_dropped_as_failed_and_is_no_part_of_the_baseline(stop):
-    judged = [scored("t0", 1.0), scored("t1", 0.0)]
+    judged = [scored("t0", 1.0), scored("t1", 0.5), scored("t2", 0.25)]
     alone, _ = group_samples(judged, "dr_grpo", filter_zero_variance=True)
-    members = [judged[0], scored("bad", 0.0, stop=stop), judged[1]]
+    members = [scored("bad", 0.0, stop=stop), *judged]
     samples, dropped = group_samples(members, "dr_grpo", filter_zero_variance=True)
     assert samples == alone
     assert dropped == [Dropped(("bad",), "failed", stop)]

@@ -1,0 +1,253 @@
+"""The loops of a run over fake actors: order, backpressure, staleness, and every way out.
+
+Nothing here starts Ray: the learner, the engines and the dispatcher are stand-ins from `fakes`.
+"""
+
+import asyncio
+import io
+import itertools
+import json
+import sqlite3
+from types import SimpleNamespace
+
+import pytest
+from fakes import FakeDispatcher, FakePool
+from ray.exceptions import RayActorError
+from rich.console import Console
+
+from rl.config import RunConfig
+from rl.progress import Progress
+from rl.run import Run, RunError
+from rl.run_folder import RunFolder
+from rl.wandb_sink import WandbSink
+from rl.weight_sync import SyncError
+
+SETTINGS = {
+    "name": "demo",
+    "steps": 5,
+    "mode": "in_flight",
+    "max_staleness": 1,
+    "model": {"init": {}},
+    "env": [{"id": "calculator"}, {"id": "sensors", "weight": 2}],
+    "batch": {"groups": 3, "group_size": 2},
+    "rollout": {"max_in_flight_groups": 8},
+    "eval": {"before": False, "after": False, "tasks": 4},
+    "wandb": {"enabled": False},
+}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Build a run over fakes; all of them are closed in the end."""
+    opened: list[RunFolder] = []
+
+    def start(fail=None, outcome=lambda spec: "samples", seed: int = 0, **settings) -> Run:
+        config = RunConfig.model_validate({**SETTINGS, "runs_dir": str(tmp_path), **settings})
+        folder = RunFolder(config)
+        opened.append(folder)
+        cluster = SimpleNamespace(actors=FakePool(fail), weights=tmp_path)
+        progress = Progress(Console(file=io.StringIO(), width=200))
+        run = Run(config, cluster, folder, progress, WandbSink(config, folder))
+        run.dispatcher = FakeDispatcher(lambda: run.served_version, outcome, seed)
+        return run
+
+    yield start
+    for folder in opened:
+        folder.close()
+
+
+def said(run: Run) -> str:
+    return run.progress.console.file.getvalue()
+
+
+def totals(run: Run) -> dict[str, int]:
+    return run.summary()["ledger"]["all"]
+
+
+def assert_closed(run: Run) -> None:
+    """The books balance with nothing open, and no task of the run is left."""
+    run.ledger.check(set(), set())
+    counts = totals(run)
+    ended = sum(n for name, n in counts.items() if name != "dispatched")
+    assert ended == counts["dispatched"]
+    assert run.dispatcher.cancelled and not run.dispatcher.playing
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_each_step_is_trained_published_and_loaded_before_the_next(start):
+    run = start()
+    await asyncio.wait_for(run.main(), 30)
+    acts = [name for name, _ in run.actors.log]
+    assert acts == ["step", "publish", "engine-0", "engine-1"] * 5 + ["save"]
+    loads = [version for name, version in run.actors.log if name == "engine-0"]
+    assert loads == [1, 2, 3, 4, 5]
+    assert run.learner_version == run.served_version == 5
+    assert_closed(run)
+
+
+async def test_a_batch_is_whole_groups_each_trained_once(start):
+    run = start()
+    await asyncio.wait_for(run.main(), 30)
+    batches = [groups for name, groups in run.actors.log if name == "step"]
+    assert [len(b) for b in batches] == [3] * 5
+    assert len(set(itertools.chain(*batches))) == 15
+    assert totals(run)["trained"] == 15 * 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_no_sample_is_older_than_the_bound_and_none_is_lost(start, staleness, seed):
+    mode = "in_flight" if staleness else "sync"
+    run = start(seed=seed, mode=mode, max_staleness=staleness, steps=12)
+    await asyncio.wait_for(run.main(), 30)
+    assert sum(run.staleness.values()) == 12 * 3 * 2
+    assert max(run.staleness) <= staleness
+    assert_closed(run)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_groups_that_end_in_their_order_are_never_too_old_however_slow_a_weight_sync(
+    start, staleness, seed
+):
+    mode = "in_flight" if staleness else "sync"
+    run = start(
+        mode=mode,
+        max_staleness=staleness,
+        steps=12,
+        seed=seed,
+        rollout={"max_in_flight_groups": 40},
+    )
+    run.actors.turns, run.dispatcher.in_order = 30, True
+    await asyncio.wait_for(run.main(), 30)
+    assert "stale:too_old" not in totals(run)
+    assert max(run.staleness) <= staleness
+
+
+async def test_a_synchronous_run_starts_exactly_one_batch_per_version(start):
+    run = start(mode="sync", max_staleness=0)
+    await asyncio.wait_for(run.main(), 30)
+    versions = [version for version, _ in run.dispatcher.played]
+    assert [versions.count(v) for v in range(5)] == [3] * 5
+    assert totals(run)["trained"] == totals(run)["dispatched"] - versions.count(5) * 2
+
+
+async def test_never_more_groups_are_played_at_once_than_allowed(start):
+    run = start(max_staleness=4, rollout={"max_in_flight_groups": 5})
+    await asyncio.wait_for(run.main(), 30)
+    assert run.dispatcher.most_at_once == 5
+
+
+async def test_tasks_come_from_the_environments_by_weight(start):
+    run = start(steps=10)
+    await asyncio.wait_for(run.main(), 30)
+    envs = [spec.env for _, spec in run.dispatcher.played]
+    assert abs(envs.count("sensors") - 2 * envs.count("calculator")) <= 2
+
+
+async def test_filtered_faulty_and_lost_groups_are_booked_and_replaced(start):
+    kinds = ["samples", "filtered", "fault", "lost"]
+    run = start(outcome=lambda spec: kinds[int(spec.id[1:]) % 4])
+    await asyncio.wait_for(run.main(), 30)
+    counts = totals(run)
+    assert counts["trained"] == 30
+    for outcome in ("filtered:zero_variance", "failed:env_fault", "failed:controller_fault"):
+        assert counts[outcome] >= 2, outcome
+    assert run.summary()["faults"]["the world is gone"] == counts["failed:env_fault"]
+    assert said(run).count("the world is gone") == 1, "each new fault is said once"
+    assert_closed(run)
+
+
+async def test_a_run_of_nothing_but_faults_ends_with_the_last_of_them(start):
+    run = start(outcome=lambda spec: "fault")
+    with pytest.raises(RunError, match=r"groups all ended in faults, most recently: the world is"):
+        await asyncio.wait_for(run.main(), 30)
+    assert_closed(run)
+
+
+async def test_a_run_in_which_nothing_moves_says_what_it_waits_for(start):
+    run = start(outcome=lambda spec: "hang", timeouts={"stall_seconds": 0.3})
+    with pytest.raises(RunError, match=r"nothing finished .* g000000.0 \(\w+\) in tool"):
+        await asyncio.wait_for(run.main(), 30)
+    assert "waiting: g000000.0" in said(run)
+    assert totals(run)["cancelled"] == totals(run)["dispatched"] > 0
+    assert_closed(run)
+
+
+@pytest.mark.parametrize(
+    ("fail", "error", "sentence"),
+    [
+        ({"step": FakePool.HANG}, RunError, "learner step 1: no end within 0.3 s"),
+        ({"step": RayActorError()}, RunError, "learner step 1: "),
+        (
+            {"publish": RuntimeError("disk full")},
+            SyncError,
+            "could not publish version 1: disk full",
+        ),
+        ({"engine-1": RayActorError()}, SyncError, "engine-1 could not load version 1"),
+        ({"engine-1": FakePool.HANG}, SyncError, "engine-1 did not load version 1 within 0.3 s"),
+        ({"save": FakePool.HANG}, RunError, "checkpoint of step 5: no end within 0.3 s"),
+    ],
+)
+async def test_whatever_part_fails_the_run_ends_with_a_sentence_and_closed_books(
+    start, fail, error, sentence
+):
+    timeouts = {"step_seconds": 0.3, "load_seconds": 0.3, "stall_seconds": 20}
+    run = start(fail=fail, timeouts=timeouts)
+    with pytest.raises(error) as caught:
+        await asyncio.wait_for(run.main(), 30)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert_closed(run)
+
+
+async def test_a_slow_learner_is_no_stall(start):
+    run = start(fail={"step": FakePool.HANG}, timeouts={"stall_seconds": 0.1, "step_seconds": 0.6})
+    with pytest.raises(RunError, match="learner step 1"):
+        await asyncio.wait_for(run.main(), 30)
+
+
+async def test_an_interrupted_run_books_what_it_gave_up_as_cancelled(start):
+    run = start(outcome=lambda spec: "hang")
+    running = asyncio.create_task(run.main())
+    while not run.dispatcher.playing:
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert totals(run)["cancelled"] == totals(run)["dispatched"] > 0
+    assert_closed(run)
+
+
+async def test_the_run_folder_tells_the_run(start):
+    run = start(checkpoint_every=2)
+    await asyncio.wait_for(run.main(), 30)
+    folder = run.folder.path
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5]
+    for values in metrics:
+        assert values["rollout/all/reward"] == 0.5
+        assert values["staleness/max"] <= 1
+        assert values["time/total_seconds"] >= values["time/learner_seconds"] >= 0
+    saved = [path for name, path in run.actors.log if name == "save"]
+    assert saved == [str(folder.resolve() / "checkpoints" / f"step_{n}") for n in (2, 4, 5)]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert {e["lane"] for e in events} == {"learner", "sync", "rollout"}
+    index = sqlite3.connect(folder / "trajectories.sqlite")
+    finished = totals(run)["dispatched"] - totals(run)["cancelled"]
+    (count,) = index.execute("select count(*) from trajectories").fetchone()
+    assert count >= finished, "what was buffered in the end is indexed and booked as cancelled"
+    assert sum("step " in line for line in said(run).splitlines()) == 5
+
+
+async def test_evaluations_stand_before_and_after_and_count_faults(start):
+    run = start(
+        eval={"before": True, "after": True, "tasks": 4},
+        outcome=lambda spec: "samples" if spec.train or spec.env == "sensors" else "fault",
+    )
+    await asyncio.wait_for(run.main(), 30)
+    assert run.evals == {"before": {"sensors": 1.0}, "after": {"sensors": 1.0}}
+    assert run.eval_faults == {"before": 4, "after": 4}
+    assert run.summary()["eval"]["faults"] == {"before": 4, "after": 4}
+    trained = [spec.task.id for _, spec in run.dispatcher.played if spec.train]
+    held_out = {spec.task.id for _, spec in run.dispatcher.played if not spec.train}
+    assert held_out.isdisjoint(trained)
