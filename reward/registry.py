@@ -5,6 +5,7 @@ a finished trajectory, from the task and the record alone.
 """
 
 import importlib
+import inspect
 from collections.abc import Awaitable, Callable
 from importlib.metadata import entry_points
 from typing import cast
@@ -28,13 +29,19 @@ def find_judge(name: str) -> Judge:
         except Exception as error:  # a plugin can fail in any way
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UnknownJudge(f"judge {name!r} cannot be imported: {reason}") from None
-        if not callable(found):
-            raise UnknownJudge(f"judge {name!r} is no function")
-        return cast(Judge, found)
+        return _judge(name, found)
     points = {point.name: point for point in entry_points(group="dorado.rewards")}
     if name not in points:
         raise UnknownJudge(
             f"judge {name!r} does not exist; installed are {', '.join(sorted(points))}; "
             "or give module:function"
         )
-    return points[name].load()
+    return _judge(name, points[name].load())
+
+
+def _judge(name: str, found: object) -> Judge:
+    if not callable(found):
+        raise UnknownJudge(f"judge {name!r} is no function")
+    if not any(map(inspect.iscoroutinefunction, (found, type(found).__call__))):
+        raise UnknownJudge(f"judge {name!r} is not async: it has to be `async def`")
+    return cast(Judge, found)

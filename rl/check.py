@@ -5,6 +5,7 @@ settings, the policy is there and is a causal language model, the engines fit th
 """
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def check_run(config: RunConfig) -> None:
         check_model_folder(Path(config.model.path))
     _check_experts(config)
     _check_settings(config)
+    _check_writable(Path(config.runs_dir))
     if config.cluster.address == "local":
         _check_machine(config)
 
@@ -55,6 +57,11 @@ def _check_settings(config: RunConfig) -> None:
             "sampling.top_p: below 1 the engine's log-probs are of the cut distribution and the learner's "
             'of the whole one; set learner.loss.behaviour = "engine" or top_p = 1'
         )
+    if config.timeouts.stall_seconds <= config.episode.max_seconds:
+        raise ConfigError(
+            f"timeouts.stall_seconds ({config.timeouts.stall_seconds:g}) has to be above "
+            f"episode.max_seconds ({config.episode.max_seconds:g}): long episodes are no stall"
+        )
     for section, device, gpus in (
         ("engine", config.engine.device, config.engine.gpus),
         ("learner", config.learner.device, config.learner.gpus),
@@ -63,6 +70,12 @@ def _check_settings(config: RunConfig) -> None:
             raise ConfigError(
                 f'{section}.gpus: {gpus:g} does not go with {section}.device = "{device}"'
             )
+
+
+def _check_writable(runs_dir: Path) -> None:
+    there = next(p for p in (runs_dir.absolute(), *runs_dir.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"runs_dir: {runs_dir} cannot be written to")
 
 
 def make_env(table: EnvTable) -> Env:

@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
-BAD_INPUT = 2
+FAILED, BAD_INPUT = 1, 2
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigPath = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
 
@@ -63,20 +63,24 @@ def sft(
         check_run(settings)
         if settings.sft is None:
             raise ConfigError(f"config {config}: there is no [sft] section")
+        if out is not None and out.exists():
+            raise ConfigError(f"--out: {out} exists already")
     except ConfigError as error:
         raise _bad_input(error) from None
-    from rl.cold_start import first_checkpoint, make_cold_start
+    from rl.cold_start import ColdStartError, first_checkpoint, make_cold_start
     from rl.progress import Progress
 
     with Progress() as progress:
         progress.stage("cold start")
-        if out is None:
-            folder, _ = first_checkpoint(settings, progress.updates)
-        else:
-            if out.exists():
-                raise _bad_input(ConfigError(f"--out: {out} exists already"))
-            make_cold_start(settings, out, progress.updates)
-            folder = str(out)
+        try:
+            if out is None:
+                folder, _ = first_checkpoint(settings, progress.updates)
+            else:
+                make_cold_start(settings, out, progress.updates)
+                folder = str(out)
+        except ColdStartError as error:
+            progress.note(f"error: {error}")
+            raise typer.Exit(FAILED) from None
         progress.note(f"policy: {folder}")
 
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envs.env import say
+from envs.env import Task, say
 from envs.message import Message, ToolCall
-from envs.session import Opening, demonstrate
+from envs.session import EnvFault, Opening, demonstrate
 from rl.check import make_env
-from rl.config import RunConfig
+from rl.config import EnvTable, RunConfig
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
@@ -30,10 +30,14 @@ CORPUS_TASKS = 200
 Report = Callable[[str, int, int, float], None]
 
 
+class ColdStartError(Exception):
+    """The first policy cannot be made; the message is one sentence."""
+
+
 def first_checkpoint(config: RunConfig, report: Report) -> tuple[str, bool]:
     """The checkpoint to start from (a folder or a Hub name), and whether it was made just now.
 
-    `report(stage, step, steps, loss)` is called while a cold start runs.
+    `report(stage, step, steps, loss)` is called while a cold start runs. Raises ColdStartError.
     """
     if config.model.init is None and config.sft is None:
         return config.model.path or config.model.hub or "", False
@@ -54,7 +58,15 @@ def first_checkpoint(config: RunConfig, report: Report) -> tuple[str, bool]:
 
 
 def make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
-    """Write the cold-started policy into `folder`."""
+    """Write the cold-started policy into `folder`. Raises ColdStartError."""
+    try:
+        _make_cold_start(config, folder, report)
+    except OSError as error:  # of the disk, or of the Hub
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ColdStartError(f"cold start: {reason}") from error
+
+
+def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
     start = config.model.path or config.model.hub
     if config.model.init is not None:
         from trainer.init_model import init_checkpoint
@@ -92,13 +104,22 @@ def corpus(config: RunConfig) -> Iterator[str]:
     """What the environments say and are told, as texts for a new tokenizer."""
     for table in config.env:
         for task in itertools.islice(make_env(table).tasks("train", config.seed), CORPUS_TASKS):
-            opening, said, _ = asyncio.run(demonstrate(make_env(table), task))
+            opening, said, _ = _play(table, task)
             for tool in opening.tools:
                 yield f"{tool.name}({json.dumps(tool.parameters)}) {tool.description}"
             for message in (*opening.messages, *said):
                 yield message.content
                 for call in message.tool_calls:
                     yield " ".join([call.name, *(f"{k} {v}" for k, v in call.arguments.items())])
+
+
+def _play(
+    table: EnvTable, task: Task, alter: Callable[[Message, Opening], Message] | None = None
+) -> tuple[Opening, list[Message], dict[str, float]]:
+    try:
+        return asyncio.run(demonstrate(make_env(table), task, alter))
+    except EnvFault as fault:
+        raise ColdStartError(f"env {table.label!r}: task {task.id}: {fault}") from fault
 
 
 def slip(message: Message, opening: Opening, rng: random.Random) -> Message:
@@ -122,7 +143,7 @@ def slip(message: Message, opening: Opening, rng: random.Random) -> Message:
 def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample]":
     """Demonstrated episodes on train tasks as samples.
 
-    Raises ValueError where an expert fails a task without a slip of ours.
+    Raises ColdStartError where an expert fails a task without a slip of ours.
     """
     from trainer.sample import TrainSample
 
@@ -143,9 +164,11 @@ def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample
         stream = make_env(table).tasks("train", config.seed)
         for task in itertools.islice(stream, config.sft.demonstrations):
             slipped = False
-            opening, said, rewards = asyncio.run(demonstrate(make_env(table), task, alter))
+            opening, said, rewards = _play(table, task, alter)
             if not slipped and any(value <= 0 for value in rewards.values()):
-                raise ValueError(f"env {table.label!r}: its expert fails task {task.id}: {rewards}")
+                raise ColdStartError(
+                    f"env {table.label!r}: its expert fails task {task.id}: {rewards}"
+                )
             ids, learn = renderer.demonstration(opening.messages, opening.tools, said)
             zeros = (0.0,) * len(ids)
             samples.append(

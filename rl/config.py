@@ -131,7 +131,7 @@ class TimeoutConfig(Section):
     load_seconds: one engine loading weights. start_seconds: an actor other than an engine.
     """
 
-    stall_seconds: PositiveFloat = 300
+    stall_seconds: PositiveFloat = 600
     step_seconds: PositiveFloat = 1800
     load_seconds: PositiveFloat = 300
     start_seconds: PositiveFloat = 120
@@ -195,6 +195,8 @@ class RunConfig(Section):
             )
         labels = [table.label for table in self.env]
         for label in labels:
+            if label == "all":
+                raise ValueError('no environment can be called "all": metrics call the sum so')
             if labels.count(label) > 1:
                 raise ValueError(f"two environments are called {label!r}: give one another name")
         return self

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from rl.check import check_run
 from rl.cluster import Cluster, StartError
-from rl.cold_start import first_checkpoint
+from rl.cold_start import ColdStartError, first_checkpoint
 from rl.config import RunConfig
 from rl.ledger import LedgerError
 from rl.progress import Progress
@@ -32,7 +32,7 @@ def train(config: RunConfig) -> int:
             progress.note(f"the earlier run of this name is kept as {folder.kept}")
         try:
             return _train(config, folder, progress, endings, start)
-        except StartError as error:
+        except (ColdStartError, StartError) as error:
             progress.note(f"error: {error}")
             return FAILED
         except KeyboardInterrupt:

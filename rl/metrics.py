@@ -6,7 +6,6 @@ from statistics import fmean, median
 from typing import Any
 
 from rl.group import GroupReport, MemberReport
-from rl.weight_sync import SyncTimes
 
 
 def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
@@ -36,16 +35,6 @@ def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
             if value is not None:
                 metrics[f"rollout/{env}/{name}"] = float(value)
     return metrics
-
-
-def sync_metrics(times: SyncTimes) -> dict[str, float]:
-    """Of one weight sync, the slowest engine's figures."""
-    return {
-        "sync/publish_seconds": times.publish_seconds,
-        "sync/megabytes": times.bytes / 1e6,
-        "sync/pause_ms": max(times.pause_ms),
-        "sync/transfer_ms": max(times.transfer_ms),
-    }
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

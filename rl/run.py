@@ -35,7 +35,6 @@ from rl.metrics import (
     pass_rates,
     quantiles,
     rollout_metrics,
-    sync_metrics,
 )
 from rl.progress import Progress
 from rl.run_folder import RunFolder
@@ -248,7 +247,6 @@ class Run:
         timeouts = self.config.timeouts
         for step in range(1, self.config.steps + 1):
             start = time.time()
-            self._drop_stale()
             self.training = await self.queue.take(self.config.batch.groups, self.learner_version)
             ready = time.time()
             with self._not_stalled():
@@ -270,7 +268,7 @@ class Run:
             done = time.time()
             self.folder.event("learner", f"step {step}", ready, trained)
             self.folder.event("sync", f"version {self.learner_version}", trained, done)
-            values |= sync_metrics(times) | {
+            values |= times.metrics() | {
                 "time/wait_for_batch_seconds": ready - start,
                 "time/learner_seconds": trained - ready,
                 "time/sync_seconds": done - trained,

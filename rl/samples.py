@@ -32,13 +32,7 @@ def group_samples(
         for m in members
         if not m.trajectory.judged
     ]
-    judged = [m for m in members if m.trajectory.judged and m.trajectory.turns]
-    empty = tuple(
-        m.trajectory.id for m in members if m.trajectory.judged and not m.trajectory.turns
-    )
-    if empty:
-        # The opening alone is longer than episode.max_tokens: the policy never had a turn.
-        dropped.append(Dropped(empty, "filtered", "no_turn"))
+    judged = [m for m in members if m.trajectory.judged]
     ids = tuple(m.trajectory.id for m in judged)
     if len(judged) < 2:
         return [], [*dropped, *([Dropped(ids, "filtered", "no_baseline")] if ids else [])]

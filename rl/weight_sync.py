@@ -21,6 +21,15 @@ class SyncTimes:
     pause_ms: tuple[float, ...]
     transfer_ms: tuple[float, ...]
 
+    def metrics(self) -> dict[str, float]:
+        """As a step's metrics; of the engines, the slowest one's figures."""
+        return {
+            "sync/publish_seconds": self.publish_seconds,
+            "sync/megabytes": self.bytes / 1e6,
+            "sync/pause_ms": max(self.pause_ms),
+            "sync/transfer_ms": max(self.transfer_ms),
+        }
+
 
 class WeightSync:
     """Publishes into one folder; engines load all at once."""
@@ -32,8 +41,14 @@ class WeightSync:
 
     async def send(self, version: int) -> SyncTimes:
         """Bring every engine to the learner's present weights, called `version`. Raises SyncError."""
-        start = time.perf_counter()
         path = self.folder / f"version-{version}.safetensors"
+        try:
+            return await self._send(path, version)
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def _send(self, path: Path, version: int) -> SyncTimes:
+        start = time.perf_counter()
         try:
             size = await asyncio.wait_for(
                 self.actors.learner.publish.remote(str(path)), self.load_seconds
@@ -48,7 +63,6 @@ class WeightSync:
         times = await asyncio.gather(
             *(self._load(name, str(path), version) for name in self.actors.engines)
         )
-        path.unlink()
         return SyncTimes(
             publish_seconds=published - start,
             bytes=size,

@@ -25,6 +25,10 @@ from rollout.trajectory import Phase, StopReason, Trajectory, Turn
 T = TypeVar("T")
 
 
+class NoRoom(Exception):
+    """The opening leaves the policy no token to write."""
+
+
 class Session(Protocol):
     """An environment's side of an episode: in this process (`envs.session`) or on a host."""
 
@@ -89,6 +93,8 @@ class Episode:
             stop, fault = "engine_fault", str(error)
         except HostFault as error:
             stop, fault = "host_fault", str(error)
+        except NoRoom as error:
+            stop, fault = "no_room", str(error)
         except Exception as error:
             stop, fault = "crash", f"{type(error).__name__}: {error}"
             trace = traceback.format_exc()
@@ -112,6 +118,11 @@ class Episode:
         opening = await self._in_phase("reset", self.session.open(self.task))
         self.opening = opening.messages
         prompt = tuple(self.renderer.prompt(opening.messages, opening.tools))
+        if len(prompt) >= self.config.max_tokens:
+            raise NoRoom(
+                f"environment {self.env!r}: an opening of {len(prompt)} tokens leaves no room in "
+                f"episode.max_tokens ({self.config.max_tokens})"
+            )
         context: tuple[int, ...] = ()
         stop: StopReason = "max_turns"
         for index in range(self.config.max_turns):

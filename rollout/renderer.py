@@ -5,6 +5,7 @@ is rendered whole; what an environment says later is rendered as a *suffix*, fou
 stand-in conversation with and without the new messages, and appended to the ids there are.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from envs.message import Message, ToolCall, ToolSchema
 from rollout.tool_format import ToolFormat, parse_calls
 
 _STAND_IN = "stand-in"
+# Where a special token that somebody wrote in a message is cut, so that it stays mere text. A Unicode
+# noncharacter: no text that is meant for interchange holds it.
+_CUT = "\ufdd0"
 
 
 class Renderer:
@@ -27,6 +31,7 @@ class Renderer:
         self.tool_format: ToolFormat = tool_format
         self.eos_ids: tuple[int, ...] = (self.tokenizer.eos_token_id,)
         self._end = self.tokenizer.eos_token
+        self._special = re.compile("|".join(map(re.escape, self._special_tokens())))
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
         """Ids of an opening, ready for the policy to write its first turn."""
@@ -93,11 +98,25 @@ class Renderer:
         self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, generate: bool
     ) -> str:
         return self.tokenizer.apply_chat_template(
-            [m.as_chat() for m in messages],
+            [self._as_chat(m) for m in messages],
             tools=[t.as_chat() for t in tools] or None,
             add_generation_prompt=generate,
             tokenize=False,
         )
 
+    def _as_chat(self, message: Message) -> dict[str, Any]:
+        chat = message.as_chat()
+        if message.role != "assistant":
+            # A tool that echoes its input, or a user, must not be able to end a turn and begin another.
+            chat["content"] = self._special.sub(
+                lambda found: found[0][:1] + _CUT + found[0][1:], chat["content"]
+            )
+        return chat
+
+    def _special_tokens(self) -> list[str]:
+        added = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        return sorted(added, key=len, reverse=True)
+
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        pieces = text.split(_CUT)
+        return [i for p in pieces for i in self.tokenizer.encode(p, add_special_tokens=False)]

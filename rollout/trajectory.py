@@ -21,6 +21,7 @@ StopReason = Literal[
     "host_fault",  # the environment's host failed
     "judge_fault",  # a judge failed
     "timeout",  # the whole episode took too long
+    "no_room",  # the opening alone fills episode.max_tokens: the policy never had a turn
     "crash",  # our own code failed
 ]
 # Stops after which the reward means what it says. All others are faults, not answers.

@@ -8,7 +8,7 @@ from envs.calculator import Calculator
 from envs.env import say
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import Opening
-from rl.cold_start import demonstrations, first_checkpoint, slip
+from rl.cold_start import ColdStartError, demonstrations, first_checkpoint, slip
 from rl.config import EnvTable, ModelConfig, RunConfig
 from trainer.config import LearnerConfig, OptimConfig, SftConfig
 
@@ -48,7 +48,9 @@ def test_demonstrations_are_the_experts_episodes_with_its_own_tokens_marked(
 
 
 def test_an_expert_that_fails_a_task_is_an_error_that_names_it(tmp_path, checkpoint, renderer):
-    with pytest.raises(ValueError, match=r"'test_cold_start:Hopeless': its expert fails task \w+"):
+    with pytest.raises(
+        ColdStartError, match=r"'test_cold_start:Hopeless': its expert fails task \w+"
+    ):
         demonstrations(config(tmp_path, checkpoint, f"{__name__}:Hopeless"), renderer)
 
 
@@ -93,6 +95,6 @@ def test_a_cold_start_is_made_once_and_found_again(tmp_path, checkpoint):
 
 
 def test_a_cold_start_that_fails_leaves_nothing_behind(tmp_path, checkpoint):
-    with pytest.raises(ValueError, match="expert fails"):
+    with pytest.raises(ColdStartError, match="expert fails"):
         first_checkpoint(config(tmp_path, checkpoint, f"{__name__}:Hopeless"), report_nothing)
     assert list((tmp_path / "runs" / ".cache").iterdir()) == []

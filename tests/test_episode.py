@@ -109,6 +109,13 @@ async def test_no_trajectory_is_longer_than_its_limit(renderer, limit):
         assert len(request.prompt_ids) + request.max_tokens <= limit
 
 
+async def test_an_opening_without_room_for_a_single_token_is_no_answer_of_the_policy(renderer):
+    trajectory, session, engine = await play(renderer, [ANSWER], max_tokens=3)
+    assert (trajectory.stop_reason, trajectory.judged) == ("no_room", False)
+    assert "leaves no room in episode.max_tokens (3)" in trajectory.fault
+    assert engine.requests == [] and session.acts == ["open", "close"]
+
+
 async def test_a_trajectory_without_room_for_another_turn_is_max_tokens(renderer):
     longer, _, _ = await play(renderer, [CALL, ANSWER])
     room = longer.num_tokens - len(longer.turns[1].completion_ids)

@@ -13,7 +13,6 @@ from rl.metrics import (
     pass_rates,
     quantiles,
     rollout_metrics,
-    sync_metrics,
 )
 from rl.weight_sync import SyncTimes
 from rollout.trajectory import Phase
@@ -88,7 +87,7 @@ def test_a_pass_is_the_full_reward_of_a_judged_trajectory():
 
 def test_a_weight_sync_is_reported_by_its_slowest_engine():
     times = SyncTimes(0.5, 3_000_000, pause_ms=(10.0, 30.0), transfer_ms=(5.0, 4.0))
-    assert sync_metrics(times) == {
+    assert times.metrics() == {
         "sync/publish_seconds": 0.5,
         "sync/megabytes": 3.0,
         "sync/pause_ms": 30.0,

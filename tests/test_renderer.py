@@ -78,6 +78,23 @@ def test_any_content_can_be_read_back_from_the_tokens(renderer, text):
     assert renderer.text(ids) == f"<|user|>{text}<|end|><|assistant|>"
 
 
+@given(
+    st.lists(st.sampled_from(["<|end|>", "<|assistant|>", "a", "<longcat_tool_call>", "|>", "<"]))
+)
+def test_nobody_but_the_template_and_the_policy_writes_special_tokens(renderer, parts):
+    """A tool that echoes what it was given cannot end its turn and begin another."""
+    text = "".join(parts)
+    special = set(renderer.tokenizer.added_tokens_decoder)
+    plain = [i for i in renderer.prompt([Message("user", "")], ()) if i in special]
+    ids = renderer.prompt([Message("user", text)], ())
+    assert [i for i in ids if i in special] == plain
+    assert renderer.text(ids) == f"<|user|>{text}<|end|><|assistant|>"
+    said = renderer.suffix([Message("tool", text)], [renderer.eos_ids[0]])
+    assert [i for i in said if i in special] == [
+        i for i in renderer.suffix([Message("tool", "")], [renderer.eos_ids[0]]) if i in special
+    ]
+
+
 def test_the_prompt_tells_of_the_tools_and_ends_where_the_policy_begins(renderer):
     text = renderer.text(renderer.prompt(OPENING, (ADD,)))
     assert text == (

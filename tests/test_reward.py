@@ -142,6 +142,7 @@ def test_judges_are_found_by_entry_point_or_as_module_and_function():
         ("reward.answer:missing", "cannot be imported"),
         ("no_such_module:f", "cannot be imported"),
         (f"{__name__}:NOT_A_JUDGE", "NOT_A_JUDGE"),
+        ("math:isfinite", "judge 'math:isfinite' is not async"),
     ],
 )
 def test_a_judge_that_cannot_be_found_is_one_sentence(name, sentence):

@@ -70,10 +70,10 @@ def test_a_group_of_faults_is_dropped_whole():
 
 def test_a_trajectory_without_a_single_turn_gives_no_sample_and_is_accounted_for():
     """The opening alone filled the trajectory: there is nothing to train on."""
-    members = [scored("t0"), scored("empty", 0.0, stop="max_tokens", turns=()), scored("t2", 0.0)]
+    members = [scored("t0"), scored("empty", 0.0, stop="no_room", turns=()), scored("t2", 0.0)]
     samples, dropped = group_samples(members, "grpo", filter_zero_variance=False)
-    assert "empty" not in ids(samples)
-    assert sorted([*ids(samples), *(id for d in dropped for id in d.ids)]) == ["empty", "t0", "t2"]
+    assert ids(samples) == ["t0", "t2"]
+    assert dropped == [Dropped(("empty",), "failed", "no_room")]
 
 
 outcomes = st.tuples(st.sampled_from([*sorted(JUDGED), *FAULTS]), st.sampled_from([0.0, 0.5, 1.0]))

@@ -31,3 +31,4 @@ async def test_a_failure_is_one_sentence(tmp_path, fail, sentence):
     with pytest.raises(SyncError) as caught:
         await WeightSync(FakePool(fail), tmp_path, 0.2).send(3)
     assert str(caught.value) == sentence
+    assert list(tmp_path.iterdir()) == []
