@@ -1,13 +1,13 @@
 """The scheduler: what a run does next, as one function of where it stands.
 
-Consumes a `View` (versions, engines, trajectories in progress), produces a `Decision`: how the window
-slides, who begins anew, how many groups begin on which version, which engines change version and which
-trajectories move. `rollout.window` holds the rules, `rollout.placement` the algorithm; no clock, no Ray,
-no vLLM here, so that the live run and the simulator are the same scheduler.
+Consumes a `Backlog` (versions, and the work on each), engines, trajectories in progress. Produces a
+`Decision`: how the window slides, who begins anew, how many groups begin on which version, which engines
+change version and which trajectories move. `rollout.window` holds the rules, `rollout.placement` the
+algorithm; no clock, no Ray, no vLLM here, so that the live run and the simulator are the same scheduler.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,20 +28,20 @@ Trigger = Literal["step", "cache", "timer"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes of a run, in groups where not said otherwise.
+    """Sizes of a run.
 
-    batch_groups: of one learner step. max_in_flight: groups being played at once (DORA's RBS, the
-    over-dispatch). group_size: trajectories of a group. engine_first, engine_later: trajectories per
-    engine before the first rebalance of a step and after it (two-phase concurrency,
+    batch_groups: groups of one learner step. group_size: trajectories of a group. target: trajectories in
+    progress that admission aims at (DORA's RBS, the over-dispatch). engine_first, engine_later:
+    trajectories per engine before the first rebalance of a step and after it (two-phase concurrency,
     LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2). legacy_fill: share of an older version's
-    engine that new groups may fill; 0 keeps new work on the newest version, and staleness low.
-    slack: see `placement.place`. cache_pressure: share of an engine's cache in use that asks for a
-    rebalance. period_seconds: longest time without one.
+    engine that new groups may fill; 0 keeps new work on the newest version, and staleness low. slack: see
+    `placement.place`. cache_pressure: share of an engine's cache in use that asks for a rebalance.
+    period_seconds: longest time without one.
     """
 
     batch_groups: int
-    max_in_flight: int
     group_size: int
+    target: int
     engine_first: int
     engine_later: int
     legacy_fill: float = 0.0
@@ -51,20 +51,15 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class View:
-    """Where a run stands.
-
-    engines: those that generate now, whatever their layout. groups: in flight, buffered: finished and not
-    yet trained on, both per version. rebalanced: whether this step has had a rebalance.
-    """
+class Backlog:
+    """Where a run stands, per version: trajectories in progress (`active`), groups in flight (`groups`) and
+    finished groups that are not yet trained on (`buffered`)."""
 
     window: Window
     learner_version: int
-    engines: tuple[EngineState, ...]
-    trajectories: tuple[InProgress, ...]
+    active: Mapping[int, int]
     groups: Mapping[int, int]
     buffered: Mapping[int, int]
-    rebalanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,61 +87,68 @@ def trigger(
     return "timer" if idle_seconds >= limits.period_seconds else None
 
 
-def admission(view: View, rules: Rules, limits: Limits) -> dict[int, int]:
+def admission(
+    backlog: Backlog, engines: Sequence[EngineState], rules: Rules, limits: Limits
+) -> dict[int, int]:
     """Groups to begin: below the target, the newest version first; then older versions' idle engines."""
-    in_flight = sum(view.groups.values())
+    in_flight = sum(backlog.groups.values())
+    below_target = limits.target - sum(backlog.active.values())
     room = groups_to_admit(
         RunAhead(
-            version=view.window.newest,
-            learner_version=view.learner_version,
+            version=backlog.window.newest,
+            learner_version=backlog.learner_version,
             in_flight=in_flight,
-            buffered=sum(view.buffered.values()),
+            buffered=sum(backlog.buffered.values()),
             batch_groups=limits.batch_groups,
             max_staleness=rules.max_staleness,
-            max_in_flight=limits.max_in_flight,
+            max_in_flight=in_flight + max(0, below_target) // limits.group_size,
         )
     )
-    if not room or not admits(view.window):
+    if not room or not admits(backlog.window):
         return {}
-    fill = _legacy_fill(view, rules, limits, room)
+    fill = _legacy_fill(backlog, engines, rules, limits, room) if limits.legacy_fill else {}
     newest = room - sum(fill.values())
-    return ({view.window.newest: newest} if newest else {}) | fill
+    return ({backlog.window.newest: newest} if newest else {}) | fill
 
 
-def _legacy_fill(view: View, rules: Rules, limits: Limits, room: int) -> dict[int, int]:
-    """Groups for idle places on engines of older versions; never on one that the window waits for."""
-    if not limits.legacy_fill:
-        return {}
-    held = Counter(one.version for one in view.trajectories)
+def _legacy_fill(
+    backlog: Backlog, engines: Sequence[EngineState], rules: Rules, limits: Limits, room: int
+) -> dict[int, int]:
+    """Groups for idle places on engines of older versions; never on the one that drains next."""
     places: Counter[int] = Counter()
-    for engine in view.engines:
+    for engine in engines:
         if engine.version is not None:
             places[engine.version] += int(engine.limit * limits.legacy_fill)
-    work = Counter(view.groups)
-    work.update(view.buffered)
+    work = Counter(backlog.groups)
+    work.update(backlog.buffered)
     fill: dict[int, int] = {}
-    for version in reversed(view.window.versions[1:-1]):
-        free = max(0, places[version] - held[version]) // limits.group_size
-        due = room_until_due(version, view.learner_version, work, limits.batch_groups, rules)
+    for version in reversed(backlog.window.versions[1:-1]):
+        free = max(0, places[version] - backlog.active.get(version, 0)) // limits.group_size
+        due = room_until_due(version, backlog.learner_version, work, limits.batch_groups, rules)
         if taken := min(free, due, room - sum(fill.values())):
             fill[version] = taken
             work[version] += taken
     return fill
 
 
-def decide(view: View, rules: Rules, limits: Limits) -> Decision:
-    """One rebalance."""
-    limit = window_limit(rules, len(view.engines))
-    counts = Counter(one.version for one in view.trajectories)
-    window, evicted = slide(view.window, counts, rules, limit)
-    staying = tuple(one for one in view.trajectories if one.version not in evicted)
-    if rules.in_place:
-        staying = tuple(replace(one, version=window.newest) for one in staying)
-    groups = {v: n for v, n in view.groups.items() if v not in evicted}
-    per_engine = limits.engine_later if view.rebalanced else limits.engine_first
-    engines = tuple(replace(engine, limit=per_engine) for engine in view.engines)
-    after = replace(view, window=window, trajectories=staying, groups=groups, engines=engines)
-    admit = admission(after, rules, limits)
+def decide(
+    backlog: Backlog,
+    engines: Sequence[EngineState],
+    trajectories: Sequence[InProgress],
+    rules: Rules,
+    limits: Limits,
+) -> Decision:
+    """One rebalance. engines: those that generate now, whatever their layout."""
+    limit = window_limit(rules, len(engines))
+    window, evicted = slide(backlog.window, backlog.active, rules, limit)
+    gone = set(evicted)
+    active = {v: n for v, n in backlog.active.items() if v not in gone}
+    groups = {v: n for v, n in backlog.groups.items() if v not in gone}
+    after = replace(backlog, window=window, active=active, groups=groups)
+    admit = admission(after, engines, rules, limits)
     incoming = {version: count * limits.group_size for version, count in admit.items()}
+    staying = [one for one in trajectories if one.version not in gone] if gone else trajectories
+    if rules.in_place:
+        staying = [replace(one, version=window.newest) for one in staying]
     placement = place(engines, staying, incoming, newest=window.newest, slack=limits.slack)
     return Decision(window, evicted, placement, admit)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.placement import EngineState, InProgress
-from rollout.scheduler import Limits, View, decide, trigger
+from rollout.scheduler import Backlog, Decision, Limits, decide, trigger
 from rollout.window import Rules, Window, may_step, publish, slide
 
-LIMITS = Limits(batch_groups=2, max_in_flight=6, group_size=1, engine_first=4, engine_later=2)
+LIMITS = Limits(batch_groups=2, group_size=1, target=6, engine_first=4, engine_later=2)
 MODES = {
     "sync": Rules(live=1, max_staleness=0),
     "one_step": Rules(live=1, max_staleness=1),
@@ -60,21 +60,7 @@ def test_rebalancing_is_due_after_a_step_under_pressure_and_after_a_while():
     assert trigger(LIMITS, **calm | {"step_ended": True, "cache_usage": 0.95}) == "step"
 
 
-def test_before_the_first_rebalance_of_a_step_engines_take_more():
-    view = View(
-        window=Window((0,)),
-        learner_version=0,
-        engines=(EngineState("a", 0, 0),),
-        trajectories=tuple(InProgress(f"t{i}", 0) for i in range(4)),
-        groups={0: 4},
-        buffered={},
-    )
-    first = decide(view, MODES["sync"], LIMITS)
-    later = decide(replace(view, rebalanced=True), MODES["sync"], LIMITS)
-    assert (len(first.placement.parked), len(later.placement.parked)) == (0, 2)
-
-
-def timeline(rules: Rules) -> tuple[View, Limits]:
+def timeline(rules: Rules, gone: tuple[int, ...] = ()) -> tuple[Decision, list[InProgress]]:
     """Figure 5 of the LongCat-Flash-Thinking report (arXiv 2509.18883) at the interruption of step n.
 
     Versions n-2, n-1, n are 0, 1, 2; the learner publishes 3. The elastic engines 5 to 8 go to the
@@ -83,24 +69,17 @@ def timeline(rules: Rules) -> tuple[View, Limits]:
     limits = replace(LIMITS, batch_groups=6, engine_first=1, engine_later=1, slack=0)
     held = [("12", 0, "1"), ("11", 1, "3"), ("4", 1, "4"), ("9", 2, "5"), ("13", 2, "6")]
     held += [("7", 2, "7"), ("10", 0, "8")]
-    view = View(
-        window=publish(Window((0, 1, 2)), 3),
-        learner_version=3,
-        engines=tuple(
-            EngineState(name, version, 1)
-            for name, version in zip("1234", (0, 0, 1, 1), strict=True)
-        ),
-        trajectories=tuple(InProgress(*one) for one in held),
-        groups=Counter(version for _, version, _ in held),
-        buffered={2: 30},
-    )
-    return view, limits
+    trajectories = [InProgress(*one) for one in held if one[1] not in gone]
+    counts = Counter(one.version for one in trajectories)
+    backlog = Backlog(publish(Window((0, 1, 2)), 3), 3, counts, counts, {2: 30})
+    standalone = zip("1234", (0, 0, 1, 1), strict=True)
+    engines = [EngineState(name, version, 1) for name, version in standalone]
+    return decide(backlog, engines, trajectories, rules, limits), trajectories
 
 
 def test_the_timeline_example_under_discard():
-    view, limits = timeline(rules := MODES["dora discard"])
-    decision = decide(view, rules, limits)
-    given_up = {t.id for t in view.trajectories if t.version in decision.evicted}
+    decision, trajectories = timeline(MODES["dora discard"])
+    given_up = {t.id for t in trajectories if t.version in decision.evicted}
     assert given_up == {"12", "10"}, "freshly begun on the oldest version, now too old"
     assert decision.window == Window((1, 2, 3))
     moves = {move.id: move for move in decision.placement.requests}
@@ -113,14 +92,11 @@ def test_the_timeline_example_under_discard():
 
 def test_the_timeline_example_under_block():
     """Nothing is given up: the window waits for 10 and 12, and they keep an engine."""
-    view, limits = timeline(rules := MODES["dora"])
-    decision = decide(view, rules, limits)
-    assert (decision.evicted, decision.window) == ((), view.window)
+    decision, _ = timeline(MODES["dora"])
+    assert (decision.evicted, decision.window) == ((), publish(Window((0, 1, 2)), 3))
     assert decision.admit == {}
-    parked = set(decision.placement.parked)
-    assert "12" not in parked
-    drained = tuple(t for t in view.trajectories if t.version != 0)
-    later = decide(replace(view, trajectories=drained), rules, limits)
+    assert "12" not in decision.placement.parked
+    later, _ = timeline(MODES["dora"], gone=(0,))
     assert (later.evicted, later.window) == ((), Window((1, 2, 3)))
 
 
@@ -146,19 +122,17 @@ class World:
     arrivals: bool = True
     rebalanced: bool = False
 
-    def view(self) -> View:
-        return View(
+    def rebalance(self) -> None:
+        place = self.limits.engine_later if self.rebalanced else self.limits.engine_first
+        backlog = Backlog(
             window=self.window,
             learner_version=self.learner,
-            engines=tuple(EngineState(name, held, 0) for name, held in self.engines.items()),
-            trajectories=tuple(self.where.values()),
+            active=Counter(one.version for one in self.where.values()),
             groups=Counter(version for version, _ in self.open_groups.values()),
             buffered=Counter(version for version, _ in self.buffered),
-            rebalanced=self.rebalanced,
         )
-
-    def rebalance(self) -> None:
-        decision = decide(self.view(), self.rules, self.limits)
+        engines = [EngineState(name, held, place) for name, held in self.engines.items()]
+        decision = decide(backlog, engines, list(self.where.values()), self.rules, self.limits)
         assert 1 <= len(decision.window.versions) <= min(self.rules.live, len(self.engines))
         # A group begins anew as a whole: its finished members are given up with it.
         for group in [g for g, (v, _) in self.open_groups.items() if v in decision.evicted]:
@@ -258,8 +232,8 @@ def test_any_run_keeps_its_promises_and_drains(mode, data):
         limits=replace(
             LIMITS,
             batch_groups=draw(st.integers(1, 4)),
-            max_in_flight=draw(st.integers(4, 20)),
             group_size=draw(st.integers(1, 3)),
+            target=draw(st.integers(12, 60)),
             engine_first=draw(st.integers(1, 8)),
             engine_later=draw(st.integers(1, 8)),
             legacy_fill=draw(st.sampled_from([0.0, 0.5, 1.0])),
