@@ -30,13 +30,13 @@ Trigger = Literal["step", "cache", "timer"]
 class Limits:
     """Sizes of a run.
 
-    batch_groups: groups of one learner step. group_size: trajectories of a group. target: trajectories in
-    progress that admission aims at (DORA's RBS, the over-dispatch). engine_first, engine_later:
-    trajectories per engine before the first rebalance of a step and after it (two-phase concurrency,
-    LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2). legacy_fill: share of an older version's
-    engine that new groups may fill; 0 keeps new work on the newest version, and staleness low. slack: see
-    `placement.place`. cache_pressure: share of an engine's cache in use that asks for a rebalance.
-    period_seconds: longest time without one.
+    batch_groups: groups of one learner step. group_size: trajectories of a group. target: trajectories
+    begun and not yet trained on that admission aims at (DORA's RBS, the over-dispatch). engine_first,
+    engine_later: trajectories per engine before the first rebalance of a step and after it (two-phase
+    concurrency, LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2). legacy_fill: share of an older
+    version's engine that new groups may fill; 0 keeps new work on the newest version, and staleness low.
+    slack: see `placement.place`. cache_pressure: share of an engine's cache in use that asks for a
+    rebalance. period_seconds: longest time without one.
     """
 
     batch_groups: int
@@ -53,7 +53,7 @@ class Limits:
 @dataclass(frozen=True)
 class Backlog:
     """Where a run stands, per version: trajectories in progress (`active`), groups in flight (`groups`) and
-    finished groups that are not yet trained on (`buffered`)."""
+    finished groups that are not yet trained on (`buffered`, those of a step in progress included)."""
 
     window: Window
     learner_version: int
@@ -92,13 +92,14 @@ def admission(
 ) -> dict[int, int]:
     """Groups to begin: below the target, the newest version first; then older versions' idle engines."""
     in_flight = sum(backlog.groups.values())
-    below_target = limits.target - sum(backlog.active.values())
+    buffered = sum(backlog.buffered.values())
+    below_target = limits.target - sum(backlog.active.values()) - buffered * limits.group_size
     room = groups_to_admit(
         RunAhead(
             version=backlog.window.newest,
             learner_version=backlog.learner_version,
             in_flight=in_flight,
-            buffered=sum(backlog.buffered.values()),
+            buffered=buffered,
             batch_groups=limits.batch_groups,
             max_staleness=rules.max_staleness,
             max_in_flight=in_flight + max(0, below_target) // limits.group_size,

@@ -87,7 +87,11 @@ def test_heavy_third_parties_are_imported_in_the_files_named_for_them():
 
 
 def test_the_scheduler_is_made_of_plain_functions():
-    assert {module for file, module, _ in IMPORTS if file == "rollout/window.py"} == {"dataclasses"}
+    plain = {"collections", "collections.abc", "dataclasses", "math", "typing"}
+    files = {f"rollout/{name}.py" for name in ("window", "placement", "scheduler")}
+    seen = {(file, module) for file, module, _ in IMPORTS if file in files}
+    assert {file for file, _ in seen} == files
+    assert {module for _, module in seen} <= plain | {"rollout.window", "rollout.placement"}
 
 
 def test_rewards_see_of_rollout_its_records_only():

@@ -233,7 +233,7 @@ def test_any_run_keeps_its_promises_and_drains(mode, data):
             LIMITS,
             batch_groups=draw(st.integers(1, 4)),
             group_size=draw(st.integers(1, 3)),
-            target=draw(st.integers(12, 60)),
+            target=draw(st.integers(24, 90)),
             engine_first=draw(st.integers(1, 8)),
             engine_later=draw(st.integers(1, 8)),
             legacy_fill=draw(st.sampled_from([0.0, 0.5, 1.0])),

@@ -1,0 +1,1 @@
+"""A discrete-event model of a run, on the scheduler of the live system."""
