@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from envs.env import Env
 from envs.registry import UnknownEnv, find_env
 from reward.registry import UnknownJudge, find_judge
-from rl.config import ConfigError, EnvTable, RunConfig, usable_cpus
+from rl.config import EnvTable, RunConfig, usable_cpus
+from rl.config_file import ConfigError
 
 if TYPE_CHECKING:
     from envs.env import EnvConfig

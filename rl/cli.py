@@ -1,14 +1,16 @@
-"""The command line: `dorado train | sft | model init`.
+"""The command line: `dorado train | sft | simulate | model init`.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rl.config import ConfigError, RunConfig, load_config
+from rl.config import RunConfig, load_config
+from rl.config_file import ConfigError
 
 app = typer.Typer(
     add_completion=False,
@@ -82,6 +84,43 @@ def sft(
             progress.note(f"error: {error}")
             raise typer.Exit(FAILED) from None
         progress.note(f"policy: {folder}")
+
+
+@app.command(context_settings=_OVERRIDES)
+def simulate(
+    context: typer.Context,
+    config: ConfigPath,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit costs to [measured] and print them.")
+    ] = False,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, as --KEY VALUE.")
+    ] = None,
+) -> None:
+    """Simulate the modes of a run on a cluster. Any setting can be changed: --cluster.devices 128"""
+    from rl.config_file import read_config
+    from rl.simulator.config import SimConfig
+
+    overrides = [f"--{one}" for one in change or ()] + context.args
+    try:
+        settings = read_config(config, overrides, SimConfig)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    from rich.console import Console
+
+    from rl.simulator.calibrate import fit
+    from rl.simulator.report import simulate as run_all
+    from rl.simulator.report import table
+
+    try:
+        result = fit(settings) if calibrate else run_all(settings)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    if as_json or calibrate:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        Console().print(table(result))
 
 
 @model_app.command("init")

@@ -16,7 +16,8 @@ from typing import Any
 
 import tomli_w
 
-from rl.config import ConfigError, RunConfig
+from rl.config import RunConfig
+from rl.config_file import ConfigError
 from rl.group import GroupReport
 from rollout.trajectory import ScoredTrajectory
 

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rl.cli import app
-from rl.config import ConfigError, RunConfig, load_config, usable_cpus
+from rl.config import RunConfig, load_config, usable_cpus
+from rl.config_file import ConfigError
 from rl.run_folder import dump_toml
 
 BASE = """

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from fakes import group_report, scored
 
-from rl.config import ConfigError, EnvTable, InitConfig, ModelConfig, RunConfig, load_config
+from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig, load_config
+from rl.config_file import ConfigError
 from rl.group import member_report
 from rl.run_folder import RunFolder, TrajectoryWriter
 from rl.samples import Dropped

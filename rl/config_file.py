@@ -1,0 +1,128 @@
+"""Reads settings: a TOML file, changed by `--a.b value`, as one frozen tree.
+
+Every mistake is a ConfigError whose message is one sentence: file, key, what is wrong, what would be
+right.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class ConfigError(Exception):
+    """A setting that cannot be; the message is one sentence for the user."""
+
+
+class Section(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_config(path: str | Path, overrides: Sequence[str], kind: type[Settings]) -> Settings:
+    """Settings of this kind from a TOML file and overrides (`["--learner.optim.lr", "1e-4", "--seed=1"]`).
+
+    Raises ConfigError.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ConfigError(f"config {path}: the file {reason}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path}: not valid TOML: {error}") from None
+    given: set[str] = set()
+    for key, text in _pairs(overrides):
+        given.add(key)
+        _set(values, key.split("."), _value(text), key)
+    return _build(values, str(path), given, kind)
+
+
+def _build(values: dict[str, Any], path: str, given: set[str], kind: type[Settings]) -> Settings:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        source = "command line" if key in given else f"config {path}"
+        where = f"{source}: {key}" if key else source
+        raise ConfigError(f"{where}: {_sentence(first, kind)}") from None
+
+
+def _sentence(error: Any, kind: type[BaseModel]) -> str:
+    problem, given = error["type"], error["input"]
+    if problem == "extra_forbidden":
+        *parents, wrong = error["loc"]
+        known = list(_fields_at(parents, kind))
+        close = difflib.get_close_matches(str(wrong), known, n=1)
+        if close:
+            return f"unknown key, did you mean {close[0]!r}?"
+        return f"unknown key; known here are {', '.join(known)}"
+    if problem == "missing":
+        return "this key is required"
+    if problem == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given!r}"
+
+
+def _fields_at(location: Sequence[str | int], kind: type[BaseModel]) -> Iterator[str]:
+    """Names of the fields of the section at a location such as ("env", 0, "deadlines")."""
+    model: Any = kind
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _section_of(model.model_fields[part].annotation) or model
+    yield from model.model_fields
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _section_of(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = list(overrides)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"command line: {flag!r} is no override; they look like --steps 10")
+        key, equals, text = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"command line: --{key} needs a value")
+            text = rest.pop(0)
+        yield key.replace("-", "_"), text
+
+
+def _value(text: str) -> Any:
+    """A TOML value where the text is one, else the text itself."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, full: str) -> None:
+    target: Any = values
+    for key in keys[:-1]:
+        if isinstance(target, list):
+            if not key.isdigit() or int(key) >= len(target):
+                raise ConfigError(f"command line: --{full}: there is no entry {key!r}")
+            target = target[int(key)]
+        else:
+            target = target.setdefault(key, {})
+        if not isinstance(target, dict | list):
+            raise ConfigError(f"command line: --{full}: {key!r} is no section")
+    if isinstance(target, list):
+        raise ConfigError(f"command line: --{full} has to name a key of one entry")
+    target[keys[-1]] = value
