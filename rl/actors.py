@@ -6,28 +6,28 @@ live in `rl.env_hosts`.) Token data goes engine -> controller -> learner, never 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 from transformers import AutoTokenizer
 
 from reward.registry import find_judge
 from reward.score import JudgeFault, score
 from rl.config import RunConfig
+from rl.engine_pool import EnginePool
 from rl.env_hosts import HostPool, HostSession
 from rl.group import GroupReport, GroupSpec, Waiting, member_report
-from rl.process import cause, log_to
+from rl.process import log_to
 from rl.run_folder import TrajectoryWriter
 from rl.samples import Dropped, group_samples
-from rollout.engine import Completion, EngineFault, Request
+from rollout.engine import Completion, Request
 from rollout.episode import Episode
+from rollout.placement import InProgress
 from rollout.renderer import Renderer
 from rollout.trajectory import ScoredTrajectory
-from rollout.window import least_loaded
 from trainer.sample import TrainSample
 
 
@@ -50,6 +50,10 @@ class Engine:
     async def generate(self, request: Request) -> Completion:
         """One turn."""
         return await self.engine.generate(request)
+
+    async def interrupt(self, ids: Sequence[str]) -> None:
+        """End these requests with what they have written."""
+        await self.engine.interrupt(ids)
 
     async def load(self, path: str, version: int) -> Any:
         """Change weights; returns `LoadTimes`."""
@@ -78,14 +82,13 @@ class Controller:
         log_to(f"{folder}/logs/{name}.log")
         self.name = name
         self.config = config
-        self.engines = {name: ray.get_actor(name, namespace) for name in engines}
+        handles = {name: ray.get_actor(name, namespace) for name in engines}
+        self.pool = EnginePool(handles, config.engine.request_seconds)
         self.hosts = HostPool([ray.get_actor(name, namespace) for name in hosts])
         self.tables = {table.label: table for table in config.env}
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
         self.renderer = Renderer(checkpoint, config.episode.tool_format)
         self.writer = TrajectoryWriter(Path(folder), name)
-        self.loads = dict.fromkeys(engines, 0)
-        self.home: dict[str, str] = {}
         self.episodes: dict[str, Episode] = {}
 
     async def ready(self) -> None:
@@ -108,6 +111,18 @@ class Controller:
         report = GroupReport(spec, reports, sample_ids, tuple(dropped), start, time.time())
         return report, samples
 
+    async def serve(self, versions: Mapping[str, int]) -> None:
+        """These engines serve these versions."""
+        await self.pool.serve(versions)
+
+    async def leave(self, engines: Sequence[str], moves: Mapping[str, str]) -> None:
+        """Take requests away from engines that change version, and move trajectories (id -> engine)."""
+        await self.pool.leave(engines, moves)
+
+    async def in_progress(self) -> list[InProgress]:
+        """Every trajectory that is bound to a version: where it is."""
+        return self.pool.in_progress()
+
     async def waiting(self) -> list[Waiting]:
         """Every episode in progress: what it waits for and since when."""
         now = time.time()
@@ -127,16 +142,17 @@ class Controller:
             env=spec.env,
             task=spec.task,
             session=HostSession(self.hosts, id, table),
-            generate=self._generate,
+            generate=self.pool.generate,
             renderer=self.renderer,
             config=self.config.episode,
         )
         self.episodes[id] = episode
+        self.pool.begin(id, spec.version)
         try:
             trajectory = await episode.run()
         finally:
             del self.episodes[id]
-            self.home.pop(id, None)
+            self.pool.end(id)
         try:
             return await score(
                 trajectory,
@@ -147,23 +163,6 @@ class Controller:
         except JudgeFault as error:
             failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
             return ScoredTrajectory(failed, {}, 0.0)
-
-    async def _generate(self, request: Request) -> Completion:
-        """Send a turn to the engine that holds the trajectory's earlier turns, or the least loaded."""
-        name = least_loaded(self.loads, self.home.get(request.session))
-        self.home[request.session] = name
-        self.loads[name] += 1
-        limit = self.config.engine.request_seconds
-        try:
-            return await asyncio.wait_for(self.engines[name].generate.remote(request), limit)
-        except TimeoutError:
-            raise EngineFault(f"engine {name} did not answer within {limit:g} s") from None
-        except EngineFault as error:
-            raise cause(error) from None
-        except RayActorError:
-            raise EngineFault(f"engine {name} died") from None
-        finally:
-            self.loads[name] -= 1
 
 
 class LearnerActor:
@@ -178,7 +177,7 @@ class LearnerActor:
         torch.manual_seed(config.seed)
         self.checkpoint = checkpoint
         self.dtype = getattr(torch, config.engine.dtype)
-        keep = config.staleness_bound if config.learner.loss.behaviour == "learner" else 0
+        keep = config.rules.max_staleness if config.learner.loss.behaviour == "learner" else 0
         self.learner = Learner(
             checkpoint,
             config.learner,

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError
 
 from rl.actors import Controller, Engine, LearnerActor
 from rl.config import RunConfig, usable_cpus
+from rl.deadline import within
 from rl.env_hosts import EnvHost
 from rollout.renderer import Renderer
 
@@ -146,7 +147,7 @@ class Cluster:
 
     async def _ready(self, method: Any, name: str, seconds: float) -> None:
         try:
-            await asyncio.wait_for(method.remote(), seconds)
+            await within(method.remote(), seconds)
         except TimeoutError:
             reason = f"not ready within {seconds:g} s"
         except Exception as error:

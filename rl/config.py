@@ -11,9 +11,11 @@ from pydantic import model_validator as validator
 
 from rl.config_file import Section, read_config
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
+from rollout.scheduler import Limits
+from rollout.window import Rules
 from trainer.config import LearnerConfig, SftConfig
 
-Mode = Literal["sync", "in_flight"]
+Mode = Literal["sync", "one_step", "in_flight", "dora"]
 
 
 class InitConfig(Section):
@@ -84,11 +86,18 @@ class RolloutConfig(Section):
     """controllers: actors that run episodes. hosts: actors that run environments.
 
     max_in_flight_groups: groups being played at once, however far rollouts may run ahead.
+    over_dispatch: groups begun and not yet trained on, in batches (default: 2 in mode dora, else as many
+    as staleness allows).
+    rebalance_seconds: longest time between two rebalances of engines over versions. move_slack: so many
+    trajectories above the even share stay on an engine rather than have their prefix computed elsewhere.
     """
 
     controllers: PositiveInt = 1
     hosts: PositiveInt = 1
     max_in_flight_groups: PositiveInt = 32
+    over_dispatch: PositiveFloat | None = None
+    rebalance_seconds: PositiveFloat = 30
+    move_slack: int = Field(default=8, ge=0)
 
 
 class EvalConfig(Section):
@@ -131,9 +140,14 @@ class WandbConfig(Section):
 
 
 class RunConfig(Section):
-    """One run. `mode`: `sync` (staleness 0, whatever max_staleness says) or `in_flight` (rollouts run ahead
-    of the learner by up to `max_staleness` versions; weights change under running requests, each token
-    keeps its version)."""
+    """One run. `mode`: who writes with which policy version, and when weights change.
+
+    sync: a batch per version, rollouts and learner take turns. one_step: rollouts are one version behind.
+    in_flight: rollouts run ahead by up to `max_staleness` versions; weights change under running
+    requests, each token keeps its version. dora: up to `live_versions` (K) versions at once, each
+    trajectory stays on the one it began with, engines change version; staleness at most K.
+    `max_staleness` is of in_flight, `live_versions` of dora; the other modes have none of their own.
+    """
 
     name: str
     runs_dir: str = "runs"
@@ -141,6 +155,7 @@ class RunConfig(Section):
     steps: PositiveInt = 100
     mode: Mode = "in_flight"
     max_staleness: int = Field(default=1, ge=0)
+    live_versions: int = 2
     checkpoint_every: int = Field(default=0, ge=0)
     model: ModelConfig
     env: tuple[EnvTable, ...] = Field(min_length=1)
@@ -163,6 +178,15 @@ class RunConfig(Section):
         if self.mode == "in_flight" and self.max_staleness < 1:
             raise ValueError(
                 'mode "in_flight" needs max_staleness of at least 1; 0 is mode = "sync"'
+            )
+        if self.mode == "dora" and self.live_versions < 1:
+            raise ValueError(
+                f'mode "dora" needs live_versions (K) of at least 1, got {self.live_versions}'
+            )
+        over = self.rollout.over_dispatch
+        if over is not None and over < 1:
+            raise ValueError(
+                f"rollout.over_dispatch ({over:g}) is below one batch: the learner would wait for ever"
             )
         if self.learner.row_tokens < self.episode.max_tokens:
             raise ValueError(
@@ -187,9 +211,37 @@ class RunConfig(Section):
         return self
 
     @property
-    def staleness_bound(self) -> int:
-        """Learner's version minus sample's version may be at most this."""
-        return 0 if self.mode == "sync" else self.max_staleness
+    def rules(self) -> Rules:
+        """The mode, as the scheduler knows it."""
+        match self.mode:
+            case "sync":
+                return Rules(live=1, max_staleness=0)
+            case "one_step":
+                return Rules(live=1, max_staleness=1)
+            case "in_flight":
+                return Rules(live=1, max_staleness=self.max_staleness, in_place=True)
+            case "dora":
+                return Rules(live=self.live_versions, max_staleness=self.live_versions)
+
+    @property
+    def limits(self) -> Limits:
+        """The run's sizes, as the scheduler knows them."""
+        batch, rollout = self.batch, self.rollout
+        # DORA's default: a batch being trained on and one being played, fresher than the window allows.
+        usual = 2 if self.mode == "dora" else self.rules.max_staleness + 1
+        over = rollout.over_dispatch or usual
+        room = batch.groups * batch.group_size * (self.rules.max_staleness + 2)
+        return Limits(
+            batch_groups=batch.groups,
+            group_size=batch.group_size,
+            target=round(over * batch.groups) * batch.group_size,
+            # vLLM has a queue of its own: an engine takes whatever is sent.
+            engine_first=room,
+            engine_later=room,
+            slack=rollout.move_slack,
+            period_seconds=rollout.rebalance_seconds,
+            max_groups=rollout.max_in_flight_groups,
+        )
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,5 @@
 """Hands groups to rollout controllers and waits for them: used by training and by evaluation."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +8,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from rl.cluster import Actors, first_line
+from rl.deadline import within
 from rl.group import GroupReport, GroupSpec, Waiting
 
 # Beyond an episode's own deadline, for judging it and for the way to and from its controller.
@@ -38,7 +38,7 @@ class Dispatcher:
         report, samples = self.controllers[name].play.options(num_returns=2).remote(spec)
         self.playing[spec.id] = report
         try:
-            return await asyncio.wait_for(report, self.limit), samples
+            return await within(report, self.limit), samples
         except (TimeoutError, RayActorError) as error:
             ray.cancel(report)
             self.lost(spec, f"{name}: {first_line(error)}")
@@ -57,7 +57,7 @@ class Dispatcher:
         rows: list[Waiting] = []
         for controller in self.controllers.values():
             try:
-                rows += await asyncio.wait_for(controller.waiting.remote(), 10)
+                rows += await within(controller.waiting.remote(), 10)
             except (TimeoutError, RayActorError):
                 continue
         return sorted(rows, key=lambda row: -row.seconds)

@@ -18,6 +18,7 @@ from envs.message import ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening, StepResult
 from rl.check import make_env
 from rl.config import EnvTable
+from rl.deadline import within
 from rl.process import cause, log_to
 
 T = TypeVar("T")
@@ -97,7 +98,7 @@ class HostPool:
     async def _recover(self, index: int) -> None:
         while True:
             try:
-                await asyncio.wait_for(self.hosts[index].ping.remote(), PING_SECONDS)
+                await within(self.hosts[index].ping.remote(), PING_SECONDS)
             except (TimeoutError, RayActorError):
                 await asyncio.sleep(0.2)
                 continue
@@ -136,7 +137,7 @@ class HostSession:
         assert self.index is not None, "open() comes first"
         where = f"the host of environment {self.table.label!r}"
         try:
-            return await asyncio.wait_for(act(self.pool.hosts[self.index]), limit + GRACE_SECONDS)
+            return await within(act(self.pool.hosts[self.index]), limit + GRACE_SECONDS)
         except TimeoutError:
             # The host itself does not answer, say because an environment blocks its event loop.
             # Its other sessions are lost with it.

@@ -9,13 +9,15 @@ from rollout.trajectory import ScoredTrajectory, StopReason
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """A task to be played once by each of `ids`. train: whether samples are wanted."""
+    """A task to be played once by each of `ids`. train: whether samples are wanted. version: the policy
+    version that plays all of it; None: whatever is served."""
 
     id: str
     env: str
     task: Task
     ids: tuple[str, ...]
     train: bool
+    version: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -25,8 +25,10 @@ from ray.exceptions import RayError
 from rl.check import make_env
 from rl.cluster import Cluster, first_line
 from rl.config import RunConfig
+from rl.deadline import within
 from rl.dispatcher import Dispatcher
 from rl.evaluation import evaluate
+from rl.fleet import Fleet
 from rl.group import GroupReport, GroupSpec
 from rl.ledger import Ledger
 from rl.metrics import (
@@ -42,7 +44,8 @@ from rl.sample_queue import BufferedGroup, SampleQueue
 from rl.tasks import TaskStream
 from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncTimes, WeightSync
-from rollout.window import RunAhead, groups_to_admit
+from rollout.scheduler import Backlog
+from rollout.window import may_step
 
 # Training plays other tasks first than the demonstrations of the cold start, which use the plain seed.
 TASK_SEED_OFFSET = 1_000_003
@@ -76,16 +79,17 @@ class Run:
         self.progress = progress
         self.sink = sink
         self.dispatcher = Dispatcher(self.actors, config.episode.max_seconds, self._lost)
-        self.sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
+        sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
+        self.fleet = Fleet(self.actors, sync, config.rules, config.limits, self._backlog)
         self.ledger = Ledger()
-        self.queue = SampleQueue(config.staleness_bound)
+        self.queue = SampleQueue(config.rules.max_staleness)
         envs = [make_env(table) for table in config.env]
         self.tasks = TaskStream(config.env, envs, "train", config.seed + TASK_SEED_OFFSET)
-        self.served_version = 0
         self.learner_version = 0
         self.in_flight: dict[str, GroupSpec] = {}
         self.training: list[BufferedGroup] = []
         self.groups: set[asyncio.Task[None]] = set()
+        self.background: set[asyncio.Task[None]] = set()
         self.number = itertools.count()
         self.changed = asyncio.Event()
         self.progressed = time.monotonic()
@@ -102,6 +106,7 @@ class Run:
 
     async def main(self) -> None:
         """Evaluate, train, evaluate. Raises RunError, SyncError, LedgerError."""
+        await self.fleet.start()
         if self.config.eval.before:
             await self.evaluate("before")
         self.progress.stage("training: first rollouts")
@@ -117,6 +122,7 @@ class Run:
         finally:
             await self._end(loops)
         if self.config.eval.after:
+            await self.fleet.settle()
             await self.evaluate("after")
 
     async def evaluate(self, when: str) -> None:
@@ -163,30 +169,64 @@ class Run:
         waits for: room in the window   unblocked by: a finished group, a learner step, a new version
         """
         while True:
-            for _ in range(groups_to_admit(self._run_ahead())):
-                label, task = self.tasks.next()
-                id = f"g{next(self.number):06}"
-                ids = tuple(f"{id}.{index}" for index in range(self.config.batch.group_size))
-                spec = GroupSpec(id, label, task, ids, train=True)
-                self.ledger.dispatch(label, ids)
-                self.in_flight[id] = spec
-                self.groups.add(asyncio.create_task(self._train_group(spec)))
+            admit = self.fleet.admit()
+            if all(map(self.fleet.served, admit)):
+                for version, count in admit.items():
+                    for _ in range(count):
+                        self._begin_group(version)
+            else:
+                await self.fleet.rebalance("unserved")
+                continue
             self.changed.clear()
-            await self.changed.wait()
+            why = await self._wait_for_change()
             for group in [g for g in self.groups if g.done()]:
                 self.groups.discard(group)
                 group.result()
+            if why is not None:
+                await self.fleet.rebalance(why)
 
-    def _run_ahead(self) -> RunAhead:
-        return RunAhead(
-            version=self.served_version,
-            learner_version=self.learner_version,
-            in_flight=len(self.in_flight),
-            buffered=len(self.queue.groups) + len(self.training),
-            batch_groups=self.config.batch.groups,
-            max_staleness=self.config.staleness_bound,
-            max_in_flight=self.config.rollout.max_in_flight_groups,
+    async def _wait_for_change(self) -> str | None:
+        """Wait until something has changed. Returns why a rebalance is due, if it is."""
+        period = self.config.rollout.rebalance_seconds
+        try:
+            await within(self.changed.wait(), period)
+        except TimeoutError:
+            return "timer" if self.fleet.rules.live > 1 else None
+        window = self.fleet.window
+        drained = not any(s.version == window.versions[0] for s in self.in_flight.values())
+        return "drained" if window.pending is not None and drained else None
+
+    def _begin_group(self, version: int) -> None:
+        label, task = self.tasks.next()
+        id = f"g{next(self.number):06}"
+        ids = tuple(f"{id}.{index}" for index in range(self.config.batch.group_size))
+        pinned = None if self.fleet.rules.in_place else version
+        spec = GroupSpec(id, label, task, ids, train=True, version=pinned)
+        self.ledger.dispatch(label, ids)
+        self.in_flight[id] = spec
+        self.groups.add(asyncio.create_task(self._train_group(spec)))
+
+    def _backlog(self) -> Backlog:
+        """Where the run stands, as the scheduler sees it."""
+        newest = self.fleet.window.newest
+        groups = Counter(
+            newest if s.version is None else s.version for s in self.in_flight.values()
         )
+        waiting = (*self.queue.groups, *self.training)
+        return Backlog(
+            window=self.fleet.window,
+            learner_version=self.learner_version,
+            active={v: n * self.config.batch.group_size for v, n in groups.items()},
+            groups=groups,
+            buffered=Counter(min(group.versions) for group in waiting),
+        )
+
+    def _may_step(self, rest: Sequence[BufferedGroup]) -> bool:
+        """Whether a step leaves nothing behind that would become too old."""
+        remaining = Counter(s.version for s in self.in_flight.values() if s.version is not None)
+        remaining.update(min(group.versions) for group in rest)
+        limits = self.fleet.limits
+        return may_step(self.learner_version, remaining, limits.batch_groups, self.fleet.rules)
 
     async def _train_group(self, spec: GroupSpec) -> None:
         """Play a group and book what became of each trajectory."""
@@ -214,9 +254,13 @@ class Run:
                 self._drop_stale()
         finally:
             self.changed.set()
+            self.queue.recheck()
 
     def _lost(self, spec: GroupSpec, why: str) -> None:
+        """A controller may have been started anew: it has to hear again who serves what."""
         self.faults[why] += 1
+        self.background.add(task := asyncio.create_task(self.fleet.announce()))
+        task.add_done_callback(self.background.discard)
         self.progress.note(f"group {spec.id} ({spec.env}) was lost: {why}")
 
     def _count_faults(self, report: GroupReport) -> None:
@@ -247,7 +291,9 @@ class Run:
         timeouts = self.config.timeouts
         for step in range(1, self.config.steps + 1):
             start = time.time()
-            self.training = await self.queue.take(self.config.batch.groups, self.learner_version)
+            self.training = await self.queue.take(
+                self.config.batch.groups, self.learner_version, self._may_step
+            )
             ready = time.time()
             with self._not_stalled():
                 metrics = await self._bounded(
@@ -261,8 +307,7 @@ class Run:
             self.training = []
             self._drop_stale()
             with self._not_stalled():
-                times = await self.sync.send(self.learner_version)
-            self.served_version = self.learner_version
+                times = await self.fleet.publish(self.learner_version)
             self.syncs.append(times)
             self.changed.set()
             done = time.time()
@@ -356,7 +401,7 @@ class Run:
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         """Stop the loops and what they still play; book it as cancelled, and balance the books."""
         self.dispatcher.cancel()
-        tasks = [*loops, *self.groups]
+        tasks = [*loops, *self.groups, *self.background]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -369,7 +414,7 @@ class Run:
 
     async def _bounded(self, act: Awaitable[T], seconds: float, what: str) -> T:
         try:
-            return await asyncio.wait_for(act, seconds)
+            return await within(act, seconds)
         except TimeoutError:
             raise RunError(f"{what}: no end within {seconds:g} s") from None
         except RayError as error:

@@ -4,6 +4,7 @@ Holds control data and Ray references only; the tokens stay where Ray keeps them
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ class BufferedGroup:
 
 
 class SampleQueue:
-    """First come, first trained; what has become too old is handed back as stale."""
+    """Oldest version first; what has become too old is handed back as stale."""
 
     def __init__(self, max_staleness: int) -> None:
         self.max_staleness = max_staleness
@@ -33,6 +34,11 @@ class SampleQueue:
     def put(self, group: BufferedGroup) -> None:
         """Add a finished group."""
         self.groups.append(group)
+        self.groups.sort(key=lambda g: min(g.versions))
+        self._changed.set()
+
+    def recheck(self) -> None:
+        """Something that `take`'s condition depends on has changed."""
         self._changed.set()
 
     def drop_stale(self, learner_version: int) -> list[BufferedGroup]:
@@ -42,12 +48,17 @@ class SampleQueue:
         self.groups = fresh
         return stale
 
-    async def take(self, count: int, learner_version: int) -> list[BufferedGroup]:
-        """The oldest `count` groups, as soon as there are so many.
+    async def take(
+        self,
+        count: int,
+        learner_version: int,
+        ready: Callable[[Sequence[BufferedGroup]], bool] = lambda rest: True,
+    ) -> list[BufferedGroup]:
+        """The oldest `count` groups, as soon as there are so many and `ready` accepts what is left over.
 
         The caller drops stale groups before and keeps learner_version fixed while it waits.
         """
-        while len(self.groups) < count:
+        while len(self.groups) < count or not ready(self.groups[count:]):
             self._changed.clear()
             await self._changed.wait()
         batch, self.groups = self.groups[:count], self.groups[count:]

@@ -117,7 +117,7 @@ def place(
         members[one.version].append(one)
     backlog = {version: len(ones) for version, ones in members.items()}
     for version, count in incoming.items():
-        backlog[version] = backlog.get(version, 0) + count
+        backlog[version] = backlog.get(version, 0) + max(0, count)
     served = sorted(version for version, size in backlog.items() if size)[: len(engines)]
     target = share_engines(len(engines), {v: backlog[v] for v in served}) if served else {}
     weights = _move_engines(engines, target, newest, _loads(trajectories))

@@ -36,7 +36,7 @@ class Limits:
     concurrency, LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2). legacy_fill: share of an older
     version's engine that new groups may fill; 0 keeps new work on the newest version, and staleness low.
     slack: see `placement.place`. cache_pressure: share of an engine's cache in use that asks for a
-    rebalance. period_seconds: longest time without one.
+    rebalance. period_seconds: longest time without one. max_groups: played at once, whatever the target.
     """
 
     batch_groups: int
@@ -48,6 +48,7 @@ class Limits:
     slack: int = 1
     cache_pressure: float = 0.9
     period_seconds: float = 60.0
+    max_groups: int = 2**31
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def admission(
             buffered=buffered,
             batch_groups=limits.batch_groups,
             max_staleness=rules.max_staleness,
-            max_in_flight=in_flight + max(0, below_target) // limits.group_size,
+            max_in_flight=min(
+                limits.max_groups, in_flight + max(0, below_target) // limits.group_size
+            ),
         )
     )
     if not room or not admits(backlog.window):
@@ -139,7 +142,10 @@ def decide(
     rules: Rules,
     limits: Limits,
 ) -> Decision:
-    """One rebalance. engines: those that generate now, whatever their layout."""
+    """One rebalance. engines: those that generate now, whatever their layout.
+
+    trajectories: those whose place is known; the rest of `backlog.active` has none yet.
+    """
     limit = window_limit(rules, len(engines))
     window, evicted = slide(backlog.window, backlog.active, rules, limit)
     gone = set(evicted)
@@ -147,9 +153,12 @@ def decide(
     groups = {v: n for v, n in backlog.groups.items() if v not in gone}
     after = replace(backlog, window=window, active=active, groups=groups)
     admit = admission(after, engines, rules, limits)
-    incoming = {version: count * limits.group_size for version, count in admit.items()}
     staying = [one for one in trajectories if one.version not in gone] if gone else trajectories
     if rules.in_place:
         staying = [replace(one, version=window.newest) for one in staying]
+    # About to begin: what is admitted now, and what was and is on its way to a controller.
+    incoming = Counter({v: count * limits.group_size for v, count in admit.items()})
+    incoming.update(active)
+    incoming.subtract(one.version for one in staying)
     placement = place(engines, staying, incoming, newest=window.newest, slack=limits.slack)
     return Decision(window, evicted, placement, admit)

@@ -6,6 +6,7 @@ engine actor. All that is special about a CPU machine is in `engine_arguments` a
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,10 @@ class VllmEngine:
         if final is None:
             raise EngineFault(f"engine {self.name} returned nothing for request {request.id}")
         return self._completion(final)
+
+    async def interrupt(self, ids: Sequence[str]) -> None:
+        """End these requests now; each returns what it has written, with finish reason `abort`."""
+        await self.llm.abort(list(ids))
 
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change to the weights in `path`, called `version`; requests in progress wait and go on.

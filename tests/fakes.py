@@ -335,6 +335,11 @@ class FakePool:
         }
         self.controllers: dict[str, Any] = {}
 
+    def weights(self) -> list[Path]:
+        """Published files that are still there."""
+        paths = {Path(path) for name, path in self.log if name == "publish"}
+        return sorted(path for path in paths if path.exists())
+
     async def _step(self, groups: Sequence[Any]) -> dict[str, float]:
         await self._act("step", list(groups))
         return {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
@@ -389,7 +394,8 @@ class FakeDispatcher:
         self.cancelled = False
 
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
-        version, outcome = self.served_version(), self.outcome(spec)
+        version = self.served_version() if spec.version is None else spec.version
+        outcome = self.outcome(spec)
         self.played.append((version, spec))
         self.playing[spec.id] = spec
         self.most_at_once = max(self.most_at_once, len(self.playing))

@@ -76,8 +76,8 @@ def test_any_setting_can_be_changed_on_the_command_line(tmp_path, overrides, rea
 
 
 def test_staleness_is_zero_in_sync_mode(tmp_path):
-    assert load_config(write(tmp_path), ["--mode", "sync"]).staleness_bound == 0
-    assert load_config(write(tmp_path), ["--max_staleness", "2"]).staleness_bound == 2
+    assert load_config(write(tmp_path), ["--mode", "sync"]).rules.max_staleness == 0
+    assert load_config(write(tmp_path), ["--max_staleness", "2"]).rules.max_staleness == 2
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,12 @@ def test_a_mistake_in_the_file_is_one_sentence_with_file_and_key(tmp_path, added
         (["--env.0", "orders"], "command line: --env.0 has to name a key of one entry"),
         (["--name.first", "x"], "command line: --name.first: 'name' is no section"),
         (["--max_staleness", "0"], 'needs max_staleness of at least 1; 0 is mode = "sync"'),
-        (["--mode", "dora2"], "command line: mode: input should be 'sync' or 'in_flight'"),
+        (["--mode", "dora2"], "mode: input should be 'sync', 'one_step', 'in_flight' or 'dora'"),
+        (
+            ["--mode", "dora", "--live_versions", "0"],
+            "needs live_versions (K) of at least 1, got 0",
+        ),
+        (["--rollout.over_dispatch", "0.5"], "rollout.over_dispatch (0.5) is below one batch"),
         (["--name", "a/b"], "name 'a/b' has to be usable as a folder name"),
         (["--model.path", "x"], "model: give exactly one of path, hub and init"),
     ],

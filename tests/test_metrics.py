@@ -90,6 +90,7 @@ def test_a_weight_sync_is_reported_by_its_slowest_engine():
     assert times.metrics() == {
         "sync/publish_seconds": 0.5,
         "sync/megabytes": 3.0,
+        "sync/engines": 2.0,
         "sync/pause_ms": 30.0,
         "sync/transfer_ms": 5.0,
     }

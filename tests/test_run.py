@@ -48,7 +48,7 @@ def start(tmp_path):
         cluster = SimpleNamespace(actors=FakePool(fail), weights=tmp_path)
         progress = Progress(Console(file=io.StringIO(), width=200))
         run = Run(config, cluster, folder, progress, WandbSink(config, folder))
-        run.dispatcher = FakeDispatcher(lambda: run.served_version, outcome, seed)
+        run.dispatcher = FakeDispatcher(lambda: run.fleet.window.newest, outcome, seed)
         return run
 
     yield start
@@ -81,7 +81,7 @@ async def test_each_step_is_trained_published_and_loaded_before_the_next(start):
     assert acts == ["step", "publish", "engine-0", "engine-1"] * 5 + ["save"]
     loads = [version for name, version in run.actors.log if name == "engine-0"]
     assert loads == [1, 2, 3, 4, 5]
-    assert run.learner_version == run.served_version == 5
+    assert run.learner_version == run.fleet.window.newest == 5
     assert_closed(run)
 
 
@@ -122,6 +122,47 @@ async def test_groups_that_end_in_their_order_are_never_too_old_however_slow_a_w
     await asyncio.wait_for(run.main(), 30)
     assert "stale:too_old" not in totals(run)
     assert max(run.staleness) <= staleness
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("mode", "bound"), [("sync", 0), ("one_step", 1), ("dora", 2)])
+async def test_where_versions_drain_nothing_is_too_old_and_each_group_has_one_version(
+    start, mode, bound, seed
+):
+    run = start(seed=seed, mode=mode, steps=12, rollout={"max_in_flight_groups": 40})
+    await asyncio.wait_for(run.main(), 30)
+    assert run.learner_version == 12
+    assert "stale:too_old" not in totals(run)
+    assert max(run.staleness) <= bound
+    await run.fleet.settle()
+    assert set(run.fleet.serves.values()) == {12}
+    assert len(run.actors.weights()) <= 1, "weights of older versions are gone"
+    assert all(spec.version == version for version, spec in run.dispatcher.played)
+    assert_closed(run)
+
+
+async def test_versions_live_side_by_side_while_an_older_one_has_stragglers(start):
+    """A group of version 0 that takes long keeps an engine; later versions go on beside it."""
+    slow = asyncio.Event()
+    run = start(mode="dora", steps=4, rollout={"max_in_flight_groups": 40})
+    play = run.dispatcher.play
+
+    async def play_slowly(spec):
+        if spec.id == "g000000":
+            await slow.wait()
+        return await play(spec)
+
+    run.dispatcher.play = play_slowly
+    running = asyncio.create_task(run.main())
+    for _ in range(3000):
+        await asyncio.sleep(0)
+    assert set(run.fleet.serves.values()) == {0, 1}
+    assert run.fleet.window.versions == (0, 1) and run.fleet.window.pending == 2
+    assert run.learner_version == 2, "the learner waits: at 3 the straggler would be too old"
+    slow.set()
+    await asyncio.wait_for(running, 30)
+    assert run.learner_version == 4
+    assert_closed(run)
 
 
 async def test_a_synchronous_run_starts_exactly_one_batch_per_version(start):

@@ -1,0 +1,178 @@
+"""The engines as one controller sees them: who serves which version, and where each trajectory's cache is.
+
+A turn goes to an engine that serves the trajectory's version: the one that holds its earlier turns, unless
+it is clearly busier. An engine that changes version is left first: its requests are interrupted, keep what
+they have written, and go on at another engine of the same version, which computes their prefix again.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from rl.deadline import within
+from rl.process import cause
+from rollout.engine import Completion, EngineFault, Request, VersionSpan
+from rollout.placement import InProgress
+from rollout.window import least_loaded
+
+# An abort that overtakes its request is not heard: it is said again after so long.
+_AGAIN_SECONDS = 0.05
+
+
+@dataclass
+class _Session:
+    """One trajectory's place: pinned version (None: whatever is served), home engine, context length."""
+
+    version: int | None
+    engine: str = ""
+    tokens: int = 0
+
+
+class EnginePool:
+    """Generates turns for the trajectories of one controller."""
+
+    def __init__(self, engines: Mapping[str, Any], request_seconds: float) -> None:
+        self.engines = engines
+        self.request_seconds = request_seconds
+        self.serves: dict[str, int | None] = {}
+        self.sessions: dict[str, _Session] = {}
+        self.loads = dict.fromkeys(engines, 0)
+        self.running: dict[str, tuple[str, str]] = {}
+        self.interrupted: set[str] = set()
+        self.prefilled_again = 0
+        self._changed = asyncio.Condition()
+
+    def begin(self, session: str, version: int | None) -> None:
+        """A trajectory begins; all its turns go to engines of `version`."""
+        self.sessions[session] = _Session(version)
+
+    def end(self, session: str) -> None:
+        """A trajectory is over."""
+        self.sessions.pop(session, None)
+
+    def in_progress(self) -> list[InProgress]:
+        """Where every trajectory is, those in a tool included."""
+        return [
+            InProgress(id, one.version, one.engine, one.tokens)
+            for id, one in self.sessions.items()
+            if one.version is not None
+        ]
+
+    async def serve(self, versions: Mapping[str, int]) -> None:
+        """These engines serve these versions from now on."""
+        async with self._changed:
+            self.serves |= versions
+            self._changed.notify_all()
+
+    async def leave(self, engines: Iterable[str], moves: Mapping[str, str]) -> None:
+        """Take every request away from these engines, and trajectories to new homes (id -> engine).
+
+        Returns when no request of this controller is left where it should not be.
+        """
+        leaving = set(engines)
+        for name in leaving:
+            self.serves[name] = None
+        for id, target in moves.items():
+            if id in self.sessions:
+                self.sessions[id].engine = target
+        while misplaced := [
+            id
+            for id, (name, session) in self.running.items()
+            if name in leaving or moves.get(session, name) != name
+        ]:
+            self.interrupted.update(misplaced)
+            places: dict[str, list[str]] = {}
+            for id in misplaced:
+                places.setdefault(self.running[id][0], []).append(id)
+            await asyncio.gather(
+                *(self._interrupt(name, ids) for name, ids in places.items()),
+                asyncio.sleep(_AGAIN_SECONDS),
+            )
+
+    async def generate(self, request: Request) -> Completion:
+        """One turn, in as many pieces as it takes. Raises EngineFault."""
+        pieces: list[Completion] = []
+        rest = request
+        while True:
+            piece = await self._piece(rest, again=bool(pieces))
+            pieces.append(piece)
+            if piece.finish_reason != "abort" or rest.id not in self.interrupted:
+                break
+            self.interrupted.discard(rest.id)
+            left = rest.max_tokens - len(piece.token_ids)
+            if left <= 0:
+                pieces[-1] = replace(piece, finish_reason="length")
+                break
+            rest = replace(
+                rest,
+                id=f"{request.id}+{len(pieces)}",
+                prompt_ids=rest.prompt_ids + piece.token_ids,
+                max_tokens=left,
+            )
+        self.interrupted.discard(rest.id)
+        return joined(pieces)
+
+    async def _piece(self, request: Request, *, again: bool) -> Completion:
+        session = self.sessions[request.session]
+        name = await self._choose(session)
+        if again or (session.engine and session.engine != name):
+            self.prefilled_again += len(request.prompt_ids)
+        session.engine, session.tokens = name, len(request.prompt_ids)
+        self.running[request.id] = (name, request.session)
+        self.loads[name] += 1
+        try:
+            return await within(self.engines[name].generate.remote(request), self.request_seconds)
+        except TimeoutError:
+            raise EngineFault(
+                f"engine {name} did not answer within {self.request_seconds:g} s"
+            ) from None
+        except EngineFault as error:
+            raise cause(error) from None
+        except RayActorError:
+            raise EngineFault(f"engine {name} died") from None
+        finally:
+            self.loads[name] -= 1
+            del self.running[request.id]
+
+    async def _choose(self, session: _Session) -> str:
+        """An engine of the session's version; waits while there is none (under the episode's deadline)."""
+        async with self._changed:
+            while True:
+                fitting = {
+                    name: self.loads[name]
+                    for name, version in self.serves.items()
+                    if version is not None and session.version in (None, version)
+                }
+                if fitting:
+                    return least_loaded(fitting, session.engine)
+                await self._changed.wait()
+
+    async def _interrupt(self, name: str, ids: list[str]) -> None:
+        try:
+            await within(self.engines[name].interrupt.remote(ids), self.request_seconds)
+        except (TimeoutError, RayActorError):
+            # The requests themselves will say that the engine is gone.
+            return
+
+
+def joined(pieces: list[Completion]) -> Completion:
+    """The pieces of one turn as one completion."""
+    spans: list[VersionSpan] = []
+    offset = 0
+    for piece in pieces:
+        for span in piece.versions:
+            start, end = span.start + offset, span.end + offset
+            if spans and spans[-1].version == span.version and spans[-1].end == start:
+                spans[-1] = replace(spans[-1], end=end)
+            else:
+                spans.append(VersionSpan(span.version, start, end))
+        offset += len(piece.token_ids)
+    return replace(
+        pieces[-1],
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        logprobs=tuple(value for piece in pieces for value in piece.logprobs),
+        versions=tuple(spans),
+    )

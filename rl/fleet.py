@@ -1,0 +1,159 @@
+"""The fleet: carries out what `rollout.scheduler` decides about versions and engines.
+
+Owns the version window and which engine serves which version. A rebalance asks the controllers where
+their trajectories are, decides, and then, in this order: closes the engines that change version, moves
+their requests, loads the weights, opens them again. One rebalance at a time.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from rl.cluster import Actors
+from rl.deadline import within
+from rl.weight_sync import SyncError, SyncTimes, WeightSync
+from rollout.placement import EngineState, InProgress, Placement
+from rollout.scheduler import Backlog, Limits, admission, decide
+from rollout.window import Rules, Window, publish
+
+# A controller that does not answer within this has died, or its event loop is stuck.
+ANSWER_SECONDS = 30.0
+NOTHING_LOADED = SyncTimes(0.0, 0, (), ())
+
+
+class Fleet:
+    """Engines, versions and weights of one run."""
+
+    def __init__(
+        self,
+        actors: Actors,
+        sync: WeightSync,
+        rules: Rules,
+        limits: Limits,
+        backlog: Callable[[], Backlog],
+    ) -> None:
+        """`backlog()` says where the run stands; it is asked in the turn in which a decision is made."""
+        self.actors = actors
+        self.sync = sync
+        self.rules = rules
+        self.limits = limits
+        self.backlog = backlog
+        self.window = Window((0,))
+        self.serves: dict[str, int | None] = dict.fromkeys(actors.engines, 0)
+        self.counts: Counter[str] = Counter()
+        self.lock = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Tell the controllers who serves what; keep version 0 where engines may come back to it."""
+        if self.rules.live > 1:
+            await self.sync.publish(0)
+        await self.announce()
+
+    async def announce(self) -> None:
+        """Tell every controller which engine serves which version."""
+        versions = {name: version for name, version in self.serves.items() if version is not None}
+        await self._tell("serve", versions)
+
+    async def publish(self, version: int) -> SyncTimes:
+        """The learner has made `version`: write its weights, and rebalance."""
+        written = await self.sync.publish(version)
+        async with self.lock:
+            self.window = publish(self.window, version)
+            loaded = await self._rebalance("step")
+        return replace(written, pause_ms=loaded.pause_ms, transfer_ms=loaded.transfer_ms)
+
+    async def rebalance(self, why: str) -> None:
+        """Rebalance for another reason than a step."""
+        async with self.lock:
+            await self._rebalance(why)
+
+    async def settle(self) -> None:
+        """Bring every engine to the newest version there is; nothing may be in progress."""
+        async with self.lock:
+            newest = self.window.newest if self.window.pending is None else self.window.pending
+            self.window = Window((newest,))
+            behind = {name: newest for name, version in self.serves.items() if version != newest}
+            await self._load(behind)
+            self._forget()
+
+    def admit(self) -> dict[int, int]:
+        """Groups that may begin, per version."""
+        return admission(self.backlog(), self._states(), self.rules, self.limits)
+
+    def served(self, version: int) -> bool:
+        """Whether some engine serves it."""
+        return self.rules.in_place or version in self.serves.values()
+
+    def _states(self) -> list[EngineState]:
+        room = self.limits.engine_later
+        return [EngineState(name, version, room) for name, version in self.serves.items()]
+
+    async def _rebalance(self, why: str) -> SyncTimes:
+        self.counts[f"rebalances/{why}"] += 1
+        before, places = self.window, await self._in_progress()
+        decision = decide(self.backlog(), self._states(), places, self.rules, self.limits)
+        self.window = decision.window
+        times = NOTHING_LOADED
+        if not self.rules.in_place:
+            times = await self._carry_out(decision.placement)
+        elif self.window != before:
+            times = await self._load(dict.fromkeys(self.serves, self.window.newest))
+        self._forget()
+        return times
+
+    async def _in_progress(self) -> list[InProgress]:
+        if self.rules.in_place:
+            return []
+        answers = await asyncio.gather(
+            *(self._ask(c, "in_progress") for c in self.actors.controllers.values())
+        )
+        return [one for answer in answers for one in answer or ()]
+
+    async def _carry_out(self, placement: Placement) -> SyncTimes:
+        flips = {move.engine: move.version for move in placement.weights}
+        moves = {move.id: move.target for move in placement.requests if move.source}
+        self.counts["weight_moves"] += len(flips)
+        self.counts["request_moves"] += len(moves)
+        if flips or moves:
+            for name in flips:
+                self.serves[name] = None
+            await self._tell("leave", list(flips), moves)
+        return await self._load(flips)
+
+    async def _load(self, versions: Mapping[str, int]) -> SyncTimes:
+        if not versions:
+            return NOTHING_LOADED
+        times = await self.sync.load(versions)
+        self.serves |= versions
+        await self.announce()
+        return times
+
+    def _forget(self) -> None:
+        """Remove weights that no engine will load any more."""
+        keep = {self.window.pending}
+        if self.rules.live > 1 or set(self.serves.values()) != {self.window.newest}:
+            keep |= set(self.window.versions)
+        # Newer ones are on their way into the window.
+        gone = {v for v in self.sync.files if v <= self.window.newest and v not in keep}
+        self.sync.forget(gone)
+
+    async def _tell(self, act: str, *arguments: Any) -> None:
+        await asyncio.gather(
+            *(self._ask(c, act, *arguments) for c in self.actors.controllers.values())
+        )
+
+    async def _ask(self, controller: Any, act: str, *arguments: Any) -> Any:
+        """A controller's answer; None where it died. Ray starts it anew, with nothing in progress."""
+        try:
+            method = getattr(controller, act)
+            return await within(method.remote(*arguments), ANSWER_SECONDS)
+        except RayActorError:
+            return None
+        except TimeoutError:
+            raise SyncError(
+                f"a rollout controller did not answer within {ANSWER_SECONDS:g} s (asked to {act})"
+            ) from None

@@ -1,0 +1,145 @@
+"""The engines as a controller sees them: pinned versions, leaving an engine, turns in pieces."""
+
+import asyncio
+import itertools
+from types import SimpleNamespace
+
+import pytest
+from fakes import Remote
+
+from rl.engine_pool import EnginePool, joined
+from rollout.engine import Completion, EngineFault, Request, VersionSpan
+
+
+class Writer:
+    """An engine that writes the numbers after its prompt's last, one per turn of the event loop."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.stopped: set[str] = set()
+        self.prompts: list[tuple[int, ...]] = []
+        self.deaf = 0
+        self.handle = SimpleNamespace(
+            generate=Remote(self.generate), interrupt=Remote(self.interrupt)
+        )
+
+    async def generate(self, request: Request) -> Completion:
+        self.prompts.append(request.prompt_ids)
+        ids: list[int] = []
+        while len(ids) < request.max_tokens and request.id not in self.stopped:
+            ids.append(request.prompt_ids[-1] + len(ids) + 1)
+            await asyncio.sleep(0.001)
+        reason = "abort" if request.id in self.stopped else "length"
+        spans = (VersionSpan(self.version, 0, len(ids)),) if ids else ()
+        return Completion(tuple(ids), tuple(-float(i) for i in ids), spans, reason)
+
+    async def interrupt(self, ids: list[str]) -> None:
+        if self.deaf:
+            self.deaf -= 1
+            return
+        self.stopped.update(ids)
+
+
+async def pool(**versions: int) -> tuple[EnginePool, dict[str, Writer]]:
+    writers = {name: Writer(version) for name, version in versions.items()}
+    made = EnginePool({name: w.handle for name, w in writers.items()}, 5.0)
+    await made.serve(versions)
+    return made, writers
+
+
+def request(session: str, tokens: int = 3, turn: int = 0) -> Request:
+    return Request(f"{session}/{turn}", session, (0,), tokens)
+
+
+async def test_a_trajectory_goes_to_engines_of_its_version_only():
+    engines, writers = await pool(a=1, b=2)
+    for id, version in (("old", 1), ("new", 2)):
+        engines.begin(id, version)
+    turns = [engines.generate(request(id, turn=n)) for n in range(3) for id in ("old", "new")]
+    for completion in await asyncio.gather(*turns):
+        assert completion.token_ids == (1, 2, 3)
+    assert [len(w.prompts) for w in writers.values()] == [3, 3]
+    assert {(one.id, one.engine) for one in engines.in_progress()} == {("old", "a"), ("new", "b")}
+
+
+async def test_later_turns_go_where_the_cache_is():
+    engines, _ = await pool(a=1, b=1)
+    for session in ("x", "y"):
+        engines.begin(session, 1)
+    await asyncio.gather(*(engines.generate(request(s)) for s in ("x", "y")))
+    home = {one.id: one.engine for one in engines.in_progress()}
+    assert set(home.values()) == {"a", "b"}
+    await asyncio.gather(*(engines.generate(request(s, turn=1)) for s in ("x", "y")))
+    assert home == {one.id: one.engine for one in engines.in_progress()}
+    assert engines.prefilled_again == 0
+
+
+async def test_an_engine_that_is_left_hands_over_its_requests_with_what_they_have_written():
+    engines, writers = await pool(a=1, b=1)
+    ids = [f"s{n}" for n in range(4)]
+    for id in ids:
+        engines.begin(id, 1)
+    turns = [asyncio.create_task(engines.generate(request(id, 200))) for id in ids]
+    await asyncio.sleep(0.02)
+    at_a = {one.id for one in engines.in_progress() if one.engine == "a"}
+    writers["a"].deaf = 1
+    await engines.leave(["a"], {})
+    assert not [name for name, _ in engines.running.values() if name == "a"]
+    writers["a"].version = 9
+    await engines.serve({"a": 9})
+    for id, completion in zip(ids, await asyncio.gather(*turns), strict=True):
+        assert completion.token_ids == tuple(range(1, 201)), "nothing is lost, nothing twice"
+        assert completion.logprobs == tuple(-float(i) for i in range(1, 201))
+        assert completion.versions == (VersionSpan(1, 0, 200),), id
+    assert at_a and engines.prefilled_again > 0
+    assert all(one.engine == "b" for one in engines.in_progress())
+
+
+async def test_a_trajectory_in_a_tool_moves_without_a_request():
+    engines, writers = await pool(a=1, b=1)
+    engines.begin("x", 1)
+    await engines.generate(request("x"))
+    (one,) = engines.in_progress()
+    other = "b" if one.engine == "a" else "a"
+    await engines.leave([one.engine], {"x": other})
+    await engines.generate(request("x", turn=1))
+    assert engines.in_progress()[0].engine == other
+    assert len(writers[other].prompts) == 1
+
+
+async def test_while_no_engine_serves_its_version_a_turn_waits():
+    engines, _ = await pool(a=1)
+    engines.begin("x", 2)
+    turn = asyncio.create_task(engines.generate(request("x")))
+    await asyncio.sleep(0.01)
+    assert not turn.done()
+    await engines.serve({"a": 2})
+    assert (await turn).token_ids == (1, 2, 3)
+
+
+async def test_an_abort_that_nobody_asked_for_stays_an_abort():
+    engines, writers = await pool(a=1)
+    engines.begin("x", 1)
+    writers["a"].stopped.add("x/0")
+    assert (await engines.generate(request("x"))).finish_reason == "abort"
+
+
+async def test_a_slow_engine_is_a_fault_with_a_sentence():
+    engines, _ = await pool(a=1)
+    engines.request_seconds = 0.01
+    engines.begin("x", None)
+    with pytest.raises(EngineFault, match=r"engine a did not answer within 0.01 s"):
+        await engines.generate(request("x", 1000))
+    assert engines.loads == {"a": 0} and engines.running == {}
+
+
+def test_pieces_are_joined_with_their_versions_in_place():
+    spans = [(1, 2), (1, 3), (2, 1)]
+    pieces = [
+        Completion((7,) * n, (-0.5,) * n, (VersionSpan(v, 0, n),), "abort", f"e{v}")
+        for v, n in spans
+    ]
+    whole = joined(pieces)
+    assert whole.versions == (VersionSpan(1, 0, 5), VersionSpan(2, 5, 6))
+    assert (len(whole.token_ids), len(whole.logprobs), whole.engine) == (6, 6, "e2")
+    assert all(a.end == b.start for a, b in itertools.pairwise(whole.versions))
