@@ -1,4 +1,4 @@
-"""The command line: `dorado train | sft | simulate | model init`.
+"""The command line: `dorado train | sft | compare-modes | simulate | model init`.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -84,6 +84,39 @@ def sft(
             progress.note(f"error: {error}")
             raise typer.Exit(FAILED) from None
         progress.note(f"policy: {folder}")
+
+
+@app.command(context_settings=_OVERRIDES)
+def compare_modes(
+    context: typer.Context,
+    config: ConfigPath,
+    modes: Annotated[str, typer.Option(help="Which, with commas.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run a config in every mode, on the same tasks, seeds and learner steps, and compare."""
+    from rich.console import Console
+
+    from rl.check import check_run
+    from rl.compare import MODES, CompareError, compare, table
+
+    settings = _load(config, context.args)
+    try:
+        check_run(settings)
+        wanted = modes.split(",") if modes else MODES
+        chosen = [mode for mode in MODES if mode in wanted]
+        if len(chosen) != len(wanted):
+            raise ConfigError(f"--modes: {modes} has to name some of {', '.join(MODES)}")
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    try:
+        result = compare(settings, config, context.args, chosen)
+    except CompareError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        Console().print(table(result))
 
 
 @app.command(context_settings=_OVERRIDES)

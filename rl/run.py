@@ -101,6 +101,8 @@ class Run:
         self.staleness: Counter[int] = Counter()
         self.totals: Counter[str] = Counter()
         self.parity: list[float] = []
+        self.training_seconds = 0.0
+        self.waiting_seconds = 0.0
         self.evals: dict[str, dict[str, float]] = {}
         self.eval_faults: dict[str, int] = {}
 
@@ -148,6 +150,10 @@ class Run:
             "trajectories": sum(self.ledger.dispatched.values()),
             "tokens": self.totals["tokens"],
             "trained_tokens": self.totals["trained_tokens"],
+            "training_s": round(self.training_seconds, 1),
+            "rollout_only_share": round(self.waiting_seconds / self.training_seconds, 4)
+            if self.training_seconds
+            else None,
             "eval": {**self.evals, "faults": self.eval_faults},
             "staleness": histogram(self.staleness),
             "parity": {
@@ -158,6 +164,7 @@ class Run:
                 "pause_ms": quantiles([ms for s in self.syncs for ms in s.pause_ms]),
                 "transfer_ms": quantiles([ms for s in self.syncs for ms in s.transfer_ms]),
             },
+            "fleet": dict(sorted(self.fleet.counts.items())),
             "ledger": outcome_totals(self.ledger.counts()),
             "faults": dict(self.faults.most_common(20)),
         }
@@ -311,6 +318,8 @@ class Run:
             self.syncs.append(times)
             self.changed.set()
             done = time.time()
+            self.training_seconds += done - start
+            self.waiting_seconds += ready - start
             self.folder.event("learner", f"step {step}", ready, trained)
             self.folder.event("sync", f"version {self.learner_version}", trained, done)
             values |= times.metrics() | {

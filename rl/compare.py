@@ -1,0 +1,72 @@
+"""`dorado compare-modes`: the same run in every mode, one after the other, and one table.
+
+Same tasks, seeds and number of learner steps; each mode is a run of its own with a folder of its own.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.table import Table
+
+from rl.config import Mode, RunConfig
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+class CompareError(Exception):
+    """A mode's run failed; the message is one sentence."""
+
+
+def compare(
+    config: RunConfig, path: Path, overrides: Sequence[str], modes: Sequence[str]
+) -> dict[str, Any]:
+    """Run the modes; their output goes to standard error. Raises CompareError."""
+    rows: dict[str, Any] = {}
+    for mode in modes:
+        name = f"{config.name}-{mode}"
+        command = [sys.executable, "-m", "rl", "train", str(path), *overrides]
+        command += ["--mode", mode, "--name", name]
+        code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+        if code:
+            raise CompareError(f"mode {mode}: the run {name} ended with exit code {code}")
+        summary = json.loads((Path(config.runs_dir) / name / "summary.json").read_text())
+        rows[mode] = row(summary)
+    return {"name": config.name, "modes": rows}
+
+
+def row(summary: dict[str, Any]) -> dict[str, Any]:
+    """What a summary says of a mode. wall_s: of the learner's steps, start-up and evaluations left out."""
+    return {
+        "wall_s": summary["training_s"],
+        "steps": summary["steps"],
+        "trajectories": summary["trajectories"],
+        "tokens": summary["tokens"],
+        "eval_after": summary["eval"].get("after", {}),
+        "rollout_only_share": summary["rollout_only_share"],
+        "staleness": summary["staleness"],
+        "parity": summary["parity"]["mean_abs_dlogp"],
+        "fleet": summary["fleet"],
+    }
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The modes side by side."""
+    shown = Table(title=f"{result['name']}: modes", title_justify="left")
+    for column in ("mode", "wall s", "steps", "rollout only", "held-out after", "staleness"):
+        shown.add_column(column, justify="left" if column == "mode" else "right")
+    for mode, values in result["modes"].items():
+        rates = " ".join(f"{env} {rate:.2f}" for env, rate in values["eval_after"].items())
+        gaps = " ".join(f"{gap}:{count}" for gap, count in values["staleness"].items())
+        shown.add_row(
+            mode,
+            f"{values['wall_s']:.1f}",
+            str(values["steps"]),
+            f"{values['rollout_only_share']:.0%}",
+            rates,
+            gaps,
+        )
+    return shown
