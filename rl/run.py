@@ -109,6 +109,11 @@ class Run:
     async def main(self) -> None:
         """Evaluate, train, evaluate. Raises RunError, SyncError, LedgerError."""
         await self.fleet.start()
+        if self.config.rules.live > len(self.actors.engines):
+            self.progress.note(
+                f"live_versions: {self.config.rules.live} versions need as many engines, there are "
+                f"{len(self.actors.engines)}; a new version waits for an engine to drain"
+            )
         if self.config.eval.before:
             await self.evaluate("before")
         self.progress.stage("training: first rollouts")

@@ -170,6 +170,41 @@ def _assert_records_agree(folder: Path, ledger: dict[str, dict[str, int]]) -> No
     assert plain_answers > 0, "no answer without a tool call was among them"
 
 
+def test_in_dora_each_trajectory_stays_on_its_version_and_none_is_too_old(
+    policy: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "dora.toml"
+    config.write_text(
+        'name = "dora"\nmode = "dora"\nsteps = 5\neval = { tasks = 4, before = false }\n'
+        f'model = {{ path = "{policy}" }}\n{COMMON}'
+        '[[env]]\nid = "envs.slow_calculator:SlowCalculator"\nname = "slow"\n'
+        "config = { median_seconds = 0.2, p99_seconds = 3.0 }\n"
+    )
+    command = Command(tmp_path, "train", str(config))
+    code, output = command.wait()
+    assert code == 0, output
+    assert command.left_behind() == []
+    assert not list(Path("/dev/shm").glob(f"dorado-{command.process.pid}-*"))
+    summary = _summary(tmp_path, "dora")
+    _assert_books_balance(summary["ledger"])
+    assert set(summary["ledger"]["slow"]) <= {
+        "dispatched",
+        "trained",
+        "cancelled",
+        "in_flight",
+        "buffered",
+    }
+    assert set(summary["staleness"]) <= {"0", "1", "2"}
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+    assert summary["fleet"]["weight_moves"] >= 5
+    versions: set[int] = set()
+    for line in (tmp_path / "runs/dora/trajectories/controller-0.jsonl").open():
+        seen = {span["version"] for turn in json.loads(line)["turns"] for span in turn["versions"]}
+        assert len(seen) == 1, "one version per trajectory"
+        versions |= seen
+    assert versions == {0, 1, 2, 3, 4, 5}
+
+
 def test_a_synchronous_run_can_be_interrupted_and_leaves_nothing(tmp_path: Path) -> None:
     config = tmp_path / "sync.toml"
     config.write_text(

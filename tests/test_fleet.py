@@ -1,0 +1,112 @@
+"""The fleet: the order in which engines change version, and what happens to the weights' files."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import FakePool, Remote
+from ray.exceptions import RayActorError
+
+from rl.fleet import Fleet
+from rl.weight_sync import SyncError, WeightSync
+from rollout.placement import InProgress
+from rollout.scheduler import Backlog, Limits
+from rollout.window import Rules, Window
+
+LIMITS = Limits(batch_groups=2, group_size=1, target=8, engine_first=99, engine_later=99)
+DORA = Rules(live=2, max_staleness=2)
+
+
+class Controller:
+    """Writes down what it is told, into the log of the pool."""
+
+    def __init__(self, pool: FakePool, places: list[InProgress], fail: Any = None) -> None:
+        self.pool, self.places, self.fail = pool, places, fail
+        self.handle = SimpleNamespace(
+            serve=Remote(self.serve), leave=Remote(self.leave), in_progress=Remote(self.in_progress)
+        )
+
+    async def serve(self, versions: dict[str, int]) -> None:
+        self.pool.log.append(("serve", dict(versions)))
+
+    async def leave(self, engines: list[str], moves: dict[str, str]) -> None:
+        self.pool.log.append(("leave", (engines, moves)))
+        if self.fail is not None:
+            raise self.fail
+
+    async def in_progress(self) -> list[InProgress]:
+        return self.places
+
+
+def fleet(tmp_path, places: list[InProgress], rules: Rules = DORA, fail: Any = None) -> Fleet:
+    pool = FakePool()
+    pool.controllers = {"controller-0": Controller(pool, places, fail).handle}
+    counts: dict[int, int] = {}
+    for one in places:
+        counts[one.version] = counts.get(one.version, 0) + 1
+    made: Fleet
+    made = Fleet(
+        pool,
+        WeightSync(pool, tmp_path, 5.0),
+        rules,
+        LIMITS,
+        lambda: Backlog(made.window, 1, counts, counts, {}),
+    )
+    return made
+
+
+async def test_an_engine_is_left_before_it_loads_and_opened_after(tmp_path):
+    places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
+    made = fleet(tmp_path, places)
+    await made.start()
+    await made.publish(1)
+    acts = [name for name, _ in made.actors.log]
+    assert acts == ["publish", "serve", "publish", "leave", "engine-1", "serve"]
+    left, moves = dict(made.actors.log)["leave"]
+    assert left == ["engine-1"] and moves == {"t1": "engine-0", "t3": "engine-0"}
+    assert made.serves == {"engine-0": 0, "engine-1": 1}
+    assert made.window == Window((0, 1))
+    assert made.actors.log[-1] == ("serve", {"engine-0": 0, "engine-1": 1})
+    assert (made.counts["weight_moves"], made.counts["request_moves"]) == (1, 2)
+
+
+async def test_weights_are_kept_while_their_version_lives(tmp_path):
+    places = [InProgress("t0", 0, "engine-0")]
+    made = fleet(tmp_path, places)
+    await made.start()
+    await made.publish(1)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "version-0.safetensors",
+        "version-1.safetensors",
+    }
+    await made.publish(2)
+    assert made.window == Window((0, 1), pending=2), "version 0 has not drained"
+    places.clear()
+    made.backlog = lambda: Backlog(made.window, 2, {}, {}, {})
+    await made.rebalance("drained")
+    assert made.window == Window((1, 2))
+    await made.settle()
+    assert set(made.serves.values()) == {2}
+    assert {path.name for path in tmp_path.iterdir()} == {"version-2.safetensors"}
+
+
+async def test_in_place_every_engine_loads_and_no_controller_is_asked_to_leave(tmp_path):
+    places = [InProgress("t0", 0, "engine-0")]
+    made = fleet(tmp_path, places, Rules(live=1, max_staleness=1, in_place=True))
+    await made.start()
+    times = await made.publish(1)
+    assert [n for n, _ in made.actors.log] == ["serve", "publish", "engine-0", "engine-1", "serve"]
+    assert times.pause_ms == (2.0, 2.0) and times.bytes == 7
+    assert list(tmp_path.iterdir()) == [], "nobody will load it again"
+
+
+async def test_a_dead_controller_has_nothing_to_move_and_a_deaf_one_ends_the_run(tmp_path):
+    places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
+    made = fleet(tmp_path, places, fail=RayActorError())
+    await made.publish(1)
+    assert made.serves == {"engine-0": 0, "engine-1": 1}
+    deaf = fleet(tmp_path, places, fail=TimeoutError())
+    with pytest.raises(
+        SyncError, match=r"controller did not answer within 30 s \(asked to leave\)"
+    ):
+        await deaf.publish(1)
