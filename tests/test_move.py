@@ -1,6 +1,7 @@
 """A request that moves between two engine processes half-way writes what it would have written."""
 
 import asyncio
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,8 +44,10 @@ async def _move(checkpoint: str) -> None:
         )
         await pool.serve({"a": 0})
         pool.begin("stays", 0)
+        await pool.generate(Request("warm-up", "stays", PROMPT, 8))
+        start = time.perf_counter()
         unmoved = await pool.generate(Request("stays/0", "stays", PROMPT, TOKENS))
-        moved, first = await _leave_half_way(pool)
+        moved, first = await _leave_half_way(pool, (time.perf_counter() - start) / 3)
         assert moved.token_ids == unmoved.token_ids
         assert len(moved.token_ids) == len(moved.logprobs) == TOKENS
         assert moved.engine == "b" and [v.version for v in moved.versions] == [0]
@@ -55,13 +58,13 @@ async def _move(checkpoint: str) -> None:
             engine.shutdown()
 
 
-async def _leave_half_way(pool: EnginePool) -> tuple[Completion, int]:
-    """A completion that began at engine a and ended at b, and how much of it a wrote."""
+async def _leave_half_way(pool: EnginePool, seconds: float) -> tuple[Completion, int]:
+    """A completion that was at engine a for so long and ended at b, and how much of it a wrote."""
     pool.begin("moves", 0)
     turn = asyncio.create_task(pool.generate(Request("moves/0", "moves", PROMPT, TOKENS)))
     while not pool.running:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(seconds)
     await pool.leave(["a"], {})
     await pool.serve({"b": 0})
     completion = await turn

@@ -202,7 +202,8 @@ def test_in_dora_each_trajectory_stays_on_its_version_and_none_is_too_old(
         seen = {span["version"] for turn in json.loads(line)["turns"] for span in turn["versions"]}
         assert len(seen) == 1, "one version per trajectory"
         versions |= seen
-    assert versions == {0, 1, 2, 3, 4, 5}
+    # A version on which nothing begins, because enough is under way, writes nothing.
+    assert {0, 1} <= versions <= {0, 1, 2, 3, 4, 5}
 
 
 def test_a_synchronous_run_can_be_interrupted_and_leaves_nothing(tmp_path: Path) -> None:
