@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 # Texts of this many tasks per environment train a new policy's tokenizer.
 CORPUS_TASKS = 200
+# Demonstrations that are played at once.
+AT_ONCE = 64
 Report = Callable[[str, int, int, float], None]
+Alter = Callable[[Message, Opening], Message]
+Demonstration = tuple[Opening, list[Message], dict[str, float]]
 
 
 class ColdStartError(Exception):
@@ -103,8 +107,8 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
 def corpus(config: RunConfig) -> Iterator[str]:
     """What the environments say and are told, as texts for a new tokenizer."""
     for table in config.env:
-        for task in itertools.islice(make_env(table).tasks("train", config.seed), CORPUS_TASKS):
-            opening, said, _ = _play(table, task)
+        tasks = list(itertools.islice(make_env(table).tasks("train", config.seed), CORPUS_TASKS))
+        for opening, said, _ in _play(table, tasks, [None] * len(tasks)):
             for tool in opening.tools:
                 yield f"{tool.name}({json.dumps(tool.parameters)}) {tool.description}"
             for message in (*opening.messages, *said):
@@ -114,12 +118,40 @@ def corpus(config: RunConfig) -> Iterator[str]:
 
 
 def _play(
-    table: EnvTable, task: Task, alter: Callable[[Message, Opening], Message] | None = None
-) -> tuple[Opening, list[Message], dict[str, float]]:
-    try:
-        return asyncio.run(demonstrate(make_env(table), task, alter))
-    except EnvFault as fault:
-        raise ColdStartError(f"env {table.label!r}: task {task.id}: {fault}") from fault
+    table: EnvTable, tasks: Sequence[Task], alters: Sequence[Alter | None]
+) -> list[Demonstration]:
+    """Demonstrations of these tasks, in their order. Many at once: a tool may take its time."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def play(task: Task, alter: Alter | None) -> Demonstration:
+        async with room:
+            try:
+                return await demonstrate(make_env(table), task, alter)
+            except EnvFault as fault:
+                raise ColdStartError(f"env {table.label!r}: task {task.id}: {fault}") from fault
+
+    async def play_all() -> list[Demonstration]:
+        return await asyncio.gather(*map(play, tasks, alters))
+
+    return asyncio.run(play_all())
+
+
+class Slips:
+    """A hasty demonstrator: in a share of its turns it does what `slip` does.
+
+    The seed makes a task's slips the same, whatever is played beside it.
+    """
+
+    def __init__(self, share: float, seed: str) -> None:
+        self.share = share
+        self.rng = random.Random(seed)
+        self.happened = False
+
+    def __call__(self, message: Message, opening: Opening) -> Message:
+        if self.rng.random() >= self.share:
+            return message
+        self.happened = True
+        return slip(message, opening, self.rng)
 
 
 def slip(message: Message, opening: Opening, rng: random.Random) -> Message:
@@ -148,24 +180,17 @@ def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample
     from trainer.sample import TrainSample
 
     assert config.sft is not None, "only a run with [sft] has demonstrations"
-    rng = random.Random(config.seed)
-    slipped = False
-
-    def alter(message: Message, opening: Opening) -> Message:
-        nonlocal slipped
-        if rng.random() >= share:
-            return message
-        slipped = True
-        return slip(message, opening, rng)
-
-    share = config.sft.slip
     samples: list[TrainSample] = []
     for table in config.env:
         stream = make_env(table).tasks("train", config.seed)
-        for task in itertools.islice(stream, config.sft.demonstrations):
-            slipped = False
-            opening, said, rewards = _play(table, task, alter)
-            if not slipped and any(value <= 0 for value in rewards.values()):
+        tasks = list(itertools.islice(stream, config.sft.demonstrations))
+        slips = [
+            Slips(config.sft.slip, f"{config.seed}/{table.label}/{i}") for i in range(len(tasks))
+        ]
+        for task, slipped, (opening, said, rewards) in zip(
+            tasks, slips, _play(table, tasks, slips), strict=True
+        ):
+            if not slipped.happened and any(value <= 0 for value in rewards.values()):
                 raise ColdStartError(
                     f"env {table.label!r}: its expert fails task {task.id}: {rewards}"
                 )

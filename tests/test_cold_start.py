@@ -60,6 +60,15 @@ def test_slips_are_demonstrated_as_often_as_asked_for(tmp_path, checkpoint, rend
     assert 30 <= gave_up <= 55, "half of all calls, of which a task takes up to four"
 
 
+def test_demonstrations_do_not_depend_on_what_is_played_beside_them(
+    tmp_path, checkpoint, renderer, monkeypatch
+):
+    settings = config(tmp_path, checkpoint, slip=0.5)
+    together = demonstrations(settings, renderer)
+    monkeypatch.setattr("rl.cold_start.AT_ONCE", 1)
+    assert demonstrations(settings, renderer) == together
+
+
 ADD, SUBTRACT, FIND = (
     ToolSchema(name, "", {"properties": {letter: {} for letter in letters}})
     for name, letters in (("add", "ab"), ("subtract", "ab"), ("find", "q"))
