@@ -5,9 +5,9 @@ slowest call of a batch.
 """
 
 import asyncio
-import itertools
 import math
 import random
+from collections import Counter
 
 from pydantic import PositiveFloat
 
@@ -18,7 +18,8 @@ from envs.tool import tool
 
 # The 99th percentile of a standard normal distribution.
 _Z99 = 2.3263478740408408
-_EPISODES = itertools.count()
+# How often each task was played in this process: its k-th episode is as slow in every run.
+_PLAYED: Counter[str] = Counter()
 
 
 class SlowCalculatorConfig(CalculatorConfig):
@@ -41,7 +42,8 @@ class SlowCalculator(Calculator):
         self.sigma = math.log(slow.p99_seconds / slow.median_seconds) / _Z99
 
     async def reset(self, task: Task) -> list[Message]:
-        self.rng = random.Random(f"{task.id}/{next(_EPISODES)}")
+        self.rng = random.Random(f"{task.id}/{_PLAYED[task.id]}")
+        _PLAYED[task.id] += 1
         return await super().reset(task)
 
     async def wait(self) -> None:

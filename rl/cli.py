@@ -1,11 +1,11 @@
-"""The command line: `dorado train | sft | compare-modes | simulate | model init`.
+"""The command line: `dorado train | sft | compare-modes | simulate | plan | model init`.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
 FAILED, BAD_INPUT = 1, 2
+Number = TypeVar("Number", int, float)
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigPath = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
 
@@ -119,11 +120,18 @@ def compare_modes(
         Console().print(table(result))
 
 
+TraceOption = Annotated[
+    str | None,
+    typer.Option("--trace", help="A finished run's folder: play what it played, at its costs."),
+]
+
+
 @app.command(context_settings=_OVERRIDES)
 def simulate(
     context: typer.Context,
     config: ConfigPath,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    trace: TraceOption = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Fit costs to [measured] and print them.")
     ] = False,
@@ -132,21 +140,16 @@ def simulate(
     ] = None,
 ) -> None:
     """Simulate the modes of a run on a cluster. Any setting can be changed: --cluster.devices 128"""
-    from rl.config_file import read_config
-    from rl.simulator.config import SimConfig
-
-    overrides = [f"--{one}" for one in change or ()] + context.args
-    try:
-        settings = read_config(config, overrides, SimConfig)
-    except ConfigError as error:
-        raise _bad_input(error) from None
     from rich.console import Console
 
     from rl.simulator.calibrate import fit
+    from rl.simulator.predict import load_simulation
     from rl.simulator.report import simulate as run_all
     from rl.simulator.report import table
 
+    overrides = [f"--{one}" for one in change or ()] + context.args
     try:
+        settings = load_simulation(config, overrides, trace)
         result = fit(settings) if calibrate else run_all(settings)
     except ConfigError as error:
         raise _bad_input(error) from None
@@ -154,6 +157,46 @@ def simulate(
         typer.echo(json.dumps(result, indent=1))
     else:
         Console().print(table(result))
+
+
+@app.command(context_settings=_OVERRIDES)
+def plan(
+    context: typer.Context,
+    config: ConfigPath,
+    live: Annotated[str, typer.Option(help="Values of K, with commas.")] = "1,2,3,4",
+    share: Annotated[str, typer.Option(help="Rollout shares of the devices.")] = "",
+    over_dispatch: Annotated[
+        str, typer.Option(help="Batches begun and not trained on.")
+    ] = "1.5,2,3",
+    concurrency: Annotated[str, typer.Option(help="Sequences per engine.")] = "",
+    trace: TraceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all points, as JSON.")] = False,
+) -> None:
+    """Simulate mode dora over K, split, over-dispatch and concurrency; print the frontier."""
+    from rich.console import Console
+
+    from rl.simulator.predict import load_simulation
+    from rl.simulator.sweep import settings, sweep, table
+
+    def report(done: int, total: int) -> None:
+        typer.echo(f"{done} of {total} simulated", err=True)
+
+    try:
+        simulation = load_simulation(config, context.args, trace)
+        points = settings(
+            simulation,
+            _numbers("--live", live, int),
+            _numbers("--share", share, float),
+            _numbers("--over-dispatch", over_dispatch, float),
+            _numbers("--concurrency", concurrency, int),
+        )
+        outcomes = sweep(simulation, points, report)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    if as_json:
+        typer.echo(json.dumps({"points": [one.as_json() for one in outcomes]}, indent=1))
+    else:
+        Console().print(table(outcomes))
 
 
 @model_app.command("init")
@@ -189,6 +232,16 @@ def model_init(
         folder, family=init.family, preset=init.preset, corpus=list(corpus(settings)), seed=seed
     )
     typer.echo(f"{folder}: {init.family} {init.preset}, {parameters / 1e6:.1f} M parameters")
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
+    """Numbers with commas between them; none of an empty text. Raises ConfigError."""
+    try:
+        return [kind(one) for one in text.split(",") if one.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"{option}: {text!r} has to be numbers with commas between them"
+        ) from None
 
 
 def main() -> None:

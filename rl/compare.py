@@ -13,6 +13,9 @@ from typing import Any, get_args
 from rich.table import Table
 
 from rl.config import Mode, RunConfig
+from rl.config_file import ConfigError
+from rl.simulator.predict import run_as_simulation
+from rl.simulator.report import simulate
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -24,7 +27,10 @@ class CompareError(Exception):
 def compare(
     config: RunConfig, path: Path, overrides: Sequence[str], modes: Sequence[str]
 ) -> dict[str, Any]:
-    """Run the modes; their output goes to standard error. Raises CompareError."""
+    """Run the modes; their output goes to standard error. Raises CompareError.
+
+    Beside each mode stands what the simulator says of it, given the trace of the first one.
+    """
     rows: dict[str, Any] = {}
     for mode in modes:
         name = f"{config.name}-{mode}"
@@ -35,6 +41,15 @@ def compare(
             raise CompareError(f"mode {mode}: the run {name} ended with exit code {code}")
         summary = json.loads((Path(config.runs_dir) / name / "summary.json").read_text())
         rows[mode] = row(summary)
+    # From the first mode's costs and what it played, for all: the others are predictions.
+    trace = str(Path(config.runs_dir) / f"{config.name}-{modes[0]}")
+    try:
+        predicted = simulate(run_as_simulation(config, trace))["modes"]
+    except ConfigError as error:
+        raise CompareError(f"no prediction: {error}") from None
+    for mode, values in rows.items():
+        values["predicted_wall_s"] = round(60 * predicted[mode]["step_min"] * config.steps, 1)
+        values["predicted_rollout_only_share"] = predicted[mode]["rollout_only_share"]
     return {"name": config.name, "modes": rows}
 
 
@@ -56,7 +71,15 @@ def row(summary: dict[str, Any]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> Table:
     """The modes side by side."""
     shown = Table(title=f"{result['name']}: modes", title_justify="left")
-    for column in ("mode", "wall s", "steps", "rollout only", "held-out after", "staleness"):
+    for column in (
+        "mode",
+        "wall s",
+        "predicted",
+        "steps",
+        "rollout only",
+        "held-out after",
+        "staleness",
+    ):
         shown.add_column(column, justify="left" if column == "mode" else "right")
     for mode, values in result["modes"].items():
         rates = " ".join(f"{env} {rate:.2f}" for env, rate in values["eval_after"].items())
@@ -64,6 +87,7 @@ def table(result: dict[str, Any]) -> Table:
         shown.add_row(
             mode,
             f"{values['wall_s']:.1f}",
+            f"{values['predicted_wall_s']:.1f}",
             str(values["steps"]),
             f"{values['rollout_only_share']:.0%}",
             rates,

@@ -6,7 +6,7 @@ right.
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -30,27 +30,38 @@ def read_config(path: str | Path, overrides: Sequence[str], kind: type[Settings]
 
     Raises ConfigError.
     """
+    values = read_toml(path)
+    given: set[str] = set()
+    for key, text in _pairs(overrides):
+        given.add(key)
+        _set(values, key.split("."), _value(text), key)
+    return build(values, f"config {path}", given, kind)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A TOML file as it is. Raises ConfigError."""
     try:
-        values = tomllib.loads(Path(path).read_text())
+        return tomllib.loads(Path(path).read_text())
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"config {path}: the file {reason}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path}: not valid TOML: {error}") from None
-    given: set[str] = set()
-    for key, text in _pairs(overrides):
-        given.add(key)
-        _set(values, key.split("."), _value(text), key)
-    return _build(values, str(path), given, kind)
 
 
-def _build(values: dict[str, Any], path: str, given: set[str], kind: type[Settings]) -> Settings:
+def build(
+    values: dict[str, Any], file: str, given: Collection[str], kind: type[Settings]
+) -> Settings:
+    """Settings of this kind; errors name `file`, or the command line for keys in `given`.
+
+    Raises ConfigError.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        source = "command line" if key in given else f"config {path}"
+        source = "command line" if key in given else file
         where = f"{source}: {key}" if key else source
         raise ConfigError(f"{where}: {_sentence(first, kind)}") from None
 

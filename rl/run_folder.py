@@ -21,6 +21,8 @@ from rl.config_file import ConfigError
 from rl.group import GroupReport
 from rollout.trajectory import ScoredTrajectory
 
+# Of trajectories.sqlite and the records it points to; what reads them checks it.
+INDEX_SCHEMA = 1
 _INDEX = """
 create table trajectories (
     id text primary key, grp text, env text, split text, task text, stop_reason text, reward real,
@@ -72,6 +74,7 @@ class RunFolder:
         self._events = (self.path / "events.jsonl").open("a")
         self._index = sqlite3.connect(self.path / "trajectories.sqlite")
         self._index.execute("pragma journal_mode=wal")
+        self._index.execute(f"pragma user_version = {INDEX_SCHEMA}")
         self._index.execute(_INDEX)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:

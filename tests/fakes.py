@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from envs.env import Env, Reply, Task
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvSession, Opening, StepResult
 from envs.tool import ToolError, tool
-from rl.group import GroupReport, GroupSpec, MemberReport, Waiting
+from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.group import GroupReport, GroupSpec, MemberReport, Waiting, member_report
+from rl.run_folder import RunFolder, TrajectoryWriter
 from rl.samples import Dropped
 from rollout.engine import Completion, Request, VersionSpan
-from rollout.trajectory import ScoredTrajectory, StopReason, Trajectory, Turn
+from rollout.trajectory import Phase, ScoredTrajectory, StopReason, Trajectory, Turn
 from rollout.vllm_engine import LoadTimes
 from trainer.sample import TrainSample
 
@@ -434,3 +437,44 @@ class FakeDispatcher:
         }.get(outcome, ())
         samples = () if dropped or not spec.train else spec.ids
         return GroupReport(spec, members, samples, dropped if spec.train else (), 100.0, 101.0)
+
+
+def write_run(path: Path, *, groups: int, group_size: int, learner_seconds: float) -> Path:
+    """The folder of a finished run: two turns per trajectory with a tool between; the last group filtered."""
+    config = RunConfig(
+        name=path.name,
+        runs_dir=str(path.parent),
+        model=ModelConfig(init=InitConfig()),
+        env=(EnvTable(id="calculator"),),
+    )
+    folder = RunFolder(config)
+    writer = TrajectoryWriter(path, "controller-0")
+    turns = (turn(range(30), range(10)), turn(range(6), range(5)))
+    for group in range(groups):
+        start = 100.0 + 2 * group
+        phases = (
+            Phase("generate", start, 0.3),
+            Phase("tool", start + 0.3, 0.4),
+            Phase("generate", start + 0.7, 0.2),
+        )
+        members: list[MemberReport] = []
+        for index in range(group_size):
+            played = trajectory(f"g{group:06}.{index}", turns=turns)
+            whole = ScoredTrajectory(replace(played, phases=phases), {"solved": 1.0}, 1.0)
+            members.append(member_report(whole, *writer.write(whole)))
+        filtered = (Dropped(tuple(m.id for m in members), "filtered", "zero_variance"),) * (
+            group == groups - 1
+        )
+        report = group_report("calculator", members, dropped=filtered)
+        spec = replace(report.spec, id=f"g{group:06}")
+        sample_ids = () if filtered else report.sample_ids
+        folder.index(replace(report, spec=spec, sample_ids=sample_ids), "train")
+    values = {
+        "time/learner_seconds": learner_seconds,
+        "sync/publish_seconds": 0.01,
+        "sync/pause_ms": 70.0,
+    }
+    for step in (1, 2):
+        folder.metrics(step, values)
+    folder.close()
+    return path

@@ -1,10 +1,12 @@
 """What `compare-modes` reads from the runs' summaries, and what it says when one fails."""
 
+import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes import write_run
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -33,10 +35,12 @@ def test_a_row_has_the_keys_that_are_compared():
 
 
 def test_the_table_shows_the_modes_side_by_side():
-    shown = table({"name": "demo", "modes": {"sync": row(SUMMARY), "dora": row(SUMMARY)}})
-    console = Console(width=120, record=True)
+    values = row(SUMMARY) | {"predicted_wall_s": 11.5}
+    shown = table({"name": "demo", "modes": {"sync": values, "dora": values}})
+    console = Console(width=140, record=True)
     console.print(shown)
     text = console.export_text()
+    assert "12.5" in text and "11.5" in text
     assert "sync" in text and "dora" in text and "calculator 0.50" in text and "0:10 1:14" in text
 
 
@@ -63,3 +67,18 @@ def test_an_unknown_mode_is_one_sentence():
     assert (
         "--modes: sync,dorra has to name some of sync, one_step, in_flight, dora" in result.stderr
     )
+
+
+def test_every_mode_is_predicted_from_the_trace_of_the_first(monkeypatch, tmp_path):
+    def run(command, **_):
+        name = command[-1]
+        folder = write_run(tmp_path / name, groups=6, group_size=8, learner_seconds=2.0)
+        (folder / "summary.json").write_text(json.dumps(SUMMARY))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    path = ROOT / "configs/slow_tools.toml"
+    config = load_config(path, ["--steps", "3", "--runs_dir", str(tmp_path)])
+    modes = compare(config, path, [], ["sync", "dora"])["modes"]
+    assert modes["sync"]["predicted_wall_s"] > 3 * 2.0, "learner and rollouts one after the other"
+    assert modes["dora"]["predicted_wall_s"] < modes["sync"]["predicted_wall_s"]

@@ -72,7 +72,8 @@ class ToolSpec(Section):
 
 class WorkloadSpec(Section):
     """What is played. turns: completions of one trajectory; after each but the last a tool answers, with
-    `tool_tokens` more to read. filtered: share of groups that give no gradient and are left out."""
+    `tool_tokens` more to read. filtered: share of groups that give no gradient and are left out.
+    trace: a finished run's folder, whose trajectories are played instead of drawn ones."""
 
     groups: PositiveInt
     group_size: PositiveInt
@@ -82,6 +83,7 @@ class WorkloadSpec(Section):
     length: LengthSpec
     tool: ToolSpec | None = None
     filtered: float = Field(default=0, ge=0, lt=1)
+    trace: str | None = None
 
 
 class ModeSpec(Section):
@@ -89,7 +91,8 @@ class ModeSpec(Section):
 
     rollout_share: of the devices; with `disaggregated` the engines', with `elastic` the standalone
     group's. over_dispatch: trajectories begun and not yet trained on, in batches. engine_first,
-    engine_later: sequences per engine before and after the first rebalance of a step.
+    engine_later: sequences per engine before and after the first rebalance of a step. max_groups: played
+    at once, whatever over_dispatch says.
     """
 
     layout: Layout = "colocated"
@@ -105,6 +108,7 @@ class ModeSpec(Section):
     slack: int = Field(default=1, ge=0)
     period_seconds: PositiveFloat = 60
     cache_pressure: float = Field(default=0.95, gt=0, le=1)
+    max_groups: PositiveInt = 2**31
 
     @validator(mode="after")
     def _possible(self) -> "ModeSpec":

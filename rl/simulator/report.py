@@ -76,10 +76,16 @@ def simulate(config: SimConfig) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> Table:
     """The modes side by side."""
     shown = Table(title=f"{result['name']}: {result['devices']} devices")
-    columns = ("step_min", "tokens_per_s", "rollout_only_share", "bubble", "load_ratio")
-    for column in ("mode", *columns, "staleness"):
+    shares = ("rollout_only_share", "bubble", "load_ratio")
+    for column in ("mode", "step", "tokens/s", "rollout only", "bubble", "load", "staleness"):
         shown.add_column(column, justify="left" if column == "mode" else "right")
     for name, row in result["modes"].items():
         gaps = " ".join(f"{gap}:{count}" for gap, count in row["staleness"].items())
-        shown.add_row(name, *(f"{row[column]:,.2f}" for column in columns), gaps)
+        rates = (duration(row["step_min"]), f"{row['tokens_per_s']:,.0f}")
+        shown.add_row(name, *rates, *(f"{row[share]:.0%}" for share in shares), gaps)
     return shown
+
+
+def duration(minutes: float) -> str:
+    """In the unit that suits it."""
+    return f"{minutes:.2f} min" if minutes >= 1 else f"{60 * minutes:.2f} s"

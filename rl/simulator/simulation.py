@@ -13,7 +13,8 @@ from typing import Literal
 
 from rl.simulator.config import ModeSpec, SimConfig
 from rl.simulator.engine import SimEngine, Work
-from rl.simulator.workload import GroupPlan, Plan, plans
+from rl.simulator.trajectory_plan import GroupPlan, Plan
+from rl.simulator.workload import plans
 from rollout.placement import EngineState, InProgress, Placement
 from rollout.scheduler import Backlog, Limits, admission, decide, trigger
 from rollout.window import Window, may_step, publish
@@ -90,6 +91,7 @@ class Simulation:
             slack=mode.slack,
             cache_pressure=mode.cache_pressure,
             period_seconds=mode.period_seconds,
+            max_groups=mode.max_groups,
         )
         self._place_devices()
         self.source = plans(config.workload, config.seed)

@@ -1,41 +1,40 @@
-"""What a simulated run plays: trajectories as numbers of tokens and seconds, drawn with a seed."""
+"""What a simulated run plays: drawn from distributions with a seed, or a finished run's trace."""
 
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+from rl.config_file import ConfigError
 from rl.simulator.config import ToolSpec, WorkloadSpec
+from rl.simulator.run_trace import Trace, read_trace
+from rl.simulator.trajectory_plan import GroupPlan, Plan
 
 # The 99th percentile of a standard normal distribution.
 _Z99 = 2.3263478740408408
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One trajectory to come: tokens written per turn, and seconds of the tool after each but the last."""
-
-    prompt_tokens: int
-    turns: tuple[int, ...]
-    tool_seconds: tuple[float, ...]
-    tool_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        """Of the whole trajectory."""
-        return self.prompt_tokens + sum(self.turns) + self.tool_tokens * len(self.tool_seconds)
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """The trajectories of one task. filtered: whether it gives no gradient."""
-
-    members: tuple[Plan, ...]
-    filtered: bool
-
-
 def plans(workload: WorkloadSpec, seed: int) -> Iterator[GroupPlan]:
-    """Endless groups, the same for the same seed in every mode."""
+    """Endless groups, the same for the same seed in every mode. Raises ConfigError on a bad trace."""
+    if workload.trace is not None:
+        trace = load_trace(workload.trace)
+        if trace.group_size != workload.group_size:
+            raise ConfigError(
+                f"trace {workload.trace}: its groups are of {trace.group_size} trajectories, "
+                f"workload.group_size is {workload.group_size}"
+            )
+        return trace.plans(seed)
+    return _drawn(workload, seed)
+
+
+@cache
+def load_trace(folder: str) -> Trace:
+    """A run folder's trace, read once. Raises ConfigError."""
+    return read_trace(Path(folder))
+
+
+def _drawn(workload: WorkloadSpec, seed: int) -> Iterator[GroupPlan]:
     rng = random.Random(seed)
     while True:
         members = tuple(_plan(workload, rng) for _ in range(workload.group_size))

@@ -1,0 +1,86 @@
+"""A run's configuration as a simulation, with what a finished run played and what its work cost.
+
+`dorado simulate RUN_CONFIG --trace RUN`: how the modes of this configuration would fare. The trace gives
+lengths, tool times and costs; the configuration gives sizes and the rules of each mode.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from rl.config import Mode, RunConfig
+from rl.config_file import ConfigError, read_config, read_toml
+from rl.simulator.config import (
+    ClusterSpec,
+    CostSpec,
+    LengthSpec,
+    ModeSpec,
+    SimConfig,
+    WorkloadSpec,
+)
+from rl.simulator.workload import load_trace
+
+
+def load_simulation(path: Path, overrides: Sequence[str], trace: str | None) -> SimConfig:
+    """A simulation from a file that describes one, or a run. Raises ConfigError."""
+    if "model" not in read_toml(path):
+        more = [] if trace is None else ["--workload.trace", trace]
+        return read_config(path, [*overrides, *more], SimConfig)
+    if trace is None:
+        raise ConfigError(
+            f"config {path}: this describes a run, not a simulation; --trace RUN gives what a finished "
+            "run of it played and what it cost"
+        )
+    return run_as_simulation(read_config(path, overrides, RunConfig), trace)
+
+
+def run_as_simulation(config: RunConfig, trace: str) -> SimConfig:
+    """Raises ConfigError on a bad trace. The learner counts as one device, as each engine does."""
+    played = load_trace(trace)
+    fixed, beside, reading = played.decode_costs()
+    engines, batch = config.engine.count, config.batch
+    return SimConfig(
+        name=config.name,
+        seed=config.seed,
+        steps=config.steps,
+        warmup_steps=0,
+        cluster=ClusterSpec(devices=engines + 1),
+        cost=CostSpec(
+            decode_fixed_ms=max(1e-3, 1e3 * fixed),
+            decode_per_sequence_ms=1e3 * beside,
+            prefill_tokens_per_second=1 / max(1e-9, reading),
+            kv_tokens=config.engine.max_num_seqs * config.engine.max_model_len,
+            train_fixed_seconds=played.learner_seconds(),
+            train_device_seconds_per_token=0,
+            weights_seconds=played.load_seconds(),
+        ),
+        workload=WorkloadSpec(
+            groups=batch.groups,
+            group_size=batch.group_size,
+            # What follows describes drawn trajectories; a trace has its own.
+            prompt_tokens=1,
+            length=LengthSpec(median=1, sigma=0, max=1),
+            trace=trace,
+        ),
+        modes={mode: _mode(config, mode) for mode in get_args(Mode)},
+    )
+
+
+def _mode(config: RunConfig, mode: Mode) -> ModeSpec:
+    run = config.model_copy(update={"mode": mode})
+    rules, limits = run.rules, run.limits
+    engines = config.engine.count
+    return ModeSpec(
+        layout="disaggregated",
+        rollout_share=engines / (engines + 1),
+        live=rules.live,
+        max_staleness=rules.max_staleness,
+        in_place=rules.in_place,
+        eviction=rules.eviction,
+        over_dispatch=limits.target / (limits.batch_groups * limits.group_size),
+        engine_first=limits.engine_first,
+        engine_later=limits.engine_later,
+        slack=limits.slack,
+        period_seconds=limits.period_seconds,
+        max_groups=limits.max_groups,
+    )
