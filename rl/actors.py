@@ -6,6 +6,7 @@ live in `rl.env_hosts`.) Token data goes engine -> controller -> learner, never 
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from reward.score import JudgeFault, score
 from rl.config import RunConfig
 from rl.engine_pool import EnginePool
 from rl.env_hosts import HostPool, HostSession
-from rl.group import GroupReport, GroupSpec, Waiting, member_report
+from rl.group import GroupReport, GroupSpec, member_report
 from rl.process import log_to
 from rl.run_folder import TrajectoryWriter
 from rl.samples import Dropped, group_samples
+from rl.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
 from rollout.engine import Completion, Request
 from rollout.episode import Episode
 from rollout.placement import InProgress
@@ -89,7 +91,8 @@ class Controller:
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
         self.renderer = Renderer(checkpoint, config.episode.tool_format)
         self.writer = TrajectoryWriter(Path(folder), name)
-        self.episodes: dict[str, Episode] = {}
+        self.episodes: dict[str, tuple[Episode, HostSession]] = {}
+        self.times = PhaseTimes()
 
     async def ready(self) -> None:
         """Answers once the renderer is loaded."""
@@ -123,36 +126,53 @@ class Controller:
         """Every trajectory that is bound to a version: where it is."""
         return self.pool.in_progress()
 
-    async def waiting(self) -> list[Waiting]:
-        """Every episode in progress: what it waits for and since when."""
-        now = time.time()
-        limit = self.config.episode.max_seconds
-        return [
-            Waiting(
-                e.id, e.env, e.clock.current, now - e.clock.since, e.clock.created + limit - now
+    async def waiting(self, count: int) -> WaitingTable:
+        """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers."""
+        now, p99 = time.time(), self.times.p99()
+        writing = {session: engine for engine, session in self.pool.running.values()}
+        rows: list[Waiting] = []
+        for episode, session in self.episodes.values():
+            clock, env = episode.clock, episode.env
+            phase, seconds = clock.current, now - clock.since
+            left, then = deadline(
+                phase, seconds, now - clock.created, self.config, self.tables[env].deadlines
             )
-            for e in self.episodes.values()
-        ]
+            rows.append(
+                Waiting(
+                    id=episode.id,
+                    env=env,
+                    version=self.pool.sessions[episode.id].version,
+                    phase=phase,
+                    at=writing.get(episode.id, "") if phase == "generate" else session.host,
+                    seconds=seconds,
+                    p99=p99.get((env, phase)),
+                    left=left,
+                    then=then,
+                )
+            )
+        return WaitingTable(tuple(worst(rows, count)), Counter((r.env, r.phase) for r in rows))
 
     async def _member(self, spec: GroupSpec, id: str) -> ScoredTrajectory:
         table = self.tables[spec.env]
+        session = HostSession(self.hosts, id, table)
         episode = Episode(
             id=id,
             group=spec.id,
             env=spec.env,
             task=spec.task,
-            session=HostSession(self.hosts, id, table),
+            session=session,
             generate=self.pool.generate,
             renderer=self.renderer,
             config=self.config.episode,
         )
-        self.episodes[id] = episode
+        self.episodes[id] = (episode, session)
         self.pool.begin(id, spec.version)
         try:
             trajectory = await episode.run()
         finally:
             del self.episodes[id]
             self.pool.end(id)
+        self.times.add(spec.env, trajectory.phases)
         try:
             return await score(
                 trajectory,

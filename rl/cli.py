@@ -1,4 +1,4 @@
-"""The command line: `dorado train | sft | compare-modes | simulate | plan | model init`.
+"""The command line: `dorado train | sft | status | compare-modes | simulate | plan | model init`.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -118,6 +118,27 @@ def compare_modes(
         typer.echo(json.dumps(result, indent=1))
     else:
         Console().print(table(result))
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a live run is doing, and what each of its trajectories is waiting for."""
+    from rich.console import Console
+
+    from rl.status import describe, in_progress, read_status
+
+    try:
+        state = read_status(run)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    live = in_progress(run)
+    if as_json:
+        typer.echo(json.dumps({"live": live, **state.as_json()}, indent=1))
+    else:
+        Console().print(describe(state, live=live))
 
 
 TraceOption = Annotated[

@@ -1,5 +1,6 @@
 """Hands groups to rollout controllers and waits for them: used by training and by evaluation."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,13 @@ from ray.exceptions import RayActorError
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
-from rl.group import GroupReport, GroupSpec, Waiting
+from rl.group import GroupReport, GroupSpec
+from rl.waiting import WaitingTable, merge
 
 # Beyond an episode's own deadline, for judging it and for the way to and from its controller.
 GROUP_GRACE_SECONDS = 120.0
+# For a controller to say what its episodes wait for.
+WAITING_SECONDS = 10.0
 
 
 class Dispatcher:
@@ -52,12 +56,16 @@ class Dispatcher:
         for report in self.playing.values():
             ray.cancel(report)
 
-    async def waiting(self) -> list[Waiting]:
-        """Every episode in progress, the longest-waiting first."""
-        rows: list[Waiting] = []
-        for controller in self.controllers.values():
-            try:
-                rows += await within(controller.waiting.remote(), 10)
-            except (TimeoutError, RayActorError):
-                continue
-        return sorted(rows, key=lambda row: -row.seconds)
+    async def waiting(self, count: int) -> WaitingTable:
+        """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers.
+
+        A controller that does not answer is left out.
+        """
+        answers = await asyncio.gather(
+            *(
+                within(controller.waiting.remote(count), WAITING_SECONDS)
+                for controller in self.controllers.values()
+            ),
+            return_exceptions=True,
+        )
+        return merge([a for a in answers if isinstance(a, WaitingTable)], count)

@@ -115,6 +115,11 @@ class HostSession:
         self.table = table
         self.index: int | None = None
 
+    @property
+    def host(self) -> str:
+        """The host's name; "" before there is one."""
+        return "" if self.index is None else f"host-{self.index}"
+
     async def open(self, task: Task) -> Opening:
         self.index = await self.pool.acquire()
         limit = self.table.deadlines.reset_seconds

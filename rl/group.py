@@ -56,17 +56,6 @@ class GroupReport:
     end: float
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """What a trajectory in progress waits for: `phase` for `seconds`; in `left` seconds it is given up."""
-
-    id: str
-    env: str
-    phase: str
-    seconds: float
-    left: float
-
-
 def member_report(scored: ScoredTrajectory, file: str, offset: int) -> MemberReport:
     """The numbers of one trajectory."""
     t = scored.trajectory

@@ -17,7 +17,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError
@@ -41,6 +41,7 @@ from rl.metrics import (
 from rl.progress import Progress
 from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue
+from rl.status import ROWS, WRITE_SECONDS, Status, sentence
 from rl.tasks import TaskStream
 from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncTimes, WeightSync
@@ -52,6 +53,8 @@ TASK_SEED_OFFSET = 1_000_003
 # So many groups in a row (or four times what is played at once) without one judged trajectory end the
 # run: nothing can be learned any more.
 MAX_FAILED_GROUPS = 50
+# Rows of the waiting-for table that a stalled run prints.
+STALL_ROWS = 20
 
 
 T = TypeVar("T")
@@ -93,7 +96,7 @@ class Run:
         self.number = itertools.count()
         self.changed = asyncio.Event()
         self.progressed = time.monotonic()
-        self.busy_elsewhere = False
+        self.busy_elsewhere = ""
         self.reports: list[GroupReport] = []
         self.failed_in_a_row = 0
         self.faults: Counter[str] = Counter()
@@ -108,6 +111,14 @@ class Run:
 
     async def main(self) -> None:
         """Evaluate, train, evaluate. Raises RunError, SyncError, LedgerError."""
+        reporting = asyncio.create_task(self._report())
+        try:
+            await self._main()
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+
+    async def _main(self) -> None:
         await self.fleet.start()
         if self.config.rules.live > len(self.actors.engines):
             self.progress.note(
@@ -173,6 +184,44 @@ class Run:
             "ledger": outcome_totals(self.ledger.counts()),
             "faults": dict(self.faults.most_common(20)),
         }
+
+    async def status(self) -> Status:
+        """What the run is doing now."""
+        table = await self.dispatcher.waiting(ROWS)
+        counts: dict[str, dict[str, int]] = {}
+        for (env, phase), count in table.counts.items():
+            counts.setdefault(env, {})[phase] = count
+        size, window = self.config.batch.group_size, self.fleet.window
+        return Status(
+            time=time.time(),
+            stage=self.progress.stage_text,
+            step=self.learner_version,
+            steps=self.config.steps,
+            learner=self._learner_waits_for(),
+            window=window.versions,
+            pending=window.pending,
+            engines=dict(self.fleet.serves),
+            in_flight=size * len(self.in_flight),
+            buffered=sum(len(group.ids) for group in self.queue.groups),
+            counts=counts,
+            waiting=table.rows,
+        )
+
+    async def _report(self) -> None:
+        """Keeps status.json true. A disk that is full must not end the run for it."""
+        while True:
+            state = await self.status()
+            with suppress(OSError):
+                self.folder.status(state.as_json())
+            await asyncio.sleep(WRITE_SECONDS)
+
+    def _learner_waits_for(self) -> str:
+        if self.busy_elsewhere:
+            return self.busy_elsewhere
+        ready, wanted = len(self.queue.groups), self.config.batch.groups
+        if ready < wanted:
+            return f"waits for a batch: {ready} of {wanted} groups are there"
+        return "waits for stragglers: a step now would leave them too old to be trained on"
 
     async def _rollout_loop(self) -> None:
         """Admits groups.
@@ -307,7 +356,7 @@ class Run:
                 self.config.batch.groups, self.learner_version, self._may_step
             )
             ready = time.time()
-            with self._not_stalled():
+            with self._not_stalled(f"step {step}"):
                 metrics = await self._bounded(
                     self.actors.learner.step.remote([g.samples for g in self.training]),
                     timeouts.step_seconds,
@@ -318,7 +367,7 @@ class Run:
             self.learner_version += 1
             self.training = []
             self._drop_stale()
-            with self._not_stalled():
+            with self._not_stalled(f"publishes version {self.learner_version}"):
                 times = await self.fleet.publish(self.learner_version)
             self.syncs.append(times)
             self.changed.set()
@@ -371,7 +420,7 @@ class Run:
         if step == self.config.steps or (every and step % every == 0):
             start = time.time()
             target = self.folder.path / "checkpoints" / f"step_{step}"
-            with self._not_stalled():
+            with self._not_stalled(f"writes checkpoint {step}"):
                 await self._bounded(
                     self.actors.learner.save.remote(str(target.resolve())),
                     self.config.timeouts.step_seconds,
@@ -392,24 +441,24 @@ class Run:
             still = time.monotonic() - self.progressed
             if still < limit or self.busy_elsewhere:
                 continue
-            table = await self.dispatcher.waiting()
-            for row in table[:20]:
-                self.progress.note(
-                    f"waiting: {row.id} ({row.env}) in {row.phase} for {row.seconds:.0f} s, "
-                    f"given up in {row.left:.0f} s"
-                )
-            suspect = table[0] if table else None
-            what = f"{suspect.id} ({suspect.env}) in {suspect.phase}" if suspect else "no episode"
-            raise RunError(f"nothing finished and nothing was trained for {still:.0f} s: {what}")
+            status = await self.status()
+            self.folder.status(status.as_json())
+            for row in status.waiting[:STALL_ROWS]:
+                self.progress.note(f"waiting: {sentence(row)}")
+            suspect = sentence(status.waiting[0]) if status.waiting else "no episode is in progress"
+            raise RunError(
+                f"nothing finished and nothing was trained for {still:.0f} s; the learner "
+                f"{status.learner}; suspect: {suspect}"
+            )
 
     @contextmanager
-    def _not_stalled(self) -> Iterator[None]:
+    def _not_stalled(self, what: str) -> Iterator[None]:
         """While the learner or a weight sync is at work, its own deadline watches over it."""
-        self.busy_elsewhere = True
+        self.busy_elsewhere = what
         try:
             yield
         finally:
-            self.busy_elsewhere = False
+            self.busy_elsewhere = ""
             self.progressed = time.monotonic()
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:

@@ -4,6 +4,7 @@ config.toml          resolved settings          checkpoints/step_N/   Hugging Fa
 metrics.jsonl        one line per step          logs/                 one file per actor
 events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one file per controller
 trajectories.sqlite  index of the trajectories  summary.json          written at the end
+status.json          what the run does now
 """
 
 import fcntl
@@ -121,9 +122,16 @@ class RunFolder:
 
     def summary(self, values: dict[str, Any]) -> None:
         """Write summary.json, whole or not at all."""
-        partial = self.path / "summary.partial"
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        partial.rename(self.path / "summary.json")
+        self._replace("summary.json", json.dumps(values, indent=2))
+
+    def status(self, values: dict[str, Any]) -> None:
+        """Write status.json (`rl.status`), whole or not at all."""
+        self._replace("status.json", json.dumps(values))
+
+    def _replace(self, name: str, text: str) -> None:
+        partial = self.path / f"{name}.partial"
+        partial.write_text(text + "\n")
+        partial.rename(self.path / name)
 
     def close(self) -> None:
         """Close all files."""

@@ -5,6 +5,7 @@ and builders of small records.
 import asyncio
 import random
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,9 +18,10 @@ from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvSession, Opening, StepResult
 from envs.tool import ToolError, tool
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
-from rl.group import GroupReport, GroupSpec, MemberReport, Waiting, member_report
+from rl.group import GroupReport, GroupSpec, MemberReport, member_report
 from rl.run_folder import RunFolder, TrajectoryWriter
 from rl.samples import Dropped
+from rl.waiting import Waiting, WaitingTable, worst
 from rollout.engine import Completion, Request, VersionSpan
 from rollout.trajectory import Phase, ScoredTrajectory, StopReason, Trajectory, Turn
 from rollout.vllm_engine import LoadTimes
@@ -289,6 +291,22 @@ def group_report(env: str, members: Sequence[MemberReport], **changes: Any) -> G
     return GroupReport(**{**fields, **changes})
 
 
+def waiting(id: str = "t0", **changes: Any) -> Waiting:
+    """A trajectory that waits for a tool."""
+    fields: dict[str, Any] = {
+        "id": id,
+        "env": "calculator",
+        "version": 3,
+        "phase": "tool",
+        "at": "host-0",
+        "seconds": 99.0,
+        "p99": 4.0,
+        "left": 1.0,
+        "then": "failed: env_fault",
+    }
+    return Waiting(**{**fields, **changes})
+
+
 def sample(
     id: str, length: int, rng: random.Random, *, version: int = 0, vocab: int = 400, prompt: int = 2
 ) -> TrainSample:
@@ -419,8 +437,9 @@ class FakeDispatcher:
     def cancel(self) -> None:
         self.cancelled = True
 
-    async def waiting(self) -> list[Waiting]:
-        return [Waiting(s.ids[0], s.env, "tool", 99.0, 1.0) for s in self.playing.values()]
+    async def waiting(self, count: int) -> WaitingTable:
+        rows = [waiting(spec.ids[0], env=spec.env) for spec in self.playing.values()]
+        return WaitingTable(tuple(worst(rows, count)), Counter((r.env, r.phase) for r in rows))
 
     def _report(self, spec: GroupSpec, version: int, outcome: str) -> GroupReport:
         changes: dict[str, Any] = {"versions": (version,)}

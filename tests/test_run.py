@@ -19,6 +19,7 @@ from rl.config import RunConfig
 from rl.progress import Progress
 from rl.run import Run, RunError
 from rl.run_folder import RunFolder
+from rl.status import read_status
 from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncError
 
@@ -208,9 +209,16 @@ async def test_a_run_of_nothing_but_faults_ends_with_the_last_of_them(start):
 
 async def test_a_run_in_which_nothing_moves_says_what_it_waits_for(start):
     run = start(outcome=lambda spec: "hang", timeouts={"stall_seconds": 0.3})
-    with pytest.raises(RunError, match=r"nothing finished .* g000000.0 \(\w+\) in tool"):
+    with pytest.raises(
+        RunError,
+        match=r"nothing finished .* learner waits for a batch: 0 of 3 .*"
+        r"suspect: g000000.0 \(\w+, version 3\) in tool at host-0 for 99 s",
+    ):
         await asyncio.wait_for(run.main(), 30)
     assert "waiting: g000000.0" in said(run)
+    state = read_status(run.folder.path)
+    assert state.in_flight == totals(run)["dispatched"] and state.window == (0,)
+    assert sum(state.counts[env]["tool"] for env in state.counts) == len(state.waiting) > 0
     assert totals(run)["cancelled"] == totals(run)["dispatched"] > 0
     assert_closed(run)
 

@@ -1,0 +1,105 @@
+"""What a trajectory in progress is waiting for: phase, since when, against its usual time, until when.
+
+Every controller knows its own episodes and how long their phases take; `waiting_table` is what it says of
+them. The run gathers the tables, writes them into status.json (`rl.status`), and names a suspect when
+nothing moves any more.
+"""
+
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rl.config import DeadlineConfig, RunConfig
+from rollout.trajectory import Phase
+
+# Of each phase in each environment so many durations are remembered, and so few say nothing of its p99.
+_REMEMBERED, _ENOUGH = 1000, 20
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One trajectory: at `at` (engine or host, "" where it has none) in `phase` for `seconds`.
+
+    version: its policy version; None where it has none of its own. p99: of this phase in this environment,
+    in seconds, once it is known. left: seconds to its deadline; then: what happens at it.
+    """
+
+    id: str
+    env: str
+    version: int | None
+    phase: str
+    at: str
+    seconds: float
+    p99: float | None
+    left: float
+    then: str
+
+    @property
+    def excess(self) -> float:
+        """Times its usual longest: how suspicious it is."""
+        return self.seconds / max(self.p99 or 1.0, 0.1)
+
+
+@dataclass(frozen=True)
+class WaitingTable:
+    """The most suspicious rows, and how many trajectories there are per environment and phase in all."""
+
+    rows: tuple[Waiting, ...]
+    counts: Mapping[tuple[str, str], int]
+
+
+class PhaseTimes:
+    """How long phases took lately, per environment."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, str], deque[float]] = defaultdict(
+            lambda: deque(maxlen=_REMEMBERED)
+        )
+
+    def add(self, env: str, phases: Iterable[Phase]) -> None:
+        """An episode of `env` has ended."""
+        for phase in phases:
+            self._seconds[env, phase.name].append(phase.seconds)
+
+    def p99(self) -> dict[tuple[str, str], float]:
+        """Per environment and phase, in seconds, where there are enough of them."""
+        return {
+            key: sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
+            for key, seconds in self._seconds.items()
+            if len(seconds) >= _ENOUGH
+        }
+
+
+def deadline(
+    phase: str, seconds: float, age: float, config: RunConfig, deadlines: DeadlineConfig
+) -> tuple[float, str]:
+    """Seconds left to an episode that is in `phase` for `seconds` and began `age` seconds ago, and what
+    happens then."""
+    limits = {
+        "reset": (deadlines.reset_seconds, "failed: env_fault"),
+        "tool": (deadlines.tool_seconds, "failed: env_fault"),
+        "reply": (deadlines.tool_seconds, "failed: env_fault"),
+        "score": (deadlines.score_seconds, "failed: env_fault"),
+        "close": (deadlines.close_seconds, "closed without waiting"),
+        "generate": (config.engine.request_seconds, "failed: engine_fault"),
+    }
+    ways = [(config.episode.max_seconds - age, "failed: timeout")]
+    if phase in limits:
+        limit, then = limits[phase]
+        ways.append((limit - seconds, then))
+    return min(ways)
+
+
+def worst(rows: Iterable[Waiting], count: int) -> list[Waiting]:
+    """The `count` most suspicious, the first of them the suspect."""
+    return sorted(rows, key=lambda row: (-row.excess, row.id))[:count]
+
+
+def merge(tables: Sequence[WaitingTable], count: int) -> WaitingTable:
+    """Several controllers' tables as one."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for table in tables:
+        counts.update(table.counts)
+    rows = worst((row for table in tables for row in table.rows), count)
+    return WaitingTable(tuple(rows), counts)

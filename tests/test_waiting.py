@@ -1,0 +1,166 @@
+"""The waiting-for table: deadlines, usual times, suspects, and what `dorado status` says of a run."""
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+from fakes import Remote, waiting
+from rich.console import Console
+from typer.testing import CliRunner
+
+from rl.cli import app
+from rl.config import DeadlineConfig, EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.dispatcher import Dispatcher
+from rl.run_folder import RunFolder
+from rl.status import SILENT_SECONDS, Status, describe, in_progress, read_status, sentence
+from rl.waiting import PhaseTimes, WaitingTable, deadline, merge, worst
+from rollout.trajectory import Phase
+
+
+@pytest.fixture
+def config(tmp_path) -> RunConfig:
+    return RunConfig(
+        name="demo",
+        runs_dir=str(tmp_path / "runs"),
+        model=ModelConfig(init=InitConfig()),
+        env=(EnvTable(id="calculator"),),
+    )
+
+
+def status(**changes) -> Status:
+    fields = {
+        "time": time.time(),
+        "stage": "training",
+        "step": 3,
+        "steps": 9,
+        "learner": "waits for a batch: 1 of 4 groups are there",
+        "window": (2, 3),
+        "pending": 4,
+        "engines": {"engine-0": 2, "engine-1": None},
+        "in_flight": 16,
+        "buffered": 8,
+        "counts": {"calculator": {"tool": 12, "generate": 4}},
+        "waiting": (waiting("g000001.3"),),
+    }
+    return Status(**{**fields, **changes})
+
+
+def text(state: Status, **options) -> str:
+    console = Console(width=160, record=True)
+    console.print(describe(state, **options))
+    return console.export_text()
+
+
+def test_usual_times_are_per_environment_and_phase_and_need_enough_of_them():
+    times = PhaseTimes()
+    times.add("a", [Phase("tool", 0.0, float(n)) for n in range(1, 101)])
+    times.add("b", [Phase("tool", 0.0, 1.0)] * 19)
+    times.add("a", [Phase("generate", 0.0, 0.5)] * 20)
+    assert times.p99() == {("a", "tool"): 99.0, ("a", "generate"): 0.5}
+
+
+@pytest.mark.parametrize(
+    ("phase", "seconds", "age", "left", "then"),
+    [
+        ("tool", 12.0, 20.0, 18.0, "failed: env_fault"),
+        ("tool", 12.0, 290.0, 10.0, "failed: timeout"),
+        ("between", 1.0, 100.0, 200.0, "failed: timeout"),
+        ("reset", 4.0, 4.0, 1.0, "failed: env_fault"),
+    ],
+)
+def test_the_nearest_deadline_counts_and_says_what_happens_at_it(
+    config, phase, seconds, age, left, then
+):
+    episode = config.episode.model_copy(update={"max_seconds": 300.0})
+    settings = config.model_copy(update={"episode": episode})
+    deadlines = DeadlineConfig(reset_seconds=5, tool_seconds=30)
+    assert deadline(phase, seconds, age, settings, deadlines) == (left, then)
+
+
+def test_the_suspect_is_the_one_furthest_beyond_its_usual_time():
+    rows = [
+        waiting("long", seconds=50.0, p99=60.0),
+        waiting("odd", seconds=9.0, p99=0.5),
+        waiting("new", seconds=3.0, p99=None),
+    ]
+    assert [row.id for row in worst(rows, 2)] == ["odd", "new"]
+    both = merge([WaitingTable((rows[0],), {("a", "tool"): 3}), WaitingTable((rows[1],), {})], 1)
+    assert [row.id for row in both.rows] == ["odd"] and both.counts == {("a", "tool"): 3}
+
+
+async def test_a_controller_that_does_not_answer_is_left_out(monkeypatch):
+    monkeypatch.setattr("rl.dispatcher.WAITING_SECONDS", 0.05)
+
+    async def never(count: int) -> WaitingTable:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def answers(count: int) -> WaitingTable:
+        return WaitingTable((waiting("here"),), {("calculator", "tool"): 1})
+
+    controllers = {
+        "a": SimpleNamespace(waiting=Remote(never)),
+        "b": SimpleNamespace(waiting=Remote(answers)),
+    }
+    dispatcher = Dispatcher(SimpleNamespace(controllers=controllers), 1.0, lambda spec, why: None)
+    assert [row.id for row in (await dispatcher.waiting(10)).rows] == ["here"]
+
+
+def test_a_row_is_one_sentence():
+    assert sentence(waiting("g000001.3")) == (
+        "g000001.3 (calculator, version 3) in tool at host-0 for 99 s (99 of 100 take less than "
+        "4.0 s), failed: env_fault in 1 s"
+    )
+
+
+def test_a_status_comes_back_as_it_was_written(config):
+    folder = RunFolder(config)
+    folder.status(status().as_json())
+    state = read_status(folder.path)
+    assert state.waiting == status().waiting and state.window == (2, 3)
+    assert in_progress(folder.path)
+    folder.close()
+    assert not in_progress(folder.path)
+
+
+def test_the_command_says_what_a_run_does_and_waits_for(config):
+    folder = RunFolder(config)
+    folder.status(status().as_json())
+    shown = CliRunner().invoke(app, ["status", str(folder.path)], env={"COLUMNS": "160"})
+    assert shown.exit_code == 0
+    for part in (
+        "training, step 3 of 9",
+        "waits for a batch: 1 of 4",
+        "2 3; version 4 waits for a place",
+        "engine-0: 2  engine-1: -",
+        "12 in tool",
+        "g000001.3",
+        "host-0",
+    ):
+        assert part in shown.stdout, part
+    found = json.loads(CliRunner().invoke(app, ["status", str(folder.path), "--json"]).stdout)
+    assert found["live"] and found["waiting"][0]["id"] == "g000001.3"
+    folder.close()
+    ended = CliRunner().invoke(app, ["status", str(folder.path)])
+    assert "not running any more" in ended.stdout
+
+
+def test_a_run_that_does_not_write_any_more_is_suspected_itself():
+    state = status()
+    assert "does not answer" not in text(state, live=True, now=state.time + 6)
+    later = text(state, live=True, now=state.time + SILENT_SECONDS + 10)
+    assert "the run's own loop does not answer: it wrote this 40 s ago" in later
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no status.json"), ("{", "cannot be read"), ('{"waiting": 3}', "cannot be")],
+)
+def test_a_folder_without_a_status_is_one_sentence(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "status.json").write_text(content)
+    result = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert result.exit_code == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
