@@ -5,7 +5,7 @@ cancelled + in flight + buffered. A remainder is an error that names the traject
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +30,11 @@ class _Entry:
 class Ledger:
     """Counts by environment and outcome; entries of trajectories that are not yet at their end."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, closed: Callable[[Sequence[str], str], None] = lambda ids, outcome: None
+    ) -> None:
+        """`closed(ids, outcome)` is told of trajectories that are at their end."""
+        self.closed = closed
         self.dispatched: Counter[str] = Counter()
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.entries: dict[str, _Entry] = {}
@@ -48,12 +52,13 @@ class Ledger:
         for id in ids:
             self._leave(id, "buffered").state = "buffered"
 
-    def close(self, ids: Iterable[str], outcome: Closed, reason: str = "") -> None:
+    def close(self, ids: Sequence[str], outcome: Closed, reason: str = "") -> None:
         """These are at their end, for a reason where the outcome has several."""
         for id in ids:
             entry = self._leave(id, outcome)
             del self.entries[id]
             self.outcomes[entry.env][f"{outcome}:{reason}" if reason else outcome] += 1
+        self.closed(ids, outcome)
 
     def open_ids(self, state: Open) -> list[str]:
         """Trajectories in a state that is no end."""

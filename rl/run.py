@@ -41,6 +41,7 @@ from rl.metrics import (
 from rl.progress import Progress
 from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue
+from rl.selection import Selection
 from rl.status import ROWS, WRITE_SECONDS, Status, sentence
 from rl.tasks import TaskStream
 from rl.wandb_sink import WandbSink
@@ -84,7 +85,8 @@ class Run:
         self.dispatcher = Dispatcher(self.actors, config.episode.max_seconds, self._lost)
         sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
         self.fleet = Fleet(self.actors, sync, config.rules, config.limits, self._backlog)
-        self.ledger = Ledger()
+        self.selection = Selection()
+        self.ledger = Ledger(closed=self.selection.close)
         self.queue = SampleQueue(config.rules.max_staleness)
         envs = [make_env(table) for table in config.env]
         self.tasks = TaskStream(config.env, envs, "train", config.seed + TASK_SEED_OFFSET)
@@ -264,6 +266,7 @@ class Run:
         pinned = None if self.fleet.rules.in_place else version
         spec = GroupSpec(id, label, task, ids, train=True, version=pinned)
         self.ledger.dispatch(label, ids)
+        self.selection.dispatch(label, len(ids))
         self.in_flight[id] = spec
         self.groups.add(asyncio.create_task(self._train_group(spec)))
 
@@ -299,6 +302,7 @@ class Run:
                 return
             report, samples = played
             self.reports.append(report)
+            self.selection.played(spec.env, report.members)
             self.folder.index(report, "train")
             self.folder.event("rollout", spec.env, report.start, report.end, group=spec.id)
             self.totals["tokens"] += sum(m.num_tokens for m in report.members)
@@ -403,6 +407,7 @@ class Run:
         return {
             **metrics,
             **rollout_metrics(reports),
+            **self.selection.metrics(),
             "rollout_tokens": float(sum(m.num_tokens for r in reports for m in r.members)),
             "staleness/mean": sum(gaps) / len(gaps),
             "staleness/max": float(max(gaps)),

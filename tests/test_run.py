@@ -276,6 +276,8 @@ async def test_the_run_folder_tells_the_run(start):
     for values in metrics:
         assert values["rollout/all/reward"] == 0.5
         assert values["staleness/max"] <= 1
+        assert values["selection/all/trained/trajectories"] == 6 * values["step"]
+        assert values["selection/all/trained/tokens"] == 40
         assert values["time/total_seconds"] >= values["time/learner_seconds"] >= 0
     saved = [path for name, path in run.actors.log if name == "save"]
     assert saved == [str(folder.resolve() / "checkpoints" / f"step_{n}") for n in (2, 4, 5)]
