@@ -61,6 +61,14 @@ class Engine:
         """Change weights; returns `LoadTimes`."""
         return await self.engine.load(path, version)
 
+    async def sleep(self) -> None:
+        """Give up the device; requests in progress wait."""
+        await self.engine.sleep()
+
+    async def wake(self) -> None:
+        """Take the device back, and go on."""
+        await self.engine.wake()
+
     async def shutdown(self) -> None:
         """End vLLM's own processes."""
         self.engine.shutdown()
@@ -114,8 +122,8 @@ class Controller:
         report = GroupReport(spec, reports, sample_ids, tuple(dropped), start, time.time())
         return report, samples
 
-    async def serve(self, versions: Mapping[str, int]) -> None:
-        """These engines serve these versions."""
+    async def serve(self, versions: Mapping[str, int | None]) -> None:
+        """These engines serve these versions; None: no new turn goes there."""
         await self.pool.serve(versions)
 
     async def leave(self, engines: Sequence[str], moves: Mapping[str, str]) -> None:

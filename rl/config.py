@@ -12,10 +12,11 @@ from pydantic import model_validator as validator
 from rl.config_file import Section, read_config
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
 from rollout.scheduler import Limits
-from rollout.window import Rules
+from rollout.window import Eviction, Rules
 from trainer.config import LearnerConfig, SftConfig
 
 Mode = Literal["sync", "one_step", "in_flight", "dora"]
+Layout = Literal["disaggregated", "colocated", "elastic"]
 
 
 class InitConfig(Section):
@@ -147,6 +148,13 @@ class RunConfig(Section):
     requests, each token keeps its version. dora: up to `live_versions` (K) versions at once, each
     trajectory stays on the one it began with, engines change version; staleness at most K.
     `max_staleness` is of in_flight, `live_versions` of dora; the other modes have none of their own.
+
+    `eviction`, of dora: what a full window does with its oldest version when a new one is published: wait
+    until it has drained (block), or give up what is left of it and begin those tasks anew (discard).
+
+    `layout`: whose devices the learner steps on. disaggregated: its own. colocated: those of all engines,
+    which sleep meanwhile. elastic: those of the engines beyond the first `standalone_engines`, which never
+    stop. Deadlines of episodes go on while an engine sleeps.
     """
 
     name: str
@@ -156,6 +164,9 @@ class RunConfig(Section):
     mode: Mode = "in_flight"
     max_staleness: int = Field(default=1, ge=0)
     live_versions: int = 2
+    eviction: Eviction = "block"
+    layout: Layout = "disaggregated"
+    standalone_engines: PositiveInt = 1
     checkpoint_every: int = Field(default=0, ge=0)
     model: ModelConfig
     env: tuple[EnvTable, ...] = Field(min_length=1)
@@ -182,6 +193,17 @@ class RunConfig(Section):
         if self.mode == "dora" and self.live_versions < 1:
             raise ValueError(
                 f'mode "dora" needs live_versions (K) of at least 1, got {self.live_versions}'
+            )
+        sleeps = self.engine.device == "cpu" or self.engine.vllm.get("enable_sleep_mode", False)
+        if self.layout != "disaggregated" and not sleeps:
+            raise ValueError(
+                f'layout "{self.layout}" needs engine.vllm.enable_sleep_mode = true: engines sleep while '
+                "the learner steps"
+            )
+        if self.layout == "elastic" and self.standalone_engines >= self.engine.count:
+            raise ValueError(
+                f'layout "elastic" needs an engine that it lends to the learner: standalone_engines is '
+                f"{self.standalone_engines}, engine.count is {self.engine.count}"
             )
         over = self.rollout.over_dispatch
         if over is not None and over < 1:
@@ -221,7 +243,8 @@ class RunConfig(Section):
             case "in_flight":
                 return Rules(live=1, max_staleness=self.max_staleness, in_place=True)
             case "dora":
-                return Rules(live=self.live_versions, max_staleness=self.live_versions)
+                live = self.live_versions
+                return Rules(live=live, max_staleness=live, eviction=self.eviction)
 
     @property
     def limits(self) -> Limits:
@@ -242,6 +265,11 @@ class RunConfig(Section):
             period_seconds=rollout.rebalance_seconds,
             max_groups=rollout.max_in_flight_groups,
         )
+
+    def lent_engines(self, names: Sequence[str]) -> Sequence[str]:
+        """Of these engines, those whose devices the learner uses while it steps."""
+        first = {"disaggregated": len(names), "colocated": 0, "elastic": self.standalone_engines}
+        return names[first[self.layout] :]
 
     @property
     def folder(self) -> Path:

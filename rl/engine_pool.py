@@ -61,8 +61,8 @@ class EnginePool:
             if one.version is not None
         ]
 
-    async def serve(self, versions: Mapping[str, int]) -> None:
-        """These engines serve these versions from now on."""
+    async def serve(self, versions: Mapping[str, int | None]) -> None:
+        """These engines serve these versions from now on; None: no new turn goes there."""
         async with self._changed:
             self.serves |= versions
             self._changed.notify_all()

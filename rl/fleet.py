@@ -3,17 +3,20 @@
 Owns the version window and which engine serves which version. A rebalance asks the controllers where
 their trajectories are, decides, and then, in this order: closes the engines that change version, moves
 their requests, loads the weights, opens them again. One rebalance at a time.
+
+With a layout in which the learner uses engines' devices (`lent`), those sleep while it steps. What they hold
+moves to engines that stay where some serve its version, and waits in its place where none does.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
-from rl.cluster import Actors
+from rl.cluster import Actors, first_line
 from rl.deadline import within
 from rl.weight_sync import SyncError, SyncTimes, WeightSync
 from rollout.placement import EngineState, InProgress, Placement
@@ -35,13 +38,19 @@ class Fleet:
         rules: Rules,
         limits: Limits,
         backlog: Callable[[], Backlog],
+        lent: Sequence[str] = (),
     ) -> None:
-        """`backlog()` says where the run stands; it is asked in the turn in which a decision is made."""
+        """`backlog()` says where the run stands; it is asked in the turn in which a decision is made.
+
+        lent: engines whose devices the learner uses while it steps.
+        """
         self.actors = actors
         self.sync = sync
         self.rules = rules
         self.limits = limits
         self.backlog = backlog
+        self.lent = tuple(lent)
+        self.asleep: frozenset[str] = frozenset()
         self.window = Window((0,))
         self.serves: dict[str, int | None] = dict.fromkeys(actors.engines, 0)
         self.counts: Counter[str] = Counter()
@@ -55,8 +64,45 @@ class Fleet:
 
     async def announce(self) -> None:
         """Tell every controller which engine serves which version."""
-        versions = {name: version for name, version in self.serves.items() if version is not None}
-        await self._tell("serve", versions)
+        await self._tell("serve", dict(self._awake()))
+
+    def _awake(self) -> Iterator[tuple[str, int | None]]:
+        """Every engine with the version that it serves; None where it sleeps, or changes."""
+        for name, version in self.serves.items():
+            yield name, None if name in self.asleep else version
+
+    async def lend(self) -> None:
+        """The learner is about to step: engines on its devices give them up. Raises SyncError."""
+        if not self.lent:
+            return
+        async with self.lock:
+            self.asleep = frozenset(self.lent)
+            if len(self.lent) < len(self.serves):
+                await self.announce()
+                await self._rebalance("switch")
+            await self._switch("sleep")
+
+    async def take_back(self) -> None:
+        """The learner has stepped. Raises SyncError."""
+        if not self.lent:
+            return
+        async with self.lock:
+            await self._switch("wake")
+            self.asleep = frozenset()
+            await self.announce()
+
+    async def _switch(self, act: str) -> None:
+        async def switch(name: str) -> None:
+            try:
+                await within(getattr(self.actors.engines[name], act).remote(), ANSWER_SECONDS)
+            except TimeoutError:
+                raise SyncError(
+                    f"{name} did not answer within {ANSWER_SECONDS:g} s (asked to {act})"
+                ) from None
+            except RayError as error:
+                raise SyncError(f"{name} could not {act}: {first_line(error)}") from None
+
+        await asyncio.gather(*map(switch, self.lent))
 
     async def publish(self, version: int) -> SyncTimes:
         """The learner has made `version`: write its weights, and rebalance."""
@@ -82,17 +128,24 @@ class Fleet:
 
     def admit(self) -> dict[int, int]:
         """Groups that may begin, per version."""
-        return admission(self.backlog(), self._states(), self.rules, self.limits)
+        states = self._states()
+        return admission(self.backlog(), states, self.rules, self.limits) if states else {}
 
     def served(self, version: int) -> bool:
         """Whether some engine serves it."""
-        return self.rules.in_place or version in self.serves.values()
+        return self.rules.in_place or version in dict(self._awake()).values()
 
     def _states(self) -> list[EngineState]:
         room = self.limits.engine_later
-        return [EngineState(name, version, room) for name, version in self.serves.items()]
+        return [
+            EngineState(name, version, room)
+            for name, version in self.serves.items()
+            if name not in self.asleep
+        ]
 
     async def _rebalance(self, why: str) -> SyncTimes:
+        if not self._states():
+            return NOTHING_LOADED
         self.counts[f"rebalances/{why}"] += 1
         before, places = self.window, await self._in_progress()
         decision = decide(self.backlog(), self._states(), places, self.rules, self.limits)

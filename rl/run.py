@@ -84,7 +84,8 @@ class Run:
         self.sink = sink
         self.dispatcher = Dispatcher(self.actors, config.episode.max_seconds, self._lost)
         sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
-        self.fleet = Fleet(self.actors, sync, config.rules, config.limits, self._backlog)
+        lent = config.lent_engines(list(self.actors.engines))
+        self.fleet = Fleet(self.actors, sync, config.rules, config.limits, self._backlog, lent)
         self.selection = Selection()
         self.ledger = Ledger(closed=self.selection.close)
         self.queue = SampleQueue(config.rules.max_staleness)
@@ -361,11 +362,13 @@ class Run:
             )
             ready = time.time()
             with self._not_stalled(f"step {step}"):
+                await self.fleet.lend()
                 metrics = await self._bounded(
                     self.actors.learner.step.remote([g.samples for g in self.training]),
                     timeouts.step_seconds,
                     f"learner step {step}",
                 )
+                await self.fleet.take_back()
             trained = time.time()
             values = self._book_step(metrics)
             self.learner_version += 1

@@ -145,6 +145,23 @@ class VllmEngine:
         self.version = version
         return LoadTimes(1e3 * (time.perf_counter() - start), 1e3 * (loaded - loading))
 
+    async def sleep(self) -> None:
+        """Give up the device: requests in progress wait, their caches are dropped and computed again later.
+
+        On GPUs vLLM's sleep mode also takes the weights to host memory (`engine.vllm.enable_sleep_mode`).
+        """
+        if self.config.device == "cpu":
+            await self.llm.pause_generation(mode="keep", clear_cache=True)
+        else:
+            await self.llm.sleep(level=1, mode="keep")
+
+    async def wake(self) -> None:
+        """Take the device back; requests go on."""
+        if self.config.device == "cpu":
+            await self.llm.resume_generation()
+        else:
+            await self.llm.wake_up()
+
     def shutdown(self) -> None:
         """End vLLM's processes."""
         self.llm.shutdown(timeout=5)

@@ -351,7 +351,11 @@ class FakePool:
             step=Remote(self._step), publish=Remote(self._publish), save=Remote(self._save)
         )
         self.engines = {
-            name: SimpleNamespace(load=Remote(partial(self._load, name)))
+            name: SimpleNamespace(
+                load=Remote(partial(self._load, name)),
+                sleep=Remote(partial(self._act, name, "sleep")),
+                wake=Remote(partial(self._act, name, "wake")),
+            )
             for name in ("engine-0", "engine-1")
         }
         self.controllers: dict[str, Any] = {}

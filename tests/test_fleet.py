@@ -38,7 +38,13 @@ class Controller:
         return self.places
 
 
-def fleet(tmp_path, places: list[InProgress], rules: Rules = DORA, fail: Any = None) -> Fleet:
+def fleet(
+    tmp_path,
+    places: list[InProgress],
+    rules: Rules = DORA,
+    fail: Any = None,
+    lent: tuple[str, ...] = (),
+) -> Fleet:
     pool = FakePool()
     pool.controllers = {"controller-0": Controller(pool, places, fail).handle}
     counts: dict[int, int] = {}
@@ -51,6 +57,7 @@ def fleet(tmp_path, places: list[InProgress], rules: Rules = DORA, fail: Any = N
         rules,
         LIMITS,
         lambda: Backlog(made.window, 1, counts, counts, {}),
+        lent,
     )
     return made
 
@@ -110,3 +117,42 @@ async def test_a_dead_controller_has_nothing_to_move_and_a_deaf_one_ends_the_run
         SyncError, match=r"controller did not answer within 30 s \(asked to leave\)"
     ):
         await deaf.publish(1)
+
+
+async def test_engines_on_the_learners_devices_sleep_while_it_steps(tmp_path):
+    """Elastic: what the lent engine holds moves to the one that stays, which serves the same version."""
+    places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
+    made = fleet(tmp_path, places, lent=("engine-1",))
+    await made.start()
+    made.actors.log.clear()
+    await made.lend()
+    awake = {"engine-0": 0, "engine-1": None}
+    moves = {"t1": "engine-0", "t3": "engine-0"}
+    assert made.actors.log == [("serve", awake), ("leave", ([], moves)), ("engine-1", "sleep")]
+    assert made.served(0)
+    made.actors.log.clear()
+    await made.take_back()
+    assert made.actors.log == [("engine-1", "wake"), ("serve", {"engine-0": 0, "engine-1": 0})]
+
+
+async def test_where_all_engines_are_lent_everything_waits_in_its_place(tmp_path):
+    places = [InProgress("t0", 0, "engine-0")]
+    made = fleet(tmp_path, places, lent=("engine-0", "engine-1"))
+    await made.start()
+    assert made.admit()
+    made.actors.log.clear()
+    await made.lend()
+    assert made.actors.log == [("engine-0", "sleep"), ("engine-1", "sleep")]
+    assert not made.admit() and not made.served(0)
+    await made.rebalance("timer")
+    await made.take_back()
+    assert made.admit() and made.served(0)
+    assert [act for act in made.actors.log if act[0] == "leave"] == []
+
+
+async def test_an_engine_that_does_not_wake_up_ends_the_run_with_a_sentence(tmp_path):
+    made = fleet(tmp_path, [], lent=("engine-0", "engine-1"))
+    await made.lend()
+    made.actors.fail["engine-1"] = RayActorError()
+    with pytest.raises(SyncError, match="engine-1 could not wake"):
+        await made.take_back()

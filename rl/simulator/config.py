@@ -10,10 +10,10 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
+from rl.config import Layout
 from rl.config_file import Section
 from rollout.window import Eviction, Rules
 
-Layout = Literal["disaggregated", "colocated", "elastic"]
 ModeName = Literal["sync", "one_step", "in_flight", "dora"]
 
 

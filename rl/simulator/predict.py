@@ -35,16 +35,17 @@ def load_simulation(path: Path, overrides: Sequence[str], trace: str | None) -> 
 
 
 def run_as_simulation(config: RunConfig, trace: str) -> SimConfig:
-    """Raises ConfigError on a bad trace. The learner counts as one device, as each engine does."""
+    """Raises ConfigError on a bad trace. Each engine counts as one device; a learner with devices of its own
+    too."""
     played = load_trace(trace)
     fixed, beside, reading = played.decode_costs()
-    engines, batch = config.engine.count, config.batch
+    batch = config.batch
     return SimConfig(
         name=config.name,
         seed=config.seed,
         steps=config.steps,
         warmup_steps=0,
-        cluster=ClusterSpec(devices=engines + 1),
+        cluster=ClusterSpec(devices=devices(config)),
         cost=CostSpec(
             decode_fixed_ms=max(1e-3, 1e3 * fixed),
             decode_per_sequence_ms=1e3 * beside,
@@ -66,13 +67,19 @@ def run_as_simulation(config: RunConfig, trace: str) -> SimConfig:
     )
 
 
+def devices(config: RunConfig) -> int:
+    """Of the simulated cluster."""
+    return config.engine.count + (config.layout == "disaggregated")
+
+
 def _mode(config: RunConfig, mode: Mode) -> ModeSpec:
     run = config.model_copy(update={"mode": mode})
     rules, limits = run.rules, run.limits
     engines = config.engine.count
+    standalone = {"disaggregated": engines, "colocated": 1, "elastic": run.standalone_engines}
     return ModeSpec(
-        layout="disaggregated",
-        rollout_share=engines / (engines + 1),
+        layout=run.layout,
+        rollout_share=standalone[run.layout] / devices(run),
         live=rules.live,
         max_staleness=rules.max_staleness,
         in_place=rules.in_place,
