@@ -82,7 +82,9 @@ class Fleet:
 
     def admit(self) -> dict[int, int]:
         """Groups that may begin, per version."""
-        return admission(self.backlog(), self._states(), self.rules, self.limits)
+        # Asked at every change; engines matter only where older versions' idle ones are filled.
+        engines = self._states() if self.limits.legacy_fill else ()
+        return admission(self.backlog(), engines, self.rules, self.limits)
 
     def served(self, version: int) -> bool:
         """Whether some engine serves it."""
