@@ -4,13 +4,15 @@
 
 The real run on a local Ray of its own: `Run` (admission, dispatcher, ledger, queue, run folder), four
 controllers with the real renderer, two environment hosts with the environment `calculator`, the judge
-`well_formed`. Four actors stand where vLLM engines stand: they hold every request until a gate opens,
-then answer at once (a tool call, one in five of them refused; after it a plain answer). One actor stands
+`well_formed`. Four actors stand where vLLM engines stand: they hold every first turn, and let them go, the
+oldest first, with a tool call (one in five is refused); a later turn they answer at once. One actor stands
 where the learner stands: it fetches its samples and steps.
 
-The gate opens when no episode can get any further, so at that moment all of them wait for an engine's
-first answer: *peak concurrent* counts them at the controllers, *in engines* at the engines. Then the run
-trains until it has finished more trajectories than were in flight at the peak, and cancels the rest.
+Nothing is let go until no episode can get any further. At that moment all of them wait for their first
+turn: *peak concurrent* counts them at the controllers, *in engines* at the engines. Then the engines let 512
+go whenever every controller has answered a call, which is as fast as the machine can; each group that ends
+makes room for another, so the number in progress stays. The run trains on as many trajectories as were
+in progress, and cancels the rest.
 
 Memory is the proportional set size (PSS: private pages, and of shared ones the share) of this process and
 everything it started, Ray's own processes included, sampled every second. Trajectories are short (the
@@ -22,13 +24,13 @@ where one is missed.
 
 import argparse
 import asyncio
-import io
 import json
 import random
 import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +59,8 @@ GROUP_SIZE, ENGINES, CONTROLLERS, HOSTS = 8, 4, 4, 2
 BATCHES = 8
 HOURS = 4 * 3600.0
 POLL_SECONDS = 2.0
+# First turns that all engines together answer at a time.
+AT_ONCE = 512
 
 
 def settings(episodes: int, folder: str) -> RunConfig:
@@ -90,7 +94,7 @@ def settings(episodes: int, folder: str) -> RunConfig:
 
 
 class StandInEngine:
-    """Stands where an engine stands: holds every request until the gate opens, then answers at once."""
+    """Stands where an engine stands: holds first turns until they are let go, answers later ones at once."""
 
     def __init__(self, name: str, calls: Sequence[Sequence[int]], answer: Sequence[int]) -> None:
         """`calls`: first turns to draw from, as ids; `answer`: every later turn."""
@@ -99,19 +103,18 @@ class StandInEngine:
         self.answer = tuple(answer)
         self.rng = random.Random(name)
         self.version = 0
-        self.waiting = 0
-        self.gate = asyncio.Event()
+        self.held: deque[asyncio.Event] = deque()
 
     async def start(self) -> None:
         """There is nothing to start."""
 
     async def generate(self, request: Request) -> Completion:
         """One turn."""
-        self.waiting += 1
-        await self.gate.wait()
-        self.waiting -= 1
-        first = request.id.endswith("/0")
-        ids = self.rng.choice(self.calls) if first else self.answer
+        ids = self.answer
+        if request.id.endswith("/0"):
+            self.held.append(gone := asyncio.Event())
+            await gone.wait()
+            ids = self.rng.choice(self.calls)
         logprobs = tuple(-self.rng.random() for _ in ids)
         spans = (VersionSpan(self.version, 0, len(ids)),)
         return Completion(ids, logprobs, spans, "stop", self.name)
@@ -121,13 +124,11 @@ class StandInEngine:
         self.version = version
         return LoadTimes(pause_ms=0.0, transfer_ms=0.0)
 
-    async def held(self) -> int:
-        """Requests that wait."""
-        return self.waiting
-
-    async def open(self) -> None:
-        """Answer from now on."""
-        self.gate.set()
+    async def let_go(self, count: int) -> int:
+        """Answer so many of the requests that wait. Returns how many are left."""
+        for _ in range(min(count, len(self.held))):
+            self.held.popleft().set()
+        return len(self.held)
 
     async def shutdown(self) -> None:
         """There is nothing to end."""
@@ -194,6 +195,13 @@ def gigabytes() -> float:
     return total / 2**20
 
 
+def cpu_seconds() -> float:
+    """CPU time that this process and all below it have taken so far."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
 class Memory:
     """Samples memory every second, in a thread of its own, and keeps the peak."""
 
@@ -218,7 +226,8 @@ class Memory:
 class Result:
     """What was measured. idle_gb: with all actors started. fill_seconds: until all were in progress.
 
-    driver_cpu_ms: CPU time of the run's own process per trajectory dispatched, Ray's part included.
+    cpu_ms: CPU time of all processes per trajectory dispatched; driver_cpu_ms: of the run's own process,
+    Ray's part included.
     """
 
     episodes: int
@@ -228,6 +237,7 @@ class Result:
     peak_gb: float = 0.0
     fill_seconds: float = 0.0
     seconds: float = 0.0
+    cpu_ms: float = 0.0
     driver_cpu_ms: float = 0.0
     tokens_each: float = 0.0
     ledger: dict[str, int] = field(default_factory=dict)
@@ -243,17 +253,24 @@ class Result:
         return self.ledger["dispatched"] - self.ledger.get("cancelled", 0)
 
 
-async def fill(run: Run, result: Result, start: float) -> None:
-    """Open the gate when all episodes wait for an engine; write down how many there were."""
-    engines = run.actors.engines.values()
+async def drive(run: Run, result: Result) -> None:
+    """Let requests go once all episodes wait for an engine; write down how many there were."""
+    start = time.monotonic()
     while result.in_engines < result.episodes:
         await asyncio.sleep(POLL_SECONDS)
-        held = await asyncio.gather(*(engine.held.remote() for engine in engines))
-        result.in_engines = sum(held)
+        result.in_engines = await let_go(run, 0)
         print(f"{time.monotonic() - start:6.0f} s: {result.in_engines:,} in engines", flush=True)
     result.peak_concurrent = len(await run.dispatcher.waiting())
     result.fill_seconds = time.monotonic() - start
-    await asyncio.gather(*(engine.open.remote() for engine in engines))
+    while True:
+        await let_go(run, AT_ONCE // ENGINES)
+        await asyncio.gather(*(c.ready.remote() for c in run.actors.controllers.values()))
+
+
+async def let_go(run: Run, count: int) -> int:
+    """Have every engine answer so many first turns. Returns how many wait in all."""
+    left = await asyncio.gather(*(e.let_go.remote(count) for e in run.actors.engines.values()))
+    return sum(left)
 
 
 async def play(config: RunConfig, folder: RunFolder, checkpoint: str, result: Result) -> None:
@@ -263,18 +280,19 @@ async def play(config: RunConfig, folder: RunFolder, checkpoint: str, result: Re
         cluster.connect()
         await cluster.start(checkpoint)
         result.idle_gb = gigabytes()
-        progress = Progress(Console(file=io.StringIO()))
+        progress = Progress(Console(highlight=False))
         run = Run(config, cluster, folder, progress, WandbSink(config, folder))
-        memory, start, cpu = Memory(), time.monotonic(), time.process_time()
-        filling = asyncio.create_task(fill(run, result, start))
+        memory, start, cpu, own = Memory(), time.monotonic(), cpu_seconds(), time.process_time()
+        driving = asyncio.create_task(drive(run, result))
         await run.main()
-        await filling
+        driving.cancel()
         result.seconds = time.monotonic() - start
         result.peak_gb = memory.close()
         summary = run.summary()
         result.ledger = summary["ledger"]["all"]
         dispatched = result.ledger["dispatched"]
-        result.driver_cpu_ms = 1e3 * (time.process_time() - cpu) / dispatched
+        result.cpu_ms = 1e3 * (cpu_seconds() - cpu) / dispatched
+        result.driver_cpu_ms = 1e3 * (time.process_time() - own) / dispatched
         result.tokens_each = summary["tokens"] / result.ended
     finally:
         cluster.stop()
@@ -299,7 +317,7 @@ def main() -> int:
         "peak memory": f"{result.peak_gb:.2f} GB, {result.idle_gb:.2f} GB of it before the first episode",
         "seconds": f"{result.seconds:.0f}, {result.fill_seconds:.0f} of them until all were in progress",
         "episodes/s": f"{result.ended / result.seconds:.0f}",
-        "run's CPU": f"{result.driver_cpu_ms:.2f} ms per trajectory",
+        "CPU": f"{result.cpu_ms:.2f} ms per trajectory, {result.driver_cpu_ms:.2f} of them the run's",
         "tokens": f"{result.tokens_each:.0f} per trajectory",
         "ledger": "  ".join(f"{name} {n:,}" for name, n in result.ledger.items() if n),
         "remainder": str(result.remainder),

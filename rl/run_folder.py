@@ -40,7 +40,7 @@ class TrajectoryWriter:
     def write(self, scored: ScoredTrajectory) -> tuple[str, int]:
         """Append one line. Returns the file (relative to the run folder) and the byte offset."""
         offset = self._out.tell()
-        self._out.write(json.dumps(scored.as_json(), separators=(",", ":")).encode() + b"\n")
+        self._out.write(scored.as_json().encode() + b"\n")
         self._out.flush()
         return self.file, offset
 
