@@ -300,7 +300,7 @@ async def play(config: RunConfig, folder: RunFolder, checkpoint: str, result: Re
 
 def main() -> int:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--episodes", type=int, default=32_000, help="in progress at once")
     parser.add_argument("--json", type=Path, help="write what was measured to this file, too")
     asked = parser.parse_args()

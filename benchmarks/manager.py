@@ -241,7 +241,7 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
 
 def main() -> int:
     """Both kinds of modes: weights that change in place, and several versions side by side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--mode", choices=("in_flight", "dora"), action="append")
     parser.add_argument("--profile", action="store_true", help="where the time goes (slower)")
     asked = parser.parse_args()
