@@ -1,6 +1,6 @@
 """32,000 episodes in progress at once on one machine, within 8 GB, every one of them accounted for.
 
-    python benchmarks/episodes.py [--episodes N] [--json FILE]
+    python benchmarks/episodes.py [--episodes N] [--mode in_flight|dora] [--json FILE]
 
 The real run on a local Ray of its own: `Run` (admission, dispatcher, ledger, queue, run folder), four
 controllers with the real renderer, two environment hosts with the environment `calculator`, the judge
@@ -24,13 +24,13 @@ where one is missed.
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,7 @@ POLL_SECONDS = 2.0
 AT_ONCE = 512
 
 
-def settings(episodes: int, folder: str) -> RunConfig:
+def settings(episodes: int, mode: str, folder: str) -> RunConfig:
     """A run of as many groups in flight as make `episodes`; no deadline is to pass on a small machine."""
     groups = episodes // GROUP_SIZE
     deadlines = {f"{act}_seconds": HOURS for act in ("reset", "tool", "score", "close")}
@@ -73,8 +73,9 @@ def settings(episodes: int, folder: str) -> RunConfig:
             "name": "episodes",
             "runs_dir": folder,
             "steps": BATCHES,
-            "mode": "in_flight",
+            "mode": mode,
             "max_staleness": BATCHES,
+            "live_versions": BATCHES,
             "model": {"init": {}},
             "env": [env],
             "batch": {"groups": groups // BATCHES, "group_size": GROUP_SIZE},
@@ -83,6 +84,7 @@ def settings(episodes: int, folder: str) -> RunConfig:
             "learner": {"cpus": 0},
             "rollout": {
                 "max_in_flight_groups": groups,
+                "over_dispatch": BATCHES + 1,
                 "controllers": CONTROLLERS,
                 "hosts": HOSTS,
             },
@@ -103,7 +105,7 @@ class StandInEngine:
         self.answer = tuple(answer)
         self.rng = random.Random(name)
         self.version = 0
-        self.held: deque[asyncio.Event] = deque()
+        self.held: dict[str, asyncio.Future[tuple[int, ...]]] = {}
 
     async def start(self) -> None:
         """There is nothing to start."""
@@ -111,13 +113,20 @@ class StandInEngine:
     async def generate(self, request: Request) -> Completion:
         """One turn."""
         ids = self.answer
-        if request.id.endswith("/0"):
-            self.held.append(gone := asyncio.Event())
-            await gone.wait()
-            ids = self.rng.choice(self.calls)
+        if request.id.partition("/")[2][0] == "0":
+            self.held[request.id] = asyncio.get_running_loop().create_future()
+            ids = await self.held[request.id]
+        if not ids:
+            return Completion((), (), (), "abort", self.name)
         logprobs = tuple(-self.rng.random() for _ in ids)
         spans = (VersionSpan(self.version, 0, len(ids)),)
         return Completion(ids, logprobs, spans, "stop", self.name)
+
+    async def interrupt(self, ids: Sequence[str]) -> None:
+        """End these requests with what they have written, which is nothing."""
+        for id in ids:
+            if (one := self.held.pop(id, None)) is not None:
+                one.set_result(())
 
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change version."""
@@ -126,8 +135,8 @@ class StandInEngine:
 
     async def let_go(self, count: int) -> int:
         """Answer so many of the requests that wait. Returns how many are left."""
-        for _ in range(min(count, len(self.held))):
-            self.held.popleft().set()
+        for id in list(itertools.islice(self.held, count)):
+            self.held.pop(id).set_result(self.rng.choice(self.calls))
         return len(self.held)
 
     async def shutdown(self) -> None:
@@ -302,11 +311,12 @@ def main() -> int:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--episodes", type=int, default=32_000, help="in progress at once")
+    parser.add_argument("--mode", choices=("in_flight", "dora"), default="in_flight")
     parser.add_argument("--json", type=Path, help="write what was measured to this file, too")
     asked = parser.parse_args()
     result = Result(asked.episodes)
     with tempfile.TemporaryDirectory() as temporary:
-        config = settings(asked.episodes, temporary)
+        config = settings(asked.episodes, asked.mode, temporary)
         checkpoint, _ = first_checkpoint(config, lambda *_: None)
         folder = RunFolder(config)
         asyncio.run(play(config, folder, checkpoint, result))
