@@ -20,6 +20,10 @@ from rl.deadline import within
 from rl.env_hosts import EnvHost
 from rollout.renderer import Renderer
 
+# Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
+# until another ends, and `interrupt` or `load` would wait behind the requests that wait for them.
+MAX_CALLS = 100_000
+
 
 class StartError(Exception):
     """The run cannot start; the message is one sentence for the user."""
@@ -135,7 +139,7 @@ class Cluster:
         self, kind: type, name: str, arguments: tuple[Any, ...], *, threads: int = 1, **options: Any
     ) -> Any:
         """Start an actor. The CPUs it asks for do not decide how many threads it gets."""
-        options = {"num_cpus": 0, "max_concurrency": 10_000, **options}
+        options = {"num_cpus": 0, "max_concurrency": MAX_CALLS, **options}
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
         remote = ray.remote(kind).options(
             name=name, namespace=self.id, runtime_env=environment, **options

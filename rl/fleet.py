@@ -128,8 +128,11 @@ class Fleet:
 
     def admit(self) -> dict[int, int]:
         """Groups that may begin, per version."""
-        states = self._states()
-        return admission(self.backlog(), states, self.rules, self.limits) if states else {}
+        if len(self.asleep) == len(self.serves):
+            return {}
+        # Asked at every change; engines matter only where older versions' idle ones are filled.
+        engines = self._states() if self.limits.legacy_fill else ()
+        return admission(self.backlog(), engines, self.rules, self.limits)
 
     def served(self, version: int) -> bool:
         """Whether some engine serves it."""

@@ -67,12 +67,12 @@ class Ledger:
     def counts(self) -> dict[str, dict[str, int]]:
         """Per environment: dispatched, in_flight, buffered, and every outcome there was."""
         table: dict[str, dict[str, int]] = {}
+        states = Counter((entry.env, entry.state) for entry in self.entries.values())
         for env, dispatched in self.dispatched.items():
-            states = Counter(e.state for e in self.entries.values() if e.env == env)
             table[env] = {
                 "dispatched": dispatched,
-                "in_flight": states["in_flight"],
-                "buffered": states["buffered"],
+                "in_flight": states[env, "in_flight"],
+                "buffered": states[env, "buffered"],
                 **dict(sorted(self.outcomes[env].items())),
             }
         return table

@@ -40,7 +40,7 @@ from rl.metrics import (
 )
 from rl.progress import Progress
 from rl.run_folder import RunFolder
-from rl.sample_queue import BufferedGroup, SampleQueue
+from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 from rl.selection import Selection
 from rl.status import ROWS, WRITE_SECONDS, Status, sentence
 from rl.tasks import TaskStream
@@ -93,8 +93,11 @@ class Run:
         self.tasks = TaskStream(config.env, envs, "train", config.seed + TASK_SEED_OFFSET)
         self.learner_version = 0
         self.in_flight: dict[str, GroupSpec] = {}
+        # Groups of `in_flight` per version: counted as they come and go, for it is asked at every change.
+        self.playing: Counter[int | None] = Counter()
         self.training: list[BufferedGroup] = []
         self.groups: set[asyncio.Task[None]] = set()
+        self.failed_groups: list[asyncio.Task[None]] = []
         self.background: set[asyncio.Task[None]] = set()
         self.number = itertools.count()
         self.changed = asyncio.Event()
@@ -243,8 +246,7 @@ class Run:
                 continue
             self.changed.clear()
             why = await self._wait_for_change()
-            for group in [g for g in self.groups if g.done()]:
-                self.groups.discard(group)
+            for group in self.failed_groups:
                 group.result()
             if why is not None:
                 await self.fleet.rebalance(why)
@@ -257,7 +259,7 @@ class Run:
         except TimeoutError:
             return "timer" if self.fleet.rules.live > 1 else None
         window = self.fleet.window
-        drained = not any(s.version == window.versions[0] for s in self.in_flight.values())
+        drained = not self.playing[window.versions[0]]
         return "drained" if window.pending is not None and drained else None
 
     def _begin_group(self, version: int) -> None:
@@ -269,27 +271,35 @@ class Run:
         self.ledger.dispatch(label, ids)
         self.selection.dispatch(label, len(ids))
         self.in_flight[id] = spec
-        self.groups.add(asyncio.create_task(self._train_group(spec)))
+        self.playing[pinned] += 1
+        self.groups.add(group := asyncio.create_task(self._train_group(spec)))
+        group.add_done_callback(self._group_ended)
+
+    def _group_ended(self, group: asyncio.Task[None]) -> None:
+        """What went wrong in booking a group ends the run, by way of the rollout loop."""
+        self.groups.discard(group)
+        if not group.cancelled() and group.exception() is not None:
+            self.failed_groups.append(group)
+            self.changed.set()
 
     def _backlog(self) -> Backlog:
         """Where the run stands, as the scheduler sees it."""
         newest = self.fleet.window.newest
-        groups = Counter(
-            newest if s.version is None else s.version for s in self.in_flight.values()
-        )
-        waiting = (*self.queue.groups, *self.training)
+        groups = {newest if v is None else v: n for v, n in self.playing.items()}
+        buffered = Counter(count_by_version(self.queue.groups))
+        buffered.update(count_by_version(self.training))
         return Backlog(
             window=self.fleet.window,
             learner_version=self.learner_version,
             active={v: n * self.config.batch.group_size for v, n in groups.items()},
             groups=groups,
-            buffered=Counter(min(group.versions) for group in waiting),
+            buffered=buffered,
         )
 
     def _may_step(self, rest: Sequence[BufferedGroup]) -> bool:
         """Whether a step leaves nothing behind that would become too old."""
-        remaining = Counter(s.version for s in self.in_flight.values() if s.version is not None)
-        remaining.update(min(group.versions) for group in rest)
+        remaining = Counter({v: n for v, n in self.playing.items() if v is not None})
+        remaining.update(count_by_version(rest))
         limits = self.fleet.limits
         return may_step(self.learner_version, remaining, limits.batch_groups, self.fleet.rules)
 
@@ -298,6 +308,7 @@ class Run:
         try:
             played = await self.dispatcher.play(spec)
             del self.in_flight[spec.id]
+            self.playing -= Counter((spec.version,))
             if played is None:
                 self.ledger.close(spec.ids, "failed", "controller_fault")
                 return
@@ -481,6 +492,7 @@ class Run:
         for group in (*self.queue.groups, *self.training):
             self.ledger.close(group.ids, "cancelled")
         self.in_flight, self.queue.groups, self.training = {}, [], []
+        self.playing.clear()
         self.ledger.check(set(), set())
 
     async def _bounded(self, act: Awaitable[T], seconds: float, what: str) -> T:

@@ -43,7 +43,7 @@ class TrajectoryWriter:
     def write(self, scored: ScoredTrajectory) -> tuple[str, int]:
         """Append one line. Returns the file (relative to the run folder) and the byte offset."""
         offset = self._out.tell()
-        self._out.write(json.dumps(scored.as_json(), separators=(",", ":")).encode() + b"\n")
+        self._out.write(scored.as_json().encode() + b"\n")
         self._out.flush()
         return self.file, offset
 
@@ -76,6 +76,9 @@ class RunFolder:
         self._index = sqlite3.connect(self.path / "trajectories.sqlite")
         self._index.execute("pragma journal_mode=wal")
         self._index.execute(f"pragma user_version = {INDEX_SCHEMA}")
+        # A commit per group must not wait for the disk. A crash of the process loses nothing; one of the
+        # machine may lose the last rows, whose trajectories are in their files.
+        self._index.execute("pragma synchronous=normal")
         self._index.execute(_INDEX)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
@@ -93,13 +96,14 @@ class RunFolder:
     def index(self, report: GroupReport, split: str) -> None:
         """Add a group's trajectories to the index."""
         outcome = {id: f"{d.outcome}:{d.reason}" for d in report.dropped for id in d.ids}
+        task = report.spec.task.id
         rows = [
             (
                 m.id,
                 report.spec.id,
                 report.spec.env,
                 split,
-                report.spec.task.id,
+                task,
                 m.stop_reason,
                 m.reward if m.judged else None,
                 outcome.get(m.id, "sample" if m.id in report.sample_ids else ""),

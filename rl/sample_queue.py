@@ -4,11 +4,14 @@ Holds control data and Ray references only; the tokens stay where Ray keeps them
 """
 
 import asyncio
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
-from rollout.window import staleness
+_OLDEST = attrgetter("oldest")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,23 @@ class BufferedGroup:
     versions: tuple[int, ...]
     samples: Any
 
+    @cached_property
+    def oldest(self) -> int:
+        """The oldest version that wrote a token of any of its samples."""
+        return min(self.versions)
+
+
+def count_by_version(groups: Sequence[BufferedGroup]) -> dict[int, int]:
+    """How many of `groups`, which are sorted as the queue keeps them, there are per oldest version."""
+    counts: dict[int, int] = {}
+    start = 0
+    while start < len(groups):
+        version = groups[start].oldest
+        end = bisect_right(groups, version, lo=start, key=_OLDEST)
+        counts[version] = end - start
+        start = end
+    return counts
+
 
 class SampleQueue:
     """Oldest version first; what has become too old is handed back as stale."""
@@ -33,8 +53,7 @@ class SampleQueue:
 
     def put(self, group: BufferedGroup) -> None:
         """Add a finished group."""
-        self.groups.append(group)
-        self.groups.sort(key=lambda g: min(g.versions))
+        insort(self.groups, group, key=_OLDEST)
         self._changed.set()
 
     def recheck(self) -> None:
@@ -43,9 +62,8 @@ class SampleQueue:
 
     def drop_stale(self, learner_version: int) -> list[BufferedGroup]:
         """Take out what could not be trained on any more."""
-        fresh = [g for g in self.groups if self._fresh(g, learner_version)]
-        stale = [g for g in self.groups if not self._fresh(g, learner_version)]
-        self.groups = fresh
+        count = bisect_left(self.groups, learner_version - self.max_staleness, key=_OLDEST)
+        stale, self.groups = self.groups[:count], self.groups[count:]
         return stale
 
     async def take(
@@ -63,11 +81,8 @@ class SampleQueue:
             await self._changed.wait()
         batch, self.groups = self.groups[:count], self.groups[count:]
         for group in batch:
-            gap = staleness(learner_version, group.versions)
+            gap = learner_version - group.oldest
             assert gap <= self.max_staleness, (
                 f"group {group.id} is {gap} versions old, {self.max_staleness} are allowed"
             )
         return batch
-
-    def _fresh(self, group: BufferedGroup, learner_version: int) -> bool:
-        return staleness(learner_version, group.versions) <= self.max_staleness

@@ -213,7 +213,8 @@ def _fill(
     homeless: Sequence[InProgress], loads: dict[str, int], rooms: Mapping[str, int]
 ) -> tuple[list[RequestMove], list[str]]:
     """Give each to the least loaded engine with room."""
-    levels: list[list[str]] = [[] for _ in range(max(rooms.values()) + 1)]
+    highest = min(max(rooms.values()), max(loads.values()) + len(homeless))
+    levels: list[list[str]] = [[] for _ in range(highest + 1)]
     for name, load in loads.items():
         if load < rooms[name]:
             levels[load].append(name)

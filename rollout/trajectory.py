@@ -4,9 +4,10 @@ A trajectory's token sequence is its turns end to end: each turn's `prompt_ids` 
 the policy wrote: the opening, or the environment's messages) and `completion_ids` (what it wrote).
 """
 
+import json
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from envs.env import Task
 from envs.message import Message, ToolCall
@@ -107,13 +108,17 @@ class ScoredTrajectory:
     rewards: dict[str, float]
     reward: float
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> str:
         """One line of trajectories.jsonl."""
-        from dataclasses import asdict
-
-        record = asdict(self.trajectory)
-        record["task"]["id"] = self.trajectory.task.id
-        return {**record, "rewards": self.rewards, "reward": self.reward}
+        task = self.trajectory.task
+        record = {
+            **vars(self.trajectory),
+            "task": {**vars(task), "id": task.id},
+            "rewards": self.rewards,
+            "reward": self.reward,
+        }
+        # Nested records become objects as the encoder meets them; the tokens are not copied before.
+        return json.dumps(record, default=vars, separators=(",", ":"))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import sqlite3
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -198,6 +199,36 @@ async def test_filtered_faulty_and_lost_groups_are_booked_and_replaced(start):
     assert run.summary()["faults"]["the world is gone"] == counts["failed:env_fault"]
     assert said(run).count("the world is gone") == 1, "each new fault is said once"
     assert_closed(run)
+
+
+async def test_an_error_of_our_own_in_a_group_ends_the_run(start):
+    def outcome(spec):
+        return "samples" if spec.id != "g000004" else 1 / 0
+
+    run = start(outcome=outcome)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(run.main(), 30)
+    assert_closed(run)
+
+
+async def test_groups_are_counted_per_version_as_they_come_and_go(start):
+    """What admission is told is what a count of all groups in flight would say."""
+    run = start(mode="dora", steps=8, rollout={"max_in_flight_groups": 40})
+    seen: list[int] = []
+    backlog = run.fleet.backlog
+
+    def checked():
+        found = backlog()
+        counted = Counter(spec.version for spec in run.in_flight.values())
+        waiting = Counter(min(g.versions) for g in (*run.queue.groups, *run.training))
+        assert dict(found.groups) == dict(counted)
+        assert Counter(found.buffered) == waiting
+        seen.append(sum(counted.values()))
+        return found
+
+    run.fleet.backlog = checked
+    await asyncio.wait_for(run.main(), 30)
+    assert max(seen) > 3 and not run.playing
 
 
 async def test_a_run_of_nothing_but_faults_ends_with_the_last_of_them(start):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from rl.sample_queue import BufferedGroup, SampleQueue
+from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 
 
 def group(id: str, *versions: int) -> BufferedGroup:
@@ -53,6 +53,14 @@ def test_what_has_become_too_old_is_handed_back():
     assert [g.id for g in q.drop_stale(5)] == ["old", "mixed"]
     assert [g.id for g in q.groups] == ["fresh", "new"]
     assert q.drop_stale(5) == []
+
+
+def test_groups_stand_by_their_oldest_version_and_are_counted_by_it():
+    q = queue(group("a", 4), group("b", 5, 3), group("c", 4, 6), group("d", 3))
+    assert [g.id for g in q.groups] == ["b", "d", "a", "c"]
+    assert count_by_version(q.groups) == {3: 2, 4: 2}
+    assert count_by_version(q.groups[1:]) == {3: 1, 4: 2}
+    assert count_by_version([]) == {}
 
 
 async def test_no_batch_ever_holds_a_group_that_is_too_old():

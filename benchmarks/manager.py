@@ -1,0 +1,258 @@
+"""The run's own work per finished trajectory, with 32,000 trajectories in flight, on one core.
+
+    python benchmarks/manager.py [--mode in_flight|dora] [--profile]
+
+The real `Run` with its dispatcher, fleet, ledger, queue, trajectory index and metrics. Controllers,
+engines and learner are stand-ins in the same process that answer at once: controllers hold 4,000 groups
+of 8 and finish one per turn of the event loop, so that no two groups share a turn's work. Measured is the
+time of the whole process (stand-ins included, so it is an upper bound) from the first learner step to the
+last, over the trajectories that finished between: task, admission, dispatch, booking, indexing, queue,
+batch, metrics, window. `wall` holds what the event loop waits for the disk, `CPU` does not. What Ray adds
+to a dispatch is not in it (benchmarks/episodes.py has it).
+
+Target: 2,000 finished trajectories per second, 0.5 ms of the event loop each (wall). Exits with 1 where it
+is missed.
+"""
+
+import argparse
+import asyncio
+import cProfile
+import io
+import pstats
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+
+from rl.cluster import Actors
+from rl.config import RunConfig
+from rl.dispatcher import Dispatcher
+from rl.group import GroupReport, GroupSpec, MemberReport
+from rl.progress import Progress
+from rl.run import Run
+from rl.run_folder import RunFolder
+from rl.wandb_sink import WandbSink
+from rollout.placement import InProgress
+from rollout.vllm_engine import LoadTimes
+
+TRAJECTORIES, GROUP_SIZE, BATCH_GROUPS, ENGINES, STEPS = 32_000, 8, 512, 256, 9
+GROUPS = TRAJECTORIES // GROUP_SIZE
+TARGET_MS = 0.5
+# The window in versions: so many that flight, queue and a step in progress fit into it.
+VERSIONS = 9
+
+
+def settings(mode: str, folder: str) -> RunConfig:
+    """A run that keeps 4,000 groups in flight beside a batch in the queue and one in training."""
+    return RunConfig.model_validate(
+        {
+            "name": mode,
+            "runs_dir": folder,
+            "steps": STEPS,
+            "mode": mode,
+            "max_staleness": VERSIONS,
+            "live_versions": VERSIONS,
+            "model": {"init": {}},
+            "env": [{"id": "calculator"}, {"id": "sensors"}],
+            "batch": {"groups": BATCH_GROUPS, "group_size": GROUP_SIZE},
+            "engine": {"count": ENGINES},
+            "rollout": {"max_in_flight_groups": GROUPS, "over_dispatch": VERSIONS + 1},
+            "eval": {"before": False, "after": False},
+            "wandb": {"enabled": False},
+        }
+    )
+
+
+@dataclass
+class Flight:
+    """A group that the stand-in plays: its report is awaited, its trajectories sit on an engine."""
+
+    spec: GroupSpec
+    report: asyncio.Future[GroupReport]
+    engine: str
+
+
+class Remote:
+    """A method of an actor's handle: `.remote(...)` starts it and gives back what to await."""
+
+    def __init__(self, act: Callable[..., Awaitable[Any]]) -> None:
+        self.act = act
+
+    def remote(self, *arguments: Any) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self.act(*arguments))
+
+
+class Controllers:
+    """All controllers: holds groups in flight, ends the oldest first, one per turn of the event loop."""
+
+    def __init__(self) -> None:
+        self.flights: dict[str, Flight] = {}
+        self.finished = 0
+        self.fewest = TRAJECTORIES
+        self.handle = SimpleNamespace(
+            play=self,
+            serve=Remote(self._serve),
+            leave=Remote(self._leave),
+            in_progress=Remote(self._in_progress),
+        )
+
+    def options(self, *, num_returns: int) -> "Controllers":
+        """As of a Ray method."""
+        assert num_returns == 2
+        return self
+
+    def remote(self, spec: GroupSpec) -> tuple[asyncio.Future[GroupReport], None]:
+        """Play a group."""
+        report: asyncio.Future[GroupReport] = asyncio.get_running_loop().create_future()
+        engine = f"engine-{len(self.flights) % ENGINES}"
+        self.flights[spec.id] = Flight(spec, report, engine)
+        return report, None
+
+    async def finish(self) -> None:
+        """End a group whenever all places are taken; also where the run begins no more for a while."""
+        idle = 0
+        while True:
+            await asyncio.sleep(0)
+            idle += 1
+            if self.flights and (len(self.flights) >= GROUPS or idle > 100):
+                self.fewest = min(self.fewest, len(self.flights) * GROUP_SIZE)
+                flight = self.flights.pop(next(iter(self.flights)))
+                flight.report.set_result(finished(flight.spec))
+                self.finished += GROUP_SIZE
+                idle = 0
+
+    async def _serve(self, versions: dict[str, int]) -> None:
+        pass
+
+    async def _leave(self, engines: list[str], moves: dict[str, str]) -> None:
+        for id, target in moves.items():
+            if (flight := self.flights.get(id.partition(".")[0])) is not None:
+                flight.engine = target
+
+    async def _in_progress(self) -> list[InProgress]:
+        return [
+            InProgress(id, flight.spec.version, flight.engine, 100)
+            for flight in self.flights.values()
+            if flight.spec.version is not None
+            for id in flight.spec.ids
+        ]
+
+
+def finished(spec: GroupSpec) -> GroupReport:
+    """A group of which every other trajectory succeeded."""
+    now = time.time()
+    members = tuple(
+        MemberReport(
+            id=id,
+            stop_reason="completed",
+            judged=True,
+            reward=float(n % 2),
+            rewards={"solved": float(n % 2)},
+            versions=(spec.version or 0,),
+            num_turns=2,
+            num_tokens=400,
+            num_completion_tokens=100,
+            num_malformed=0,
+            num_bad_calls=0,
+            phase_seconds={"reset": 0.1, "generate": 2.0, "tool": 0.5, "reply": 0.1, "score": 0.1},
+            fault="",
+            file="trajectories/controller-0.jsonl",
+            offset=n,
+        )
+        for n, id in enumerate(spec.ids)
+    )
+    return GroupReport(spec, members, spec.ids, (), now - 3, now)
+
+
+class Learner:
+    """Steps at once, and notes at each step how far the run is and what it has cost."""
+
+    def __init__(self, controllers: Controllers) -> None:
+        self.controllers = controllers
+        self.marks: list[tuple[int, float, float]] = []
+        self.profile = cProfile.Profile()
+        self.profiled = False
+        self.handle = SimpleNamespace(
+            step=Remote(self._step), publish=Remote(self._publish), save=Remote(self._save)
+        )
+
+    async def _step(self, groups: list[Any]) -> dict[str, float]:
+        self.marks.append((self.controllers.finished, time.process_time(), time.perf_counter()))
+        if self.profiled:
+            self.profile.enable() if len(self.marks) == 1 else None
+            self.profile.disable() if len(self.marks) == STEPS else None
+        return {"learner/tokens": 40.0, "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
+
+    async def _publish(self, path: str) -> int:
+        Path(path).touch()
+        return 0
+
+    async def _save(self, folder: str) -> None:
+        pass
+
+
+class LocalDispatcher(Dispatcher):
+    """The dispatcher over stand-ins, which Ray cannot cancel."""
+
+    def cancel(self) -> None:
+        """Give up every group in progress."""
+        for report in self.playing.values():
+            report.cancel()
+
+
+async def _load(path: str, version: int) -> LoadTimes:
+    return LoadTimes(pause_ms=0.0, transfer_ms=0.0)
+
+
+async def measure(mode: str, folder: str, *, profile: bool) -> bool:
+    """Run to the end and print a row. Returns whether the target is met."""
+    controllers = Controllers()
+    learner = Learner(controllers)
+    learner.profiled = profile
+    engines = {f"engine-{n}": SimpleNamespace(load=Remote(_load)) for n in range(ENGINES)}
+    actors = Actors(learner.handle, engines, {}, {"controller-0": controllers.handle})
+    config = settings(mode, folder)
+    run_folder = RunFolder(config)
+    cluster: Any = SimpleNamespace(actors=actors, weights=Path(folder))
+    progress = Progress(Console(file=io.StringIO()))
+    run = Run(config, cluster, run_folder, progress, WandbSink(config, run_folder))
+    run.dispatcher = LocalDispatcher(actors, config.episode.max_seconds, run._lost)
+    finishing = asyncio.create_task(controllers.finish())
+    await run.main()
+    finishing.cancel()
+    run_folder.close()
+    (first, cpu, wall), (last, cpu_end, wall_end) = learner.marks[0], learner.marks[-1]
+    number = last - first
+    each = 1e3 * (wall_end - wall) / number
+    print(
+        f"{mode:<10} {controllers.fewest:>14,} {number:>9,} {1e3 * (cpu_end - cpu) / number:>8.3f} "
+        f"{each:>8.3f} {1e3 / each:>9,.0f}"
+    )
+    if profile:
+        pstats.Stats(learner.profile, stream=sys.stdout).sort_stats("tottime").print_stats(25)
+    return each <= TARGET_MS
+
+
+def main() -> int:
+    """Both kinds of modes: weights that change in place, and several versions side by side."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", choices=("in_flight", "dora"), action="append")
+    parser.add_argument("--profile", action="store_true", help="where the time goes (slower)")
+    asked = parser.parse_args()
+    print("mode       in flight, min  finished   CPU ms  wall ms  per second  (ms per trajectory)")
+    met = True
+    for mode in asked.mode or ("in_flight", "dora"):
+        with tempfile.TemporaryDirectory() as folder:
+            met &= asyncio.run(measure(mode, folder, profile=asked.profile))
+    print(f"target: at most {TARGET_MS} ms per trajectory: {'met' if met else 'MISSED'}")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
