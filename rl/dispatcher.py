@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, TaskCancelledError
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
@@ -35,7 +35,7 @@ class Dispatcher:
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
         """A group's report, and a reference to its samples.
 
-        None where the controller died or did not answer; Ray starts it anew.
+        None where it was given up, and where the controller died or did not answer; Ray starts it anew.
         """
         name = min(self.busy, key=lambda c: self.busy[c])
         self.busy[name] += 1
@@ -43,6 +43,8 @@ class Dispatcher:
         self.playing[spec.id] = report
         try:
             return await within(report, self.limit), samples
+        except TaskCancelledError:
+            return None
         except (TimeoutError, RayActorError) as error:
             ray.cancel(report)
             self.lost(spec, f"{name}: {first_line(error)}")
@@ -51,10 +53,15 @@ class Dispatcher:
             self.busy[name] -= 1
             del self.playing[spec.id]
 
+    def give_up(self, group: str) -> None:
+        """Stop playing a group; its requests end too."""
+        if group in self.playing:
+            ray.cancel(self.playing[group])
+
     def cancel(self) -> None:
         """Give up every group in progress."""
-        for report in self.playing.values():
-            ray.cancel(report)
+        for group in self.playing:
+            self.give_up(group)
 
     async def waiting(self, count: int) -> WaitingTable:
         """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers.

@@ -38,17 +38,20 @@ class Fleet:
         rules: Rules,
         limits: Limits,
         backlog: Callable[[], Backlog],
+        evict: Callable[[Sequence[int]], None],
         lent: Sequence[str] = (),
     ) -> None:
         """`backlog()` says where the run stands; it is asked in the turn in which a decision is made.
 
-        lent: engines whose devices the learner uses while it steps.
+        `evict(versions)`: everything in progress on these is to begin anew. lent: engines whose devices the
+        learner uses while it steps.
         """
         self.actors = actors
         self.sync = sync
         self.rules = rules
         self.limits = limits
         self.backlog = backlog
+        self.evict = evict
         self.lent = tuple(lent)
         self.asleep: frozenset[str] = frozenset()
         self.window = Window((0,))
@@ -153,6 +156,8 @@ class Fleet:
         before, places = self.window, await self._in_progress()
         decision = decide(self.backlog(), self._states(), places, self.rules, self.limits)
         self.window = decision.window
+        if decision.evicted:
+            self.evict(decision.evicted)
         times = NOTHING_LOADED
         if not self.rules.in_place:
             times = await self._carry_out(decision.placement)

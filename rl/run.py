@@ -85,7 +85,9 @@ class Run:
         self.dispatcher = Dispatcher(self.actors, config.episode.max_seconds, self._lost)
         sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
         lent = config.lent_engines(list(self.actors.engines))
-        self.fleet = Fleet(self.actors, sync, config.rules, config.limits, self._backlog, lent)
+        self.fleet = Fleet(
+            self.actors, sync, config.rules, config.limits, self._backlog, self._evict, lent
+        )
         self.selection = Selection()
         self.ledger = Ledger(closed=self.selection.close)
         self.queue = SampleQueue(config.rules.max_staleness)
@@ -306,9 +308,10 @@ class Run:
     async def _train_group(self, spec: GroupSpec) -> None:
         """Play a group and book what became of each trajectory."""
         try:
-            played = await self.dispatcher.play(spec)
-            del self.in_flight[spec.id]
-            self.playing -= Counter((spec.version,))
+            played = await self.dispatcher.play(spec) if spec.id in self.in_flight else None
+            if spec.id not in self.in_flight:  # evicted, and booked as such
+                return
+            self._leave(spec)
             if played is None:
                 self.ledger.close(spec.ids, "failed", "controller_fault")
                 return
@@ -332,6 +335,19 @@ class Run:
         finally:
             self.changed.set()
             self.queue.recheck()
+
+    def _leave(self, spec: GroupSpec) -> None:
+        del self.in_flight[spec.id]
+        self.playing -= Counter((spec.version,))
+
+    def _evict(self, versions: Sequence[int]) -> None:
+        """Give up what is in progress on these versions; their tasks begin anew, as fresh ones."""
+        for spec in [s for s in self.in_flight.values() if s.version in versions]:
+            self._leave(spec)
+            self.ledger.close(spec.ids, "stale", "evicted")
+            self.tasks.put_back(spec.env, spec.task)
+            self.dispatcher.give_up(spec.id)
+        self.changed.set()
 
     def _lost(self, spec: GroupSpec, why: str) -> None:
         """A controller may have been started anew: it has to hear again who serves what."""

@@ -417,6 +417,7 @@ class FakeDispatcher:
         self.most_at_once = 0
         self.played: list[tuple[int, GroupSpec]] = []
         self.cancelled = False
+        self.given_up: set[str] = set()
 
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
         version = self.served_version() if spec.version is None else spec.version
@@ -429,14 +430,21 @@ class FakeDispatcher:
         try:
             for _ in range(self.rng.randint(1, 40)):
                 await asyncio.sleep(0)
+                if spec.id in self.given_up:
+                    return None
             if self.in_order:
                 await before.wait()
-            if outcome == "hang":
-                await asyncio.Event().wait()
+            while outcome == "hang" and spec.id not in self.given_up:
+                await asyncio.sleep(0.001)
         finally:
             mine.set()
             del self.playing[spec.id]
+        if spec.id in self.given_up:
+            return None
         return None if outcome == "lost" else (self._report(spec, version, outcome), spec.id)
+
+    def give_up(self, group: str) -> None:
+        self.given_up.add(group)
 
     def cancel(self) -> None:
         self.cancelled = True

@@ -57,6 +57,7 @@ def fleet(
         rules,
         LIMITS,
         lambda: Backlog(made.window, 1, counts, counts, {}),
+        lambda versions: pool.log.append(("evict", versions)),
         lent,
     )
     return made
@@ -156,3 +157,12 @@ async def test_an_engine_that_does_not_wake_up_ends_the_run_with_a_sentence(tmp_
     made.actors.fail["engine-1"] = RayActorError()
     with pytest.raises(SyncError, match="engine-1 could not wake"):
         await made.take_back()
+
+
+async def test_a_full_window_that_discards_says_what_is_given_up(tmp_path):
+    places = [InProgress("t0", 0, "engine-0")]
+    made = fleet(tmp_path, places, Rules(live=2, max_staleness=2, eviction="discard"))
+    await made.publish(1)
+    await made.publish(2)
+    assert ("evict", (0,)) in made.actors.log
+    assert made.window == Window((1, 2))

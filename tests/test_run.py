@@ -181,6 +181,43 @@ async def test_never_more_groups_are_played_at_once_than_allowed(start):
     assert run.dispatcher.most_at_once == 5
 
 
+async def test_what_is_given_up_begins_anew_and_is_counted(start):
+    """The first group hangs on version 0, which `discard` gives up when the window is full."""
+    hung = []
+
+    def outcome(spec):
+        hung.extend([spec] if not hung else [])
+        return "hang" if spec is hung[0] else "samples"
+
+    run = start(mode="dora", live_versions=2, eviction="discard", outcome=outcome, steps=6)
+    await asyncio.wait_for(run.main(), 30)
+    assert run.dispatcher.given_up >= {hung[0].id}
+    assert totals(run)["stale:evicted"] == 2 * len(run.dispatcher.given_up)
+    again = [spec for _, spec in run.dispatcher.played if spec.task is hung[0].task]
+    assert len(again) == 2 and again[1].version > again[0].version
+    assert_closed(run)
+
+
+@pytest.mark.parametrize("layout", ["colocated", "elastic"])
+@pytest.mark.parametrize("mode", ["sync", "one_step", "in_flight", "dora"])
+async def test_engines_sleep_exactly_while_the_learner_steps_on_their_devices(start, layout, mode):
+    run = start(mode=mode, layout=layout, engine={"count": 2})
+    await asyncio.wait_for(run.main(), 30)
+    acts = [(name, detail) for name, detail in run.actors.log if name != "save"]
+    slept: set[str] = set()
+    for name, detail in acts:
+        if detail == "sleep":
+            slept.add(name)
+        elif detail == "wake":
+            slept.remove(name)
+        elif name == "step":
+            assert slept == {"engine-1"} | ({"engine-0"} if layout == "colocated" else set())
+        elif name.startswith("engine"):
+            assert name not in slept, "no weights are loaded into an engine that sleeps"
+    assert not slept
+    assert_closed(run)
+
+
 async def test_tasks_come_from_the_environments_by_weight(start):
     run = start(steps=10)
     await asyncio.wait_for(run.main(), 30)
