@@ -99,7 +99,7 @@ class Cluster:
             self._engines[name] = self._place(
                 Engine,
                 name,
-                (name, checkpoint, config, eos_ids, self._log(name)),
+                (name, checkpoint, config, eos_ids, self._log(name), str(self.weights)),
                 threads=config.engine.threads,
                 num_cpus=config.engine.cpus,
                 num_gpus=config.engine.gpus,

@@ -26,6 +26,10 @@ class EngineConfig(Section):
     count, cpus, gpus: how many, and what each asks Ray for.
     threads: OpenMP threads of one engine on a CPU machine.
     kv_cache_gib: KV cache of one engine on a CPU machine.
+    move_cache: how the KV cache of a request that is moved gets to the other engine: as a file in
+    `cluster.weights_dir`, which the engines of one host share, or not at all ("none"; the prefix is
+    computed again). A connector of vLLM's named in `vllm.kv_transfer_config`, such as NIXL, takes its place;
+    engines of several processes (`tensor_parallel_size`) have none unless one is named.
     vllm: further arguments of vLLM's engine, as vLLM names them.
     """
 
@@ -38,6 +42,7 @@ class EngineConfig(Section):
     max_num_seqs: PositiveInt = 128
     threads: PositiveInt = 1
     kv_cache_gib: PositiveInt = 1
+    move_cache: Literal["shared_memory", "none"] = "shared_memory"
     start_seconds: PositiveFloat = 180
     request_seconds: PositiveFloat = 120
     vllm: dict[str, Any] = {}
