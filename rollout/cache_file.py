@@ -59,7 +59,11 @@ class CacheFile:
         return self.asked.exists() or self.part.exists()
 
     def write(
-        self, token_ids: Sequence[int], layers: Mapping[str, torch.Tensor], version: int, layout: str
+        self,
+        token_ids: Sequence[int],
+        layers: Mapping[str, torch.Tensor],
+        version: int,
+        layout: str,
     ) -> None:
         """Write blocks of every layer, which hold these tokens, and complete the file."""
         tensors = {name: blocks.contiguous() for name, blocks in layers.items()}

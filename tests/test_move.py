@@ -70,60 +70,95 @@ async def two_engines(checkpoint: str, caches: str) -> AsyncIterator[dict[str, W
 def test_the_greedy_continuation_is_the_same_as_unmoved(
     family: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    asyncio.run(_move(str(checkpoints[family]), tmp_path))
+    asyncio.run(_moves(checkpoints[family], tmp_path))
 
 
-async def _move(checkpoint: str, caches: Path) -> None:
-    async with two_engines(checkpoint, str(caches)) as engines:
+async def _moves(checkpoint: Path, caches: Path) -> None:
+    async with two_engines(str(checkpoint), str(caches)) as engines:
         a, b = engines["a"], engines["b"]
-        for engine in engines.values():
-            await engine.generate(Request("warm-up", "warm-up", PROMPT[::-1], 8))
-        pool = EnginePool({name: one.handle for name, one in engines.items()}, 120)
+        for one in engines.values():
+            await one.generate(Request("warm-up", "warm-up", PROMPT[::-1], 8))
         start = time.perf_counter()
-        await pool.serve({"a": 0})
-        pool.begin("stays", 0)
-        unmoved = await pool.generate(Request("stays/0", "stays", PROMPT, TOKENS))
+        unmoved = await a.generate(Request("stays", "stays", PROMPT, TOKENS))
         seconds = (time.perf_counter() - start) / 3
 
-        async def move(name: str) -> Completion:
-            """A completion that was at engine a for so long and ended at b."""
-            await pool.leave(["b"], {})
-            await pool.serve({"a": 0})
-            pool.begin(name, 0)
-            turn = asyncio.create_task(pool.generate(Request(f"{name}/0", name, PROMPT, TOKENS)))
-            while not pool.running:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(seconds)
-            left = time.perf_counter()
-            await pool.leave(["a"], {})
-            print(f"left after {time.perf_counter() - left:.3f} s")
-            await pool.serve({"b": 0})
-            completion = await turn
-            first = len(a.seen[-1][1].token_ids)
-            print(name, first, b.computed_again(), time.perf_counter() - left)
-            assert 0 < first < TOKENS, "it was under way when it moved"
-            assert completion.token_ids == unmoved.token_ids
-            assert len(completion.logprobs) == TOKENS
-            assert completion.engine == "b" and [v.version for v in completion.versions] == [0]
-            assert list(caches.iterdir()) == [], "no file is left"
-            return completion
-
-        await move("moves")
-        assert b.computed_again() <= BLOCK
-        assert pool.prefilled_again == 0
-
-        def lose(request: Request) -> Request:
-            Path(request.cache).unlink()
-            return request
+        moved, computed_again = await _leave_half_way(engines, seconds)
+        _assert_same(moved, unmoved)
+        assert b.computed_again() <= BLOCK, "by the count of the engine"
+        assert computed_again == 0, "the last token's keys and values were nowhere yet"
+        assert list(caches.iterdir()) == [], "no file is left"
 
         b.change = lose
-        await move("loses")
-        assert a.seen[-1][1].cache
-        print(pool.prefilled_again)
+        await b.engine.llm.reset_prefix_cache()
+        moved, computed_again = await _leave_half_way(engines, seconds)
+        _assert_same(moved, unmoved)
+        request = b.seen[-1][0]
+        assert b.computed_again() == len(request.prompt_ids) == computed_again + 1
+        assert list(caches.iterdir()) == []
 
-        await b.engine.llm.pause_generation(mode="keep", clear_cache=True)
-        await b.engine.llm.resume_generation()
-        b.change = lambda request: replace(request, cache=request.cache)
-        b.engine.version = 1
-        await move("differs")
-        print(pool.prefilled_again)
+        await _another_version_refuses(a, checkpoint, unmoved, seconds)
+        await _only_moves_leave_a_file(a, caches, seconds)
+
+
+async def _leave_half_way(engines: dict[str, Watched], seconds: float) -> tuple[Completion, int]:
+    """A completion that was at engine a for so long and ended at b, and what the pool counted."""
+    pool = EnginePool({name: one.handle for name, one in engines.items()}, request_seconds=120)
+    pool.begin("moves", 0)
+    await pool.serve({"a": 0})
+    turn = asyncio.create_task(pool.generate(Request("moves/0", "moves", PROMPT, TOKENS)))
+    while not pool.running:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(seconds)
+    await pool.leave(["a"], {})
+    await pool.serve({"b": 0})
+    completion = await turn
+    first = len(engines["a"].seen[-1][1].token_ids)
+    assert 0 < first < TOKENS, "it was under way when it moved"
+    assert engines["b"].seen[-1][0].prompt_ids == PROMPT + completion.token_ids[:first]
+    return completion, pool.prefilled_again
+
+
+def _assert_same(moved: Completion, unmoved: Completion) -> None:
+    assert moved.token_ids == unmoved.token_ids
+    assert moved.logprobs == pytest.approx(unmoved.logprobs, abs=1e-4)
+    assert moved.engine == "b" and [v.version for v in moved.versions] == [0]
+    assert len(moved.token_ids) == TOKENS and moved.cache == ""
+
+
+async def _another_version_refuses(
+    one: Watched, checkpoint: Path, unmoved: Completion, seconds: float
+) -> None:
+    """A cache of version 0 is not loaded by version 1; a request that stays goes on through the change."""
+    turn = asyncio.create_task(one.generate(Request("left", "x", PROMPT, TOKENS)))
+    await asyncio.sleep(seconds)
+    await one.engine.interrupt(["left"])
+    first = await turn
+    rest = Request("goes on", "x", PROMPT + first.token_ids, TOKENS - len(first.token_ids))
+    assert Path(first.cache).is_file()
+    running = asyncio.create_task(one.generate(Request("waits", "y", PROMPT, TOKENS)))
+    await asyncio.sleep(seconds)
+    await one.engine.load(str(checkpoint / "model.safetensors"), 1)
+    completion = await one.generate(replace(rest, cache=first.cache))
+    assert completion.cached_tokens < len(rest.prompt_ids) - BLOCK
+    assert first.token_ids + completion.token_ids == unmoved.token_ids
+    through = await running
+    assert through.token_ids == unmoved.token_ids
+    assert [span.version for span in through.versions] == [0, 1]
+    assert Path(first.cache).is_file(), "the caller's to remove"
+    Path(first.cache).unlink()
+
+
+async def _only_moves_leave_a_file(one: Watched, caches: Path, seconds: float) -> None:
+    turn = asyncio.create_task(one.generate(Request("dies", "x", PROMPT, TOKENS)))
+    await asyncio.sleep(seconds)
+    await one.engine.llm.abort(["dies"])
+    completion = await turn
+    assert (completion.finish_reason, completion.cache) == ("abort", "")
+    await one.engine.interrupt(["never was here"])
+    assert list(caches.iterdir()) == []
+
+
+def lose(request: Request) -> Request:
+    """The request, and no file any more."""
+    Path(request.cache).unlink()
+    return request
