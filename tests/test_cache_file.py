@@ -7,6 +7,8 @@ import torch
 from safetensors import SafetensorError
 
 from rollout.cache_file import CacheFile
+from rollout.config import EngineConfig
+from rollout.vllm_engine import moves_cache
 
 IDS = tuple(range(40))
 LAYOUT = "2 layers"
@@ -83,3 +85,16 @@ def test_blocks_from_the_first_missing_one_on_are_copied_and_no_others(file):
         assert torch.equal(cache[name][[5, 2]], written[1:])
         rest = [0, 1, 3, 4, 6, 7]
         assert torch.equal(cache[name][rest], before[name][rest])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"move_cache": "none"},
+        {"vllm": {"kv_transfer_config": {"kv_connector": "NixlConnector", "kv_role": "kv_both"}}},
+        {"vllm": {"tensor_parallel_size": 2}},
+    ],
+    ids=["none", "another-connector", "several-processes"],
+)
+def test_our_connector_stays_out_of_the_way(settings):
+    assert moves_cache(EngineConfig()) and not moves_cache(EngineConfig(**settings))
