@@ -43,7 +43,7 @@ class Engine:
         log: str,
         caches: str,
     ) -> None:
-        """caches: the folder in which caches of requests that move are left."""
+        """caches: the folder in which requests that move leave their caches, or "" where none move."""
         log_to(log)
         from rollout.vllm_engine import VllmEngine
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rollout.cache_file import CacheFile
 
 # An interrupted request's cache is written in the engine's next step: what takes longer has gone wrong.
-_WRITE_SECONDS = 5.0
+_WRITE_SECONDS = 30.0
 _LOOK_SECONDS = 0.002
 
 
@@ -119,11 +119,13 @@ class VllmEngine:
         self.sampling = sampling
         self.eos_ids = eos_ids
         self.version = 0
-        # Caches of running requests; a weight update and an interruption never overlap.
         self.moves_cache = bool(caches) and moves_cache(config)
         self.caches = Path(caches)
+        # Where each running request would leave its cache.
         self.files: dict[str, CacheFile] = {}
+        # Held by a weight update or an interruption: a cache is of the version that its order names.
         self._weights = asyncio.Lock()
+        self._loading = False
         arguments = engine_arguments(checkpoint, config, seed, move_cache=self.moves_cache)
         self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 
@@ -174,23 +176,28 @@ class VllmEngine:
 
         file = CacheFile(self.caches / f"cache-{uuid.uuid4().hex}")
         self.files[request.id] = file
-        load = "" if self._weights.locked() else request.cache
+        load = "" if self._loading else request.cache
         params = CacheParams(save=str(file.path), load=load, version=self.version)
         return {"kv_transfer_params": params}
 
     async def interrupt(self, ids: Sequence[str]) -> None:
         """End these requests now; each returns what it has written, with finish reason `abort`.
 
-        Each leaves its cache for the engine it goes on at.
+        Each leaves its cache for the engine it goes on at. Of a dead engine its requests speak themselves.
         """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         async with self._weights:
             files = [self.files[id] for id in ids if id in self.files]
             for file in files:
                 file.ask(self.version)
             try:
                 await self.llm.abort(list(ids))
-                # An answer to this means that the engine has seen the abort, and taken up what it will.
-                await self.llm.get_weight_version()
+                if files:
+                    # Its answer means that it has seen the abort, and taken up the orders that it will.
+                    await self.llm.get_weight_version()
+            except EngineDeadError:
+                return
             finally:
                 for file in files:
                     file.withdraw()
@@ -205,6 +212,7 @@ class VllmEngine:
 
         start = time.perf_counter()
         async with self._weights:
+            self._loading = True
             await self.llm.pause_generation(mode="keep", clear_cache=True)
             try:
                 loading = time.perf_counter()
@@ -215,7 +223,7 @@ class VllmEngine:
                 loaded = time.perf_counter()
             finally:
                 await self.llm.resume_generation()
-            self.version = version
+            self.version, self._loading = version, False
         return LoadTimes(1e3 * (time.perf_counter() - start), 1e3 * (loaded - loading))
 
     def shutdown(self) -> None:
