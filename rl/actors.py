@@ -37,13 +37,22 @@ class Engine:
     """One vLLM engine in an actor of its own."""
 
     def __init__(
-        self, name: str, checkpoint: str, config: RunConfig, eos_ids: tuple[int, ...], log: str
+        self,
+        name: str,
+        checkpoint: str,
+        config: RunConfig,
+        eos_ids: tuple[int, ...],
+        log: str,
+        caches: str,
     ) -> None:
+        """caches: the folder in which requests that move leave their caches, or "" where none move."""
         log_to(log)
         from rollout.vllm_engine import VllmEngine
 
         seed = config.seed * 1000 + int(name.rpartition("-")[2])
-        self.engine = VllmEngine(name, checkpoint, config.engine, config.sampling, eos_ids, seed)
+        self.engine = VllmEngine(
+            name, checkpoint, config.engine, config.sampling, eos_ids, seed, caches
+        )
 
     async def start(self) -> None:
         """Run a first request."""

@@ -98,12 +98,14 @@ class Cluster:
     def _place_engines(self, checkpoint: str) -> None:
         config = self.config
         eos_ids = Renderer(checkpoint, config.episode.tool_format).eos_ids
+        # Requests move where engines serve different versions.
+        caches = str(self.weights) if config.rules.live > 1 else ""
         for index in range(config.engine.count):
             name = f"engine-{index}"
             self._engines[name] = self._place(
                 Engine,
                 name,
-                (name, checkpoint, config, eos_ids, self._log(name)),
+                (name, checkpoint, config, eos_ids, self._log(name), caches),
                 threads=config.engine.threads,
                 num_cpus=config.engine.cpus,
                 num_gpus=config.engine.gpus,

@@ -2,12 +2,14 @@
 
 A turn goes to an engine that serves the trajectory's version: the one that holds its earlier turns, unless
 it is clearly busier. An engine that changes version is left first: its requests are interrupted, keep what
-they have written, and go on at another engine of the same version, which computes their prefix again.
+they have written, and go on at another engine of the same version. Their caches go with them; what did not
+arrive is computed again, and counted.
 """
 
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -24,11 +26,16 @@ _AGAIN_SECONDS = 0.05
 
 @dataclass
 class _Session:
-    """One trajectory's place: pinned version (None: whatever is served), home engine, context length."""
+    """One trajectory's place: pinned version (None: whatever is served), home engine, context length.
+
+    holder: the engine that holds the keys and values of its first `computed` tokens, or "" since it left.
+    """
 
     version: int | None
     engine: str = ""
     tokens: int = 0
+    holder: str = ""
+    computed: int = 0
 
 
 class EnginePool:
@@ -75,6 +82,8 @@ class EnginePool:
         leaving = set(engines)
         for name in leaving:
             self.serves[name] = None
+        for session in self.sessions.values():
+            session.holder = "" if session.holder in leaving else session.holder
         for id, target in moves.items():
             if id in self.sessions:
                 self.sessions[id].engine = target
@@ -97,13 +106,14 @@ class EnginePool:
         pieces: list[Completion] = []
         rest = request
         while True:
-            piece = await self._piece(rest, again=bool(pieces))
+            piece = await self._piece(rest)
             pieces.append(piece)
             if piece.finish_reason != "abort" or rest.id not in self.interrupted:
                 break
             self.interrupted.discard(rest.id)
             left = rest.max_tokens - len(piece.token_ids)
             if left <= 0:
+                _remove(piece.cache)
                 pieces[-1] = replace(piece, finish_reason="length")
                 break
             rest = replace(
@@ -111,16 +121,28 @@ class EnginePool:
                 id=f"{request.id}+{len(pieces)}",
                 prompt_ids=rest.prompt_ids + piece.token_ids,
                 max_tokens=left,
+                cache=piece.cache,
             )
         self.interrupted.discard(rest.id)
         return joined(pieces)
 
-    async def _piece(self, request: Request, *, again: bool) -> Completion:
+    async def _piece(self, request: Request) -> Completion:
+        """One request at one engine. The cache it brings is used up, whatever becomes of the request."""
         session = self.sessions[request.session]
-        name = await self._choose(session)
-        if again or (session.engine and session.engine != name):
-            self.prefilled_again += len(request.prompt_ids)
-        session.engine, session.tokens = name, len(request.prompt_ids)
+        try:
+            name = await self._choose(session)
+            session.engine, session.tokens = name, len(request.prompt_ids)
+            completion = await self._at(name, request)
+        finally:
+            _remove(request.cache)
+        if session.holder != name:
+            self.prefilled_again += max(0, session.computed - completion.cached_tokens)
+        session.holder = "" if completion.finish_reason == "abort" else name
+        # The last token is the next piece's to compute.
+        session.computed = len(request.prompt_ids) + len(completion.token_ids) - 1
+        return completion
+
+    async def _at(self, name: str, request: Request) -> Completion:
         self.running[request.id] = (name, request.session)
         self.loads[name] += 1
         try:
@@ -158,6 +180,11 @@ class EnginePool:
             return
 
 
+def _remove(cache: str) -> None:
+    if cache:
+        Path(cache).unlink(missing_ok=True)
+
+
 def joined(pieces: list[Completion]) -> Completion:
     """The pieces of one turn as one completion."""
     spans: list[VersionSpan] = []
@@ -175,4 +202,6 @@ def joined(pieces: list[Completion]) -> Completion:
         token_ids=tuple(token for piece in pieces for token in piece.token_ids),
         logprobs=tuple(value for piece in pieces for value in piece.logprobs),
         versions=tuple(spans),
+        cached_tokens=pieces[0].cached_tokens,
+        cache="",
     )

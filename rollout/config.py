@@ -26,6 +26,11 @@ class EngineConfig(Section):
     count, cpus, gpus: how many, and what each asks Ray for.
     threads: OpenMP threads of one engine on a CPU machine.
     kv_cache_gib: KV cache of one engine on a CPU machine.
+    move_cache: how the KV cache of a request that is moved (mode `dora`) reaches the other engine: as a file
+    in `cluster.weights_dir`, which the engines of one host share; or not at all ("none": its prefix is
+    computed again). Not for engines of several processes (`tensor_parallel_size`), nor where `vllm` names
+    another KV connector as `kv_transfer_config`, which then stands alone: one with a store of prefixes serves
+    moved requests too, vLLM's NIXL connector hands over nothing of an aborted request.
     vllm: further arguments of vLLM's engine, as vLLM names them.
     """
 
@@ -38,6 +43,7 @@ class EngineConfig(Section):
     max_num_seqs: PositiveInt = 128
     threads: PositiveInt = 1
     kv_cache_gib: PositiveInt = 1
+    move_cache: Literal["shared_memory", "none"] = "shared_memory"
     start_seconds: PositiveFloat = 180
     request_seconds: PositiveFloat = 120
     vllm: dict[str, Any] = {}

@@ -18,12 +18,16 @@ class VersionSpan:
 
 @dataclass(frozen=True)
 class Request:
-    """One turn to generate. `id` is unique; `session` is equal for the turns of one trajectory."""
+    """One turn to generate. `id` is unique; `session` is equal for the turns of one trajectory.
+
+    cache: the KV cache that an engine left for it (`Completion.cache`), or "".
+    """
 
     id: str
     session: str
     prompt_ids: tuple[int, ...]
     max_tokens: int
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Completion:
     """What an engine returned; `logprobs` has one entry per token, `versions` covers all of them.
 
     engine: the engine's name. The end-of-turn token, where the policy wrote it, is part of `token_ids`.
+    cached_tokens: tokens of the prompt that the engine did not compute, by its own count. cache: a file
+    with the KV cache of an interrupted request, for the engine it goes on at; the caller removes it.
     """
 
     token_ids: tuple[int, ...]
@@ -38,6 +44,8 @@ class Completion:
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason
     engine: str = ""
+    cached_tokens: int = 0
+    cache: str = ""
 
 
 Generate = Callable[[Request], Awaitable[Completion]]

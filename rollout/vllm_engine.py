@@ -4,10 +4,13 @@ The asynchronous loop of vLLM runs in processes of its own; this class lives in 
 engine actor. All that is special about a CPU machine is in `engine_arguments` and `prepare_process`.
 """
 
+import asyncio
 import os
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rollout.config import EngineConfig, SamplingConfig
@@ -15,6 +18,12 @@ from rollout.engine import Completion, EngineFault, Request, VersionSpan
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
+
+    from rollout.cache_file import CacheFile
+
+# An interrupted request's cache is written in the engine's next step: what takes longer has gone wrong.
+_WRITE_SECONDS = 30.0
+_LOOK_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,12 @@ def prepare_process(config: EngineConfig) -> None:
 
 
 def engine_arguments(
-    checkpoint: str, config: EngineConfig, eos_ids: tuple[int, ...], seed: int
+    checkpoint: str, config: EngineConfig, seed: int, *, move_cache: bool
 ) -> dict[str, Any]:
-    """Arguments of vLLM's AsyncEngineArgs."""
+    """Arguments of vLLM's AsyncEngineArgs. move_cache: whether our KV connector is part of the engine."""
+    from vllm.config import KVTransferConfig
+
+    from rollout.cache_transfer import CONNECTOR
     from rollout.weight_transfer import BACKEND
 
     arguments: dict[str, Any] = {
@@ -62,7 +74,26 @@ def engine_arguments(
             # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
         }
-    return arguments | config.vllm
+    if move_cache:
+        arguments["kv_transfer_config"] = {
+            "kv_connector": CONNECTOR,
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+        }
+    arguments |= config.vllm
+    if isinstance(transfer := arguments.get("kv_transfer_config"), dict):
+        arguments["kv_transfer_config"] = KVTransferConfig(**transfer)
+    return arguments
+
+
+def moves_cache(config: EngineConfig) -> bool:
+    """Whether the KV cache of a moved request travels by our own connector."""
+    several = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    return (
+        config.move_cache == "shared_memory"
+        and "kv_transfer_config" not in config.vllm
+        and all(config.vllm.get(size, 1) == 1 for size in several)
+    )
 
 
 class VllmEngine:
@@ -76,7 +107,9 @@ class VllmEngine:
         sampling: SamplingConfig,
         eos_ids: tuple[int, ...],
         seed: int,
+        caches: str = "",
     ) -> None:
+        """caches: the folder in which caches of requests that move are left, or "" for none."""
         prepare_process(config)
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -86,7 +119,14 @@ class VllmEngine:
         self.sampling = sampling
         self.eos_ids = eos_ids
         self.version = 0
-        arguments = engine_arguments(checkpoint, config, eos_ids, seed)
+        self.moves_cache = bool(caches) and moves_cache(config)
+        self.caches = Path(caches)
+        # Where each running request would leave its cache.
+        self.files: dict[str, CacheFile] = {}
+        # Held by a weight update or an interruption: a cache is of the version that its order names.
+        self._weights = asyncio.Lock()
+        self._loading = False
+        arguments = engine_arguments(checkpoint, config, seed, move_cache=self.moves_cache)
         self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 
     async def start(self) -> None:
@@ -108,6 +148,7 @@ class VllmEngine:
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=self._cache_arguments(request),
         )
         prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
         final: RequestOutput | None = None
@@ -116,13 +157,50 @@ class VllmEngine:
                 final = output
         except EngineDeadError as error:
             raise EngineFault(f"engine {self.name} is dead: {error}") from error
+        finally:
+            file = self.files.pop(request.id, None)
         if final is None:
             raise EngineFault(f"engine {self.name} returned nothing for request {request.id}")
-        return self._completion(final)
+        cache = await _written(file) if file and final.outputs[0].finish_reason == "abort" else ""
+        return self._completion(final, cache)
+
+    def _cache_arguments(self, request: Request) -> dict[str, Any]:
+        """What the connector has to know of a request.
+
+        One that comes while the weights change gets no cache: nothing says yet which version it begins on.
+        """
+        if not self.moves_cache:
+            return {}
+        from rollout.cache_file import CacheFile
+        from rollout.cache_transfer import CacheParams
+
+        file = CacheFile(self.caches / f"cache-{uuid.uuid4().hex}")
+        self.files[request.id] = file
+        load = "" if self._loading else request.cache
+        params = CacheParams(save=str(file.path), load=load, version=self.version)
+        return {"kv_transfer_params": params}
 
     async def interrupt(self, ids: Sequence[str]) -> None:
-        """End these requests now; each returns what it has written, with finish reason `abort`."""
-        await self.llm.abort(list(ids))
+        """End these requests now; each returns what it has written, with finish reason `abort`.
+
+        Each leaves its cache for the engine it goes on at. Of a dead engine its requests speak themselves.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        async with self._weights:
+            files = [self.files[id] for id in ids if id in self.files]
+            for file in files:
+                file.ask(self.version)
+            try:
+                await self.llm.abort(list(ids))
+                if files:
+                    # Its answer means that it has seen the abort, and taken up the orders that it will.
+                    await self.llm.get_weight_version()
+            except EngineDeadError:
+                return
+            finally:
+                for file in files:
+                    file.withdraw()
 
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change to the weights in `path`, called `version`; requests in progress wait and go on.
@@ -133,16 +211,19 @@ class VllmEngine:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         start = time.perf_counter()
-        await self.llm.pause_generation(mode="keep", clear_cache=True)
-        try:
-            loading = time.perf_counter()
-            await self.llm.start_weight_update()
-            await self.llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
-            await self.llm.finish_weight_update(str(version))
-            loaded = time.perf_counter()
-        finally:
-            await self.llm.resume_generation()
-        self.version = version
+        async with self._weights:
+            self._loading = True
+            await self.llm.pause_generation(mode="keep", clear_cache=True)
+            try:
+                loading = time.perf_counter()
+                update = WeightTransferUpdateRequest(update_info={"path": path})
+                await self.llm.start_weight_update()
+                await self.llm.update_weights(update)
+                await self.llm.finish_weight_update(str(version))
+                loaded = time.perf_counter()
+            finally:
+                await self.llm.resume_generation()
+            self.version, self._loading = version, False
         return LoadTimes(1e3 * (time.perf_counter() - start), 1e3 * (loaded - loading))
 
     async def sleep(self) -> None:
@@ -166,7 +247,7 @@ class VllmEngine:
         """End vLLM's processes."""
         self.llm.shutdown(timeout=5)
 
-    def _completion(self, output: "RequestOutput") -> Completion:
+    def _completion(self, output: "RequestOutput", cache: str) -> Completion:
         best = output.outputs[0]
         ids = tuple(best.token_ids)
         logprobs: Any = best.logprobs or []
@@ -181,4 +262,17 @@ class VllmEngine:
             versions=spans,
             finish_reason=reason if reason in ("stop", "length") else "abort",
             engine=self.name,
+            cached_tokens=output.num_cached_tokens or 0,
+            cache=cache,
         )
+
+
+async def _written(file: "CacheFile") -> str:
+    """The path of an interrupted request's cache once it is complete, "" where there will be none."""
+    give_up = time.monotonic() + _WRITE_SECONDS
+    while file.expected():
+        if time.monotonic() > give_up:
+            file.withdraw()
+            file.drop()
+        await asyncio.sleep(_LOOK_SECONDS)
+    return str(file.path) if file.path.exists() else ""

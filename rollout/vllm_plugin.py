@@ -1,6 +1,6 @@
 """What Dorado adds to vLLM, in every vLLM process, by the entry point `vllm.general_plugins`.
 
-1. The weight-transfer backend of `rollout.weight_transfer`.
+1. The weight-transfer backend of `rollout.weight_transfer`, the KV connector of `rollout.cache_transfer`.
 2. LongCat-Flash's loader passes over weights of zero-computation experts, which have none.
 3. On CPU, LongCat-Flash's router in plain torch: vLLM's calls a CUDA kernel and a Triton kernel.
 4. On CPU, vLLM's processes sleep while they wait for each other. By default each spins for up to a second
@@ -19,9 +19,11 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 def register() -> None:
     """Called by vLLM, possibly several times in one process."""
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.platforms import current_platform
 
+    from rollout.cache_transfer import CONNECTOR
     from rollout.weight_transfer import BACKEND
 
     if BACKEND in WeightTransferEngineFactory._registry:
@@ -29,6 +31,7 @@ def register() -> None:
     WeightTransferEngineFactory.register_engine(
         BACKEND, "rollout.weight_transfer", "FileWeightTransfer"
     )
+    KVConnectorFactory.register_connector(CONNECTOR, "rollout.cache_transfer", "CacheTransfer")
     _skip_zero_experts_on_load()
     if current_platform.is_cpu():
         from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter

@@ -24,7 +24,12 @@ MAY_IMPORT = {
 }
 # Third parties that only these files may import, wherever in the file.
 ONLY_IN = {
-    "vllm": {"rollout/vllm_engine.py", "rollout/vllm_plugin.py", "rollout/weight_transfer.py"},
+    "vllm": {
+        "rollout/cache_transfer.py",
+        "rollout/vllm_engine.py",
+        "rollout/vllm_plugin.py",
+        "rollout/weight_transfer.py",
+    },
     "wandb": {"rl/wandb_sink.py"},
     "datasets": {"envs/dataset.py"},
     "math_verify": {"reward/answer.py"},
@@ -36,6 +41,8 @@ ONLY_UNDER = {
     "tokenizers": "trainer/",
 }
 TENSORS_ELSEWHERE = {
+    "rollout/cache_file.py": {"torch", "safetensors"},
+    "rollout/cache_transfer.py": {"torch", "safetensors"},
     "rollout/vllm_plugin.py": {"torch"},
     "rollout/weight_transfer.py": {"torch", "safetensors"},
     "rl/actors.py": {"torch"},

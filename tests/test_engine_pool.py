@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,14 @@ from rollout.engine import Completion, EngineFault, Request, VersionSpan
 
 
 class Writer:
-    """An engine that writes the numbers after its prompt's last, one per turn of the event loop."""
+    """An engine that writes the numbers after its prompt's last, one per turn of the event loop.
 
-    def __init__(self, version: int) -> None:
+    Where it has a folder, an interrupted request leaves its cache there, which the next engine takes.
+    """
+
+    def __init__(self, version: int, caches: Path | None = None) -> None:
         self.version = version
+        self.caches = caches
         self.stopped: set[str] = set()
         self.prompts: list[tuple[int, ...]] = []
         self.deaf = 0
@@ -31,7 +36,19 @@ class Writer:
             await asyncio.sleep(0.001)
         reason = "abort" if request.id in self.stopped else "length"
         spans = (VersionSpan(self.version, 0, len(ids)),) if ids else ()
-        return Completion(tuple(ids), tuple(-float(i) for i in ids), spans, reason)
+        cached = len(request.prompt_ids) - 1 if request.cache else 0
+        cache = ""
+        if self.caches and reason == "abort":
+            cache = str(self.caches / request.id.replace("/", "-"))
+            Path(cache).touch()
+        return Completion(
+            tuple(ids),
+            tuple(-float(i) for i in ids),
+            spans,
+            reason,
+            cached_tokens=cached,
+            cache=cache,
+        )
 
     async def interrupt(self, ids: list[str]) -> None:
         if self.deaf:
@@ -40,8 +57,8 @@ class Writer:
         self.stopped.update(ids)
 
 
-async def pool(**versions: int) -> tuple[EnginePool, dict[str, Writer]]:
-    writers = {name: Writer(version) for name, version in versions.items()}
+async def pool(caches: Path | None = None, **versions: int) -> tuple[EnginePool, dict[str, Writer]]:
+    writers = {name: Writer(version, caches) for name, version in versions.items()}
     made = EnginePool({name: w.handle for name, w in writers.items()}, 5.0)
     await made.serve(versions)
     return made, writers
@@ -93,6 +110,43 @@ async def test_an_engine_that_is_left_hands_over_its_requests_with_what_they_hav
         assert completion.versions == (VersionSpan(1, 0, 200),), id
     assert at_a and engines.prefilled_again > 0
     assert all(one.engine == "b" for one in engines.in_progress())
+
+
+async def test_a_cache_goes_along_with_its_request_and_is_removed(tmp_path):
+    engines, writers = await pool(tmp_path, a=1, b=1)
+    engines.begin("x", 1)
+    turn = asyncio.create_task(engines.generate(request("x", 200)))
+    await asyncio.sleep(0.02)
+    home = engines.in_progress()[0].engine
+    await engines.leave([home], {})
+    completion = await turn
+    assert completion.token_ids == tuple(range(1, 201)) and completion.cache == ""
+    assert engines.in_progress()[0].engine != home and len(writers[home].prompts) == 1
+    assert engines.prefilled_again == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_cache_is_removed_where_its_request_never_arrives(tmp_path):
+    engines, _ = await pool(tmp_path, a=1)
+    engines.begin("x", 1)
+    turn = asyncio.create_task(engines.generate(request("x", 200)))
+    await asyncio.sleep(0.02)
+    await engines.leave(["a"], {})
+    await asyncio.sleep(0.01)
+    assert len(list(tmp_path.iterdir())) == 1
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_without_a_cache_what_was_computed_is_counted_as_computed_again():
+    engines, _ = await pool(a=1, b=1)
+    engines.begin("x", 1)
+    await engines.generate(request("x", 3))
+    home = engines.in_progress()[0].engine
+    await engines.leave([home], {})
+    await engines.generate(Request("x/1", "x", (0, 1, 2, 3, 7, 8), 3))
+    assert engines.prefilled_again == 3, "not the observation, and not the last token of the turn"
 
 
 async def test_a_trajectory_in_a_tool_moves_without_a_request():

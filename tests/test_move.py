@@ -1,7 +1,13 @@
-"""A request that moves between two engine processes half-way writes what it would have written."""
+"""A request that moves between two engine processes half-way writes what it would have written.
+
+Its cache moves with it: what the other engine computes again is one token, by that engine's own count.
+"""
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,50 +23,88 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 
 PROMPT = tuple(20 + 7 * i % 300 for i in range(64))
 TOKENS = 120
+BLOCK = 16
 
 
-@pytest.mark.parametrize("family", ["longcat_flash", "qwen3_moe"])
-def test_the_greedy_continuation_is_the_same_as_unmoved(
-    family: str, checkpoints: dict[str, Path]
-) -> None:
-    asyncio.run(_move(str(checkpoints[family])))
+class Watched:
+    """An engine that writes down what it was asked and what it answered."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self.engine = engine
+        self.seen: list[tuple[Request, Completion]] = []
+        # Stands between the engines: what the receiving one is told.
+        self.change: Callable[[Request], Request] = lambda request: request
+        self.handle = SimpleNamespace(
+            generate=Remote(self.generate), interrupt=Remote(engine.interrupt)
+        )
+
+    async def generate(self, request: Request) -> Completion:
+        request = self.change(request)
+        completion = await self.engine.generate(request)
+        self.seen.append((request, completion))
+        return completion
+
+    def computed_again(self) -> int:
+        """Tokens of the last prompt that the engine computed."""
+        request, completion = self.seen[-1]
+        return len(request.prompt_ids) - completion.cached_tokens
 
 
-async def _move(checkpoint: str) -> None:
+@asynccontextmanager
+async def two_engines(checkpoint: str, caches: str) -> AsyncIterator[dict[str, Watched]]:
     config = EngineConfig(max_model_len=256, max_num_seqs=8)
     greedy = SamplingConfig(top_p=1e-6)
-    engines = {n: VllmEngine(n, checkpoint, config, greedy, (), seed=0) for n in "ab"}
+    engines = {
+        n: VllmEngine(n, checkpoint, config, greedy, (), seed=0, caches=caches) for n in "ab"
+    }
     try:
         for engine in engines.values():
             await engine.llm.update_weight_version("0")
-        pool = EnginePool(
-            {
-                name: SimpleNamespace(
-                    generate=Remote(engine.generate), interrupt=Remote(engine.interrupt)
-                )
-                for name, engine in engines.items()
-            },
-            request_seconds=120,
-        )
-        await pool.serve({"a": 0})
-        pool.begin("stays", 0)
-        await pool.generate(Request("warm-up", "stays", PROMPT, 8))
-        start = time.perf_counter()
-        unmoved = await pool.generate(Request("stays/0", "stays", PROMPT, TOKENS))
-        moved, first = await _leave_half_way(pool, (time.perf_counter() - start) / 3)
-        assert moved.token_ids == unmoved.token_ids
-        assert len(moved.token_ids) == len(moved.logprobs) == TOKENS
-        assert moved.engine == "b" and [v.version for v in moved.versions] == [0]
-        assert 0 < first < TOKENS, "it was under way when it moved"
-        assert pool.prefilled_again == len(PROMPT) + first
+        yield {name: Watched(engine) for name, engine in engines.items()}
     finally:
         for engine in engines.values():
             engine.shutdown()
 
 
-async def _leave_half_way(pool: EnginePool, seconds: float) -> tuple[Completion, int]:
-    """A completion that was at engine a for so long and ended at b, and how much of it a wrote."""
+@pytest.mark.parametrize("family", ["longcat_flash", "qwen3_moe"])
+def test_the_greedy_continuation_is_the_same_as_unmoved(
+    family: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    asyncio.run(_moves(checkpoints[family], tmp_path))
+
+
+async def _moves(checkpoint: Path, caches: Path) -> None:
+    async with two_engines(str(checkpoint), str(caches)) as engines:
+        a, b = engines["a"], engines["b"]
+        for one in engines.values():
+            await one.generate(Request("warm-up", "warm-up", PROMPT[::-1], 8))
+        start = time.perf_counter()
+        unmoved = await a.generate(Request("stays", "stays", PROMPT, TOKENS))
+        seconds = (time.perf_counter() - start) / 3
+
+        moved, computed_again = await _leave_half_way(engines, seconds)
+        _assert_same(moved, unmoved)
+        assert b.computed_again() <= BLOCK, "by the count of the engine"
+        assert computed_again == 0, "the last token's keys and values were nowhere yet"
+        assert list(caches.iterdir()) == [], "no file is left"
+
+        b.change = lose
+        await b.engine.llm.reset_prefix_cache()
+        moved, computed_again = await _leave_half_way(engines, seconds)
+        _assert_same(moved, unmoved)
+        request = b.seen[-1][0]
+        assert b.computed_again() == len(request.prompt_ids) == computed_again + 1
+        assert list(caches.iterdir()) == []
+
+        await _another_version_refuses(a, checkpoint, unmoved, seconds)
+        await _only_moves_leave_a_file(a, caches, seconds)
+
+
+async def _leave_half_way(engines: dict[str, Watched], seconds: float) -> tuple[Completion, int]:
+    """A completion that was at engine a for so long and ended at b, and what the pool counted."""
+    pool = EnginePool({name: one.handle for name, one in engines.items()}, request_seconds=120)
     pool.begin("moves", 0)
+    await pool.serve({"a": 0})
     turn = asyncio.create_task(pool.generate(Request("moves/0", "moves", PROMPT, TOKENS)))
     while not pool.running:
         await asyncio.sleep(0.01)
@@ -68,4 +112,53 @@ async def _leave_half_way(pool: EnginePool, seconds: float) -> tuple[Completion,
     await pool.leave(["a"], {})
     await pool.serve({"b": 0})
     completion = await turn
-    return completion, pool.in_progress()[-1].tokens - len(PROMPT)
+    first = len(engines["a"].seen[-1][1].token_ids)
+    assert 0 < first < TOKENS, "it was under way when it moved"
+    assert engines["b"].seen[-1][0].prompt_ids == PROMPT + completion.token_ids[:first]
+    return completion, pool.prefilled_again
+
+
+def _assert_same(moved: Completion, unmoved: Completion) -> None:
+    assert moved.token_ids == unmoved.token_ids
+    assert moved.logprobs == pytest.approx(unmoved.logprobs, abs=1e-4)
+    assert moved.engine == "b" and [v.version for v in moved.versions] == [0]
+    assert len(moved.token_ids) == TOKENS and moved.cache == ""
+
+
+async def _another_version_refuses(
+    one: Watched, checkpoint: Path, unmoved: Completion, seconds: float
+) -> None:
+    """A cache of version 0 is not loaded by version 1; a request that stays goes on through the change."""
+    turn = asyncio.create_task(one.generate(Request("left", "x", PROMPT, TOKENS)))
+    await asyncio.sleep(seconds)
+    await one.engine.interrupt(["left"])
+    first = await turn
+    rest = Request("goes on", "x", PROMPT + first.token_ids, TOKENS - len(first.token_ids))
+    assert Path(first.cache).is_file()
+    running = asyncio.create_task(one.generate(Request("waits", "y", PROMPT, TOKENS)))
+    await asyncio.sleep(seconds)
+    await one.engine.load(str(checkpoint / "model.safetensors"), 1)
+    completion = await one.generate(replace(rest, cache=first.cache))
+    assert completion.cached_tokens < len(rest.prompt_ids) - BLOCK
+    assert first.token_ids + completion.token_ids == unmoved.token_ids
+    through = await running
+    assert through.token_ids == unmoved.token_ids
+    assert [span.version for span in through.versions] == [0, 1]
+    assert Path(first.cache).is_file(), "the caller's to remove"
+    Path(first.cache).unlink()
+
+
+async def _only_moves_leave_a_file(one: Watched, caches: Path, seconds: float) -> None:
+    turn = asyncio.create_task(one.generate(Request("dies", "x", PROMPT, TOKENS)))
+    await asyncio.sleep(seconds)
+    await one.engine.llm.abort(["dies"])
+    completion = await turn
+    assert (completion.finish_reason, completion.cache) == ("abort", "")
+    await one.engine.interrupt(["never was here"])
+    assert list(caches.iterdir()) == []
+
+
+def lose(request: Request) -> Request:
+    """The request, and no file any more."""
+    Path(request.cache).unlink()
+    return request
