@@ -66,6 +66,10 @@ class Engine:
         """End these requests with what they have written."""
         await self.engine.interrupt(ids)
 
+    async def abort(self, ids: Sequence[str]) -> None:
+        """End requests that nobody waits for."""
+        await self.engine.abort(ids)
+
     async def load(self, path: str, version: int) -> Any:
         """Change weights; returns `LoadTimes`."""
         return await self.engine.load(path, version)

@@ -148,6 +148,7 @@ class EnginePool:
         try:
             return await within(self.engines[name].generate.remote(request), self.request_seconds)
         except TimeoutError:
+            self._abort(name, request)
             raise EngineFault(
                 f"engine {name} did not answer within {self.request_seconds:g} s"
             ) from None
@@ -155,9 +156,16 @@ class EnginePool:
             raise cause(error) from None
         except RayActorError:
             raise EngineFault(f"engine {name} died") from None
+        except asyncio.CancelledError:
+            self._abort(name, request)
+            raise
         finally:
             self.loads[name] -= 1
             del self.running[request.id]
+
+    def _abort(self, name: str, request: Request) -> None:
+        """Nobody waits for this any more: the engine need not write on."""
+        self.engines[name].abort.remote([request.id])
 
     async def _choose(self, session: _Session) -> str:
         """An engine of the session's version; waits while there is none (under the episode's deadline)."""

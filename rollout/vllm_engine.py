@@ -202,6 +202,10 @@ class VllmEngine:
                 for file in files:
                     file.withdraw()
 
+    async def abort(self, ids: Sequence[str]) -> None:
+        """End requests that nobody waits for; they leave nothing."""
+        await self.llm.abort(list(ids))
+
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change to the weights in `path`, called `version`; requests in progress wait and go on.
 

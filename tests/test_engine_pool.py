@@ -25,8 +25,11 @@ class Writer:
         self.prompts: list[tuple[int, ...]] = []
         self.deaf = 0
         self.handle = SimpleNamespace(
-            generate=Remote(self.generate), interrupt=Remote(self.interrupt)
+            generate=Remote(self.generate),
+            interrupt=Remote(self.interrupt),
+            abort=Remote(self.abort),
         )
+        self.aborted: list[str] = []
 
     async def generate(self, request: Request) -> Completion:
         self.prompts.append(request.prompt_ids)
@@ -55,6 +58,9 @@ class Writer:
             self.deaf -= 1
             return
         self.stopped.update(ids)
+
+    async def abort(self, ids: list[str]) -> None:
+        self.aborted += ids
 
 
 async def pool(caches: Path | None = None, **versions: int) -> tuple[EnginePool, dict[str, Writer]]:
@@ -197,3 +203,20 @@ def test_pieces_are_joined_with_their_versions_in_place():
     assert whole.versions == (VersionSpan(1, 0, 5), VersionSpan(2, 5, 6))
     assert (len(whole.token_ids), len(whole.logprobs), whole.engine) == (6, 6, "e2")
     assert all(a.end == b.start for a, b in itertools.pairwise(whole.versions))
+
+
+async def test_an_engine_need_not_write_on_for_a_turn_that_is_given_up():
+    made, writers = await pool(a=0)
+    made.begin("t", 0)
+    turn = asyncio.create_task(made.generate(request("t", tokens=10_000)))
+    while not made.running:
+        await asyncio.sleep(0)
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    made.request_seconds = 0.01
+    with pytest.raises(EngineFault, match=r"did not answer within 0.01 s"):
+        await made.generate(request("t", tokens=10_000, turn=1))
+    await asyncio.sleep(0)
+    assert writers["a"].aborted == ["t/0", "t/1"]
+    assert made.running == {} and made.loads == {"a": 0}
