@@ -123,7 +123,8 @@ class TimeoutConfig(Section):
     """Seconds after which the run ends with a sentence instead of waiting on.
 
     stall_seconds: nothing finished and nothing trained. step_seconds: one learner step.
-    load_seconds: one engine loading weights. start_seconds: an actor other than an engine.
+    load_seconds: one engine loading weights, or a controller taking its requests away before.
+    start_seconds: an actor other than an engine.
     """
 
     stall_seconds: PositiveFloat = 600

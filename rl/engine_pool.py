@@ -87,11 +87,13 @@ class EnginePool:
         for id, target in moves.items():
             if id in self.sessions:
                 self.sessions[id].engine = target
-        while misplaced := [
+        # What goes on has another id and is not asked again, wherever it then finds the shortest queue.
+        wrong = {
             id
             for id, (name, session) in self.running.items()
             if name in leaving or moves.get(session, name) != name
-        ]:
+        }
+        while misplaced := [id for id in wrong if id in self.running]:
             self.interrupted.update(misplaced)
             places: dict[str, list[str]] = {}
             for id in misplaced:

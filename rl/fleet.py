@@ -23,8 +23,6 @@ from rollout.placement import EngineState, InProgress, Placement
 from rollout.scheduler import Backlog, Limits, admission, decide
 from rollout.window import Rules, Window, publish
 
-# A controller that does not answer within this has died, or its event loop is stuck.
-ANSWER_SECONDS = 30.0
 NOTHING_LOADED = SyncTimes(0.0, 0, (), ())
 
 
@@ -208,13 +206,17 @@ class Fleet:
         )
 
     async def _ask(self, controller: Any, act: str, *arguments: Any) -> Any:
-        """A controller's answer; None where it died. Ray starts it anew, with nothing in progress."""
+        """A controller's answer; None where it died. Ray starts it anew, with nothing in progress.
+
+        Moving thousands of requests takes its time: it has as long as an engine has to load.
+        """
+        limit = self.sync.load_seconds
         try:
             method = getattr(controller, act)
-            return await within(method.remote(*arguments), ANSWER_SECONDS)
+            return await within(method.remote(*arguments), limit)
         except RayActorError:
             return None
         except TimeoutError:
             raise SyncError(
-                f"a rollout controller did not answer within {ANSWER_SECONDS:g} s (asked to {act})"
+                f"a rollout controller did not answer within {limit:g} s (asked to {act})"
             ) from None

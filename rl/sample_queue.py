@@ -11,6 +11,8 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
+from rollout.window import staleness
+
 _OLDEST = attrgetter("oldest")
 
 
@@ -81,7 +83,7 @@ class SampleQueue:
             await self._changed.wait()
         batch, self.groups = self.groups[:count], self.groups[count:]
         for group in batch:
-            gap = learner_version - group.oldest
+            gap = staleness(learner_version, group.versions)
             assert gap <= self.max_staleness, (
                 f"group {group.id} is {gap} versions old, {self.max_staleness} are allowed"
             )
