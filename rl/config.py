@@ -123,7 +123,7 @@ class TimeoutConfig(Section):
     """Seconds after which the run ends with a sentence instead of waiting on.
 
     stall_seconds: nothing finished and nothing trained. step_seconds: one learner step.
-    load_seconds: one engine loading weights, or a controller taking its requests away before.
+    load_seconds: one engine loading weights or going to sleep, or a controller taking requests from it.
     start_seconds: an actor other than an engine.
     """
 

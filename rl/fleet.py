@@ -93,13 +93,13 @@ class Fleet:
             await self.announce()
 
     async def _switch(self, act: str) -> None:
+        limit = self.sync.load_seconds
+
         async def switch(name: str) -> None:
             try:
-                await within(getattr(self.actors.engines[name], act).remote(), ANSWER_SECONDS)
+                await within(getattr(self.actors.engines[name], act).remote(), limit)
             except TimeoutError:
-                raise SyncError(
-                    f"{name} did not answer within {ANSWER_SECONDS:g} s (asked to {act})"
-                ) from None
+                raise SyncError(f"{name} did not {act} within {limit:g} s") from None
             except RayError as error:
                 raise SyncError(f"{name} could not {act}: {first_line(error)}") from None
 
