@@ -206,6 +206,37 @@ def test_in_dora_each_trajectory_stays_on_its_version_and_none_is_too_old(
     assert {0, 1} <= versions <= {0, 1, 2, 3, 4, 5}
 
 
+def test_an_elastic_run_lends_an_engine_gives_up_old_versions_and_says_what_it_waits_for(
+    policy: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "elastic.toml"
+    config.write_text(
+        'name = "elastic"\nmode = "dora"\neviction = "discard"\nlayout = "elastic"\nsteps = 6\n'
+        "eval = { before = false, after = false }\nrollout = { over_dispatch = 3 }\n"
+        f'model = {{ path = "{policy}" }}\n{COMMON}'
+        '[[env]]\nid = "envs.slow_calculator:SlowCalculator"\nname = "slow"\n'
+        "config = { median_seconds = 0.4, p99_seconds = 15.0 }\n"
+    )
+    command = Command(tmp_path, "train", str(config))
+    begun = command.read_until("step 1/6")
+    assert "step 1/6" in begun, begun
+    asked, said = Command(tmp_path, "status", "runs/elastic", "--json").wait()
+    code, output = command.wait()
+    assert code == 0, begun + output
+    assert command.left_behind() == []
+    assert asked == 0, said
+    state = json.loads(said)
+    assert state["live"] and set(state["engines"]) == {"engine-0", "engine-1"}
+    assert sum(state["counts"]["slow"].values()) >= len(state["waiting"]) > 0
+    assert {row["phase"] for row in state["waiting"]} <= {"tool", "generate", "reset", "between"}
+    summary = _summary(tmp_path, "elastic")
+    _assert_books_balance(summary["ledger"])
+    assert summary["ledger"]["slow"].get("stale:evicted", 0) > 0, "15 s are more than two steps"
+    assert summary["fleet"]["rebalances/switch"] == 6
+    assert set(summary["staleness"]) <= {"0", "1", "2"}
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+
+
 def test_a_synchronous_run_can_be_interrupted_and_leaves_nothing(tmp_path: Path) -> None:
     config = tmp_path / "sync.toml"
     config.write_text(
