@@ -4,7 +4,6 @@ Its cache moves with it: what the other engine computes again is one token, by t
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,7 +21,8 @@ from rollout.vllm_engine import VllmEngine
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 
 PROMPT = tuple(20 + 7 * i % 300 for i in range(64))
-TOKENS = 120
+TOKENS = 200
+WRITTEN = 40
 BLOCK = 16
 
 
@@ -44,6 +44,15 @@ class Watched:
         self.seen.append((request, completion))
         return completion
 
+    async def has_written(self) -> None:
+        """Returns once a request is well under way, and far from its end."""
+        states = self.engine.llm.output_processor.request_states
+        while not any(
+            one.detokenizer and one.detokenizer.num_output_tokens() >= WRITTEN
+            for one in states.values()
+        ):
+            await asyncio.sleep(0.005)
+
     def computed_again(self) -> int:
         """Tokens of the last prompt that the engine computed."""
         request, completion = self.seen[-1]
@@ -52,7 +61,7 @@ class Watched:
 
 @asynccontextmanager
 async def two_engines(checkpoint: str, caches: str) -> AsyncIterator[dict[str, Watched]]:
-    config = EngineConfig(max_model_len=256, max_num_seqs=8)
+    config = EngineConfig(max_model_len=384, max_num_seqs=8)
     greedy = SamplingConfig(top_p=1e-6)
     engines = {
         n: VllmEngine(n, checkpoint, config, greedy, (), seed=0, caches=caches) for n in "ab"
@@ -78,11 +87,9 @@ async def _moves(checkpoint: Path, caches: Path) -> None:
         a, b = engines["a"], engines["b"]
         for one in engines.values():
             await one.generate(Request("warm-up", "warm-up", PROMPT[::-1], 8))
-        start = time.perf_counter()
         unmoved = await a.generate(Request("stays", "stays", PROMPT, TOKENS))
-        seconds = (time.perf_counter() - start) / 3
 
-        moved, computed_again = await _leave_half_way(engines, seconds)
+        moved, computed_again = await _leave_half_way(engines)
         _assert_same(moved, unmoved)
         assert b.computed_again() <= BLOCK, "by the count of the engine"
         assert computed_again == 0, "the last token's keys and values were nowhere yet"
@@ -90,25 +97,23 @@ async def _moves(checkpoint: Path, caches: Path) -> None:
 
         b.change = lose
         await b.engine.llm.reset_prefix_cache()
-        moved, computed_again = await _leave_half_way(engines, seconds)
+        moved, computed_again = await _leave_half_way(engines)
         _assert_same(moved, unmoved)
         request = b.seen[-1][0]
         assert b.computed_again() == len(request.prompt_ids) == computed_again + 1
         assert list(caches.iterdir()) == []
 
-        await _another_version_refuses(a, checkpoint, unmoved, seconds)
-        await _only_moves_leave_a_file(a, caches, seconds)
+        await _another_version_refuses(a, checkpoint, unmoved)
+        await _only_moves_leave_a_file(a, caches)
 
 
-async def _leave_half_way(engines: dict[str, Watched], seconds: float) -> tuple[Completion, int]:
-    """A completion that was at engine a for so long and ended at b, and what the pool counted."""
+async def _leave_half_way(engines: dict[str, Watched]) -> tuple[Completion, int]:
+    """A completion that began at engine a and ended at b, and what the pool counted."""
     pool = EnginePool({name: one.handle for name, one in engines.items()}, request_seconds=120)
     pool.begin("moves", 0)
     await pool.serve({"a": 0})
     turn = asyncio.create_task(pool.generate(Request("moves/0", "moves", PROMPT, TOKENS)))
-    while not pool.running:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(seconds)
+    await engines["a"].has_written()
     await pool.leave(["a"], {})
     await pool.serve({"b": 0})
     completion = await turn
@@ -125,18 +130,16 @@ def _assert_same(moved: Completion, unmoved: Completion) -> None:
     assert len(moved.token_ids) == TOKENS and moved.cache == ""
 
 
-async def _another_version_refuses(
-    one: Watched, checkpoint: Path, unmoved: Completion, seconds: float
-) -> None:
+async def _another_version_refuses(one: Watched, checkpoint: Path, unmoved: Completion) -> None:
     """A cache of version 0 is not loaded by version 1; a request that stays goes on through the change."""
     turn = asyncio.create_task(one.generate(Request("left", "x", PROMPT, TOKENS)))
-    await asyncio.sleep(seconds)
+    await one.has_written()
     await one.engine.interrupt(["left"])
     first = await turn
     rest = Request("goes on", "x", PROMPT + first.token_ids, TOKENS - len(first.token_ids))
     assert Path(first.cache).is_file()
     running = asyncio.create_task(one.generate(Request("waits", "y", PROMPT, TOKENS)))
-    await asyncio.sleep(seconds)
+    await one.has_written()
     await one.engine.load(str(checkpoint / "model.safetensors"), 1)
     completion = await one.generate(replace(rest, cache=first.cache))
     assert completion.cached_tokens < len(rest.prompt_ids) - BLOCK
@@ -148,9 +151,9 @@ async def _another_version_refuses(
     Path(first.cache).unlink()
 
 
-async def _only_moves_leave_a_file(one: Watched, caches: Path, seconds: float) -> None:
+async def _only_moves_leave_a_file(one: Watched, caches: Path) -> None:
     turn = asyncio.create_task(one.generate(Request("dies", "x", PROMPT, TOKENS)))
-    await asyncio.sleep(seconds)
+    await one.has_written()
     await one.engine.llm.abort(["dies"])
     completion = await turn
     assert (completion.finish_reason, completion.cache) == ("abort", "")
