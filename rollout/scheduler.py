@@ -37,8 +37,9 @@ class Limits:
     engine_later: trajectories per engine before the first rebalance of a step and after it (two-phase
     concurrency, LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2). legacy_fill: share of an older
     version's engine that new groups may fill; 0 keeps new work on the newest version, and staleness low.
-    slack, expected_tokens: see `placement.place`. cache_pressure: share of an engine's cache in use that asks for a
-    rebalance. period_seconds: longest time without one. max_groups: played at once, whatever the target.
+    slack, expected_tokens: see `placement.place`. cache_pressure: share of an engine's cache in use that
+    asks for a rebalance. period_seconds: longest time without one. max_groups: played at once, whatever
+    the target.
     """
 
     batch_groups: int

@@ -9,8 +9,8 @@ from rl.simulator.config import CostSpec
 
 @dataclass
 class Work:
-    """One turn at an engine. id: smaller for what began earlier. `left` tokens to write, on a context of `context` tokens of which `cached`
-    are in this engine's cache."""
+    """One turn at an engine: `left` tokens to write, on a context of `context` tokens of which `cached`
+    are in this engine's cache. id: smaller for what began earlier."""
 
     id: int
     left: float

@@ -347,9 +347,10 @@ class Simulation:
         for engine in self.engines.values():
             self._touch(engine)
             engine.limit = limit
+        # New weights come to where the requests are: nobody moves.
+        staying = {} if self.rules.in_place else self.trajectories
         ones = [
-            InProgress(str(t.id), t.version, t.engine, round(t.context))
-            for t in self.trajectories.values()
+            InProgress(str(t.id), t.version, t.engine, round(t.context)) for t in staying.values()
         ]
         decision = decide(self._backlog(), self._states(), ones, self.rules, self.limits)
         self._discard(decision.evicted)
