@@ -89,6 +89,8 @@ class RolloutConfig(Section):
     max_in_flight_groups: groups being played at once, however far rollouts may run ahead.
     over_dispatch: groups begun and not yet trained on, in batches (default: 2 in mode dora, else as many
     as staleness allows).
+    expected_tokens: what a trajectory is expected to write; engines are then shared out over versions by
+    tokens, its context and these, not by the number of trajectories (0; DORA, arXiv 2604.26256, section 4.3).
     rebalance_seconds: longest time between two rebalances of engines over versions. move_slack: so many
     trajectories above the even share stay on an engine rather than have their prefix computed elsewhere.
     """
@@ -97,6 +99,7 @@ class RolloutConfig(Section):
     hosts: PositiveInt = 1
     max_in_flight_groups: PositiveInt = 32
     over_dispatch: PositiveFloat | None = None
+    expected_tokens: int = Field(default=0, ge=0)
     rebalance_seconds: PositiveFloat = 30
     move_slack: int = Field(default=8, ge=0)
 
@@ -263,6 +266,7 @@ class RunConfig(Section):
             engine_first=room,
             engine_later=room,
             slack=rollout.move_slack,
+            expected_tokens=rollout.expected_tokens,
             period_seconds=rollout.rebalance_seconds,
             max_groups=rollout.max_in_flight_groups,
         )

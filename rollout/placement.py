@@ -4,6 +4,11 @@ Algorithm 1 of DORA (arXiv 2604.26256, section 4.3), as functions of plain data:
 over the versions by their backlog, idle engines change version, and requests follow the weights they
 began with. No clock, no Ray, no vLLM: the live run and the simulator call the same functions.
 
+Algorithm 1 measures a version's backlog in requests. Where trajectories differ much in length that is
+unfair to an old version: its few stragglers fill more cache, and have more to write, than many requests
+that have just begun, and its last ones are what the window waits for. So a trajectory can claim its
+context, and what one is expected to write, instead of one place (`place`, `expected_tokens`).
+
 A *trajectory in progress* counts for its version wherever it is: in an engine, or in a tool with its
 cache left behind. `engine` is where its cache is, `""` where it has none.
 """
@@ -105,11 +110,13 @@ def place(
     *,
     newest: int,
     slack: int = 0,
+    expected_tokens: int = 0,
 ) -> Placement:
     """Where every version and every trajectory in progress goes.
 
     incoming: trajectories about to begin, per version; they claim engines and have no cache yet.
     slack: how many trajectories above the even share an engine may keep rather than have them moved.
+    expected_tokens: each trajectory claims its context and this; 0: all claim the same, as in Algorithm 1.
     With more versions than engines the oldest are served, which the window waits for.
     """
     members: dict[int, list[InProgress]] = defaultdict(list)
@@ -119,7 +126,11 @@ def place(
     for version, count in incoming.items():
         backlog[version] = backlog.get(version, 0) + max(0, count)
     served = sorted(version for version, size in backlog.items() if size)[: len(engines)]
-    target = share_engines(len(engines), {v: backlog[v] for v in served}) if served else {}
+    claims = {v: backlog[v] * (expected_tokens or 1) for v in served}
+    if expected_tokens:
+        for version in served:
+            claims[version] += sum(one.tokens for one in members[version])
+    target = share_engines(len(engines), claims) if served else {}
     weights = _move_engines(engines, target, newest, _loads(trajectories))
     holds = {move.engine: move.version for move in weights}
     rooms: dict[int, dict[str, int]] = defaultdict(dict)

@@ -31,12 +31,15 @@ class Limits:
     """Sizes of a run.
 
     batch_groups: groups of one learner step. group_size: trajectories of a group. target: trajectories
-    begun and not yet trained on that admission aims at (DORA's RBS, the over-dispatch). engine_first,
+    begun and not yet trained on that admission aims at (DORA's RBS, the over-dispatch). max_active: in
+    progress at once, whatever the target: more than the engines can play would wait in line on a version
+    that grows old meanwhile, where a group that begins later begins on a newer one. engine_first,
     engine_later: trajectories per engine before the first rebalance of a step and after it (two-phase
     concurrency, LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2). legacy_fill: share of an older
     version's engine that new groups may fill; 0 keeps new work on the newest version, and staleness low.
-    slack: see `placement.place`. cache_pressure: share of an engine's cache in use that asks for a
-    rebalance. period_seconds: longest time without one. max_groups: played at once, whatever the target.
+    slack, expected_tokens: see `placement.place`. cache_pressure: share of an engine's cache in use that
+    asks for a rebalance. period_seconds: longest time without one. max_groups: played at once, whatever
+    the target.
     """
 
     batch_groups: int
@@ -46,9 +49,11 @@ class Limits:
     engine_later: int
     legacy_fill: float = 0.0
     slack: int = 1
+    expected_tokens: int = 0
     cache_pressure: float = 0.9
     period_seconds: float = 60.0
     max_groups: int = 2**31
+    max_active: int = 2**31
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,9 @@ def admission(
     """Groups to begin: below the target, the newest version first; then older versions' idle engines."""
     in_flight = sum(backlog.groups.values())
     buffered = sum(backlog.buffered.values())
-    below_target = limits.target - sum(backlog.active.values()) - buffered * limits.group_size
+    active = sum(backlog.active.values())
+    below_target = limits.target - active - buffered * limits.group_size
+    to_begin = max(0, min(below_target, limits.max_active - active))
     room = groups_to_admit(
         RunAhead(
             version=backlog.window.newest,
@@ -103,9 +110,7 @@ def admission(
             buffered=buffered,
             batch_groups=limits.batch_groups,
             max_staleness=rules.max_staleness,
-            max_in_flight=min(
-                limits.max_groups, in_flight + max(0, below_target) // limits.group_size
-            ),
+            max_in_flight=min(limits.max_groups, in_flight + to_begin // limits.group_size),
         )
     )
     if not room or not admits(backlog.window):
@@ -160,5 +165,12 @@ def decide(
     incoming = Counter({v: count * limits.group_size for v, count in admit.items()})
     incoming.update(active)
     incoming.subtract(one.version for one in staying)
-    placement = place(engines, staying, incoming, newest=window.newest, slack=limits.slack)
+    placement = place(
+        engines,
+        staying,
+        incoming,
+        newest=window.newest,
+        slack=limits.slack,
+        expected_tokens=limits.expected_tokens,
+    )
     return Decision(window, evicted, placement, admit)

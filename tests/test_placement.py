@@ -131,6 +131,16 @@ def test_the_shortest_caches_travel_and_the_longest_trajectories_go_on():
     assert parked == ["t10"]
 
 
+@pytest.mark.parametrize(("expected_tokens", "old"), [(0, 1), (2000, 2)])
+def test_stragglers_can_claim_engines_by_what_they_have_written(expected_tokens, old):
+    """Two of 20,000 tokens claim as much as twenty of 100, where the first 2,000 still to come count."""
+    engines = [EngineState(f"e{i}", 1, 20) for i in range(4)]
+    ones = [InProgress(f"old{i}", 0, "", 20_000) for i in range(2)]
+    ones += [InProgress(f"new{i}", 1, f"e{i % 4}", 100) for i in range(20)]
+    plan = place(engines, ones, {}, newest=1, expected_tokens=expected_tokens)
+    assert [move.version for move in plan.weights] == [0] * old
+
+
 def test_the_load_balance_example_of_the_longcat_flash_thinking_report():
     """arXiv 2509.18883, figure 6: the old version is consolidated on A, C changes to the newest with weights
     and a request from D, and the new prompts fill up B, C and D."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.placement import EngineState, InProgress
-from rollout.scheduler import Backlog, Decision, Limits, decide, trigger
+from rollout.scheduler import Backlog, Decision, Limits, admission, decide, trigger
 from rollout.window import Rules, Window, may_step, publish, slide
 
 LIMITS = Limits(batch_groups=2, group_size=1, target=6, engine_first=4, engine_later=2)
@@ -58,6 +58,14 @@ def test_rebalancing_is_due_after_a_step_under_pressure_and_after_a_while():
     assert trigger(LIMITS, **calm | {"idle_seconds": 60.0}) == "timer"
     assert trigger(LIMITS, **calm | {"cache_usage": 0.95, "idle_seconds": 60.0}) == "cache"
     assert trigger(LIMITS, **calm | {"step_ended": True, "cache_usage": 0.95}) == "step"
+
+
+def test_no_more_is_in_progress_than_the_engines_can_play():
+    limits = replace(LIMITS, batch_groups=4, group_size=2, target=99)
+    backlog = Backlog(Window((0,)), 0, active={0: 3}, groups={0: 2}, buffered={0: 1})
+    assert admission(backlog, [], MODES["dora"], limits) == {0: 13}, "what staleness allows"
+    assert admission(backlog, [], MODES["dora"], replace(limits, max_active=8)) == {0: 2}
+    assert admission(backlog, [], MODES["dora"], replace(limits, max_active=2)) == {}
 
 
 def timeline(rules: Rules, gone: tuple[int, ...] = ()) -> tuple[Decision, list[InProgress]]:
@@ -238,6 +246,8 @@ def test_any_run_keeps_its_promises_and_drains(mode, data):
             engine_later=draw(st.integers(1, 8)),
             legacy_fill=draw(st.sampled_from([0.0, 0.5, 1.0])),
             slack=draw(st.integers(0, 2)),
+            expected_tokens=draw(st.sampled_from([0, 50])),
+            max_active=draw(st.sampled_from([6, 2**31])),
         ),
         engines=dict.fromkeys([f"e{i}" for i in range(draw(st.integers(1, 5)))], 0),
         rng=random.Random(draw(st.integers(0, 10**6))),

@@ -42,6 +42,8 @@ MODES = {
         "live": 3,
         "max_staleness": 3,
         "over_dispatch": 1.5,
+        "active_per_engine": 12,
+        "expected_tokens": 100,
         "period_seconds": 20,
     },
 }
@@ -110,6 +112,27 @@ def test_what_finds_no_place_waits_in_line_and_full_caches_are_a_limit_too():
     full.add(Work(1, 100, 2000, 2000))
     assert full.running == 1
     assert [id for id, _ in play(full)] == [0, 1]
+
+
+def test_the_line_is_in_the_order_in_which_sequences_began():
+    one = engine(limit=1)
+    for id in (0, 5, 3):
+        one.add(Work(id, 10, 0, 0))
+    assert [id for id, _ in play(one)] == [0, 3, 5]
+
+
+def test_where_the_cache_overflows_the_last_to_begin_waits_and_computes_its_prefix_again():
+    one = engine()
+    one.add(Work(0, 1000, 9000, 9000))
+    one.add(Work(1, 800, 100, 100))
+    one.advance(5.4)
+    assert (one.running, one.cache_usage) == (2, pytest.approx(0.9 + 0.01 + 2 * 0.045))
+    one.advance(6.0)
+    assert one.take_ended() is None and one.running == 1
+    (first, end), (second, later) = play(one)
+    # 500 tokens together at 12 ms, 500 alone at 11 ms; then a prefill of 600 tokens and 300 more.
+    assert (first, end) == (0, pytest.approx(6 + 5.5))
+    assert (second, later) == (1, pytest.approx(6 + 5.5 + 0.6 + 3.3))
 
 
 def test_a_sequence_taken_away_half_way_takes_what_it_has_written_with_it():

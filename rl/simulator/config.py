@@ -90,9 +90,10 @@ class ModeSpec(Section):
     """One mode's settings.
 
     rollout_share: of the devices; with `disaggregated` the engines', with `elastic` the standalone
-    group's. over_dispatch: trajectories begun and not yet trained on, in batches. engine_first,
-    engine_later: sequences per engine before and after the first rebalance of a step. max_groups: played
-    at once, whatever over_dispatch says.
+    group's. over_dispatch: trajectories begun and not yet trained on, in batches. active_per_engine:
+    trajectories in progress, per engine of all there are. engine_first, engine_later: sequences per
+    engine before and after the first rebalance of a step. max_groups: played at
+    once, whatever over_dispatch says. The rest: see `rollout.scheduler.Limits`.
     """
 
     layout: Layout = "colocated"
@@ -102,10 +103,12 @@ class ModeSpec(Section):
     in_place: bool = False
     eviction: Eviction = "block"
     over_dispatch: PositiveFloat = 1
+    active_per_engine: PositiveInt | None = None
     engine_first: PositiveInt = 256
     engine_later: PositiveInt = 256
     legacy_fill: float = Field(default=0, ge=0, le=1)
     slack: int = Field(default=1, ge=0)
+    expected_tokens: int = Field(default=0, ge=0)
     period_seconds: PositiveFloat = 60
     cache_pressure: float = Field(default=0.95, gt=0, le=1)
     max_groups: PositiveInt = 2**31

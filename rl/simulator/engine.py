@@ -1,7 +1,7 @@
 """A simulated engine: sequences that all write at one pace, which depends on how many there are."""
 
 import heapq
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
 
 from rl.simulator.config import CostSpec
@@ -10,7 +10,7 @@ from rl.simulator.config import CostSpec
 @dataclass
 class Work:
     """One turn at an engine: `left` tokens to write, on a context of `context` tokens of which `cached`
-    are in this engine's cache."""
+    are in this engine's cache. id: smaller for what began earlier."""
 
     id: int
     left: float
@@ -22,7 +22,8 @@ class SimEngine:
     """Decodes in continuous time; `clock` counts the tokens that each running sequence has written.
 
     A sequence that needs a prefill makes the engine stand still for it. Sequences beyond the limit, or
-    beyond what the cache holds, wait in line.
+    beyond what the cache holds, wait in line, in the order in which they began, wherever that was. Where
+    the cache overflows, the last to begin goes back to the line and loses its prefix (as in vLLM).
     """
 
     def __init__(self, name: str, cost: CostSpec) -> None:
@@ -40,7 +41,7 @@ class SimEngine:
         self.cached = 0.0
         self._ends: list[tuple[float, int]] = []
         self._running: dict[int, tuple[Work, float]] = {}
-        self._line: deque[Work] = deque()
+        self._line: list[Work] = []
 
     @property
     def running(self) -> int:
@@ -79,11 +80,12 @@ class SimEngine:
                 self._drop(id)
                 self._next_in_line()
                 return id
+        self._preempt()
         return None
 
     def add(self, work: Work) -> None:
         """Begin or queue a turn."""
-        self._line.append(work)
+        insort(self._line, work, key=lambda one: one.id)
         self._next_in_line()
 
     def remove(self, id: int) -> Work | None:
@@ -127,13 +129,20 @@ class SimEngine:
         work, end = self._running.pop(id)
         self.cached -= work.context + work.left - end
 
+    def _preempt(self) -> None:
+        while self.running > 1 and self.cache_usage > 1:
+            work = self.remove(max(self._running))
+            assert work is not None, "it runs"
+            work.cached = 0
+            self.add(work)
+
     def _next_in_line(self) -> None:
         while self._line and self.running < self.limit:
             work = self._line[0]
             used = self.cached + self.running * self.clock
             if self._running and used + work.context > 0.95 * self.cost.kv_tokens:
                 return
-            self._line.popleft()
+            self._line.pop(0)
             self.stall(max(0.0, work.context - work.cached) / self.cost.prefill_tokens_per_second)
             end = self.clock + work.left
             self._running[work.id] = (work, end)

@@ -88,6 +88,7 @@ def _mode(config: RunConfig, mode: Mode) -> ModeSpec:
         engine_first=limits.engine_first,
         engine_later=limits.engine_later,
         slack=limits.slack,
+        expected_tokens=limits.expected_tokens,
         period_seconds=limits.period_seconds,
         max_groups=limits.max_groups,
     )

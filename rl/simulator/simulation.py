@@ -81,6 +81,7 @@ class Simulation:
     def __init__(self, config: SimConfig, mode: ModeSpec) -> None:
         self.config, self.mode, self.rules = config, mode, mode.rules
         batch = config.workload
+        self._place_devices()
         self.limits = Limits(
             batch_groups=batch.groups,
             group_size=batch.group_size,
@@ -89,11 +90,12 @@ class Simulation:
             engine_later=mode.engine_later,
             legacy_fill=mode.legacy_fill,
             slack=mode.slack,
+            expected_tokens=mode.expected_tokens,
             cache_pressure=mode.cache_pressure,
             period_seconds=mode.period_seconds,
             max_groups=mode.max_groups,
+            max_active=(mode.active_per_engine or 2**31) * len(self.engines),
         )
-        self._place_devices()
         self.source = plans(config.workload, config.seed)
         self.now = 0.0
         self.window = Window((0,))
@@ -252,8 +254,11 @@ class Simulation:
         if self.window.pending is not None and not self.active[self.window.versions[0]]:
             self._rebalance("drained")
         admit = admission(self._backlog(), self._states(), self.rules, self.limits)
-        if admit:
-            self._begin(dict(admit))
+        served = {engine.version for engine in self.engines.values() if engine.available}
+        if not served.issuperset(admit):
+            self._rebalance("unserved")
+        elif admit:
+            self._begin(admit)
         self._train_if_ready()
 
     # Learner
@@ -344,9 +349,10 @@ class Simulation:
         for engine in self.engines.values():
             self._touch(engine)
             engine.limit = limit
+        # New weights come to where the requests are: nobody moves.
+        staying = {} if self.rules.in_place else self.trajectories
         ones = [
-            InProgress(str(t.id), t.version, t.engine, round(t.context))
-            for t in self.trajectories.values()
+            InProgress(str(t.id), t.version, t.engine, round(t.context)) for t in staying.values()
         ]
         decision = decide(self._backlog(), self._states(), ones, self.rules, self.limits)
         self._discard(decision.evicted)
@@ -366,12 +372,12 @@ class Simulation:
             one = self.trajectories[int(move.id)]
             work = self._take_away(one)
             self.tally.request_moves += bool(move.source)
+            if work is not None:
+                one.left, one.context, one.cached = work.left, work.context, work.cached
             self._settle(one, move.target)
             delay = self._travel(one) if move.source else 0.0
             if one.state == "tool":
                 continue
-            if work is not None:
-                one.left, one.context = work.left, work.context
             one.state = "moving"
             self.at(self.now + delay, lambda one=one: self._arrived(one))
         for id in placement.parked:
@@ -404,11 +410,10 @@ class Simulation:
         """Seconds that a cache is on its way; where caches do not travel, it is lost."""
         cost = self.config.cost
         if not cost.move_bytes_per_second:
-            self.tally.prefilled_again += one.context
+            self.tally.prefilled_again += one.cached
             one.cached = 0
             return 0.0
-        one.cached = one.context
-        bytes_moved = one.context * cost.kv_bytes_per_token
+        bytes_moved = one.cached * cost.kv_bytes_per_token
         self.tally.bytes_moved += bytes_moved
         return bytes_moved / cost.move_bytes_per_second
 
