@@ -128,6 +128,10 @@ class StandInEngine:
             if (one := self.held.pop(id, None)) is not None:
                 one.set_result(())
 
+    async def abort(self, ids: Sequence[str]) -> None:
+        """End requests that nobody waits for."""
+        await self.interrupt(ids)
+
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change version."""
         self.version = version
@@ -269,7 +273,7 @@ async def drive(run: Run, result: Result) -> None:
         await asyncio.sleep(POLL_SECONDS)
         result.in_engines = await let_go(run, 0)
         print(f"{time.monotonic() - start:6.0f} s: {result.in_engines:,} in engines", flush=True)
-    result.peak_concurrent = len(await run.dispatcher.waiting())
+    result.peak_concurrent = sum((await run.dispatcher.waiting(0)).counts.values())
     result.fill_seconds = time.monotonic() - start
     while True:
         await let_go(run, AT_ONCE // ENGINES)

@@ -37,6 +37,7 @@ from rl.group import GroupReport, GroupSpec, MemberReport
 from rl.progress import Progress
 from rl.run import Run
 from rl.run_folder import RunFolder
+from rl.waiting import WaitingTable
 from rl.wandb_sink import WandbSink
 from rollout.placement import InProgress
 from rollout.vllm_engine import LoadTimes
@@ -100,6 +101,7 @@ class Controllers:
             serve=Remote(self._serve),
             leave=Remote(self._leave),
             in_progress=Remote(self._in_progress),
+            waiting=Remote(self._waiting),
         )
 
     def options(self, *, num_returns: int) -> "Controllers":
@@ -113,6 +115,9 @@ class Controllers:
         engine = f"engine-{len(self.flights) % ENGINES}"
         self.flights[spec.id] = Flight(spec, report, engine)
         return report, None
+
+    async def _waiting(self, count: int) -> WaitingTable:
+        return WaitingTable((), {})
 
     async def finish(self) -> None:
         """End a group whenever all places are taken; also where the run begins no more for a while."""

@@ -18,7 +18,8 @@ from envs.tool import tool
 
 # The 99th percentile of a standard normal distribution.
 _Z99 = 2.3263478740408408
-# How often each task was played in this process: its k-th episode is as slow in every run.
+# How often each task was played in this process: with one host, its k-th episode is as slow in
+# every run.
 _PLAYED: Counter[str] = Counter()
 
 

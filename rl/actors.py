@@ -29,7 +29,7 @@ from rollout.engine import Completion, Request
 from rollout.episode import Episode
 from rollout.placement import InProgress
 from rollout.renderer import Renderer
-from rollout.trajectory import ScoredTrajectory
+from rollout.trajectory import ScoredTrajectory, Trajectory
 from trainer.sample import TrainSample
 
 
@@ -132,7 +132,10 @@ class Controller:
             )
         reports = tuple(member_report(m, *self.writer.write(m)) for m in members)
         sample_ids = tuple(s.id for s in samples)
-        report = GroupReport(spec, reports, sample_ids, tuple(dropped), start, time.time())
+        again, self.pool.prefilled_again = self.pool.prefilled_again, 0
+        report = GroupReport(
+            spec, reports, sample_ids, tuple(dropped), start, time.time(), prefilled_again=again
+        )
         return report, samples
 
     async def serve(self, versions: Mapping[str, int | None]) -> None:
@@ -150,21 +153,32 @@ class Controller:
     async def waiting(self, count: int) -> WaitingTable:
         """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers."""
         now, p99 = time.time(), self.times.p99()
-        writing = {session: engine for engine, session in self.pool.running.values()}
+        writing = {
+            session: (engine, now - self.pool.asked[id])
+            for id, (engine, session) in self.pool.running.items()
+        }
         rows: list[Waiting] = []
         for episode, session in self.episodes.values():
             clock, env = episode.clock, episode.env
             phase, seconds = clock.current, now - clock.since
+            engine, written = writing.get(episode.id, ("", None))
             left, then = deadline(
-                phase, seconds, now - clock.created, self.config, self.tables[env].deadlines
+                phase,
+                seconds,
+                now - clock.created,
+                self.config,
+                self.tables[env].deadlines,
+                acts=clock.acts,
+                written=written,
             )
+            place = self.pool.sessions.get(episode.id)
             rows.append(
                 Waiting(
                     id=episode.id,
                     env=env,
-                    version=self.pool.sessions[episode.id].version,
+                    version=place.version if place else None,
                     phase=phase,
-                    at=writing.get(episode.id, "") if phase == "generate" else session.host,
+                    at=engine if phase in ("generate", "judge") else session.host,
                     seconds=seconds,
                     p99=p99.get((env, phase)),
                     left=left,
@@ -190,17 +204,19 @@ class Controller:
         self.pool.begin(id, spec.version)
         try:
             trajectory = await episode.run()
+            self.pool.end(id)
+            self.times.add(spec.env, trajectory.phases)
+            with episode.clock.phase("judge"):
+                return await self._judged(trajectory)
         finally:
             del self.episodes[id]
             self.pool.end(id)
-        self.times.add(spec.env, trajectory.phases)
+
+    async def _judged(self, trajectory: Trajectory) -> ScoredTrajectory:
+        table = self.tables[trajectory.env]
+        judges, seconds = self.judges[table.label], table.deadlines.score_seconds
         try:
-            return await score(
-                trajectory,
-                self.judges[spec.env],
-                table.rewards,
-                seconds=table.deadlines.score_seconds,
-            )
+            return await score(trajectory, judges, table.rewards, seconds=seconds)
         except JudgeFault as error:
             failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
             return ScoredTrajectory(failed, {}, 0.0)

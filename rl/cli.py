@@ -184,11 +184,9 @@ def simulate(
 def plan(
     context: typer.Context,
     config: ConfigPath,
-    live: Annotated[str, typer.Option(help="Values of K, with commas.")] = "1,2,3,4",
+    live: Annotated[str, typer.Option(help="Values of K, with commas.")] = "",
     share: Annotated[str, typer.Option(help="Rollout shares of the devices.")] = "",
-    over_dispatch: Annotated[
-        str, typer.Option(help="Batches begun and not trained on.")
-    ] = "1.5,2,3",
+    over_dispatch: Annotated[str, typer.Option(help="Batches begun and not trained on.")] = "",
     concurrency: Annotated[str, typer.Option(help="Sequences per engine.")] = "",
     trace: TraceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all points, as JSON.")] = False,

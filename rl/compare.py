@@ -25,7 +25,7 @@ class CompareError(Exception):
 
 
 def compare(
-    config: RunConfig, path: Path, overrides: Sequence[str], modes: Sequence[str]
+    config: RunConfig, path: Path, overrides: Sequence[str], modes: Sequence[Mode]
 ) -> dict[str, Any]:
     """Run the modes; their output goes to standard error. Raises CompareError.
 
@@ -43,14 +43,28 @@ def compare(
         rows[mode] = row(summary)
     # From the first mode's costs and what it played, for all: the others are predictions.
     trace = str(Path(config.runs_dir) / f"{config.name}-{modes[0]}")
-    try:
-        predicted = simulate(run_as_simulation(config, trace))["modes"]
-    except ConfigError as error:
-        raise CompareError(f"no prediction: {error}") from None
+    predicted = _predicted(config, trace, modes)
     for mode, values in rows.items():
-        values["predicted_wall_s"] = round(60 * predicted[mode]["step_min"] * config.steps, 1)
-        values["predicted_rollout_only_share"] = predicted[mode]["rollout_only_share"]
+        values |= predicted.get(mode, {"predicted_wall_s": None})
     return {"name": config.name, "modes": rows}
+
+
+def _predicted(config: RunConfig, trace: str, modes: Sequence[Mode]) -> dict[str, Any]:
+    """What the simulator says of the modes; nothing where the trace is of no use, which costs no row."""
+    try:
+        whole = run_as_simulation(config, trace)
+        chosen = {mode: whole.modes[mode] for mode in modes}
+        figures = simulate(whole.model_copy(update={"modes": chosen}))["modes"]
+    except ConfigError as error:
+        print(f"no prediction: {error}", file=sys.stderr)
+        return {}
+    return {
+        mode: {
+            "predicted_wall_s": round(60 * values["step_min"] * config.steps, 1),
+            "predicted_rollout_only_share": values["rollout_only_share"],
+        }
+        for mode, values in figures.items()
+    }
 
 
 def row(summary: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +101,7 @@ def table(result: dict[str, Any]) -> Table:
         shown.add_row(
             mode,
             f"{values['wall_s']:.1f}",
-            f"{values['predicted_wall_s']:.1f}",
+            "-" if values["predicted_wall_s"] is None else f"{values['predicted_wall_s']:.1f}",
             str(values["steps"]),
             f"{values['rollout_only_share']:.0%}",
             rates,

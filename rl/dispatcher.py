@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -66,7 +67,7 @@ class Dispatcher:
     async def waiting(self, count: int) -> WaitingTable:
         """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers.
 
-        A controller that does not answer is left out.
+        A controller that does not answer is named.
         """
         answers = await asyncio.gather(
             *(
@@ -75,4 +76,7 @@ class Dispatcher:
             ),
             return_exceptions=True,
         )
-        return merge([a for a in answers if isinstance(a, WaitingTable)], count)
+        tables = dict(zip(self.controllers, answers, strict=True))
+        silent = tuple(n for n, table in tables.items() if not isinstance(table, WaitingTable))
+        merged = merge([a for a in answers if isinstance(a, WaitingTable)], count)
+        return replace(merged, silent=silent)

@@ -7,7 +7,9 @@ arrive is computed again, and counted.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ class EnginePool:
         self.sessions: dict[str, _Session] = {}
         self.loads = dict.fromkeys(engines, 0)
         self.running: dict[str, tuple[str, str]] = {}
+        self.asked: dict[str, float] = {}
+        self.slept: Counter[str] = Counter()
         self.interrupted: set[str] = set()
         self.prefilled_again = 0
         self._changed = asyncio.Condition()
@@ -69,9 +73,12 @@ class EnginePool:
         ]
 
     async def serve(self, versions: Mapping[str, int | None]) -> None:
-        """These engines serve these versions from now on; None: no new turn goes there."""
+        """These engines serve these versions from now on; None: it sleeps, and no new turn goes there."""
         async with self._changed:
             self.serves |= versions
+            asleep = {name for name, version in versions.items() if version is None}
+            self.slept.update(asleep)
+            self._forget_caches(asleep)
             self._changed.notify_all()
 
     async def leave(self, engines: Iterable[str], moves: Mapping[str, str]) -> None:
@@ -82,8 +89,7 @@ class EnginePool:
         leaving = set(engines)
         for name in leaving:
             self.serves[name] = None
-        for session in self.sessions.values():
-            session.holder = "" if session.holder in leaving else session.holder
+        self._forget_caches(leaving)
         for id, target in moves.items():
             if id in self.sessions:
                 self.sessions[id].engine = target
@@ -102,6 +108,10 @@ class EnginePool:
                 *(self._interrupt(name, ids) for name, ids in places.items()),
                 asyncio.sleep(_AGAIN_SECONDS),
             )
+
+    def _forget_caches(self, engines: Collection[str]) -> None:
+        for session in self.sessions.values():
+            session.holder = "" if session.holder in engines else session.holder
 
     async def generate(self, request: Request) -> Completion:
         """One turn, in as many pieces as it takes. Raises EngineFault."""
@@ -147,8 +157,16 @@ class EnginePool:
     async def _at(self, name: str, request: Request) -> Completion:
         self.running[request.id] = (name, request.session)
         self.loads[name] += 1
+        answer = asyncio.ensure_future(self.engines[name].generate.remote(request))
         try:
-            return await within(self.engines[name].generate.remote(request), self.request_seconds)
+            while True:
+                slept, self.asked[request.id] = self.slept[name], time.time()
+                try:
+                    return await within(asyncio.shield(answer), self.request_seconds)
+                except TimeoutError:
+                    # An engine that slept meanwhile has all its time again.
+                    if self.serves.get(name) is not None and self.slept[name] == slept:
+                        raise
         except TimeoutError:
             self._abort(name, request)
             raise EngineFault(
@@ -162,8 +180,9 @@ class EnginePool:
             self._abort(name, request)
             raise
         finally:
+            answer.cancel()
             self.loads[name] -= 1
-            del self.running[request.id]
+            del self.running[request.id], self.asked[request.id]
 
     def _abort(self, name: str, request: Request) -> None:
         """Nobody waits for this any more: the engine need not write on."""

@@ -78,9 +78,8 @@ class Fleet:
             return
         async with self.lock:
             self.asleep = frozenset(self.lent)
-            if len(self.lent) < len(self.serves):
-                await self.announce()
-                await self._rebalance("switch")
+            await self.announce()
+            await self._rebalance("switch")
             await self._switch("sleep")
 
     async def take_back(self) -> None:

@@ -46,7 +46,10 @@ class MemberReport:
 
 @dataclass(frozen=True)
 class GroupReport:
-    """A finished group: its members, which of them gave samples, and why the others did not."""
+    """A finished group: its members, which of them gave samples, and why the others did not.
+
+    prefilled_again: tokens that engines computed again since the controller's report before.
+    """
 
     spec: GroupSpec
     members: tuple[MemberReport, ...]
@@ -54,6 +57,7 @@ class GroupReport:
     dropped: tuple[Dropped, ...]
     start: float
     end: float
+    prefilled_again: int = 0
 
 
 def member_report(scored: ScoredTrajectory, file: str, offset: int) -> MemberReport:

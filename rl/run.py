@@ -42,7 +42,7 @@ from rl.progress import Progress
 from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 from rl.selection import Selection
-from rl.status import ROWS, WRITE_SECONDS, Status, sentence
+from rl.status import ROWS, WRITE_SECONDS, Status, sentence, suspect
 from rl.tasks import TaskStream
 from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncTimes, WeightSync
@@ -120,6 +120,7 @@ class Run:
     async def main(self) -> None:
         """Evaluate, train, evaluate. Raises RunError, SyncError, LedgerError."""
         reporting = asyncio.create_task(self._report())
+        reporting.add_done_callback(self._say_why_it_ended)
         try:
             await self._main()
         finally:
@@ -155,7 +156,10 @@ class Run:
         """Play the held-out tasks once each, at the training temperature."""
         self.progress.stage(f"evaluation {when} training")
         start = time.time()
-        reports, wanted = await evaluate(self.config, self.dispatcher, when, self.progress.episodes)
+        with self._not_stalled("waits for the evaluation"):
+            reports, wanted = await evaluate(
+                self.config, self.dispatcher, when, self.progress.episodes
+            )
         for report in reports:
             self.folder.index(report, f"heldout-{when}")
         self.evals[when] = pass_rates(reports)
@@ -199,7 +203,7 @@ class Run:
         counts: dict[str, dict[str, int]] = {}
         for (env, phase), count in table.counts.items():
             counts.setdefault(env, {})[phase] = count
-        size, window = self.config.batch.group_size, self.fleet.window
+        window = self.fleet.window
         return Status(
             time=time.time(),
             stage=self.progress.stage_text,
@@ -209,19 +213,28 @@ class Run:
             window=window.versions,
             pending=window.pending,
             engines=dict(self.fleet.serves),
-            in_flight=size * len(self.in_flight),
+            asleep=tuple(sorted(self.fleet.asleep)),
+            in_flight=sum(table.counts.values()),
             buffered=sum(len(group.ids) for group in self.queue.groups),
             counts=counts,
             waiting=table.rows,
+            silent=table.silent,
         )
+
+    def _say_why_it_ended(self, reporting: asyncio.Task[None]) -> None:
+        if not reporting.cancelled() and (error := reporting.exception()) is not None:
+            self.progress.note(f"status.json is not written any more: {first_line(error)}")
 
     async def _report(self) -> None:
         """Keeps status.json true. A disk that is full must not end the run for it."""
         while True:
             state = await self.status()
-            with suppress(OSError):
-                self.folder.status(state.as_json())
+            self._write_status(state)
             await asyncio.sleep(WRITE_SECONDS)
+
+    def _write_status(self, state: Status) -> None:
+        with suppress(OSError):
+            self.folder.status(state.as_json())
 
     def _learner_waits_for(self) -> str:
         if self.busy_elsewhere:
@@ -238,14 +251,12 @@ class Run:
         waits for: room in the window   unblocked by: a finished group, a learner step, a new version
         """
         while True:
-            admit = self.fleet.admit()
-            if all(map(self.fleet.served, admit)):
-                for version, count in admit.items():
-                    for _ in range(count):
-                        self._begin_group(version)
-            else:
+            if not all(map(self.fleet.served, self.fleet.admit())):
                 await self.fleet.rebalance("unserved")
-                continue
+            for version, count in self.fleet.admit().items():
+                # Without an engine even now, while many of them sleep, it has to wait for a change.
+                for _ in range(count if self.fleet.served(version) else 0):
+                    self._begin_group(version)
             self.changed.clear()
             why = await self._wait_for_change()
             for group in self.failed_groups:
@@ -321,6 +332,7 @@ class Run:
             self.folder.index(report, "train")
             self.folder.event("rollout", spec.env, report.start, report.end, group=spec.id)
             self.totals["tokens"] += sum(m.num_tokens for m in report.members)
+            self.fleet.counts["tokens_prefilled_again"] += report.prefilled_again
             for drop in report.dropped:
                 self.ledger.close(drop.ids, drop.outcome, drop.reason)
             self._count_faults(report)
@@ -396,6 +408,7 @@ class Run:
                     f"learner step {step}",
                 )
                 await self.fleet.take_back()
+                self.changed.set()
             trained = time.time()
             values = self._book_step(metrics)
             self.learner_version += 1
@@ -473,17 +486,19 @@ class Run:
         limit = self.config.timeouts.stall_seconds
         while True:
             await asyncio.sleep(min(5.0, limit / 4))
-            still = time.monotonic() - self.progressed
+            before = self.progressed
+            still = time.monotonic() - before
             if still < limit or self.busy_elsewhere:
                 continue
             status = await self.status()
-            self.folder.status(status.as_json())
+            if self.progressed > before:
+                continue
+            self._write_status(status)
             for row in status.waiting[:STALL_ROWS]:
                 self.progress.note(f"waiting: {sentence(row)}")
-            suspect = sentence(status.waiting[0]) if status.waiting else "no episode is in progress"
             raise RunError(
                 f"nothing finished and nothing was trained for {still:.0f} s; the learner "
-                f"{status.learner}; suspect: {suspect}"
+                f"{status.learner}; suspect: {suspect(status)}"
             )
 
     @contextmanager

@@ -23,10 +23,14 @@ ROWS = 100
 
 @dataclass(frozen=True)
 class Status:
-    """time: unix seconds. learner: what it does or waits for. window: live versions, oldest first; pending:
-    published, without a place in it. engines: the version each serves (None: it changes). in_flight,
-    buffered: trajectories. counts: trajectories per environment and phase. waiting: the most suspicious
-    ones, `ROWS` at most."""
+    """What a run is doing.
+
+    time: unix seconds. learner: what it does or waits for. window: live versions, oldest first; pending:
+    published, without a place in it. engines: the version each holds (None: it changes). asleep: engines
+    that do, while the learner uses their devices. in_flight, buffered: trajectories. counts: those in
+    flight per environment and phase. waiting: the most suspicious ones, `ROWS` at most. silent:
+    controllers that did not answer; what they play is in no row.
+    """
 
     time: float
     stage: str
@@ -36,10 +40,12 @@ class Status:
     window: tuple[int, ...]
     pending: int | None
     engines: dict[str, int | None]
+    asleep: tuple[str, ...]
     in_flight: int
     buffered: int
     counts: dict[str, dict[str, int]]
     waiting: tuple[Waiting, ...]
+    silent: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """For status.json."""
@@ -51,10 +57,13 @@ def read_status(folder: Path) -> Status:
     try:
         values = json.loads((folder / "status.json").read_text())
         rows = tuple(Waiting(**row) for row in values.pop("waiting"))
-        return Status(**{**values, "window": tuple(values["window"])}, waiting=rows)
+        lists = {key: tuple(values[key]) for key in ("window", "asleep", "silent")}
+        return Status(**{**values, **lists}, waiting=rows)
     except FileNotFoundError:
         raise ConfigError(
-            f"status {folder}: there is no status.json; a run folder is wanted, such as runs/quickstart"
+            f"status {folder}: the run has not begun to play yet"
+            if (folder / "config.toml").exists()
+            else f"status {folder}: this is no run folder; one is wanted, such as runs/quickstart"
         ) from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"status {folder}: status.json cannot be read: {error}") from None
@@ -83,13 +92,17 @@ def describe(status: Status, *, live: bool, now: float | None = None) -> Group:
         lines.append(f"the run's own loop does not answer: it wrote this {_ago(silent)} ago")
     window = " ".join(map(str, status.window))
     held = f"; version {status.pending} waits for a place" if status.pending is not None else ""
-    served = "  ".join(f"{name}: {_version(v)}" for name, v in sorted(status.engines.items()))
+    served = "  ".join(
+        f"{name}: {_version(v)}{' (asleep)' * (name in status.asleep)}"
+        for name, v in sorted(status.engines.items())
+    )
     lines += [
         f"learner   {status.learner}",
         f"window    {window}{held}",
         f"engines   {served}",
         f"in flight {status.in_flight} trajectories, {status.buffered} buffered",
     ]
+    lines += [f"silent    {name} does not answer" for name in status.silent]
     for env, phases in sorted(status.counts.items()):
         said = ", ".join(f"{count} in {phase}" for phase, count in sorted(phases.items()))
         lines.append(f"          {env}: {said}")
@@ -119,6 +132,13 @@ def waiting_table(rows: tuple[Waiting, ...]) -> Table:
             style=style,
         )
     return shown
+
+
+def suspect(status: Status) -> str:
+    """Of a run in which nothing moves: what to look at first."""
+    if status.silent:
+        return f"{' and '.join(status.silent)} did not answer (see the logs)"
+    return sentence(status.waiting[0]) if status.waiting else "no episode is in progress"
 
 
 def sentence(row: Waiting) -> str:

@@ -43,10 +43,14 @@ class Waiting:
 
 @dataclass(frozen=True)
 class WaitingTable:
-    """The most suspicious rows, and how many trajectories there are per environment and phase in all."""
+    """The most suspicious rows, and how many trajectories there are per environment and phase in all.
+
+    silent: controllers that did not answer.
+    """
 
     rows: tuple[Waiting, ...]
     counts: Mapping[tuple[str, str], int]
+    silent: tuple[str, ...] = ()
 
 
 class PhaseTimes:
@@ -72,22 +76,37 @@ class PhaseTimes:
 
 
 def deadline(
-    phase: str, seconds: float, age: float, config: RunConfig, deadlines: DeadlineConfig
+    phase: str,
+    seconds: float,
+    age: float,
+    config: RunConfig,
+    deadlines: DeadlineConfig,
+    *,
+    acts: int = 1,
+    written: float | None = None,
 ) -> tuple[float, str]:
     """Seconds left to an episode that is in `phase` for `seconds` and began `age` seconds ago, and what
-    happens then."""
+    happens then.
+
+    acts: tool calls in this phase, which have a deadline each. written: since when an engine writes the
+    present turn, in seconds; None while it waits for one.
+    """
     limits = {
         "reset": (deadlines.reset_seconds, "failed: env_fault"),
-        "tool": (deadlines.tool_seconds, "failed: env_fault"),
+        "tool": (deadlines.tool_seconds * acts, "failed: env_fault"),
         "reply": (deadlines.tool_seconds, "failed: env_fault"),
         "score": (deadlines.score_seconds, "failed: env_fault"),
         "close": (deadlines.close_seconds, "closed without waiting"),
-        "generate": (config.engine.request_seconds, "failed: engine_fault"),
+        "judge": (deadlines.score_seconds, "failed: judge_fault"),
     }
+    if phase == "judge":
+        return limits[phase][0] - seconds, limits[phase][1]
     ways = [(config.episode.max_seconds - age, "failed: timeout")]
     if phase in limits:
         limit, then = limits[phase]
         ways.append((limit - seconds, then))
+    if written is not None:
+        ways.append((config.engine.request_seconds - written, "failed: engine_fault"))
     return min(ways)
 
 

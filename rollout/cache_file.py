@@ -8,6 +8,7 @@ between hosts, and engines of several processes.
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,9 @@ class CacheFile:
 
     def ask(self, version: int) -> None:
         """Order the cache of this request, which is `version`'s, should it end now."""
-        self.asked.write_text(str(version))
+        with suppress(OSError):  # Without room for it the prefix is computed again.
+            self.part.write_text(str(version))
+            os.replace(self.part, self.asked)
 
     def withdraw(self) -> None:
         """Nobody has taken the order up."""
@@ -46,9 +49,12 @@ class CacheFile:
         """Take the order up; its version, or None where there is no order."""
         try:
             os.replace(self.asked, self.part)
+            return int(self.part.read_text())
         except FileNotFoundError:
             return None
-        return int(self.part.read_text())
+        except (OSError, ValueError):
+            self.drop()
+            return None
 
     def drop(self) -> None:
         """It will not be written after all."""

@@ -46,12 +46,13 @@ class PhaseClock:
     current: str = "created"
     since: float = field(default_factory=time.time)
     created: float = field(default_factory=time.time)
+    acts: int = 1
 
     @contextmanager
-    def phase(self, name: str):
-        """Stamp what is awaited inside."""
+    def phase(self, name: str, acts: int = 1):
+        """Stamp what is awaited inside; acts: tool calls, which have a deadline each."""
         start = time.time()
-        self.current, self.since = name, start
+        self.current, self.since, self.acts = name, start, acts
         try:
             yield
         finally:
@@ -159,7 +160,8 @@ class Episode:
             try:
                 text, calls = self.renderer.parse(completion.token_ids)
                 phase = "tool" if calls else "reply"
-                result = await self._in_phase(phase, self.session.step(text, calls))
+                act = self.session.step(text, calls)
+                result = await self._in_phase(phase, act, max(1, len(calls)))
             except MalformedCall as error:
                 malformed = True
                 text = self.renderer.text(completion.token_ids)
@@ -179,8 +181,8 @@ class Episode:
         )
         return turn, result.done
 
-    async def _in_phase(self, name: str, act: Awaitable[T]) -> T:
-        with self.clock.phase(name):
+    async def _in_phase(self, name: str, act: Awaitable[T], acts: int = 1) -> T:
+        with self.clock.phase(name, acts):
             return await act
 
     async def _close(self) -> None:

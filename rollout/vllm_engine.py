@@ -161,7 +161,15 @@ class VllmEngine:
             file = self.files.pop(request.id, None)
         if final is None:
             raise EngineFault(f"engine {self.name} returned nothing for request {request.id}")
-        cache = await _written(file) if file and final.outputs[0].finish_reason == "abort" else ""
+        cache = ""
+        if file and final.outputs[0].finish_reason == "abort":
+            writing = asyncio.create_task(_written(file))
+            try:
+                cache = await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                # Nobody will ask for it any more.
+                writing.add_done_callback(lambda _: file.path.unlink(missing_ok=True))
+                raise
         return self._completion(final, cache)
 
     def _cache_arguments(self, request: Request) -> dict[str, Any]:

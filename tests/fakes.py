@@ -450,7 +450,7 @@ class FakeDispatcher:
         self.cancelled = True
 
     async def waiting(self, count: int) -> WaitingTable:
-        rows = [waiting(spec.ids[0], env=spec.env) for spec in self.playing.values()]
+        rows = [waiting(id, env=s.env) for s in self.playing.values() for id in s.ids]
         return WaitingTable(tuple(worst(rows, count)), Counter((r.env, r.phase) for r in rows))
 
     def _report(self, spec: GroupSpec, version: int, outcome: str) -> GroupReport:

@@ -98,3 +98,12 @@ def test_blocks_from_the_first_missing_one_on_are_copied_and_no_others(file):
 )
 def test_our_connector_stays_out_of_the_way(settings):
     assert moves_cache(EngineConfig()) and not moves_cache(EngineConfig(**settings))
+
+
+def test_an_order_that_cannot_be_written_or_read_is_none(tmp_path):
+    file = CacheFile(tmp_path / "missing" / "cache")
+    file.ask(3)
+    assert file.accept() is None and not file.expected()
+    damaged = CacheFile(tmp_path / "cache")
+    damaged.asked.touch()
+    assert damaged.accept() is None and not damaged.expected()

@@ -60,6 +60,22 @@ def test_each_mode_is_a_run_of_its_own_and_a_failing_one_is_named(monkeypatch):
     assert started[0][-6:] == ["--steps", "2", "--mode", "sync", "--name", "slow_tools-sync"]
 
 
+def test_a_prediction_that_fails_costs_no_row(monkeypatch, tmp_path, capsys):
+    def run(command, **_):
+        folder = write_run(tmp_path / command[-1], groups=6, group_size=4, learner_seconds=2.0)
+        (folder / "summary.json").write_text(json.dumps(SUMMARY))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    path = ROOT / "configs/slow_tools.toml"
+    config = load_config(path, ["--runs_dir", str(tmp_path)])
+    result = compare(config, path, [], ["dora"])
+    assert result["modes"]["dora"]["wall_s"] == 12.5
+    assert result["modes"]["dora"]["predicted_wall_s"] is None
+    assert "no prediction: trace" in capsys.readouterr().err
+    Console().print(table(result))
+
+
 def test_an_unknown_mode_is_one_sentence():
     path = str(ROOT / "configs/slow_tools.toml")
     result = CliRunner().invoke(app, ["compare-modes", path, "--modes", "sync,dorra"])

@@ -220,3 +220,19 @@ async def test_an_engine_need_not_write_on_for_a_turn_that_is_given_up():
     await asyncio.sleep(0)
     assert writers["a"].aborted == ["t/0", "t/1"]
     assert made.running == {} and made.loads == {"a": 0}
+
+
+async def test_a_request_at_an_engine_that_sleeps_has_all_its_time_when_it_wakes_up():
+    made, writers = await pool(a=0)
+    made.request_seconds = 0.1
+    made.begin("t", 0)
+    turn = asyncio.create_task(made.generate(request("t", tokens=10_000)))
+    while not made.running:
+        await asyncio.sleep(0)
+    await made.serve({"a": None})
+    await asyncio.sleep(0.35)
+    assert not turn.done(), "it sleeps"
+    await made.serve({"a": 0})
+    await asyncio.sleep(0.01)
+    writers["a"].stopped.add("t/0")
+    assert (await turn).finish_reason == "abort"

@@ -141,7 +141,8 @@ async def test_where_all_engines_are_lent_everything_waits_in_its_place(tmp_path
     assert made.admit()
     made.actors.log.clear()
     await made.lend()
-    assert made.actors.log == [("engine-0", "sleep"), ("engine-1", "sleep")]
+    nobody = {"engine-0": None, "engine-1": None}
+    assert made.actors.log == [("serve", nobody), ("engine-0", "sleep"), ("engine-1", "sleep")]
     assert not made.admit() and not made.served(0)
     await made.rebalance("timer")
     await made.take_back()

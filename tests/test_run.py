@@ -218,6 +218,21 @@ async def test_engines_sleep_exactly_while_the_learner_steps_on_their_devices(st
     assert_closed(run)
 
 
+async def test_a_version_without_an_engine_waits_while_many_sleep(start):
+    """Elastic, two versions, one engine awake, which plays the older: groups of the newer begin later."""
+    run = start(
+        mode="dora",
+        live_versions=2,
+        layout="elastic",
+        engine={"count": 2},
+        steps=8,
+        outcome=lambda spec: "filtered" if int(spec.id[1:]) % 3 else "samples",
+    )
+    await asyncio.wait_for(run.main(), 30)
+    assert run.fleet.counts["rebalances/unserved"] <= 8 * 20
+    assert_closed(run)
+
+
 async def test_tasks_come_from_the_environments_by_weight(start):
     run = start(steps=10)
     await asyncio.wait_for(run.main(), 30)

@@ -11,7 +11,8 @@ from test_simulator import SETTINGS
 from typer.testing import CliRunner
 
 from rl.cli import app
-from rl.simulator.sweep import Outcome, Setting, frontier
+from rl.simulator.config import SimConfig
+from rl.simulator.sweep import Outcome, Setting, frontier, settings
 
 POINT = Setting(live=2, rollout_share=0.5, over_dispatch=1.5, concurrency=8)
 
@@ -35,6 +36,14 @@ def config(tmp_path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(tomli_w.dumps(SETTINGS))
     return path
+
+
+def test_what_the_file_has_is_always_among_what_is_swept_by_itself():
+    config = SimConfig.model_validate(SETTINGS)
+    points = settings(config, [], [], [], [])
+    assert {(p.live, p.over_dispatch) for p in points} >= {(3, 1.5), (1, 2.0), (4, 3.0)}
+    assert {(p.rollout_share, p.concurrency) for p in points} == {(0.5, 256)}
+    assert len(settings(config, [2], [0.25], [1.5], [8])) == 1
 
 
 def test_the_command_plays_every_combination(config):

@@ -14,7 +14,7 @@ from rl.cli import app
 from rl.config import DeadlineConfig, EnvTable, InitConfig, ModelConfig, RunConfig
 from rl.dispatcher import Dispatcher
 from rl.run_folder import RunFolder
-from rl.status import SILENT_SECONDS, Status, describe, in_progress, read_status, sentence
+from rl.status import SILENT_SECONDS, Status, describe, in_progress, read_status, sentence, suspect
 from rl.waiting import PhaseTimes, WaitingTable, deadline, merge, worst
 from rollout.trajectory import Phase
 
@@ -39,10 +39,12 @@ def status(**changes) -> Status:
         "window": (2, 3),
         "pending": 4,
         "engines": {"engine-0": 2, "engine-1": None},
+        "asleep": ("engine-1",),
         "in_flight": 16,
         "buffered": 8,
         "counts": {"calculator": {"tool": 12, "generate": 4}},
         "waiting": (waiting("g000001.3"),),
+        "silent": (),
     }
     return Status(**{**fields, **changes})
 
@@ -90,7 +92,26 @@ def test_the_suspect_is_the_one_furthest_beyond_its_usual_time():
     assert [row.id for row in both.rows] == ["odd"] and both.counts == {("a", "tool"): 3}
 
 
-async def test_a_controller_that_does_not_answer_is_left_out(monkeypatch):
+@pytest.mark.parametrize(
+    ("phase", "options", "left", "then"),
+    [
+        ("generate", {}, 200.0, "failed: timeout"),
+        ("generate", {"written": 5.0}, 115.0, "failed: engine_fault"),
+        ("tool", {"acts": 3}, 50.0, "failed: env_fault"),
+        ("judge", {}, -10.0, "failed: judge_fault"),
+    ],
+)
+def test_a_turn_has_a_deadline_while_an_engine_writes_it_and_a_call_has_its_own(
+    config, phase, options, left, then
+):
+    """In the phase for 40 s, begun 100 s ago; an episode may take 300 s, a request 120 s, a call 30 s."""
+    episode = config.episode.model_copy(update={"max_seconds": 300.0})
+    settings = config.model_copy(update={"episode": episode})
+    found = deadline(phase, 40.0, 100.0, settings, DeadlineConfig(), **options)
+    assert found == (left, then)
+
+
+async def test_a_controller_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr("rl.dispatcher.WAITING_SECONDS", 0.05)
 
     async def never(count: int) -> WaitingTable:
@@ -105,7 +126,10 @@ async def test_a_controller_that_does_not_answer_is_left_out(monkeypatch):
         "b": SimpleNamespace(waiting=Remote(answers)),
     }
     dispatcher = Dispatcher(SimpleNamespace(controllers=controllers), 1.0, lambda spec, why: None)
-    assert [row.id for row in (await dispatcher.waiting(10)).rows] == ["here"]
+    table = await dispatcher.waiting(10)
+    assert [row.id for row in table.rows] == ["here"] and table.silent == ("a",)
+    assert suspect(status(silent=table.silent)) == "a did not answer (see the logs)"
+    assert "a does not answer" in text(status(silent=table.silent), live=True)
 
 
 def test_a_row_is_one_sentence():
@@ -134,7 +158,7 @@ def test_the_command_says_what_a_run_does_and_waits_for(config):
         "training, step 3 of 9",
         "waits for a batch: 1 of 4",
         "2 3; version 4 waits for a place",
-        "engine-0: 2  engine-1: -",
+        "engine-0: 2  engine-1: - (asleep)",
         "12 in tool",
         "g000001.3",
         "host-0",
@@ -156,7 +180,7 @@ def test_a_run_that_does_not_write_any_more_is_suspected_itself():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "there is no status.json"), ("{", "cannot be read"), ('{"waiting": 3}', "cannot be")],
+    [(None, "this is no run folder"), ("{", "cannot be read"), ('{"waiting": 3}', "cannot be")],
 )
 def test_a_folder_without_a_status_is_one_sentence(tmp_path, content, message):
     if content is not None:
@@ -164,3 +188,10 @@ def test_a_folder_without_a_status_is_one_sentence(tmp_path, content, message):
     result = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert result.exit_code == 2
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_run_that_has_just_begun_is_said_to_have(config):
+    folder = RunFolder(config)
+    result = CliRunner().invoke(app, ["status", str(folder.path)])
+    folder.close()
+    assert result.exit_code == 2 and "the run has not begun to play yet" in result.stderr

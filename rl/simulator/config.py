@@ -92,8 +92,8 @@ class ModeSpec(Section):
     rollout_share: of the devices; with `disaggregated` the engines', with `elastic` the standalone
     group's. over_dispatch: trajectories begun and not yet trained on, in batches. active_per_engine:
     trajectories in progress, per engine of all there are. engine_first, engine_later: sequences per
-    engine before and after the first rebalance of a step. max_groups: played at
-    once, whatever over_dispatch says. The rest: see `rollout.scheduler.Limits`.
+    engine before and after the first rebalance of a step. max_groups: played at once, whatever
+    over_dispatch says. The rest: see `rollout.scheduler.Limits`.
     """
 
     layout: Layout = "colocated"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rl.config_file import ConfigError
 from rl.simulator.config import ModeSpec, SimConfig
 from rl.simulator.engine import SimEngine, Work
 from rl.simulator.trajectory_plan import GroupPlan, Plan
@@ -96,6 +97,11 @@ class Simulation:
             max_groups=mode.max_groups,
             max_active=(mode.active_per_engine or 2**31) * len(self.engines),
         )
+        if self.limits.max_active < batch.group_size:
+            raise ConfigError(
+                f"active_per_engine: {self.limits.max_active} trajectories in progress are less than one "
+                f"group ({batch.group_size})"
+            )
         self.source = plans(config.workload, config.seed)
         self.now = 0.0
         self.window = Window((0,))

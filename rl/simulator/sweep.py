@@ -14,6 +14,9 @@ from rl.simulator.config import ModeSpec, SimConfig
 from rl.simulator.report import duration, figures
 from rl.simulator.simulation import Simulation
 
+# What is swept besides what the file has.
+LIVE, OVER_DISPATCH = (1, 2, 3, 4), (1.5, 2.0, 3.0)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -51,16 +54,19 @@ def settings(
     over_dispatch: Sequence[float],
     concurrency: Sequence[int],
 ) -> list[Setting]:
-    """All combinations; an empty list stands for what [modes.dora] has. Raises ConfigError."""
+    """All combinations, in order. Raises ConfigError.
+
+    An empty list stands for what [modes.dora] has; of K and over-dispatch, for that and some others.
+    """
     mode = _dora(config)
     if mode.layout == "colocated" and shares:
         raise ConfigError(
             "--share: with layout colocated the learner has all devices, there is no split"
         )
     combined = itertools.product(
-        live or [mode.live],
+        live or sorted({*LIVE, mode.live}),
         shares or [mode.rollout_share],
-        over_dispatch or [mode.over_dispatch],
+        over_dispatch or sorted({*OVER_DISPATCH, mode.over_dispatch}),
         concurrency or [mode.engine_later],
     )
     found = list(itertools.starmap(Setting, combined))
