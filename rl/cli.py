@@ -104,7 +104,7 @@ def compare_modes(
     try:
         check_run(settings)
         wanted = modes.split(",") if modes else MODES
-        chosen = [mode for mode in MODES if mode in wanted]
+        chosen = [mode for mode in MODES if any(mode == one for one in wanted)]
         if len(chosen) != len(wanted):
             raise ConfigError(f"--modes: {modes} has to name some of {', '.join(MODES)}")
     except ConfigError as error:
