@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from rl.config import RunConfig, load_config
+from rl.config import Mode, RunConfig, load_config
 from rl.config_file import ConfigError
 
 app = typer.Typer(
@@ -103,8 +103,8 @@ def compare_modes(
     settings = _load(config, context.args)
     try:
         check_run(settings)
-        wanted = modes.split(",") if modes else MODES
-        chosen = [mode for mode in MODES if any(mode == one for one in wanted)]
+        wanted = modes.split(",") if modes else list(MODES)
+        chosen: list[Mode] = [mode for mode in MODES if mode in wanted]
         if len(chosen) != len(wanted):
             raise ConfigError(f"--modes: {modes} has to name some of {', '.join(MODES)}")
     except ConfigError as error:
