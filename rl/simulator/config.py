@@ -93,7 +93,7 @@ class ModeSpec(Section):
     group's. over_dispatch: trajectories begun and not yet trained on, in batches. active_per_engine:
     trajectories in progress, per engine of all there are. engine_first, engine_later: sequences per
     engine before and after the first rebalance of a step. max_groups: played at once, whatever
-    over_dispatch says. The rest: see `rollout.scheduler.Limits`.
+    over_dispatch says. train_factor: of the cost of training. The rest: see `rollout.scheduler.Limits`.
     """
 
     layout: Layout = "colocated"
@@ -111,6 +111,7 @@ class ModeSpec(Section):
     expected_tokens: int = Field(default=0, ge=0)
     period_seconds: PositiveFloat = 60
     cache_pressure: float = Field(default=0.95, gt=0, le=1)
+    train_factor: PositiveFloat = 1
     max_groups: PositiveInt = 2**31
 
     @validator(mode="after")

@@ -20,6 +20,10 @@ from rl.simulator.config import (
 )
 from rl.simulator.workload import load_trace
 
+# Where samples are of older versions the learner computes their log-probs again: one forward pass more,
+# which is a third of the forward and backward passes of a step.
+AGAIN = 1 / 3
+
 
 def load_simulation(path: Path, overrides: Sequence[str], trace: str | None) -> SimConfig:
     """A simulation from a file that describes one, or a run. Raises ConfigError."""
@@ -75,6 +79,7 @@ def devices(config: RunConfig) -> int:
 def _mode(config: RunConfig, mode: Mode) -> ModeSpec:
     run = config.model_copy(update={"mode": mode})
     rules, limits = run.rules, run.limits
+    again = run.learner.loss.behaviour == "learner"
     engines = config.engine.count
     standalone = {"disaggregated": engines, "colocated": 1, "elastic": run.standalone_engines}
     return ModeSpec(
@@ -91,4 +96,5 @@ def _mode(config: RunConfig, mode: Mode) -> ModeSpec:
         expected_tokens=limits.expected_tokens,
         period_seconds=limits.period_seconds,
         max_groups=limits.max_groups,
+        train_factor=1 + AGAIN * (rules.max_staleness > 0 and again),
     )

@@ -289,7 +289,7 @@ class Simulation:
         seconds = (
             cost.train_fixed_seconds
             + tokens * cost.train_device_seconds_per_token / self.learner_devices
-        )
+        ) * self.mode.train_factor
         for name in self.borrowed:
             self._switch(self.engines[name], available=False)
         if self.borrowed and len(self.borrowed) < len(self.engines):
