@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -95,7 +95,7 @@ def frontier(outcomes: Iterable[Outcome]) -> list[Outcome]:
 def _marked(ordered: Sequence[Outcome]) -> Iterator[Outcome]:
     best = float("inf")
     for one in ordered:
-        yield Outcome(**{**vars(one), "frontier": one.step_min < best})
+        yield replace(one, frontier=one.step_min < best)
         best = min(best, one.step_min)
 
 
