@@ -51,6 +51,7 @@ class EnginePool:
         self.loads = dict.fromkeys(engines, 0)
         self.running: dict[str, tuple[str, str]] = {}
         self.asked: dict[str, float] = {}
+        self.asleep: set[str] = set()
         self.slept: Counter[str] = Counter()
         self.interrupted: set[str] = set()
         self.prefilled_again = 0
@@ -76,9 +77,10 @@ class EnginePool:
         """These engines serve these versions from now on; None: it sleeps, and no new turn goes there."""
         async with self._changed:
             self.serves |= versions
-            asleep = {name for name, version in versions.items() if version is None}
-            self.slept.update(asleep)
-            self._forget_caches(asleep)
+            self.asleep -= versions.keys()
+            self.asleep |= {name for name, version in versions.items() if version is None}
+            self.slept.update(self.asleep)
+            self._forget_caches(self.asleep)
             self._changed.notify_all()
 
     async def leave(self, engines: Iterable[str], moves: Mapping[str, str]) -> None:
@@ -164,8 +166,8 @@ class EnginePool:
                 try:
                     return await within(asyncio.shield(answer), self.request_seconds)
                 except TimeoutError:
-                    # An engine that slept meanwhile has all its time again.
-                    if self.serves.get(name) is not None and self.slept[name] == slept:
+                    # An engine that slept meanwhile has all its time again; one that is left has not.
+                    if name not in self.asleep and self.slept[name] == slept:
                         raise
         except TimeoutError:
             self._abort(name, request)

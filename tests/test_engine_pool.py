@@ -236,3 +236,16 @@ async def test_a_request_at_an_engine_that_sleeps_has_all_its_time_when_it_wakes
     await asyncio.sleep(0.01)
     writers["a"].stopped.add("t/0")
     assert (await turn).finish_reason == "abort"
+
+
+async def test_a_request_that_an_engine_does_not_give_up_is_not_waited_for_longer():
+    made, writers = await pool(a=0)
+    made.request_seconds = 0.1
+    writers["a"].deaf = 99
+    made.begin("t", 0)
+    turn = asyncio.create_task(made.generate(request("t", tokens=10_000)))
+    while not made.running:
+        await asyncio.sleep(0)
+    await asyncio.wait_for(made.leave(["a"], {}), 5)
+    with pytest.raises(EngineFault, match=r"did not answer within 0.1 s"):
+        await turn
