@@ -217,7 +217,7 @@ def _key(config: RunConfig) -> str:
         "sft": config.sft.model_dump() if config.sft else None,
         "env": [(t.id, t.config) for t in config.env],
         "format": config.episode.tool_format,
-        "learner": [config.learner.dtype, config.learner.row_tokens],
+        "learner": [config.learner.dtype, config.learner.micro_batch_tokens],
         "seed": config.seed,
     }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())

@@ -214,10 +214,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"rollout.over_dispatch ({over:g}) is below one batch: the learner would wait for ever"
             )
-        if self.learner.row_tokens < self.episode.max_tokens:
+        if self.learner.micro_batch_tokens < self.episode.max_tokens:
             raise ValueError(
-                f"learner.row_tokens ({self.learner.row_tokens}) has to hold a whole trajectory, "
-                f"episode.max_tokens ({self.episode.max_tokens})"
+                f"learner.micro_batch_tokens ({self.learner.micro_batch_tokens}) has to hold a whole "
+                f"trajectory, episode.max_tokens ({self.episode.max_tokens})"
             )
         if self.engine.max_model_len < self.episode.max_tokens:
             raise ValueError(

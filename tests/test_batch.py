@@ -1,4 +1,4 @@
-"""Packing: each sample once, no row too long, nothing attends across samples."""
+"""Packing: each sample once, no micro-batch too long, each token predicted from the one before it."""
 
 import random
 
@@ -8,68 +8,85 @@ from fakes import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batch import pack, plan_rows
+from trainer.batch import pack, plan_micro_batches
 from trainer.sample import TrainSample
 
+CPU = torch.device("cpu")
 lengths = st.lists(st.integers(1, 50), max_size=40)
+few = st.lists(st.integers(3, 12), min_size=1, max_size=6)
 
 
-def batch_of(lengths: list[int], row_tokens: int):
+def batch_of(lengths: list[int]):
     rng = random.Random(0)
     samples = [sample(f"s{i}", n, rng, version=i % 3) for i, n in enumerate(lengths)]
-    rows = plan_rows(lengths, row_tokens)
-    return samples, rows, pack(samples, rows)
+    return samples, pack(samples, range(len(samples)), CPU)
 
 
-@given(lengths, st.integers(50, 120))
-def test_rows_cover_each_sample_once_and_are_never_too_long(lengths, row_tokens):
-    rows = plan_rows(lengths, row_tokens)
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    assert all(sum(lengths[i] for i in row) <= row_tokens for row in rows)
-    assert all(rows)
+@given(lengths, st.integers(50, 120), st.integers(1, 4))
+def test_micro_batches_hold_each_sample_once_and_are_never_too_long(lengths, max_tokens, ranks):
+    plan = plan_micro_batches(lengths, max_tokens, ranks)
+    assert sorted(i for rank in plan for batch in rank for i in batch) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in batch) <= max_tokens for rank in plan for batch in rank)
 
 
-@given(lengths, st.integers(50, 120))
-def test_rows_are_more_than_half_full_but_one(lengths, row_tokens):
-    rows = plan_rows(lengths, row_tokens)
-    half_empty = [r for r in rows if sum(lengths[i] for i in r) <= row_tokens / 2]
-    assert len(half_empty) <= 1
+@given(lengths, st.integers(50, 120), st.integers(1, 4))
+def test_ranks_get_equally_many_micro_batches(lengths, max_tokens, ranks):
+    plan = plan_micro_batches(lengths, max_tokens, ranks)
+    assert len(plan) == ranks and len({len(rank) for rank in plan}) == 1
+
+
+@given(st.lists(st.integers(1, 50), min_size=20, max_size=40), st.integers(2, 4))
+def test_the_loads_of_micro_batches_differ_by_less_than_the_longest_sample(lengths, ranks):
+    plan = plan_micro_batches(lengths, 200, ranks)
+    loads = [sum(lengths[i] for i in batch) for rank in plan for batch in rank]
+    assert max(loads) - min(loads) <= max(lengths)
 
 
 def test_the_example_of_the_docstring():
-    assert plan_rows([5, 3, 4], 8) == [[0, 1], [2]]
+    assert plan_micro_batches([5, 3, 4, 4], 8) == [[[0, 1], [2, 3]]]
 
 
-def test_a_sample_longer_than_a_row_is_refused_with_the_setting_to_change():
+def test_a_sample_longer_than_a_micro_batch_is_refused_with_the_setting_to_change():
     with pytest.raises(
-        ValueError, match=r"9 tokens does not fit a row of 8 \(learner.row_tokens\)"
+        ValueError,
+        match=r"9 tokens does not fit a micro-batch of 8 \(learner.micro_batch_tokens\)",
     ):
-        plan_rows([3, 9], 8)
+        plan_micro_batches([3, 9], 8)
 
 
-@given(st.lists(st.integers(3, 12), min_size=1, max_size=6))
-def test_rows_hold_each_samples_tokens_with_positions_from_zero(lengths):
-    samples, rows, batch = batch_of(lengths, 16)
-    for r, row in enumerate(rows):
-        start = 0
-        for i in row:
-            end = start + lengths[i]
-            assert tuple(batch.input_ids_RL[r, start:end].tolist()) == samples[i].token_ids
-            assert batch.position_ids_RL[r, start:end].tolist() == list(range(lengths[i]))
-            assert set(batch.segment_ids_RL[r, start:end].tolist()) == {i}
-            start = end
+@given(few)
+def test_the_stream_is_the_samples_end_to_end_longest_first_with_positions_from_zero(lengths):
+    samples, batch = batch_of(lengths)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    assert tuple(batch.input_ids_T.tolist()) == tuple(
+        t for i in order for t in samples[i].token_ids
+    )
+    assert batch.position_ids_T.tolist() == [t for i in order for t in range(lengths[i])]
 
 
-@given(st.lists(st.integers(3, 12), min_size=1, max_size=6))
+@given(few)
+def test_buckets_cover_the_stream_and_pad_little(lengths):
+    _, batch = batch_of(lengths)
+    assert [b.start for b in batch.buckets] == [0, *(b.end for b in batch.buckets[:-1])]
+    assert batch.buckets[-1].end == sum(lengths)
+    for bucket in batch.buckets:
+        tokens = bucket.end - bucket.start
+        assert tokens >= 0.8 * bucket.count * bucket.length
+        assert (bucket.slots_T is None) == (tokens == bucket.count * bucket.length)
+        if bucket.slots_T is not None:
+            assert len(set(bucket.slots_T.tolist())) == tokens
+
+
+@given(few)
 def test_each_policy_token_is_predicted_from_the_token_before_it(lengths):
-    samples, _, batch = batch_of(lengths, 16)
+    samples, batch = batch_of(lengths)
     seen: dict[int, list[tuple]] = {i: [] for i in range(len(samples))}
     columns = [vars(batch)[f"{name}_N"] for name in ("rollout_logprobs", "advantages", "versions")]
     for n, i in enumerate(batch.sample_N.tolist()):
-        r, c = batch.row_N[n], batch.column_N[n]
-        assert batch.segment_ids_RL[r, c] == batch.segment_ids_RL[r, c + 1] == i
-        assert batch.input_ids_RL[r, c + 1] == batch.target_N[n]
-        place = int(batch.position_ids_RL[r, c]) + 1
+        source = int(batch.source_N[n])
+        place = int(batch.position_ids_T[source]) + 1
+        assert batch.input_ids_T[source + 1] == batch.target_N[n] == samples[i].token_ids[place]
+        assert batch.position_ids_T[source + 1] == place
         seen[i].append((place, *(pytest.approx(column[n].item()) for column in columns)))
     for i, s in enumerate(samples):
         rows = zip(s.rollout_logprobs, s.advantages, s.versions, strict=True)
@@ -77,33 +94,13 @@ def test_each_policy_token_is_predicted_from_the_token_before_it(lengths):
         assert seen[i] == wanted
 
 
-@given(st.lists(st.integers(3, 12), min_size=1, max_size=6))
-def test_attention_is_causal_and_never_crosses_from_one_sample_into_another(lengths):
-    _, _, batch = batch_of(lengths, 16)
-    mask = batch.attention_mask()
-    segments = batch.segment_ids_RL
-    r_count, length = segments.shape
-    assert mask.shape == (r_count, 1, length, length)
-    for r, _, q, k in mask.nonzero().tolist():
-        assert k <= q
-        assert segments[r, q] == segments[r, k]
-    for i, n in enumerate(lengths):
-        inside = mask[:, 0] & (segments == i)[:, :, None] & (segments == i)[:, None, :]
-        assert inside.sum() == n * (n + 1) // 2
-
-
-def test_padding_attends_to_itself_alone():
-    _, _, batch = batch_of([10, 4], 10)
-    mask, padding = batch.attention_mask()[:, 0], batch.segment_ids_RL < 0
-    assert padding.sum() == 6
-    assert mask[padding].sum() == 6, "one key each, so that no row of the softmax is empty"
-
-
-def test_a_batch_without_policy_tokens_is_packed_too():
+def test_batches_without_policy_tokens_or_without_samples_are_packed_too():
     bare = TrainSample("s", "fake", (5, 6), (False, False), (0.0,) * 2, (0.0,) * 2, (-1, -1))
-    batch = pack([bare], [[0]])
-    assert batch.row_N.shape == batch.versions_N.shape == (0,)
-    assert batch.target_N.dtype == torch.long
+    for indices, tokens in (([0], 2), ([], 1)):
+        batch = pack([bare], indices, CPU)
+        assert batch.source_N.shape == batch.versions_N.shape == (0,)
+        assert batch.input_ids_T.shape == (tokens,)
+        assert batch.target_N.dtype == batch.input_ids_T.dtype == torch.long
 
 
 def fields(**changes) -> dict:

@@ -100,7 +100,10 @@ def test_staleness_is_zero_in_sync_mode(tmp_path):
         ("[batch]\ngroups = 0", "batch.groups: input should be greater than 0, got 0"),
         ("[learner]\ndevice = 'tpu'", "learner.device: input should be 'cpu' or 'cuda', got 'tpu'"),
         ("[batch]\ngroup_size = 1", "batch.group_size has to be at least 2"),
-        ("[episode]\nmax_tokens = 300", "learner.row_tokens (256) has to hold a whole trajectory"),
+        (
+            "[episode]\nmax_tokens = 5000",
+            "learner.micro_batch_tokens (4096) has to hold a whole trajectory",
+        ),
         ("[engine]\nmax_model_len = 100", "engine.max_model_len (100) has to be at least"),
         ("[[env]]\nid = 'calculator'", "two environments are called 'calculator'"),
         ("[[env]]\nid = 'sensors'\nname = 'all'", "no environment can be called"),

@@ -67,7 +67,9 @@ async def _compare(checkpoint: Path, dtype: str, folder: Path) -> None:
     config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=12, threads=2)  # pyright: ignore
     sampling = SamplingConfig()
     engine = VllmEngine("engine-0", str(checkpoint), config, sampling, renderer.eos_ids, seed=0)
-    learner = Learner(checkpoint, LearnerConfig(row_tokens=256), temperature=1.0, keep_versions=0)
+    learner = Learner(
+        checkpoint, LearnerConfig(micro_batch_tokens=256), temperature=1.0, keep_versions=0
+    )
     published = folder / "weights.safetensors"
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
     try:

@@ -23,7 +23,7 @@ wandb = { enabled = false }
 batch = { groups = 4, group_size = 4, filter_zero_variance = false }
 episode = { max_turns = 3, max_completion_tokens = 24, max_tokens = 128, max_seconds = 60 }
 engine = { count = 2, max_model_len = 128 }
-learner = { row_tokens = 128, threads = 1, optim = { lr = 1e-4 } }
+learner = { micro_batch_tokens = 128, threads = 1, optim = { lr = 1e-4 } }
 """
 CALCULATOR = '[[env]]\nid = "calculator"\n'
 

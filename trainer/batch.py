@@ -1,109 +1,99 @@
-"""Packed batches: samples as tensors, without padding to the longest.
+"""Packed batches: the samples of a micro-batch end to end in one stream, without any padding.
 
-`pack` lays samples end to end into rows of at most `row_tokens`; positions restart with each sample and
-attention never crosses from one into another.
+`plan_micro_batches` says which samples go together and on which rank, `pack` lays them out. Positions
+restart with each sample, and attention never crosses from one into another (`trainer.attention`).
 
-Shapes: R rows, L row length, N policy tokens of the batch (those with loss_mask), in row order.
+Shapes: T tokens of a micro-batch, N its policy tokens (those with loss_mask) in order of the stream.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from trainer.attention import Bucket, plan_buckets
 from trainer.sample import TrainSample
+
+NOTHING = TrainSample("", "", (0,), (False,), (0.0,), (0.0,), (-1,))
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows for one forward pass, and for each policy token where its prediction is read.
+    """One forward pass. source_N: where in the stream each policy token is predicted. target_N: the token.
+    sample_N: its sample's index in the list that was packed."""
 
-    sample_N: index of each policy token's sample in the list that was packed.
-    """
-
-    input_ids_RL: Tensor
-    position_ids_RL: Tensor
-    segment_ids_RL: Tensor
-    row_N: Tensor
-    column_N: Tensor
+    input_ids_T: Tensor
+    position_ids_T: Tensor
+    source_N: Tensor
     target_N: Tensor
     sample_N: Tensor
     rollout_logprobs_N: Tensor
     advantages_N: Tensor
     versions_N: Tensor
-
-    def attention_mask(self) -> Tensor:
-        """Boolean (R, 1, L, L): causal, and within one sample only. Padding attends to itself."""
-        length = self.segment_ids_RL.shape[1]
-        same = self.segment_ids_RL[:, :, None] == self.segment_ids_RL[:, None, :]
-        causal = torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
-        return (same & causal)[:, None]
-
-    def to(self, device: torch.device) -> "PackedBatch":
-        """The same batch on another device."""
-        return PackedBatch(**{name: value.to(device) for name, value in vars(self).items()})
+    buckets: tuple[Bucket, ...]
 
 
-def plan_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """First-fit decreasing: indices of the samples of each row, e.g. [5, 3, 4] in rows of 8 -> [[0, 1], [2]].
+def plan_micro_batches(
+    lengths: Sequence[int], max_tokens: int, ranks: int = 1
+) -> list[list[list[int]]]:
+    """Indices of the samples of each micro-batch of each rank, e.g. [5, 3, 4, 4] at 8 -> [[[0, 1], [2, 3]]].
 
-    Raises ValueError where a sample is longer than a row.
+    Every rank gets equally many micro-batches (a rank's may be empty), for they compute in step. Longest
+    first, each sample to the emptiest micro-batch. Raises ValueError where a sample is too long.
     """
-    rows: list[list[int]] = []
-    free: list[int] = []
+    if lengths and max(lengths) > max_tokens:
+        raise ValueError(
+            f"a sample of {max(lengths)} tokens does not fit a micro-batch of {max_tokens} "
+            "(learner.micro_batch_tokens)"
+        )
+    count = ranks * max(1, -(-sum(lengths) // (max_tokens * ranks)))
+    while (bins := _spread(lengths, max_tokens, count)) is None:
+        count += ranks
+    return [bins[rank::ranks] for rank in range(ranks)]
+
+
+def _spread(lengths: Sequence[int], max_tokens: int, count: int) -> list[list[int]] | None:
+    """Greedy balance over `count` micro-batches; None where it does not fit."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    full = [0] * count
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[index] > row_tokens:
-            raise ValueError(
-                f"a sample of {lengths[index]} tokens does not fit a row of {row_tokens} "
-                "(learner.row_tokens)"
-            )
-        for row, room in enumerate(free):
-            if lengths[index] <= room:
-                rows[row].append(index)
-                free[row] -= lengths[index]
-                break
-        else:
-            rows.append([index])
-            free.append(row_tokens - lengths[index])
-    return rows
+        emptiest = full.index(min(full))
+        full[emptiest] += lengths[index]
+        if full[emptiest] > max_tokens:
+            return None
+        bins[emptiest].append(index)
+    return bins
 
 
-def pack(samples: Sequence[TrainSample], rows: Sequence[Sequence[int]]) -> PackedBatch:
-    """Lay out the samples of the given rows; rows are padded to the longest of them."""
-    length = max(sum(len(samples[i].token_ids) for i in row) for row in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    # Each padding position is a segment of its own, so that it attends to itself alone.
-    segments = -1 - torch.arange(length).repeat(len(rows), 1)
-    where: list[tuple[int, int, int, int]] = []
-    values: list[tuple[float, float, int]] = []
-    for r, row in enumerate(rows):
-        start = 0
-        for index in row:
-            sample = samples[index]
-            end = start + len(sample.token_ids)
-            ids[r, start:end] = torch.tensor(sample.token_ids)
-            positions[r, start:end] = torch.arange(end - start)
-            segments[r, start:end] = index
-            for t, wanted in enumerate(sample.loss_mask):
-                if wanted:
-                    where.append((r, start + t - 1, sample.token_ids[t], index))
-                    values.append(
-                        (sample.rollout_logprobs[t], sample.advantages[t], sample.versions[t])
-                    )
-            start = end
-    row_N, column_N, target_N, sample_N = torch.tensor(where, dtype=torch.long).reshape(-1, 4).T
-    logprobs, advantages, versions = zip(*values, strict=True) if values else ((), (), ())
-    return PackedBatch(
-        input_ids_RL=ids,
-        position_ids_RL=positions,
-        segment_ids_RL=segments,
-        row_N=row_N,
-        column_N=column_N,
-        target_N=target_N,
-        sample_N=sample_N,
-        rollout_logprobs_N=torch.tensor(logprobs, dtype=torch.float32),
-        advantages_N=torch.tensor(advantages, dtype=torch.float32),
-        versions_N=torch.tensor(versions, dtype=torch.long),
+def pack(
+    samples: Sequence[TrainSample], indices: Sequence[int], device: torch.device
+) -> PackedBatch:
+    """Lay out the samples of these indices, longest first so that equal lengths are neighbours.
+
+    No indices give one token from which nothing is predicted: a rank without work computes in step.
+    """
+    order = sorted(indices, key=lambda i: (-len(samples[i].token_ids), i))
+    chosen = [samples[i] for i in order] or [NOTHING]
+    lengths = [len(s.token_ids) for s in chosen]
+
+    def stream(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+        return torch.cat([torch.tensor(v, dtype=dtype) for v in values])
+
+    input_ids = stream([s.token_ids for s in chosen], torch.long)
+    mask = stream([s.loss_mask for s in chosen], torch.bool)
+    batch = PackedBatch(
+        input_ids_T=input_ids,
+        position_ids_T=stream([range(n) for n in lengths], torch.long),
+        source_N=mask.nonzero()[:, 0] - 1,
+        target_N=input_ids[mask],
+        sample_N=stream([[i] * n for i, n in zip(order or [0], lengths, strict=True)], torch.long)[
+            mask
+        ],
+        rollout_logprobs_N=stream([s.rollout_logprobs for s in chosen], torch.float32)[mask],
+        advantages_N=stream([s.advantages for s in chosen], torch.float32)[mask],
+        versions_N=stream([s.versions for s in chosen], torch.long)[mask],
+        buckets=plan_buckets(lengths, device),
     )
+    tensors = {k: v.to(device) for k, v in vars(batch).items() if isinstance(v, Tensor)}
+    return replace(batch, **tensors)

@@ -57,15 +57,14 @@ class OptimConfig(Section):
 class LearnerConfig(Section):
     """The training side.
 
-    row_tokens: length of a packed row; has to hold the longest trajectory.
-    micro_batch_rows: rows of one forward and backward pass.
+    dtype: of the products and of the weights they use; master weights and optimizer state are float32.
+    micro_batch_tokens: tokens of one forward and backward pass; has to hold the longest trajectory.
     cpus, gpus: what the learner's actor asks Ray for (0 CPUs: it shares the engines' cores).
     """
 
     dtype: Dtype = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
-    row_tokens: PositiveInt = 256
-    micro_batch_rows: PositiveInt = 16
+    micro_batch_tokens: PositiveInt = 4096
     threads: PositiveInt | None = None
     cpus: float = Field(default=0, ge=0)
     gpus: float = Field(default=0, ge=0)

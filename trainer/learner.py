@@ -13,52 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
-from trainer.batch import PackedBatch, pack, plan_rows
+from trainer.batch import PackedBatch, pack, plan_micro_batches
 from trainer.config import LearnerConfig
 from trainer.loss import LOSSES, LossInputs
+from trainer.optimizer import Optimizer
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
+from trainer.scorer import Scorer
 from trainer.weights import write_checkpoint, write_weights
-
-# Logits of this many tokens exist at once: (LOGIT_CHUNK, V) instead of (N, V).
-LOGIT_CHUNK = 4096
-
-
-class Scorer(nn.Module):
-    """A policy that answers with the log-prob and the entropy of each policy token, both (N,)."""
-
-    def __init__(self, model: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.model = model
-        self.temperature = temperature
-
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        hidden_RLD = self.model.model(  # pyright: ignore[reportCallIssue]
-            input_ids=batch.input_ids_RL,
-            position_ids=batch.position_ids_RL,
-            attention_mask=batch.attention_mask(),
-            use_cache=False,
-        ).last_hidden_state
-        hidden_ND = hidden_RLD[batch.row_N, batch.column_N]
-        parts = []
-        for hidden, target in zip(
-            hidden_ND.split(LOGIT_CHUNK), batch.target_N.split(LOGIT_CHUNK), strict=True
-        ):
-            parts.append(
-                checkpoint(self._score, hidden, target, use_reentrant=False)
-                if torch.is_grad_enabled()
-                else self._score(hidden, target)
-            )
-        logprobs, entropies = zip(*parts, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
-
-    def _score(self, hidden_ND: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NV = self.model.lm_head(hidden_ND).float() / self.temperature  # pyright: ignore
-        all_NV = logits_NV.log_softmax(dim=-1)
-        entropy_N = -(all_NV.detach().exp() * all_NV.detach()).sum(-1)
-        return all_NV.gather(1, target_N[:, None])[:, 0], entropy_N
 
 
 class Learner:
@@ -78,17 +41,9 @@ class Learner:
         self.config = config
         self.keep_versions = keep_versions
         self.device = torch.device(config.device)
-        # Master weights and optimizer state stay float32; config.dtype is that of the products.
         self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature).to(self.device)
         self.scorer.train()
-        self.optimizer = torch.optim.AdamW(
-            self.scorer.parameters(),
-            lr=config.optim.lr,
-            betas=config.optim.betas,
-            eps=config.optim.eps,
-            weight_decay=config.optim.weight_decay,
-        )
-        self.updates = 0
+        self.optimizer = Optimizer(self.scorer, config.optim, getattr(torch, config.dtype))
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
 
@@ -144,7 +99,7 @@ class Learner:
             "parity/mean_abs_dlogp": gap / compared if compared else math.nan,
             "parity/tokens": compared,
             "optim/grad_norm": grad_norm,
-            "optim/lr": self.optimizer.param_groups[0]["lr"],
+            "optim/lr": self.optimizer.lr,
             "time/behaviour_seconds": behaviour_seconds,
             "time/step_seconds": time.perf_counter() - start,
             "learner/policy_tokens": float(num_tokens),
@@ -181,17 +136,16 @@ class Learner:
         write_checkpoint(self.model, folder, torch.float32)
 
     def _micro_batches(self, samples: Sequence[TrainSample]) -> Iterator[PackedBatch]:
-        """Packed rows; samples of one version stay together, so that each batch is scored again under
+        """Packed; samples of one version stay together, so that each batch is scored again under
         as few past versions as can be."""
         by_version: dict[int, list[int]] = defaultdict(list)
         for index, sample in enumerate(samples):
             by_version[min(sample.policy_versions, default=self.version)].append(index)
-        size = self.config.micro_batch_rows
         for indices in by_version.values():
             lengths = [len(samples[i].token_ids) for i in indices]
-            rows = [[indices[j] for j in r] for r in plan_rows(lengths, self.config.row_tokens)]
-            for start in range(0, len(rows), size):
-                yield pack(samples, rows[start : start + size]).to(self.device)
+            [own] = plan_micro_batches(lengths, self.config.micro_batch_tokens)
+            for chosen in own:
+                yield pack(samples, [indices[j] for j in chosen], self.device)
 
     @torch.no_grad()
     def _past_logprobs(self, batch: PackedBatch) -> Tensor:
@@ -213,20 +167,13 @@ class Learner:
     def _score(
         self, batch: PackedBatch, weights: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        low = self.config.dtype == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-            if weights is None:
-                return self.scorer(batch)
-            return functional_call(self.scorer, weights, (batch,))
+        if weights is None:
+            return self.scorer(batch)
+        return functional_call(self.scorer, weights, (batch,))
 
     def _update(self, *, remember: bool) -> float:
-        """Clip, step, zero. With `remember`, a new policy version begins."""
-        optim = self.config.optim
-        norm = nn.utils.clip_grad_norm_(self.scorer.parameters(), optim.max_grad_norm).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm of update {self.updates} is {norm}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr_at(self.updates)
+        """Clip, step. With `remember`, a new policy version begins."""
+        norm = self.optimizer.clip()
         if remember:
             if self.keep_versions:
                 self.past_weights[self.version] = {
@@ -235,6 +182,4 @@ class Learner:
             self.version += 1
             self.past_weights.pop(self.version - self.keep_versions - 1, None)
         self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.updates += 1
         return norm

@@ -1,20 +1,64 @@
-"""Loads a policy for the learner: transformers' model with the learner's own expert layer."""
+"""Loads a policy for the learner: transformers' model with some modules of the learner's own.
 
+What is replaced, for LongCat-Flash and Qwen3-MoE: the experts (`trainer.moe.experts`), attention over packed
+streams (`trainer.attention`, `trainer.mla`), the norms (`trainer.norm`). Parameter names stay transformers'.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.longcat_flash import modeling_longcat_flash
+from transformers.models.qwen3_moe import modeling_qwen3_moe
 
-from trainer.moe.experts import own_experts
+from trainer.attention import PACKED
+from trainer.mla import PackedMLA
+from trainer.moe.experts import GroupedExperts
+from trainer.norm import RMSNorm
+from trainer.swiglu import DenseMLP
 from trainer.weights import read_checkpoint
 
-OWN_EXPERTS = ("longcat_flash", "qwen3_moe")
+# Per family: where transformers' classes live, and what takes their place.
+REPLACED: dict[str, tuple[ModuleType, dict[str, type]]] = {
+    "longcat_flash": (
+        modeling_longcat_flash,
+        {
+            "LongcatFlashExperts": GroupedExperts,
+            "LongcatFlashMLA": PackedMLA,
+            "LongcatFlashMLP": DenseMLP,
+            "LongcatFlashRMSNorm": RMSNorm,
+        },
+    ),
+    "qwen3_moe": (
+        modeling_qwen3_moe,
+        {"Qwen3MoeExperts": GroupedExperts, "Qwen3MoeMLP": DenseMLP, "Qwen3MoeRMSNorm": RMSNorm},
+    ),
+}
+
+
+@contextmanager
+def own_modules() -> Iterator[None]:
+    """Inside, transformers builds LongCat-Flash and Qwen3-MoE models with the modules of REPLACED."""
+    before = [
+        (module, name, getattr(module, name)) for module, own in REPLACED.values() for name in own
+    ]
+    try:
+        for module, own in REPLACED.values():
+            for name, ours in own.items():
+                setattr(module, name, ours)
+        yield
+    finally:
+        for module, name, stock in before:
+            setattr(module, name, stock)
 
 
 def build_policy(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model with random weights."""
-    with own_experts():
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    with own_modules():
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=PACKED)
 
 
 def load_policy(checkpoint: str | Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -23,8 +67,10 @@ def load_policy(checkpoint: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises ValueError or OSError naming what is missing.
     """
     config = AutoConfig.from_pretrained(str(checkpoint))
-    if config.model_type not in OWN_EXPERTS:
-        return AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=dtype)
+    if config.model_type not in REPLACED:
+        return AutoModelForCausalLM.from_pretrained(
+            str(checkpoint), dtype=dtype, attn_implementation=PACKED
+        )
     model = build_policy(config, dtype)
     read_checkpoint(model, _local(checkpoint))
     return model

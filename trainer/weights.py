@@ -33,15 +33,18 @@ def routed_experts(config: PreTrainedConfig) -> int:
     return config.n_routed_experts if config.model_type == "longcat_flash" else config.num_experts
 
 
-def published_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`.
+def working_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a weight where the model's is `dtype`: LongCat-Flash's router stays float32, as in the
+    published checkpoints."""
+    return torch.float32 if ".router." in name else dtype
 
-    The router of LongCat-Flash stays float32, as in the published checkpoints.
-    """
+
+def published_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`."""
     for name, tensor in model.state_dict().items():
         stacked = _STACKED.match(name)
         if stacked is None:
-            yield name, tensor.to(torch.float32 if ".router." in name else dtype)
+            yield name, tensor.to(working_dtype(name, dtype))
             continue
         prefix, kind = stacked.groups()
         for expert, weight in enumerate(tensor.to(dtype)):

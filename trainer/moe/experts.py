@@ -1,66 +1,115 @@
-"""The learner's expert layer: tokens sorted by expert, one product per expert on a contiguous slice.
+"""The learner's expert layer: tokens sorted by expert, then one grouped product for all experts.
 
-Takes the place of transformers' expert classes of LongCat-Flash and Qwen3-MoE while a model is built
-(`own_experts`). Zero-computation experts (LongCat-Flash report, section 2.1: E_i(x) = x for i > N) have
-no weights here and cost one multiplication per token.
+Takes the place of transformers' expert classes of LongCat-Flash and Qwen3-MoE (`trainer.policy`).
+Zero-computation experts (LongCat-Flash report, section 2.1: E_i(x) = x for i > N) have no weights and never
+enter a product: all of them together cost one multiplication per token. No pass scatters: tokens are
+gathered into expert order and their results summed back by position, so both directions are deterministic.
 
-Shapes: T tokens, K experts per token, N routed experts, D model width, F expert width.
+Shapes: T tokens, K experts per token, N routed experts, S token-expert pairs of routed experts (<= T K),
+D model width, F expert width.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
-from transformers.models.longcat_flash import modeling_longcat_flash
-from transformers.models.qwen3_moe import modeling_qwen3_moe
 
+from trainer.swiglu import swiglu
 from trainer.weights import routed_experts
 
 
-class SortedExperts(nn.Module):
-    """Routed experts with weights `gate_up_proj_N2FD` and `down_proj_NDF`, then identity experts."""
+@dataclass(frozen=True)
+class Dispatch:
+    """Which token goes where: pairs sorted by expert, and the way back.
+
+    token_S, pair_S: the token of each sorted pair, and its index in (T, K) flattened. ends_N: where each
+    expert's pairs end. place_S, start_T: sorted places of the pairs in order of tokens, and where each
+    token's begin among them.
+    """
+
+    token_S: Tensor
+    pair_S: Tensor
+    ends_N: Tensor
+    place_S: Tensor
+    start_T: Tensor
+
+
+def dispatch(experts_TK: Tensor, num_experts: int) -> Dispatch:
+    """Sort the pairs of routed experts by expert (stable: in order of tokens)."""
+    experts = experts_TK.flatten()
+    routed = experts < num_experts
+    counts_N = torch.bincount(experts, minlength=num_experts)[:num_experts]
+    ends_N = counts_N.cumsum(0)
+    pair_S = torch.argsort(experts, stable=True)[: int(ends_N[-1])]
+    place = torch.empty_like(experts)
+    place[pair_S] = torch.arange(len(pair_S), device=place.device)
+    per_token_T = routed.view_as(experts_TK).sum(1)
+    return Dispatch(
+        token_S=pair_S // experts_TK.shape[1],
+        pair_S=pair_S,
+        ends_N=ends_N.to(torch.int32),
+        place_S=place[routed],
+        start_T=per_token_T.cumsum(0) - per_token_T,
+    )
+
+
+class _Gather(torch.autograd.Function):
+    """x_TD -> x_SD in expert order. Its gradient sums over a token's pairs."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, plan: Dispatch) -> Tensor:  # pyright: ignore
+        ctx.plan = plan
+        return x_TD.index_select(0, plan.token_S)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SD: Tensor) -> Any:  # pyright: ignore
+        return _sum_pairs(grad_SD, ctx.plan), None
+
+
+class _Combine(torch.autograd.Function):
+    """y_SD in expert order -> y_TD, the sum over each token's pairs. The adjoint of _Gather."""
+
+    @staticmethod
+    def forward(ctx: Any, y_SD: Tensor, plan: Dispatch) -> Tensor:  # pyright: ignore
+        ctx.plan = plan
+        return _sum_pairs(y_SD, plan)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TD: Tensor) -> Any:  # pyright: ignore
+        return grad_TD.index_select(0, ctx.plan.token_S), None
+
+
+def _sum_pairs(x_SD: Tensor, plan: Dispatch) -> Tensor:
+    return F.embedding_bag(plan.place_S, x_SD, plan.start_T, mode="sum")
+
+
+class GroupedExperts(nn.Module):
+    """Routed experts with weights gate_up_proj (N, 2F, D) and down_proj (N, D, F), then identity experts."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.num_experts = routed_experts(config)
         width, hidden = config.moe_intermediate_size, config.hidden_size
+        assert config.hidden_act == "silu", f"experts with {config.hidden_act} are not written here"
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, width))
-        self.act = ACT2FN[config.hidden_act]
         for weight in (self.gate_up_proj, self.down_proj):
             nn.init.normal_(weight, std=config.initializer_range)
 
     def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Weighted sum of each token's experts, shape (T, D)."""
-        top_k = experts_TK.shape[1]
-        flat = experts_TK.reshape(-1)
-        order = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=self.num_experts)[: self.num_experts].tolist()
-        order = order[: sum(counts)]
-        token = order // top_k
-        parts = []
-        for expert, x in enumerate(x_TD[token].split(counts)):
-            gate, up = F.linear(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            parts.append(F.linear(self.act(gate) * up, self.down_proj[expert]))
-        weight = weights_TK.reshape(-1)[order, None]
-        out_TD = torch.zeros_like(x_TD)
-        out_TD = out_TD.index_add(0, token, (torch.cat(parts) * weight).to(out_TD.dtype))
-        identity_T1 = (weights_TK * (experts_TK >= self.num_experts)).sum(-1, keepdim=True)
-        return out_TD + x_TD * identity_T1.to(x_TD.dtype)
-
-
-@contextmanager
-def own_experts() -> Iterator[None]:
-    """Inside, transformers builds LongCat-Flash and Qwen3-MoE models with SortedExperts."""
-    longcat, qwen = modeling_longcat_flash.LongcatFlashExperts, modeling_qwen3_moe.Qwen3MoeExperts
-    modeling_longcat_flash.LongcatFlashExperts = SortedExperts  # pyright: ignore
-    modeling_qwen3_moe.Qwen3MoeExperts = SortedExperts  # pyright: ignore
-    try:
-        yield
-    finally:
-        modeling_longcat_flash.LongcatFlashExperts = longcat  # pyright: ignore
-        modeling_qwen3_moe.Qwen3MoeExperts = qwen  # pyright: ignore
+        """Weighted sum of each token's experts, (T, D)."""
+        plan = dispatch(experts_TK, self.num_experts)
+        identity_T = (weights_TK * (experts_TK >= self.num_experts)).sum(-1)
+        identity_TD = x_TD * identity_T.to(x_TD.dtype)[:, None]
+        if not len(plan.pair_S):  # a grouped product of no rows has no gradient
+            return identity_TD
+        weight_S = weights_TK.float().flatten()[plan.pair_S]
+        x_SD = _Gather.apply(x_TD, plan)
+        inner_S2F = F.grouped_mm(x_SD, self.gate_up_proj.transpose(1, 2), offs=plan.ends_N)
+        # The routing weight multiplies the narrow inner activation: fewer elements than the output.
+        h_SF = swiglu(inner_S2F, weight_S)
+        y_SD = F.grouped_mm(h_SF, self.down_proj.transpose(1, 2), offs=plan.ends_N)
+        return identity_TD + _Combine.apply(y_SD, plan)  # pyright: ignore[reportOperatorIssue]

@@ -1,0 +1,87 @@
+"""AdamW on float32 master weights, whatever the dtype of the weights that the products use.
+
+With float32 weights the two are the same tensors. With bfloat16 weights each gradient is added to a float32
+one as soon as it is complete, and given up: small updates are not lost to rounding, nor are the later
+micro-batches of a batch.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import OptimConfig
+from trainer.weights import working_dtype
+
+
+class Optimizer:
+    """One update at a time: backward passes, then `step`."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype) -> None:
+        """The model comes in float32; its weights become `dtype`, those of the router excepted."""
+        self.config = config
+        self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.masters = dict(self.weights)
+        for name, p in self.weights.items():
+            if (low := working_dtype(name, dtype)) != torch.float32:
+                self.masters[name] = nn.Parameter(p.detach().clone())
+                p.data = p.data.to(low)
+                p.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
+        self.adam = torch.optim.AdamW(
+            self.masters.values(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.updates = 0
+
+    @property
+    def lr(self) -> float:
+        """The rate of the latest update."""
+        return self.adam.param_groups[0]["lr"]
+
+    def clip(self) -> float:
+        """Clip the gradient to `max_grad_norm`; returns its norm before.
+
+        Raises FloatingPointError, the gradient left as it is, where the norm is not finite.
+        """
+        norm = nn.utils.get_total_norm(
+            [p.grad for p in self.masters.values() if p.grad is not None]
+        )
+        if not math.isfinite(norm.item()):
+            raise FloatingPointError(
+                f"the gradient norm of update {self.updates} is {norm.item()}: the weights stay as they are"
+            )
+        nn.utils.clip_grads_with_norm_(self.masters.values(), self.config.max_grad_norm, norm)
+        return norm.item()
+
+    def step(self) -> None:
+        """Update the weights at the schedule's rate, and forget the gradient."""
+        for group in self.adam.param_groups:
+            group["lr"] = self.config.lr_at(self.updates)
+        self.adam.step()
+        self.adam.zero_grad()
+        self.refresh()
+        self.updates += 1
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Give the weights the values of their masters."""
+        for name, p in self.weights.items():
+            if self.masters[name] is not p:
+                p.copy_(self.masters[name])
+
+
+def _move_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
+    def move(p: Tensor) -> None:
+        assert p.grad is not None, "called once the gradient is complete"
+        if master.grad is None:
+            master.grad = p.grad.float()
+        else:
+            master.grad += p.grad
+        p.grad = None
+
+    return move

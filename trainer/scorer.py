@@ -1,0 +1,78 @@
+"""Log-prob and entropy of tokens from hidden states, without all logits at once.
+
+Shapes: N policy tokens, D model width, V vocabulary, C tokens of a chunk.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.batch import PackedBatch
+
+# Logits that exist at once, in elements: what stays in a core's cache, or what a GPU is busy with.
+LOGITS = {"cpu": 1 << 19, "cuda": 1 << 26}
+# Rows below which a product is slow.
+MIN_ROWS = 128
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(hidden W^T / temperature)[target] and the entropy, chunked over tokens.
+
+    The backward pass computes each chunk's logits again: d logp / d logits = onehot(target) - softmax.
+    The entropy carries no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND, head_VD, target_N, temperature):  # pyright: ignore
+        logprobs, entropies, norms = [], [], []
+        size = max(MIN_ROWS, LOGITS[head_VD.device.type] // len(head_VD))
+        for hidden_CD, target_C in zip(hidden_ND.split(size), target_N.split(size), strict=True):
+            logits_CV = (hidden_CD @ head_VD.t()).float().div_(temperature)
+            norm_C = logits_CV.logsumexp(-1)
+            logprobs.append(logits_CV.gather(1, target_C[:, None])[:, 0] - norm_C)
+            probs_CV = torch.exp(logits_CV - norm_C[:, None])
+            entropies.append(norm_C - torch.linalg.vecdot(probs_CV, logits_CV))
+            norms.append(norm_C)
+        norm_N = torch.cat(norms)
+        ctx.save_for_backward(hidden_ND, head_VD, target_N, norm_N)
+        ctx.temperature, ctx.size = temperature, size
+        entropy_N = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy_N)
+        return torch.cat(logprobs), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N, _):  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden_ND, head_VD, target_N, norm_N = ctx.saved_tensors
+        grad_N = grad_N / ctx.temperature
+        dhidden_ND = torch.empty_like(hidden_ND)
+        dhead_VD = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device)
+        parts = [x.split(ctx.size) for x in (hidden_ND, target_N, norm_N, grad_N, dhidden_ND)]
+        for hidden_CD, target_C, norm_C, grad_C, dhidden_CD in zip(*parts, strict=True):
+            logits_CV = (hidden_CD @ head_VD.t()).float().div_(ctx.temperature)
+            dlogits_CV = logits_CV.sub_(norm_C[:, None]).exp_().mul_(-grad_C[:, None])
+            dlogits_CV.scatter_add_(1, target_C[:, None], grad_C[:, None])
+            dlogits_CV = dlogits_CV.to(head_VD.dtype)
+            torch.mm(dlogits_CV, head_VD, out=dhidden_CD)
+            dhead_VD += dlogits_CV.t() @ hidden_CD
+        return dhidden_ND, dhead_VD.to(head_VD.dtype), None, None
+
+
+class Scorer(nn.Module):
+    """A policy that answers with the log-prob and the entropy of each policy token, both (N,) float32."""
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        hidden_TD = self.model.model(  # pyright: ignore[reportCallIssue]
+            input_ids=batch.input_ids_T[None],
+            position_ids=batch.position_ids_T[None],
+            use_cache=False,
+            buckets=batch.buckets,
+        ).last_hidden_state[0]
+        hidden_ND = hidden_TD[batch.source_N]
+        head = self.model.lm_head.weight  # pyright: ignore[reportAttributeAccessIssue]
+        return _TokenLogprobs.apply(hidden_ND, head, batch.target_N, self.temperature)  # pyright: ignore

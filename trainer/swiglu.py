@@ -1,0 +1,81 @@
+"""The gated activation silu(gate) x up, and the dense feed-forward layer that uses it.
+
+On CPU rows are worked off in blocks that stay in the cache, forward and backward. Nothing but the input is
+kept for the backward pass.
+
+Shapes: S rows, F inner width, D model width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+# Elements of a block: with its neighbours about a core's second-level cache.
+BLOCK = 1 << 17
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inner_S2F, weight_S):  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(inner_S2F, weight_S)
+        width = inner_S2F.shape[1] // 2
+        out_SF = inner_S2F.new_empty(len(inner_S2F), width)
+        size = _rows(inner_S2F)
+        for inner, weight, out in zip(
+            inner_S2F.split(size), weight_S.split(size), out_SF.split(size), strict=True
+        ):
+            gate, up = inner.split(width, dim=-1)
+            torch.mul(F.silu(gate), up, out=out)
+            out.mul_(weight[:, None])
+        return out_SF
+
+    @staticmethod
+    def backward(ctx: Any, grad_SF):  # pyright: ignore[reportIncompatibleMethodOverride]
+        inner_S2F, weight_S = ctx.saved_tensors
+        width = grad_SF.shape[1]
+        dinner_S2F, dweight_S = torch.empty_like(inner_S2F), torch.empty_like(weight_S)
+        size = _rows(inner_S2F)
+        parts = [t.split(size) for t in (inner_S2F, weight_S, grad_SF, dinner_S2F, dweight_S)]
+        for inner, weight, grad, dinner, dweight in zip(*parts, strict=True):
+            gate, up = inner.split(width, dim=-1)
+            dgate, dup = dinner.split(width, dim=-1)
+            act = F.silu(gate)
+            torch.sum(act * up * grad, -1, dtype=torch.float32, out=dweight)
+            grad = grad * weight[:, None].to(grad.dtype)
+            torch.mul(grad, act, out=dup)
+            torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=dgate)
+        return dinner_S2F, dweight_S
+
+
+def _rows(inner_S2F: Tensor) -> int:
+    return max(1, BLOCK // inner_S2F.shape[1]) if inner_S2F.device.type == "cpu" else len(inner_S2F)
+
+
+def swiglu(inner_S2F: Tensor, weight_S: Tensor | None = None) -> Tensor:
+    """silu(first half) x second half, times a float32 weight per row, (S, F)."""
+    if weight_S is None:
+        weight_S = inner_S2F.new_ones(len(inner_S2F), dtype=torch.float32)
+    out = _SwiGLU.apply(inner_S2F, weight_S)
+    assert isinstance(out, Tensor), "one output"
+    return out
+
+
+class DenseMLP(nn.Module):
+    """down(silu(gate x) x up x), with the parameters of transformers' class."""
+
+    def __init__(self, config: PreTrainedConfig, intermediate_size: int | None = None) -> None:
+        super().__init__()
+        hidden, width = config.hidden_size, intermediate_size or config.intermediate_size
+        assert config.hidden_act == "silu", f"a layer with {config.hidden_act} is not written here"
+        self.gate_proj = nn.Linear(hidden, width, bias=False)
+        self.up_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) in and out."""
+        both = torch.cat((self.gate_proj.weight, self.up_proj.weight))
+        inner = F.linear(x.flatten(0, -2), both)
+        return self.down_proj(swiglu(inner)).view_as(x)
