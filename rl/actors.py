@@ -127,8 +127,9 @@ class Controller:
         if spec.train:
             samples, dropped = group_samples(
                 members,
-                self.config.learner.advantage,
+                self.config.learner.estimator,
                 filter_zero_variance=self.config.batch.filter_zero_variance,
+                mask_truncated=self.config.batch.mask_truncated,
             )
         reports = tuple(member_report(m, *self.writer.write(m)) for m in members)
         sample_ids = tuple(s.id for s in samples)

@@ -66,7 +66,7 @@ def test_a_file_becomes_a_frozen_tree_with_defaults(tmp_path):
         (["--max-staleness", "3"], lambda c: c.max_staleness == 3),
         (["--episode.tool_format", "hermes"], lambda c: c.episode.tool_format == "hermes"),
         (["--batch.filter_zero_variance=false"], lambda c: not c.batch.filter_zero_variance),
-        (["--learner.loss.tis_cap", "inf"], lambda c: c.learner.loss.tis_cap == math.inf),
+        (["--learner.loss.tis.cap", "inf"], lambda c: c.learner.loss.tis.cap == math.inf),
         (["--learner.optim.betas", "[0.8, 0.9]"], lambda c: c.learner.optim.betas == (0.8, 0.9)),
         (["--seed", "1", "--seed=2"], lambda c: c.seed == 2),
     ],
@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     [
         [],
         ["--mode", "sync"],
-        ["--learner.loss.tis_cap", "inf"],
+        ["--learner.loss.tis.cap", "inf"],
         ["--env.1.config.most_failures", "1", "--env.1.rewards.solved", "2"],
         ["--engine.vllm.block_size", "16", "--sft.steps", "7"],
     ],

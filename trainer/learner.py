@@ -15,11 +15,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from trainer.advantage import batch_normalised
 from trainer.batch import PackedBatch, pack, plan_rows
 from trainer.config import LearnerConfig
-from trainer.loss import LOSSES, LossInputs
+from trainer.critic import (
+    Critic,
+    Targets,
+    last_hidden,
+    turn_targets,
+    value_inputs,
+    with_advantages,
+)
+from trainer.loss import objective
+from trainer.loss_inputs import LossInputs, ValueInputs
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
+from trainer.sample_check import check_samples
 from trainer.weights import write_checkpoint, write_weights
 
 # Logits of this many tokens exist at once: (LOGIT_CHUNK, V) instead of (N, V).
@@ -81,8 +92,15 @@ class Learner:
         # Master weights and optimizer state stay float32; config.dtype is that of the products.
         self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature).to(self.device)
         self.scorer.train()
+        self.critic: Critic | None = None
+        if config.loss.kind == "ppo":
+            self.critic = Critic(self.model.config.hidden_size).to(self.device)  # pyright: ignore
+        self.trained = [
+            *self.scorer.parameters(),
+            *(self.critic.parameters() if self.critic is not None else ()),
+        ]
         self.optimizer = torch.optim.AdamW(
-            self.scorer.parameters(),
+            self.trained,
             lr=config.optim.lr,
             betas=config.optim.betas,
             eps=config.optim.eps,
@@ -100,18 +118,21 @@ class Learner:
     def step(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One optimizer update of the configured objective; the policy version grows by one.
 
-        Metrics are per policy token of the batch unless their name says otherwise.
+        Metrics are per policy token of the batch unless their name says otherwise. Raises BadSample.
         """
         start = time.perf_counter()
+        check_samples(samples, self.config.row_tokens)
+        samples, targets = self._estimated(samples)
         config = self.config.loss
         sums: dict[str, float] = defaultdict(float)
         tokens_S = torch.tensor([s.num_policy_tokens for s in samples], device=self.device)
+        num_tokens = int(tokens_S.sum())
         behaviour_seconds = 0.0
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
             past_N = self._past_logprobs(batch)
             behaviour_seconds += time.perf_counter() - before
-            logprobs_N, entropy_N = self._score(batch)
+            logprobs_N, entropy_N, critic = self._evaluated(batch, targets)
             present_N = batch.versions_N == self.version
             past_N = torch.where(present_N, logprobs_N.detach(), past_N)
             inputs = LossInputs(
@@ -119,12 +140,17 @@ class Learner:
                 behaviour_logprobs_N=(
                     past_N if config.behaviour == "learner" else batch.rollout_logprobs_N
                 ),
+                # One update per batch: the policy that it starts from is the present one.
+                proximal_logprobs_N=logprobs_N.detach(),
                 rollout_logprobs_N=batch.rollout_logprobs_N,
                 advantages_N=batch.advantages_N,
+                sample_N=batch.sample_N,
                 sample_tokens_N=tokens_S[batch.sample_N],
                 num_samples=len(samples),
+                num_tokens=num_tokens,
+                critic=critic,
             )
-            loss, metrics = LOSSES[config.kind](inputs, config)
+            loss, metrics = objective(inputs, config)
             loss.backward()
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
@@ -134,8 +160,9 @@ class Learner:
             sums["compared"] += gap_N.numel()
             for name, value in metrics.items():
                 sums[name] += value.item()
+        if self.critic is not None:
+            self.critic.remember(self.version, self.keep_versions)
         grad_norm = self._update(remember=True)
-        num_tokens = int(tokens_S.sum())
         gap, compared = sums.pop("gap"), sums.pop("compared")
         return {
             "loss/loss": sums.pop("loss"),
@@ -150,6 +177,55 @@ class Learner:
             "learner/policy_tokens": float(num_tokens),
             "learner/tokens": float(sum(len(s.token_ids) for s in samples)),
         }
+
+    def _estimated(
+        self, samples: Sequence[TrainSample]
+    ) -> tuple[Sequence[TrainSample], Sequence[Targets]]:
+        """The batch with the advantages that are the learner's to compute, and the critic's targets."""
+        if self.config.estimator == "reinforce_pp":
+            return batch_normalised(samples), ()
+        if self.critic is None:
+            return samples, ()
+        values = self._behaviour_values(samples)
+        targets = [
+            turn_targets(s, v, self.config.loss.ppo) for s, v in zip(samples, values, strict=True)
+        ]
+        return [with_advantages(s, t) for s, t in zip(samples, targets, strict=True)], targets
+
+    @torch.no_grad()
+    def _behaviour_values(self, samples: Sequence[TrainSample]) -> list[list[float]]:
+        """The value at each of a sample's policy tokens under the version that wrote the token; the
+        present version's where no weights are kept."""
+        found: list[list[float]] = [[] for _ in samples]
+        for batch in self._micro_batches(samples):
+            _, _, values_N = self._score_and_value(batch)
+            if self.config.loss.behaviour == "learner":
+                for version in sorted(set(batch.versions_N.tolist()) & set(self.past_weights)):
+                    _, _, past_N = self._score_and_value(batch, version)
+                    values_N = torch.where(batch.versions_N == version, past_N, values_N)
+            for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
+                found[index].append(value)
+        return found
+
+    def _evaluated(
+        self, batch: PackedBatch, targets: Sequence[Targets]
+    ) -> tuple[Tensor, Tensor, ValueInputs | None]:
+        """Log-prob and entropy of each policy token; with a critic, its side of the loss too."""
+        if self.critic is None:
+            return *self._score(batch), None
+        logprobs_N, entropy_N, values_N = self._score_and_value(batch)
+        return logprobs_N, entropy_N, value_inputs(values_N, batch.sample_N, targets)
+
+    def _score_and_value(
+        self, batch: PackedBatch, version: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-prob, entropy and value of each policy token, now or as an earlier version had them."""
+        assert self.critic is not None
+        weights = None if version is None else self.past_weights[version]
+        with last_hidden(self.model.model) as seen:  # pyright: ignore[reportArgumentType]
+            logprobs_N, entropy_N = self._score(batch, weights)
+        hidden_ND = seen[0][batch.row_N, batch.column_N]
+        return logprobs_N, entropy_N, self.critic(hidden_ND, version)
 
     def imitate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One supervised update: mean negative log-likelihood of the policy's tokens."""
@@ -222,7 +298,7 @@ class Learner:
     def _update(self, *, remember: bool) -> float:
         """Clip, step, zero. With `remember`, a new policy version begins."""
         optim = self.config.optim
-        norm = nn.utils.clip_grad_norm_(self.scorer.parameters(), optim.max_grad_norm).item()
+        norm = nn.utils.clip_grad_norm_(self.trained, optim.max_grad_norm).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm of update {self.updates} is {norm}")
         for group in self.optimizer.param_groups:
