@@ -80,6 +80,27 @@ def test_staleness_is_zero_in_sync_mode(tmp_path):
     assert load_config(write(tmp_path), ["--max_staleness", "2"]).rules.max_staleness == 2
 
 
+def test_a_loss_brings_its_papers_advantage_and_correction_unless_told_otherwise(tmp_path):
+    def chosen(*overrides: str) -> tuple[str, str]:
+        learner = load_config(write(tmp_path), overrides).learner
+        return learner.estimator, learner.loss.corrected_by
+
+    assert chosen() == ("grpo", "tis")
+    assert chosen("--learner.loss.kind", "rloo") == ("rloo", "none")
+    assert chosen("--learner.loss.kind", "ppo") == ("gae", "none")
+    assert chosen("--learner.loss.kind=dapo", "--learner.advantage=dr_grpo") == ("dr_grpo", "none")
+    assert chosen("--learner.loss.kind=gspo", "--learner.loss.correction=mis") == ("grpo", "mis")
+    assert chosen("--learner.loss.correction", "none") == ("grpo", "none")
+    assert chosen("--learner.loss.behaviour", "engine") == ("grpo", "none")
+
+
+def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_path):
+    loss = load_config(
+        write(tmp_path), ["--learner.loss.kind=gspo", "--learner.loss.gspo.clip_high=5e-4"]
+    ).learner.loss
+    assert (loss.gspo.clip_low, loss.gspo.clip_high) == (3e-4, 5e-4)
+
+
 @pytest.mark.parametrize(
     ("added", "wanted"),
     [
@@ -102,6 +123,41 @@ def test_staleness_is_zero_in_sync_mode(tmp_path):
         ("[batch]\ngroup_size = 1", "batch.group_size has to be at least 2"),
         ("[episode]\nmax_tokens = 300", "learner.row_tokens (256) has to hold a whole trajectory"),
         ("[engine]\nmax_model_len = 100", "engine.max_model_len (100) has to be at least"),
+        (
+            "[learner]\nadvantage = 'grpo'\nloss = { kind = 'ppo' }",
+            "learner: advantage 'grpo' does not go with loss.kind 'ppo'",
+        ),
+        ("[learner]\nadvantage = 'gae'", "\"gae\" needs the critic of \"ppo\""),
+        (
+            "[learner.loss]\nkind = 'gspo'\ngrpo = { clip_high = 0.3 }",
+            "learner.loss: [grpo] is set, and nothing reads it: kind is 'gspo', the correction is 'none'",
+        ),
+        ("[learner.loss.mis]\nhigh = 1.1", "[mis] is set, and nothing reads it: kind is 'longcat'"),
+        (
+            "[learner.loss]\ncorrection = 'icepop'\nicepop = { low = 6 }",
+            "icepop.low (6) has to be below icepop.high (5)",
+        ),
+        (
+            "[learner.loss]\ncorrection = 'tis'\nbehaviour = 'engine'",
+            "correction 'tis' needs behaviour = \"learner\"",
+        ),
+        (
+            "[learner.loss]\nkind = 'hispo'\ncorrection = 'tis'",
+            "kind \"hispo\" masks and weighs the gap between learner and engine itself",
+        ),
+        (
+            "[learner.loss]\nkind = 'dupo'",
+            "learner.loss.kind: input should be 'longcat', 'grpo', 'dr_grpo'",
+        ),
+        (
+            "[learner.loss.longcat]\nclip_pos_hi = 0.3",
+            "learner.loss.longcat.clip_pos_hi: unknown key, did you mean 'clip_pos_high'?",
+        ),
+        ("[batch]\nreuse_ratio = 1", "batch.reuse_ratio: input should be less than 1, got 1"),
+        (
+            "[batch]\nreuse_ratio = 0.75",
+            "batch.reuse_ratio (0.75) is too high for a staleness of 1: 8 new groups may be on their way",
+        ),
         ("[[env]]\nid = 'calculator'", "two environments are called 'calculator'"),
         ("[[env]]\nid = 'sensors'\nname = 'all'", "no environment can be called"),
         ("[model]\npath = 'x'", "model: give exactly one of path, hub and init"),

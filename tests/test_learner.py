@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM
 from trainer.batch import pack, plan_rows
 from trainer.config import LearnerConfig, LossConfig, OptimConfig, SftConfig
 from trainer.learner import Learner, Scorer
+from trainer.loss import LOSSES
 from trainer.moe.experts import SortedExperts
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
+from trainer.sample_check import BadSample
 from trainer.sft import train_sft
 
 LENGTHS = (5, 31, 12, 40, 9, 23, 17, 8)
@@ -171,7 +173,7 @@ def test_a_step_moves_logprobs_with_the_sign_of_the_advantage(family_checkpoint)
     assert gained > 0
 
 
-@pytest.mark.parametrize("kind", ["longcat", "grpo"])
+@pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_a_step_is_the_same_in_one_micro_batch_or_many(checkpoint, kind):
     found = []
     for rows in (1, 16):
@@ -279,6 +281,34 @@ def test_with_the_engines_logprobs_as_behaviour_no_past_weights_are_needed(check
     metrics = ours.step(samples(0))
     assert math.isfinite(metrics["loss/loss"])
     assert metrics["parity/tokens"] == 0 and math.isnan(metrics["parity/mean_abs_dlogp"])
+
+
+def test_a_batch_that_cannot_be_trained_on_is_refused_before_anything_changes(checkpoint):
+    ours = learner(checkpoint)
+    before = ours.logprobs(samples())
+    first, *rest = samples()
+    with pytest.raises(BadSample, match=r"sample s0 \(fake\): its reward is nan"):
+        ours.step([replace(first, reward=math.nan), *rest])
+    with pytest.raises(BadSample, match="holds no sample"):
+        ours.step([])
+    assert ours.version == 0 and ours.logprobs(samples()) == before
+
+
+def test_the_advantage_over_the_batch_is_the_learners_to_compute(checkpoint):
+    """REINFORCE++: what the samples carry as advantages is replaced by their normalised rewards."""
+    ours = learner(checkpoint, loss=LossConfig(kind="reinforce_pp"))
+    batch = [replace(s, reward=float(i % 3)) for i, s in enumerate(samples())]
+    batch = with_rollout_logprobs(batch, ours.logprobs(batch), 0)
+    before = ours.logprobs(batch)
+    assert ours.step(batch)["loss/loss"] == pytest.approx(0, abs=1e-5), "the advantages' mean is 0"
+    after = ours.logprobs(batch)
+    tokens = [s.num_policy_tokens for s in batch]
+    mean = sum(s.reward * n for s, n in zip(batch, tokens, strict=True)) / sum(tokens)
+    gained = sum(
+        (s.reward - mean) * (sum(new) - sum(old))
+        for s, old, new in zip(batch, before, after, strict=True)
+    )
+    assert gained > 0
 
 
 def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(checkpoint):

@@ -37,11 +37,13 @@ def rloo(rewards: Sequence[float]) -> list[float]:
 
 def reinforce_pp(rewards: Sequence[float], tokens: Sequence[int]) -> list[float]:
     """(r - mean) / std over all tokens of the batch, a sample's reward being that of each of its `tokens`
-    (REINFORCE++, arXiv 2501.03262, without its KL penalty); all 0 where std is 0."""
+    (REINFORCE++, arXiv 2501.03262, without its KL penalty); all 0 where all rewards are equal."""
+    if min(rewards) == max(rewards):  # where rounding could leave a std just above 0
+        return [0.0] * len(rewards)
     count = sum(tokens)
     mean = fsum(r * n for r, n in zip(rewards, tokens, strict=True)) / count
     std = sqrt(fsum(n * (r - mean) ** 2 for r, n in zip(rewards, tokens, strict=True)) / count)
-    return [(r - mean) / std if std > 0 else 0.0 for r in rewards]
+    return [(r - mean) / std for r in rewards]
 
 
 def gae(values: Sequence[float], reward: float, *, gamma: float, lam: float) -> list[float]:
