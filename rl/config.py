@@ -78,8 +78,8 @@ class BatchConfig(Section):
     gradient, and another group takes their place. Of advantages that are relative to the group.
     mask_truncated: leave out trajectories that the length limit cut off, but not those that ran into it in
     a loop; the others' baseline counts them all the same.
-    reuse_ratio: share of a step's groups that were trained on before: of those that were finished beyond
-    what a batch took, as long as staleness allows (LongCat-Flash-Thinking, arXiv 2509.18883, section 3.2.2).
+    reuse_ratio: share of a step's groups that were trained on before and that staleness still allows; as many
+    new ones fewer are waited for (LongCat-Flash-Thinking, arXiv 2509.18883, section 3.2.2).
     """
 
     groups: PositiveInt = 16

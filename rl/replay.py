@@ -1,9 +1,10 @@
-"""Groups that may be trained on again: the surplus of over-sampling, at a predefined share of a step.
+"""Groups that are trained on again, at a predefined share of a step.
 
-LongCat-Flash-Thinking (arXiv 2509.18883, section 3.2.2): what was finished beyond what a batch took is kept
-and sampled again later, as long as it is not too old, mixed with new groups. Here such a group is first
-trained on as any other, and comes here afterwards: the ledger books it once, the metric
-`replay/reused_groups` counts each time more. Draws are uniform, and with replacement over steps.
+LongCat-Flash-Thinking (arXiv 2509.18883, section 3.2.2) keeps what was finished beyond what a batch took,
+samples it again later as long as it is not too old, and mixes it with what is new. Such a surplus waits in
+our queue and is trained on before anything newer. So what is drawn here is any group that was trained on and
+that staleness still allows: uniformly, and with replacement over steps. The ledger books a group once, the
+metric `replay/reused_groups` counts each time more.
 """
 
 import random
@@ -14,14 +15,13 @@ from rollout.window import staleness
 
 
 class Replay:
-    """Surplus groups that were trained on and are still young enough. With `share` 0 it stays empty."""
+    """Groups that were trained on and are young enough for the next step. With `share` 0 it stays empty."""
 
     def __init__(self, share: int, max_staleness: int, seed: int) -> None:
         """`share`: groups of a step that may be drawn here."""
         self.share = share
         self.max_staleness = max_staleness
         self.groups: list[BufferedGroup] = []
-        self._surplus: set[str] = set()
         self._random = random.Random(seed)
 
     @property
@@ -29,10 +29,14 @@ class Replay:
         """Groups that the next step can draw."""
         return min(self.share, len(self.groups))
 
-    def left_over(self, groups: Sequence[BufferedGroup]) -> None:
-        """These were finished when a batch was taken, and it did not take them."""
+    def trained(self, groups: Sequence[BufferedGroup], learner_version: int) -> None:
+        """These were trained on for the first time, in the step that made `learner_version`."""
         if self.share:
-            self._surplus.update(group.id for group in groups)
+            self.groups = [
+                group
+                for group in (*self.groups, *groups)
+                if staleness(learner_version, group.versions) <= self.max_staleness
+            ]
 
     def draw(self, count: int, learner_version: int) -> list[BufferedGroup]:
         """`count` different groups; they stay."""
@@ -52,15 +56,3 @@ class Replay:
         if reused:
             self._random.shuffle(mixed)
         return mixed
-
-    def trained(self, groups: Sequence[BufferedGroup], learner_version: int) -> None:
-        """These were trained on for the first time, which made `learner_version`."""
-        kept = [*self.groups, *(g for g in groups if g.id in self._surplus)]
-        self._surplus.difference_update(g.id for g in groups)
-        self.groups = [
-            g for g in kept if staleness(learner_version, g.versions) <= self.max_staleness
-        ]
-
-    def forget(self, group: BufferedGroup) -> None:
-        """It was dropped before it was trained on."""
-        self._surplus.discard(group.id)

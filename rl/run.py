@@ -453,7 +453,6 @@ class Run:
             fewest=count - self.replay.available,
         )
         self.reused = self.replay.draw(count - len(self.training), self.learner_version)
-        self.replay.left_over(self.queue.groups)
 
     def _book_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """Close the batch's trajectories in the ledger; the step's metrics so far."""
@@ -483,7 +482,6 @@ class Run:
     def _drop_stale(self) -> None:
         for group in self.queue.drop_stale(self.learner_version):
             self.ledger.close(group.ids, "stale", "too_old")
-            self.replay.forget(group)
             self.changed.set()
 
     async def _checkpoint(self, step: int) -> None:

@@ -12,43 +12,21 @@ def replay(share: int = 2, max_staleness: int = 2) -> Replay:
     return Replay(share, max_staleness, seed=0)
 
 
-def test_only_what_a_batch_left_over_comes_back_and_only_once_it_was_trained_on():
-    r = replay()
-    surplus, plain = group("surplus"), group("plain")
-    r.left_over([surplus])
-    assert r.available == 0
-    r.trained([plain], 1)
-    assert r.groups == []
-    r.trained([surplus], 1)
-    assert r.groups == [surplus] and r.available == 1
-
-
-def test_what_is_too_old_for_the_next_step_is_gone():
+def test_a_group_that_was_trained_on_comes_back_until_it_is_too_old():
     r = replay(share=9)
     groups = [group("a", 0), group("b", 1, 2), group("c", 2)]
-    r.left_over(groups)
+    assert r.available == 0
     r.trained(groups, 2)
-    assert r.groups == groups
-    r.trained([], 3)
-    assert [g.id for g in r.groups] == ["b", "c"]
+    assert r.groups == groups and r.available == 3
+    r.trained([group("d", 2)], 3)
+    assert [g.id for g in r.groups] == ["b", "c", "d"]
     with pytest.raises(AssertionError, match="reused group b is 3 versions old, 2 are allowed"):
-        r.draw(2, 4)
-
-
-def test_a_group_that_was_dropped_as_stale_is_forgotten():
-    r = replay()
-    late = group("late")
-    r.left_over([late])
-    r.forget(late)
-    r.trained([late], 1)
-    assert r.groups == []
+        r.draw(3, 4)
 
 
 def test_draws_are_of_different_groups_uniform_and_leave_them_there():
     r = replay(share=2)
-    groups = [group(name) for name in "abcd"]
-    r.left_over(groups)
-    r.trained(groups, 1)
+    r.trained([group(name) for name in "abcd"], 1)
     drawn: Counter[str] = Counter()
     for _ in range(400):
         pair = r.draw(r.available, 1)
@@ -61,7 +39,7 @@ def test_a_mixed_batch_is_shuffled_and_one_without_reuse_keeps_its_order():
     r = replay()
     fresh, old = [group(f"f{i}") for i in range(6)], [group(f"o{i}") for i in range(2)]
     assert r.mix(fresh, []) == fresh
-    places = Counter()
+    places: Counter[int] = Counter()
     for _ in range(200):
         mixed = r.mix(fresh, old)
         assert sorted(g.id for g in mixed) == sorted(g.id for g in [*fresh, *old])
@@ -71,6 +49,5 @@ def test_a_mixed_batch_is_shuffled_and_one_without_reuse_keeps_its_order():
 
 def test_with_a_share_of_0_nothing_is_kept():
     r = replay(share=0)
-    r.left_over([group("a")])
     r.trained([group("a")], 1)
     assert (r.groups, r.available, r.draw(0, 1)) == ([], 0, [])
