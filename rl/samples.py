@@ -52,9 +52,7 @@ def group_samples(
         advantages = of_group(rewards)
     masked = {m.trajectory.id for m in judged if mask_truncated and cut_off(m.trajectory)}
     if masked:
-        dropped.append(
-            Dropped(tuple(id for id in ids if id in masked), "filtered", "truncated")
-        )
+        dropped.append(Dropped(tuple(id for id in ids if id in masked), "filtered", "truncated"))
     samples = [
         train_sample(m.trajectory, a, m.reward)
         for m, a in zip(judged, advantages, strict=True)

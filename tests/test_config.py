@@ -127,7 +127,7 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
             "[learner]\nadvantage = 'grpo'\nloss = { kind = 'ppo' }",
             "learner: advantage 'grpo' does not go with loss.kind 'ppo'",
         ),
-        ("[learner]\nadvantage = 'gae'", "\"gae\" needs the critic of \"ppo\""),
+        ("[learner]\nadvantage = 'gae'", '"gae" needs the critic of "ppo"'),
         (
             "[learner.loss]\nkind = 'gspo'\ngrpo = { clip_high = 0.3 }",
             "learner.loss: [grpo] is set, and nothing reads it: kind is 'gspo', the correction is 'none'",
@@ -143,7 +143,7 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
         ),
         (
             "[learner.loss]\nkind = 'hispo'\ncorrection = 'tis'",
-            "kind \"hispo\" masks and weighs the gap between learner and engine itself",
+            'kind "hispo" masks and weighs the gap between learner and engine itself',
         ),
         (
             "[learner.loss]\nkind = 'dupo'",

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import covariance, fmean
 
 import pytest
 import torch
@@ -171,6 +172,19 @@ def test_a_step_moves_logprobs_with_the_sign_of_the_advantage(family_checkpoint)
         for s, old, new in zip(samples(), before, after, strict=True)
     )
     assert gained > 0
+
+
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_a_step_of_any_loss_favours_what_was_rewarded(checkpoint, kind):
+    loss = LossConfig(kind=kind, max_completion_tokens=20)
+    ours = learner(checkpoint, loss=loss, optim=OptimConfig(lr=1e-3))
+    batch = [replace(s, reward=max(s.advantages, key=abs)) for s in samples()]
+    before = ours.logprobs(batch)
+    ours.step(with_rollout_logprobs(batch, before, 0))
+    moved = [
+        fmean(new) - fmean(old) for old, new in zip(before, ours.logprobs(batch), strict=True)
+    ]
+    assert covariance([s.reward for s in batch], moved) > 0
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))

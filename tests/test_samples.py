@@ -98,7 +98,9 @@ def test_masked_members_are_part_of_the_baseline_and_give_no_sample():
 
 def test_used_up_turns_are_no_length_limit():
     members = [scored("t0", 1.0), scored("t1", 0.0, stop="max_turns", turns=(HALF_WAY,))]
-    samples, dropped = group_samples(members, "grpo", filter_zero_variance=True, mask_truncated=True)
+    samples, dropped = group_samples(
+        members, "grpo", filter_zero_variance=True, mask_truncated=True
+    )
     assert (ids(samples), dropped) == (["t0", "t1"], [])
 
 
@@ -130,7 +132,9 @@ outcomes = st.tuples(st.sampled_from([*sorted(JUDGED), *FAULTS]), st.sampled_fro
 
 
 @given(
-    st.lists(outcomes, min_size=1, max_size=8), st.booleans(), st.sampled_from(["grpo", "dr_grpo", "rloo"])
+    st.lists(outcomes, min_size=1, max_size=8),
+    st.booleans(),
+    st.sampled_from(["grpo", "dr_grpo", "rloo"]),
 )
 def test_every_member_is_a_sample_or_dropped_exactly_once(outcomes, filtering, advantage):
     members = [scored(f"t{i}", reward, stop=stop) for i, (stop, reward) in enumerate(outcomes)]
