@@ -127,7 +127,7 @@ class Controller:
         if spec.train:
             samples, dropped = group_samples(
                 members,
-                self.config.learner.estimator,
+                self.config.learner.advantage,
                 filter_zero_variance=self.config.batch.filter_zero_variance,
                 mask_truncated=self.config.batch.mask_truncated,
             )

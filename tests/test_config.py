@@ -83,7 +83,7 @@ def test_staleness_is_zero_in_sync_mode(tmp_path):
 def test_a_loss_brings_its_papers_advantage_and_correction_unless_told_otherwise(tmp_path):
     def chosen(*overrides: str) -> tuple[str, str]:
         learner = load_config(write(tmp_path), overrides).learner
-        return learner.estimator, learner.loss.corrected_by
+        return learner.advantage, learner.loss.correction
 
     assert chosen() == ("grpo", "tis")
     assert chosen("--learner.loss.kind", "rloo") == ("rloo", "none")
@@ -92,6 +92,21 @@ def test_a_loss_brings_its_papers_advantage_and_correction_unless_told_otherwise
     assert chosen("--learner.loss.kind=gspo", "--learner.loss.correction=mis") == ("grpo", "mis")
     assert chosen("--learner.loss.correction", "none") == ("grpo", "none")
     assert chosen("--learner.loss.behaviour", "engine") == ("grpo", "none")
+
+
+def test_the_resolved_settings_name_the_choice_and_leave_out_what_nothing_reads(tmp_path):
+    text = dump_toml(load_config(write(tmp_path), ["--learner.loss.kind", "gspo"]))
+    learner = tomllib.loads(text)["learner"]
+    assert learner["advantage"] == "grpo"
+    assert set(learner["loss"]) == {
+        *("kind", "max_completion_tokens", "behaviour", "correction"),
+        "gspo",
+    }
+
+
+@pytest.mark.parametrize("loss", ["5", "{ kind = [1] }", "{ kind = 3 }"])
+def test_a_loss_of_the_wrong_kind_is_one_sentence(tmp_path, loss):
+    assert "learner.loss" in sentence(tmp_path, BASE, "--learner.loss", loss)
 
 
 def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_path):
@@ -231,6 +246,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
         [],
         ["--mode", "sync"],
         ["--learner.loss.tis.cap", "inf"],
+        ["--learner.loss.kind=ppo", "--learner.loss.correction=icepop"],
         ["--env.1.config.most_failures", "1", "--env.1.rewards.solved", "2"],
         ["--engine.vllm.block_size", "16", "--sft.steps", "7"],
     ],

@@ -181,9 +181,7 @@ def test_a_step_of_any_loss_favours_what_was_rewarded(checkpoint, kind):
     batch = [replace(s, reward=max(s.advantages, key=abs)) for s in samples()]
     before = ours.logprobs(batch)
     ours.step(with_rollout_logprobs(batch, before, 0))
-    moved = [
-        fmean(new) - fmean(old) for old, new in zip(before, ours.logprobs(batch), strict=True)
-    ]
+    moved = [fmean(new) - fmean(old) for old, new in zip(before, ours.logprobs(batch), strict=True)]
     assert covariance([s.reward for s in batch], moved) > 0
 
 

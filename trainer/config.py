@@ -1,6 +1,6 @@
 """Settings of the learner: objective, optimizer, batch shape. Light: no torch here."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -8,6 +8,8 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -172,13 +174,14 @@ class LossConfig(Section):
     `dr_grpo`, `hispo`).
     behaviour: whose log-probs the ratio's denominator is: the `learner`'s, computed again with the
     weights that wrote the token (LongCat), or the `engine`'s as they came.
-    correction: of the gap between learner and engine; where it is missing, `tis` for `longcat`.
+    correction: of the gap between learner and engine; where it is missing, `tis` for `longcat` and `none`
+    for the others.
     """
 
     kind: LossName = "longcat"
     max_completion_tokens: PositiveInt = 128
     behaviour: Literal["learner", "engine"] = "learner"
-    correction: CorrectionName | None = None
+    correction: CorrectionName = "tis"
     longcat: LongcatConfig = LongcatConfig()
     grpo: GrpoConfig = GrpoConfig()
     dr_grpo: DrGrpoConfig = DrGrpoConfig()
@@ -193,29 +196,38 @@ class LossConfig(Section):
     icepop: IcepopConfig = IcepopConfig()
     mis: MisConfig = MisConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_correction(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        own = given.get("kind", "longcat") == "longcat" and given.get("behaviour") != "engine"
+        return {"correction": "tis" if own else "none", **given}
+
     @property
-    def corrected_by(self) -> CorrectionName:
-        """The correction, the loss's usual one where none is named."""
-        if self.correction is not None:
-            return self.correction
-        return "tis" if self.kind == "longcat" and self.behaviour == "learner" else "none"
+    def unused(self) -> set[str]:
+        """Sections of losses and corrections that were not chosen."""
+        sections = {name for name, value in self if isinstance(value, Section)}
+        return sections - {self.kind, self.correction}
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name not in self.unused}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "LossConfig":
-        used = {self.kind, self.corrected_by}
-        for name, field in type(self).model_fields.items():
-            section = getattr(self, name)
-            if isinstance(section, Section) and name not in used and section != field.default:
+        for name, value in self:
+            if name in self.unused and value != type(self).model_fields[name].default:
                 raise ValueError(
                     f"[{name}] is set, and nothing reads it: kind is {self.kind!r}, the correction is "
-                    f"{self.corrected_by!r}"
+                    f"{self.correction!r}"
                 )
-        if self.behaviour == "engine" and self.corrected_by != "none":
+        if self.behaviour == "engine" and self.correction != "none":
             raise ValueError(
-                f'correction {self.corrected_by!r} needs behaviour = "learner": with the engine\'s '
+                f'correction {self.correction!r} needs behaviour = "learner": with the engine\'s '
                 "log-probs as behaviour there is no gap to correct"
             )
-        if self.kind == "hispo" and (self.behaviour == "engine" or self.corrected_by != "none"):
+        if self.kind == "hispo" and (self.behaviour == "engine" or self.correction != "none"):
             raise ValueError(
                 'kind "hispo" masks and weighs the gap between learner and engine itself: it needs '
                 'behaviour = "learner" and correction = "none"'
@@ -264,20 +276,27 @@ class LearnerConfig(Section):
     threads: PositiveInt | None = None
     cpus: float = Field(default=0, ge=0)
     gpus: float = Field(default=0, ge=0)
-    advantage: AdvantageName | None = None
+    advantage: AdvantageName = "grpo"
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
 
-    @property
-    def estimator(self) -> AdvantageName:
-        """The advantage, the loss's usual one where none is named."""
-        return self.advantage or USUAL_ADVANTAGE[self.loss.kind]
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_advantage(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        loss = given.get("loss", {})
+        kind = loss.kind if isinstance(loss, LossConfig) else None
+        if isinstance(loss, dict):
+            kind = loss.get("kind")
+        usual = [advantage for name, advantage in USUAL_ADVANTAGE.items() if name == kind]
+        return {"advantage": usual[0], **given} if usual else given
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "LearnerConfig":
-        if (self.estimator == "gae") != (self.loss.kind == "ppo"):
+        if (self.advantage == "gae") != (self.loss.kind == "ppo"):
             raise ValueError(
-                f"advantage {self.estimator!r} does not go with loss.kind {self.loss.kind!r}: "
+                f"advantage {self.advantage!r} does not go with loss.kind {self.loss.kind!r}: "
                 '"gae" needs the critic of "ppo", and "ppo" needs "gae"'
             )
         return self

@@ -182,7 +182,7 @@ class Learner:
         self, samples: Sequence[TrainSample]
     ) -> tuple[Sequence[TrainSample], Sequence[Targets]]:
         """The batch with the advantages that are the learner's to compute, and the critic's targets."""
-        if self.config.estimator == "reinforce_pp":
+        if self.config.advantage == "reinforce_pp":
             return batch_normalised(samples), ()
         if self.critic is None:
             return samples, ()

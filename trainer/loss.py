@@ -28,7 +28,7 @@ Loss = Callable[[LossInputs, Tensor, LossConfig], Found]
 
 def objective(x: LossInputs, c: LossConfig) -> Found:
     """The configured loss under the configured correction."""
-    w_N, corrected = CORRECTIONS[c.corrected_by](x, c)
+    w_N, corrected = CORRECTIONS[c.correction](x, c)
     loss, counts = LOSSES[c.kind](x, w_N, c)
     return loss, counts | corrected
 
