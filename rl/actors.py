@@ -129,6 +129,7 @@ class Controller:
                 members,
                 self.config.learner.advantage,
                 filter_zero_variance=self.config.batch.filter_zero_variance,
+                mask_truncated=self.config.batch.mask_truncated,
             )
         reports = tuple(member_report(m, *self.writer.write(m)) for m in members)
         sample_ids = tuple(s.id for s in samples)

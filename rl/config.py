@@ -75,12 +75,23 @@ class BatchConfig(Section):
     """groups: per learner step. group_size: trajectories of one task.
 
     filter_zero_variance: leave out groups whose trajectories all got the same reward; they give no
-    gradient, and another group takes their place.
+    gradient, and another group takes their place. Of advantages that are relative to the group.
+    mask_truncated: leave out trajectories that the length limit cut off, but not those that ran into it in
+    a loop; the others' baseline counts them all the same.
+    reuse_ratio: share of a step's groups that were trained on before and that staleness still allows; as many
+    new ones fewer are waited for (LongCat-Flash-Thinking, arXiv 2509.18883, section 3.2.2).
     """
 
     groups: PositiveInt = 16
     group_size: PositiveInt = 8
     filter_zero_variance: bool = True
+    mask_truncated: bool = False
+    reuse_ratio: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def fresh_groups(self) -> int:
+        """Of a step's groups, those that are trained on for the first time where enough can be reused."""
+        return self.groups - round(self.reuse_ratio * self.groups)
 
 
 class RolloutConfig(Section):
@@ -228,6 +239,13 @@ class RunConfig(Section):
             raise ValueError(
                 "batch.group_size has to be at least 2: one trajectory has no baseline"
             )
+        allowed = (self.rules.max_staleness + 1) * self.batch.fresh_groups
+        if allowed < self.batch.groups:
+            raise ValueError(
+                f"batch.reuse_ratio ({self.batch.reuse_ratio:g}) is too high for a staleness of "
+                f"{self.rules.max_staleness}: {allowed} new groups may be on their way, and a step without "
+                f"any to reuse takes {self.batch.groups} (batch.groups)"
+            )
         labels = [table.label for table in self.env]
         for label in labels:
             if label == "all":
@@ -259,7 +277,7 @@ class RunConfig(Section):
         over = rollout.over_dispatch or usual
         room = batch.groups * batch.group_size * (self.rules.max_staleness + 2)
         return Limits(
-            batch_groups=batch.groups,
+            batch_groups=batch.fresh_groups,
             group_size=batch.group_size,
             target=round(over * batch.groups) * batch.group_size,
             # vLLM has a queue of its own: an engine takes whatever is sent.

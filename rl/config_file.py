@@ -22,7 +22,8 @@ class ConfigError(Exception):
 class Section(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # An infinite setting is written out as such, not as none.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 def read_config(path: str | Path, overrides: Sequence[str], kind: type[Settings]) -> Settings:

@@ -39,6 +39,7 @@ from rl.metrics import (
     rollout_metrics,
 )
 from rl.progress import Progress
+from rl.replay import Replay
 from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 from rl.selection import Selection
@@ -91,13 +92,17 @@ class Run:
         self.selection = Selection()
         self.ledger = Ledger(closed=self.selection.close)
         self.queue = SampleQueue(config.rules.max_staleness)
+        share = config.batch.groups - config.batch.fresh_groups
+        self.replay = Replay(share, config.rules.max_staleness, config.seed)
         envs = [make_env(table) for table in config.env]
         self.tasks = TaskStream(config.env, envs, "train", config.seed + TASK_SEED_OFFSET)
         self.learner_version = 0
         self.in_flight: dict[str, GroupSpec] = {}
         # Groups of `in_flight` per version: counted as they come and go, for it is asked at every change.
         self.playing: Counter[int | None] = Counter()
+        # What the learner steps on: groups for the first time, which the ledger follows, and reused ones.
         self.training: list[BufferedGroup] = []
+        self.reused: list[BufferedGroup] = []
         self.groups: set[asyncio.Task[None]] = set()
         self.failed_groups: list[asyncio.Task[None]] = []
         self.background: set[asyncio.Task[None]] = set()
@@ -239,7 +244,8 @@ class Run:
     def _learner_waits_for(self) -> str:
         if self.busy_elsewhere:
             return self.busy_elsewhere
-        ready, wanted = len(self.queue.groups), self.config.batch.groups
+        ready = len(self.queue.groups)
+        wanted = self.config.batch.groups - self.replay.available
         if ready < wanted:
             return f"waits for a batch: {ready} of {wanted} groups are there"
         return "waits for stragglers: a step now would leave them too old to be trained on"
@@ -396,14 +402,14 @@ class Run:
         timeouts = self.config.timeouts
         for step in range(1, self.config.steps + 1):
             start = time.time()
-            self.training = await self.queue.take(
-                self.config.batch.groups, self.learner_version, self._may_step
-            )
+            await self._take_batch()
             ready = time.time()
             with self._not_stalled(f"step {step}"):
                 await self.fleet.lend()
                 metrics = await self._bounded(
-                    self.actors.learner.step.remote([g.samples for g in self.training]),
+                    self.actors.learner.step.remote(
+                        [g.samples for g in self.replay.mix(self.training, self.reused)]
+                    ),
                     timeouts.step_seconds,
                     f"learner step {step}",
                 )
@@ -412,7 +418,8 @@ class Run:
             trained = time.time()
             values = self._book_step(metrics)
             self.learner_version += 1
-            self.training = []
+            self.replay.trained(self.training, self.learner_version)
+            self.training, self.reused = [], []
             self._drop_stale()
             with self._not_stalled(f"publishes version {self.learner_version}"):
                 times = await self.fleet.publish(self.learner_version)
@@ -436,11 +443,23 @@ class Run:
             self.progress.step(step, self.config.steps, values)
             await self._checkpoint(step)
 
+    async def _take_batch(self) -> None:
+        """Wait for a step's groups: new ones, and in place of some of them those that can be reused."""
+        count = self.config.batch.groups
+        self.training = await self.queue.take(
+            count,
+            self.learner_version,
+            self._may_step,
+            fewest=count - self.replay.available,
+        )
+        self.reused = self.replay.draw(count - len(self.training), self.learner_version)
+
     def _book_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """Close the batch's trajectories in the ledger; the step's metrics so far."""
         gaps: list[int] = []
-        for group in self.training:
+        for group in (*self.training, *self.reused):
             gaps += [self.learner_version - oldest for oldest in group.versions]
+        for group in self.training:
             self.ledger.close(group.ids, "trained")
         self.staleness.update(gaps)
         self.totals["trained_tokens"] += int(metrics["learner/tokens"])
@@ -456,6 +475,8 @@ class Run:
             "staleness/max": float(max(gaps)),
             "queue/groups": float(len(self.queue.groups)),
             "queue/in_flight_groups": float(len(self.in_flight)),
+            "replay/reused_groups": float(len(self.reused)),
+            "replay/groups": float(len(self.replay.groups)),
         }
 
     def _drop_stale(self) -> None:

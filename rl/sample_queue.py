@@ -73,18 +73,28 @@ class SampleQueue:
         count: int,
         learner_version: int,
         ready: Callable[[Sequence[BufferedGroup]], bool] = lambda rest: True,
+        *,
+        fewest: int | None = None,
     ) -> list[BufferedGroup]:
-        """The oldest `count` groups, as soon as there are so many and `ready` accepts what is left over.
+        """The oldest `count` groups, as soon as there are so many and `ready` accepts what is left over;
+        with `fewest`, the least number from it up to `count` of which that holds.
 
         The caller drops stale groups before and keeps learner_version fixed while it waits.
         """
-        while len(self.groups) < count or not ready(self.groups[count:]):
+        sizes = range(count if fewest is None else fewest, count + 1)
+        while (size := self._first_ready(sizes, ready)) is None:
             self._changed.clear()
             await self._changed.wait()
-        batch, self.groups = self.groups[:count], self.groups[count:]
+        batch, self.groups = self.groups[:size], self.groups[size:]
         for group in batch:
             gap = staleness(learner_version, group.versions)
             assert gap <= self.max_staleness, (
                 f"group {group.id} is {gap} versions old, {self.max_staleness} are allowed"
             )
         return batch
+
+    def _first_ready(
+        self, sizes: range, ready: Callable[[Sequence[BufferedGroup]], bool]
+    ) -> int | None:
+        there = len(self.groups)
+        return next((n for n in sizes if n <= there and ready(self.groups[n:])), None)

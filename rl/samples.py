@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from statistics import pstdev
 
 from rl.ledger import Closed
+from rollout.repetition import ends_in_repetition
 from rollout.trajectory import ScoredTrajectory, Trajectory
-from trainer.advantage import ADVANTAGES
+from trainer.advantage import GROUP_ADVANTAGES
 from trainer.config import AdvantageName
 from trainer.sample import TrainSample
 
@@ -21,11 +22,18 @@ class Dropped:
 
 
 def group_samples(
-    members: Sequence[ScoredTrajectory], advantage: AdvantageName, *, filter_zero_variance: bool
+    members: Sequence[ScoredTrajectory],
+    advantage: AdvantageName,
+    *,
+    filter_zero_variance: bool,
+    mask_truncated: bool = False,
 ) -> tuple[list[TrainSample], list[Dropped]]:
     """Samples of a group's judged members; a fault is dropped as failed, never trained on as a reward of 0.
 
     The baseline is over the judged members, whatever policy versions they come from (DORA, section 3.1).
+    With `mask_truncated`, members that were cut off at the length limit are part of the baseline and give
+    no sample (LongCat-Flash-Thinking, arXiv 2509.18883, section 3.2.2). An advantage that is not of a group
+    is the learner's to compute: its samples carry rewards, need no others, and teach without variance too.
     """
     dropped = [
         Dropped((m.trajectory.id,), "failed", m.trajectory.stop_reason)
@@ -34,17 +42,32 @@ def group_samples(
     ]
     judged = [m for m in members if m.trajectory.judged]
     ids = tuple(m.trajectory.id for m in judged)
-    if len(judged) < 2:
-        return [], [*dropped, *([Dropped(ids, "filtered", "no_baseline")] if ids else [])]
     rewards = [m.reward for m in judged]
-    if filter_zero_variance and pstdev(rewards) == 0:
-        return [], [*dropped, Dropped(ids, "filtered", "zero_variance")]
-    advantages = ADVANTAGES[advantage](rewards)
-    samples = [train_sample(m.trajectory, a) for m, a in zip(judged, advantages, strict=True)]
+    advantages = [0.0] * len(judged)
+    if (of_group := GROUP_ADVANTAGES.get(advantage)) is not None:
+        if len(judged) < 2:
+            return [], [*dropped, *([Dropped(ids, "filtered", "no_baseline")] if ids else [])]
+        if filter_zero_variance and pstdev(rewards) == 0:
+            return [], [*dropped, Dropped(ids, "filtered", "zero_variance")]
+        advantages = of_group(rewards)
+    masked = {m.trajectory.id for m in judged if mask_truncated and cut_off(m.trajectory)}
+    if masked:
+        dropped.append(Dropped(tuple(id for id in ids if id in masked), "filtered", "truncated"))
+    samples = [
+        train_sample(m.trajectory, a, m.reward)
+        for m, a in zip(judged, advantages, strict=True)
+        if m.trajectory.id not in masked
+    ]
     return samples, dropped
 
 
-def train_sample(trajectory: Trajectory, advantage: float) -> TrainSample:
+def cut_off(trajectory: Trajectory) -> bool:
+    """Whether the length limit ended it half-way: not in a loop, whose low reward it has earned."""
+    written = [token for turn in trajectory.turns for token in turn.completion_ids]
+    return trajectory.stop_reason == "max_tokens" and not ends_in_repetition(written)
+
+
+def train_sample(trajectory: Trajectory, advantage: float, reward: float = 0.0) -> TrainSample:
     """Lay a trajectory's turns end to end; only the policy's own tokens carry loss."""
     ids: list[int] = []
     mask: list[bool] = []
@@ -69,4 +92,5 @@ def train_sample(trajectory: Trajectory, advantage: float) -> TrainSample:
         rollout_logprobs=tuple(logprobs),
         advantages=tuple(advantage if m else 0.0 for m in mask),
         versions=tuple(versions),
+        reward=reward,
     )

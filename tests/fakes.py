@@ -308,7 +308,14 @@ def waiting(id: str = "t0", **changes: Any) -> Waiting:
 
 
 def sample(
-    id: str, length: int, rng: random.Random, *, version: int = 0, vocab: int = 400, prompt: int = 2
+    id: str,
+    length: int,
+    rng: random.Random,
+    *,
+    version: int = 0,
+    vocab: int = 400,
+    prompt: int = 2,
+    reward: float = 0.0,
 ) -> TrainSample:
     """A random sequence: a prompt, then spans that the policy wrote and spans that it read."""
     mask = [t >= prompt and (t == prompt or rng.random() < 0.6) for t in range(length)]
@@ -321,6 +328,7 @@ def sample(
         rollout_logprobs=tuple(-rng.uniform(1, 8) if m else 0.0 for m in mask),
         advantages=tuple(advantage if m else 0.0 for m in mask),
         versions=tuple(version if m else -1 for m in mask),
+        reward=reward,
     )
 
 

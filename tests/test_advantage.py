@@ -1,20 +1,32 @@
-"""Group advantages."""
+"""Advantages against their definitions, and over turns against a sum written out."""
 
+import math
+import random
 from statistics import fmean, pstdev
 from typing import get_args
 
 import pytest
+from fakes import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.advantage import ADVANTAGES, dr_grpo, grpo
-from trainer.config import AdvantageName
+from trainer.advantage import (
+    GROUP_ADVANTAGES,
+    batch_normalised,
+    dr_grpo,
+    gae,
+    grpo,
+    reinforce_pp,
+    rloo,
+)
+from trainer.config import USUAL_ADVANTAGE, AdvantageName, LossName
 
 rewards = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=2, max_size=12)
 
 
-def test_every_name_of_the_configuration_has_a_function():
-    assert set(ADVANTAGES) == set(get_args(AdvantageName))
+def test_every_name_of_the_configuration_is_of_a_group_or_the_learners():
+    assert set(GROUP_ADVANTAGES) | {"reinforce_pp", "gae"} == set(get_args(AdvantageName))
+    assert set(USUAL_ADVANTAGE) == set(get_args(LossName))
 
 
 def test_grpo_by_hand():
@@ -29,6 +41,8 @@ def test_dr_grpo_by_hand():
 def test_equal_rewards_have_no_advantage():
     assert grpo([0.1] * 3) == [0, 0, 0]
     assert dr_grpo([0.1] * 3) == pytest.approx([0, 0, 0])
+    assert rloo([0.1] * 3) == pytest.approx([0, 0, 0])
+    assert reinforce_pp([0.1] * 3, [1, 2, 9]) == [0, 0, 0]
 
 
 @given(rewards)
@@ -48,3 +62,57 @@ def test_dr_grpo_keeps_differences_of_rewards(values, shift):
     advantages = dr_grpo([v + shift for v in values])
     for a, v in zip(advantages, values, strict=True):
         assert a - advantages[0] == pytest.approx(v - values[0])
+
+
+@given(rewards)
+def test_rloo_leaves_each_member_out_of_its_own_baseline(values):
+    wanted = []
+    for i in range(len(values)):
+        others = [v for j, v in enumerate(values) if j != i]
+        wanted.append(values[i] - fmean(others))
+    assert rloo(values) == pytest.approx(wanted)
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 6)), min_size=1, max_size=9))
+def test_reinforce_pp_normalises_over_every_token_of_the_batch(batch):
+    values, tokens = zip(*batch, strict=True)
+    every = [float(v) for v, n in batch for _ in range(n)]
+    mean, std = fmean(every), pstdev(every)
+    wanted = [(v - mean) / std if std else 0.0 for v in values]
+    assert reinforce_pp(values, tokens) == pytest.approx(wanted)
+
+
+def test_a_batch_is_normalised_across_its_groups_on_policy_tokens_only():
+    rng = random.Random(1)
+    batch = [sample(f"s{i}", n, rng, reward=r) for i, (n, r) in enumerate([(9, 1.0), (20, 0.0)])]
+    found = batch_normalised(batch)
+    tokens = [s.num_policy_tokens for s in batch]
+    wanted = reinforce_pp([1.0, 0.0], tokens)
+    for s, before, advantage in zip(found, batch, wanted, strict=True):
+        assert s.advantages == tuple(advantage if m else 0.0 for m in before.loss_mask)
+        assert (s.id, s.token_ids, s.reward) == (before.id, before.token_ids, before.reward)
+    assert sum(a for s in found for a in s.advantages) == pytest.approx(0, abs=1e-9)
+
+
+unit = st.floats(0, 1)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=7), st.floats(-5, 5), unit, unit)
+def test_gae_is_the_discounted_sum_of_its_errors(values, reward, gamma, lam):
+    turns = len(values)
+    later = [*values[1:], 0.0]
+    paid = [0.0] * (turns - 1) + [reward]
+    deltas = [r + gamma * after - v for r, after, v in zip(paid, later, values, strict=True)]
+    wanted = [
+        math.fsum((gamma * lam) ** (j - k) * deltas[j] for j in range(k, turns))
+        for k in range(turns)
+    ]
+    assert gae(values, reward, gamma=gamma, lam=lam) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_gae_at_its_ends():
+    values = [0.3, -0.2, 0.9]
+    monte_carlo = gae(values, 2.0, gamma=1.0, lam=1.0)
+    assert monte_carlo == pytest.approx([2.0 - v for v in values])
+    one_step = gae(values, 2.0, gamma=1.0, lam=0.0)
+    assert one_step == pytest.approx([-0.2 - 0.3, 0.9 + 0.2, 2.0 - 0.9])

@@ -66,7 +66,7 @@ def test_a_file_becomes_a_frozen_tree_with_defaults(tmp_path):
         (["--max-staleness", "3"], lambda c: c.max_staleness == 3),
         (["--episode.tool_format", "hermes"], lambda c: c.episode.tool_format == "hermes"),
         (["--batch.filter_zero_variance=false"], lambda c: not c.batch.filter_zero_variance),
-        (["--learner.loss.tis_cap", "inf"], lambda c: c.learner.loss.tis_cap == math.inf),
+        (["--learner.loss.tis.cap", "inf"], lambda c: c.learner.loss.tis.cap == math.inf),
         (["--learner.optim.betas", "[0.8, 0.9]"], lambda c: c.learner.optim.betas == (0.8, 0.9)),
         (["--seed", "1", "--seed=2"], lambda c: c.seed == 2),
     ],
@@ -78,6 +78,42 @@ def test_any_setting_can_be_changed_on_the_command_line(tmp_path, overrides, rea
 def test_staleness_is_zero_in_sync_mode(tmp_path):
     assert load_config(write(tmp_path), ["--mode", "sync"]).rules.max_staleness == 0
     assert load_config(write(tmp_path), ["--max_staleness", "2"]).rules.max_staleness == 2
+
+
+def test_a_loss_brings_its_papers_advantage_and_correction_unless_told_otherwise(tmp_path):
+    def chosen(*overrides: str) -> tuple[str, str]:
+        learner = load_config(write(tmp_path), overrides).learner
+        return learner.advantage, learner.loss.correction
+
+    assert chosen() == ("grpo", "tis")
+    assert chosen("--learner.loss.kind", "rloo") == ("rloo", "none")
+    assert chosen("--learner.loss.kind", "ppo") == ("gae", "none")
+    assert chosen("--learner.loss.kind=dapo", "--learner.advantage=dr_grpo") == ("dr_grpo", "none")
+    assert chosen("--learner.loss.kind=gspo", "--learner.loss.correction=mis") == ("grpo", "mis")
+    assert chosen("--learner.loss.correction", "none") == ("grpo", "none")
+    assert chosen("--learner.loss.behaviour", "engine") == ("grpo", "none")
+
+
+def test_the_resolved_settings_name_the_choice_and_leave_out_what_nothing_reads(tmp_path):
+    text = dump_toml(load_config(write(tmp_path), ["--learner.loss.kind", "gspo"]))
+    learner = tomllib.loads(text)["learner"]
+    assert learner["advantage"] == "grpo"
+    assert set(learner["loss"]) == {
+        *("kind", "max_completion_tokens", "behaviour", "correction"),
+        "gspo",
+    }
+
+
+@pytest.mark.parametrize("loss", ["5", "{ kind = [1] }", "{ kind = 3 }"])
+def test_a_loss_of_the_wrong_kind_is_one_sentence(tmp_path, loss):
+    assert "learner.loss" in sentence(tmp_path, BASE, "--learner.loss", loss)
+
+
+def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_path):
+    loss = load_config(
+        write(tmp_path), ["--learner.loss.kind=gspo", "--learner.loss.gspo.clip_high=5e-4"]
+    ).learner.loss
+    assert (loss.gspo.clip_low, loss.gspo.clip_high) == (3e-4, 5e-4)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +141,41 @@ def test_staleness_is_zero_in_sync_mode(tmp_path):
             "learner.micro_batch_tokens (4096) has to hold a whole trajectory",
         ),
         ("[engine]\nmax_model_len = 100", "engine.max_model_len (100) has to be at least"),
+        (
+            "[learner]\nadvantage = 'grpo'\nloss = { kind = 'ppo' }",
+            "learner: advantage 'grpo' does not go with loss.kind 'ppo'",
+        ),
+        ("[learner]\nadvantage = 'gae'", '"gae" needs the critic of "ppo"'),
+        (
+            "[learner.loss]\nkind = 'gspo'\ngrpo = { clip_high = 0.3 }",
+            "learner.loss: [grpo] is set, and nothing reads it: kind is 'gspo', the correction is 'none'",
+        ),
+        ("[learner.loss.mis]\nhigh = 1.1", "[mis] is set, and nothing reads it: kind is 'longcat'"),
+        (
+            "[learner.loss]\ncorrection = 'icepop'\nicepop = { low = 6 }",
+            "icepop.low (6) has to be below icepop.high (5)",
+        ),
+        (
+            "[learner.loss]\ncorrection = 'tis'\nbehaviour = 'engine'",
+            "correction 'tis' needs behaviour = \"learner\"",
+        ),
+        (
+            "[learner.loss]\nkind = 'hispo'\ncorrection = 'tis'",
+            'kind "hispo" masks and weighs the gap between learner and engine itself',
+        ),
+        (
+            "[learner.loss]\nkind = 'dupo'",
+            "learner.loss.kind: input should be 'longcat', 'grpo', 'dr_grpo'",
+        ),
+        (
+            "[learner.loss.longcat]\nclip_pos_hi = 0.3",
+            "learner.loss.longcat.clip_pos_hi: unknown key, did you mean 'clip_pos_high'?",
+        ),
+        ("[batch]\nreuse_ratio = 1", "batch.reuse_ratio: input should be less than 1, got 1"),
+        (
+            "[batch]\nreuse_ratio = 0.75",
+            "batch.reuse_ratio (0.75) is too high for a staleness of 1: 8 new groups may be on their way",
+        ),
         ("[[env]]\nid = 'calculator'", "two environments are called 'calculator'"),
         ("[[env]]\nid = 'sensors'\nname = 'all'", "no environment can be called"),
         ("[model]\npath = 'x'", "model: give exactly one of path, hub and init"),
@@ -177,7 +248,8 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     [
         [],
         ["--mode", "sync"],
-        ["--learner.loss.tis_cap", "inf"],
+        ["--learner.loss.tis.cap", "inf"],
+        ["--learner.loss.kind=ppo", "--learner.loss.correction=icepop"],
         ["--env.1.config.most_failures", "1", "--env.1.rewards.solved", "2"],
         ["--engine.vllm.block_size", "16", "--sft.steps", "7"],
     ],

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import covariance, fmean
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from trainer.attention import plan_buckets
 from trainer.batch import pack
 from trainer.config import LearnerConfig, LossConfig, OptimConfig, SftConfig
 from trainer.learner import Learner
+from trainer.loss import LOSSES
 from trainer.moe.experts import GroupedExperts
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
+from trainer.sample_check import BadSample
 from trainer.scorer import Scorer
 from trainer.sft import train_sft
 
@@ -93,10 +96,10 @@ def test_the_checkpoint_tells_wrong_positions_and_wrong_neighbours_from_right_on
     several = samples()[:3]
     batch = pack(several, [0, 1, 2], CPU)
     with torch.no_grad():
-        right = scorer(batch)[0]
-        stretched = scorer(replace(batch, position_ids_T=batch.position_ids_T * 2))[0]
+        right = scorer(batch).logprobs_N
+        stretched = scorer(replace(batch, position_ids_T=batch.position_ids_T * 2)).logprobs_N
         together = plan_buckets([sum(len(s.token_ids) for s in several)], CPU)
-        crossing = scorer(replace(batch, buckets=together))[0]
+        crossing = scorer(replace(batch, buckets=together)).logprobs_N
     assert (stretched - right).abs().mean() > 1e-2
     first = batch.sample_N == batch.sample_N[0]
     assert torch.allclose(crossing[first], right[first], atol=1e-4)
@@ -105,7 +108,7 @@ def test_the_checkpoint_tells_wrong_positions_and_wrong_neighbours_from_right_on
 
 def test_gradients_are_those_of_stock_transformers(family_checkpoint):
     ours = load_policy(family_checkpoint, torch.float32)
-    (-Scorer(ours, 1.0)(pack(samples(), range(len(LENGTHS)), CPU))[0].sum()).backward()
+    (-Scorer(ours, 1.0)(pack(samples(), range(len(LENGTHS)), CPU)).logprobs_N.sum()).backward()
     stock = AutoModelForCausalLM.from_pretrained(family_checkpoint)
     (-torch.cat([stock_logprobs(stock, s) for s in samples()]).sum()).backward()
     wanted = {name: p.grad for name, p in stock.named_parameters()}
@@ -120,7 +123,7 @@ def test_gradients_are_those_of_stock_transformers(family_checkpoint):
 
 def test_every_parameter_gets_a_gradient(family_checkpoint):
     model = load_policy(family_checkpoint, torch.float32)
-    (-Scorer(model, 1.0)(pack(samples(), range(len(LENGTHS)), CPU))[0].sum()).backward()
+    (-Scorer(model, 1.0)(pack(samples(), range(len(LENGTHS)), CPU)).logprobs_N.sum()).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
 
@@ -169,7 +172,18 @@ def test_a_step_moves_logprobs_with_the_sign_of_the_advantage(family_checkpoint)
     assert gained > 0
 
 
-@pytest.mark.parametrize("kind", ["longcat", "grpo"])
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_a_step_of_any_loss_favours_what_was_rewarded(checkpoint, kind):
+    loss = LossConfig(kind=kind, max_completion_tokens=20)
+    ours = learner(checkpoint, loss=loss, optim=OptimConfig(lr=1e-3))
+    batch = [replace(s, reward=max(s.advantages, key=abs)) for s in samples()]
+    before = ours.logprobs(batch)
+    ours.step(with_rollout_logprobs(batch, before, 0))
+    moved = [fmean(new) - fmean(old) for old, new in zip(before, ours.logprobs(batch), strict=True)]
+    assert covariance([s.reward for s in batch], moved) > 0
+
+
+@pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_a_step_is_the_same_in_one_micro_batch_or_many(checkpoint, kind):
     found = []
     for tokens in (40, 400):
@@ -277,6 +291,34 @@ def test_with_the_engines_logprobs_as_behaviour_no_past_weights_are_needed(check
     metrics = ours.step(samples(0))
     assert math.isfinite(metrics["loss/loss"])
     assert metrics["parity/tokens"] == 0 and math.isnan(metrics["parity/mean_abs_dlogp"])
+
+
+def test_a_batch_that_cannot_be_trained_on_is_refused_before_anything_changes(checkpoint):
+    ours = learner(checkpoint)
+    before = ours.logprobs(samples())
+    first, *rest = samples()
+    with pytest.raises(BadSample, match=r"sample s0 \(fake\): its reward is nan"):
+        ours.step([replace(first, reward=math.nan), *rest])
+    with pytest.raises(BadSample, match="holds no sample"):
+        ours.step([])
+    assert ours.version == 0 and ours.logprobs(samples()) == before
+
+
+def test_the_advantage_over_the_batch_is_the_learners_to_compute(checkpoint):
+    """REINFORCE++: what the samples carry as advantages is replaced by their normalised rewards."""
+    ours = learner(checkpoint, loss=LossConfig(kind="reinforce_pp"))
+    batch = [replace(s, reward=float(i % 3)) for i, s in enumerate(samples())]
+    batch = with_rollout_logprobs(batch, ours.logprobs(batch), 0)
+    before = ours.logprobs(batch)
+    assert ours.step(batch)["loss/loss"] == pytest.approx(0, abs=1e-5), "the advantages' mean is 0"
+    after = ours.logprobs(batch)
+    tokens = [s.num_policy_tokens for s in batch]
+    mean = sum(s.reward * n for s, n in zip(batch, tokens, strict=True)) / sum(tokens)
+    gained = sum(
+        (s.reward - mean) * (sum(new) - sum(old))
+        for s, old, new in zip(batch, before, after, strict=True)
+    )
+    assert gained > 0
 
 
 def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(checkpoint):

@@ -1,130 +1,156 @@
-"""The objectives against a plain Python reading of their equations: values, gradients, edges."""
+"""Every objective under every correction against a plain reading of its equation, in values and in gradients
+by autograd through the loops of `objectives_by_hand`.
+"""
 
 import math
-import random
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
+from objectives_by_hand import (
+    CASES,
+    REFERENCES,
+    T_MAX,
+    WEIGHTS,
+    count,
+    drawn,
+    mis_by_hand,
+    scalar,
+    tensors,
+)
+from torch import Tensor
 
-from trainer.config import LossConfig, LossName
-from trainer.loss import LOSSES, LossInputs, grpo, longcat
+from trainer.config import CorrectionName, LossConfig, LossName, TisConfig
+from trainer.correction import CORRECTIONS
+from trainer.loss import LOSSES, objective
+from trainer.loss_inputs import LossInputs
 
-CONFIG = LossConfig(max_completion_tokens=50)
-SEEDS = range(6)
+PAIRS = [(a, b) for a in REFERENCES for b in WEIGHTS if a != "hispo" or b == "none"]
+each_loss = pytest.mark.parametrize("name", REFERENCES)
+each_pair = pytest.mark.parametrize(("name", "correction"), PAIRS)
 
 
-def inputs(seed: int, tokens: int = 40, spread: float = 0.7) -> LossInputs:
-    """Random log-probs in float64, with ratios on both sides of every clipping bound."""
-    rng = random.Random(seed)
-    behaviour = [-rng.uniform(0.1, 4) for _ in range(tokens)]
-    lengths = [1, 4, 10, tokens - 15]
-
-    def tensor(values) -> torch.Tensor:
-        return torch.tensor(list(values), dtype=torch.float64)
-
-    return LossInputs(
-        learner_logprobs_N=tensor(b + rng.gauss(0, spread) for b in behaviour).requires_grad_(),
-        behaviour_logprobs_N=tensor(behaviour),
-        rollout_logprobs_N=tensor(b + rng.gauss(0, spread) for b in behaviour),
-        advantages_N=tensor(rng.choice([-2.0, -0.5, 0.0, 0.7, 1.5]) for _ in range(tokens)),
-        sample_tokens_N=torch.tensor([n for n in lengths for _ in range(n)]),
-        num_samples=len(lengths),
+def settings(name: str, correction: str = "none", **changes) -> LossConfig:
+    return LossConfig.model_validate(
+        {"kind": name, "max_completion_tokens": T_MAX, "correction": correction, **changes}
     )
 
 
-def longcat_by_hand(learner: list[float], x: LossInputs, c: LossConfig) -> float:
-    """Equation 4 of LongCat-Flash-Thinking, dual clip where A < 0."""
-    total = 0.0
-    columns = (x.behaviour_logprobs_N, x.rollout_logprobs_N, x.advantages_N)
-    for new, old, engine, advantage in zip(learner, *(t.tolist() for t in columns), strict=True):
-        ratio = math.exp(new - old)
-        clipped = min(max(ratio, 1 - c.clip_neg_low), 1 + c.clip_pos_high)
-        inner = min(ratio * advantage, clipped * advantage)
-        if advantage < 0:
-            inner = max(inner, c.clip_neg_high * advantage)
-        total += min(math.exp(old - engine), c.tis_cap) * inner
-    return -total / (x.num_samples * c.max_completion_tokens)
-
-
-def grpo_by_hand(learner: list[float], x: LossInputs, c: LossConfig) -> float:
-    """Equation 3 of the GRPO paper, without its KL term: a mean over tokens, then over samples."""
-    total = 0.0
-    columns = (x.behaviour_logprobs_N, x.advantages_N, x.sample_tokens_N)
-    for new, old, advantage, length in zip(learner, *(t.tolist() for t in columns), strict=True):
-        ratio = math.exp(new - old)
-        clipped = min(max(ratio, 1 - c.clip_neg_low), 1 + c.clip_pos_high)
-        total += min(ratio * advantage, clipped * advantage) / length
-    return -total / x.num_samples
-
-
-REFERENCES = {"longcat": longcat_by_hand, "grpo": grpo_by_hand}
-each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+def gradients(x: LossInputs) -> list[Tensor]:
+    """Of the log-probs and of the values, 0 where there is none."""
+    assert x.critic is not None
+    leaves = (x.learner_logprobs_N, x.critic.values_N)
+    return [t.grad if t.grad is not None else torch.zeros_like(t) for t in leaves]
 
 
 def test_every_name_of_the_configuration_has_a_function_and_a_reference():
     assert set(LOSSES) == set(get_args(LossName)) == set(REFERENCES)
+    assert set(CORRECTIONS) == set(get_args(CorrectionName)) == set(WEIGHTS)
 
 
-@each_loss
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_value_is_that_of_the_equation(name, seed):
-    x = inputs(seed)
-    loss, _ = LOSSES[name](x, CONFIG)
-    wanted = REFERENCES[name](x.learner_logprobs_N.tolist(), x, CONFIG)
-    assert loss.item() == pytest.approx(wanted, rel=1e-12)
+@each_pair
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradient_are_those_of_the_equation(name, correction, case):
+    batch = CASES[case]
+    x = tensors(batch)
+    loss, _ = objective(x, settings(name, correction))
+    loss.backward()
+    wanted = REFERENCES[name](batch, WEIGHTS[correction](batch))
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-10, abs=1e-13)
+    for found, column in zip(gradients(x), ("new", "values"), strict=True):
+        leaves = [v for s in batch for v in getattr(s, column)]
+        by_hand = torch.autograd.grad(wanted, leaves, allow_unused=True, retain_graph=True)
+        expected = torch.stack([torch.zeros(()).double() if g is None else g for g in by_hand])
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-14)
 
 
-@each_loss
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_gradient_is_that_of_the_equation(name, seed):
-    x = inputs(seed)
-    LOSSES[name](x, CONFIG)[0].backward()
-    point, h = x.learner_logprobs_N.tolist(), 1e-6
-    for i, gradient in enumerate(x.learner_logprobs_N.grad.tolist()):
-        up, down = ([*point[:i], point[i] + d, *point[i + 1 :]] for d in (h, -h))
-        difference = (REFERENCES[name](up, x, CONFIG) - REFERENCES[name](down, x, CONFIG)) / (2 * h)
-        assert gradient == pytest.approx(difference, rel=1e-5, abs=1e-8)
+@pytest.mark.parametrize("name", [n for n in REFERENCES if n != "rloo"])
+def test_the_cases_tell_each_loss_from_a_ratio_of_one(name):
+    """Else the comparison above would pass for a loss that clips and weighs nothing."""
+    for case in ("some clipped", "staleness mixed"):
+        x = tensors(CASES[case])
+        plain = replace(
+            x,
+            learner_logprobs_N=x.rollout_logprobs_N.clone().requires_grad_(),
+            behaviour_logprobs_N=x.rollout_logprobs_N,
+            proximal_logprobs_N=x.rollout_logprobs_N,
+        )
+        there, here = (objective(i, settings(name))[0].item() for i in (x, plain))
+        assert there != pytest.approx(here, rel=1e-3)
 
 
-@each_loss
-def test_losses_of_micro_batches_add_up_to_that_of_the_batch(name):
-    x = inputs(1)
-    whole, counts = LOSSES[name](x, CONFIG)
+def test_masks_keep_some_and_leave_out_some():
+    batch = [s for case in ("some clipped", "staleness mixed") for s in CASES[case]]
+    for correction in ("icepop", "mis"):
+        weights = [w for ws in WEIGHTS[correction](batch) for w in ws]
+        assert 3 < sum(w == 0 for w in weights) < len(weights) - 3
+        _, counts = objective(tensors(batch), settings("grpo", correction))
+        assert counts[f"loss/{correction}_masked"].item() == sum(w == 0 for w in weights)
+    _, counts = objective(tensors(batch), settings("hispo"))
+    whole_samples = sum(w == 0 for ws in mis_by_hand(batch) for w in ws)
+    assert whole_samples < counts["loss/hispo_masked"].item() < count(batch)
+
+
+@each_pair
+def test_losses_of_micro_batches_add_up_to_that_of_the_batch(name, correction):
+    batch, c = CASES["some clipped"], settings(name, correction)
+    x = tensors(batch)
+    whole, counts = objective(x, c)
     whole.backward()
-    parts, part_counts, gradients = 0.0, dict.fromkeys(counts, 0.0), []
-    for cut in (slice(0, 7), slice(7, 25), slice(25, 40)):
-        tensors = {k: v[cut] for k, v in vars(x).items() if isinstance(v, torch.Tensor)}
-        tensors["learner_logprobs_N"] = tensors["learner_logprobs_N"].detach().requires_grad_()
-        loss, part = LOSSES[name](replace(x, **tensors), CONFIG)
+    parts, part_counts, found = 0.0, dict.fromkeys(counts, 0.0), []
+    for cut in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        part = tensors(batch, cut)
+        loss, part_count = objective(part, c)
         loss.backward()
         parts += loss.item()
-        gradients.append(tensors["learner_logprobs_N"].grad)
-        part_counts = {k: part_counts[k] + v.item() for k, v in part.items()}
+        found.append(gradients(part))
+        part_counts = {k: part_counts[k] + v.item() for k, v in part_count.items()}
     assert parts == pytest.approx(whole.item(), rel=1e-12)
-    assert torch.allclose(torch.cat(gradients), x.learner_logprobs_N.grad, rtol=1e-12)
-    assert part_counts == {k: v.item() for k, v in counts.items()}
+    for index, gradient in enumerate(gradients(x)):
+        assert torch.allclose(torch.cat([f[index] for f in found]), gradient, rtol=1e-12)
+    assert part_counts == pytest.approx({k: v.item() for k, v in counts.items()})
+
+
+@each_loss
+@pytest.mark.parametrize("shift", [1000.0, -1000.0])
+def test_however_far_out_a_ratio_is_value_and_gradient_stay_finite(name, shift):
+    batch = [
+        replace(s, new=[scalar(o + shift) for o in s.old], advantage=advantage)
+        for s, advantage in zip(drawn(8, 0.3), (1.0, -1.0, 0.0) * 2, strict=True)
+    ]
+    x = tensors(batch)
+    narrow = {
+        k: v.float() if v.is_floating_point() else v
+        for k, v in vars(x).items()
+        if isinstance(v, Tensor)
+    }
+    narrow["learner_logprobs_N"] = narrow["learner_logprobs_N"].detach().requires_grad_()
+    x = replace(x, **narrow)
+    loss, _ = objective(x, settings(name))
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert gradients(x)[0].isfinite().all()
 
 
 def one_token(ratio: float, advantage: float, engine_ratio: float = 1.0) -> LossInputs:
     """A batch of one token with these ratios."""
-    new, engine = math.log(ratio), -math.log(engine_ratio)
-    return LossInputs(
-        learner_logprobs_N=torch.tensor([new], dtype=torch.float64, requires_grad=True),
-        behaviour_logprobs_N=torch.zeros(1, dtype=torch.float64),
-        rollout_logprobs_N=torch.tensor([engine], dtype=torch.float64),
-        advantages_N=torch.tensor([advantage], dtype=torch.float64),
-        sample_tokens_N=torch.ones(1),
-        num_samples=1,
+    s = replace(
+        drawn(0, 0.1, (1,))[0],
+        new=[scalar(math.log(ratio))],
+        old=[0.0],
+        proximal=[0.0],
+        engine=[-math.log(engine_ratio)],
+        advantage=advantage,
     )
+    return tensors([s])
 
 
-ONE = LossConfig(max_completion_tokens=1)  # bounds 0.8 and 1.28, dual clip 3, cap 2
+ONE = LossConfig(max_completion_tokens=1)  # bounds 0.8 and 1.28, dual clip 3, truncated at 2
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "objective", "gradient"),
+    ("ratio", "advantage", "gain", "gradient"),
     [
         (1.0, 1.0, 1.0, 1.0),
         (1.2, 1.0, 1.2, 1.2),
@@ -139,26 +165,27 @@ ONE = LossConfig(max_completion_tokens=1)  # bounds 0.8 and 1.28, dual clip 3, c
         (5.0, 0.0, 0.0, 0.0),
     ],
 )
-def test_the_clipping_of_longcat_by_hand(ratio, advantage, objective, gradient):
+def test_the_clipping_of_longcat_by_hand(ratio, advantage, gain, gradient):
     x = one_token(ratio, advantage)
-    loss, _ = longcat(x, ONE)
+    loss, _ = objective(x, ONE)
     loss.backward()
-    assert -loss.item() == pytest.approx(objective)
+    assert -loss.item() == pytest.approx(gain)
     assert -x.learner_logprobs_N.grad.item() == pytest.approx(gradient)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "objective"),
-    [(1.5, 1.0, 1.28), (0.1, 1.0, 0.1), (0.5, -1.0, -0.8), (5.0, -1.0, -5.0)],
+    ("ratio", "advantage", "gain"),
+    [(1.5, 1.0, 1.2), (0.1, 1.0, 0.1), (0.5, -1.0, -0.8), (5.0, -1.0, -5.0)],
 )
-def test_grpo_has_no_dual_clip(ratio, advantage, objective):
-    assert -grpo(one_token(ratio, advantage), ONE)[0].item() == pytest.approx(objective)
+def test_grpo_has_no_dual_clip(ratio, advantage, gain):
+    loss, _ = objective(one_token(ratio, advantage), LossConfig(kind="grpo"))
+    assert -loss.item() == pytest.approx(gain)
 
 
 @pytest.mark.parametrize(("engine_ratio", "weight"), [(0.5, 0.5), (1.0, 1.0), (1.9, 1.9), (7, 2.0)])
-def test_the_engine_gap_weighs_a_token_up_to_its_cap(engine_ratio, weight):
+def test_longcat_weighs_a_token_by_the_engine_gap_up_to_its_cap(engine_ratio, weight):
     x = one_token(1.1, 1.0, engine_ratio)
-    loss, counts = longcat(x, ONE)
+    loss, counts = objective(x, ONE)
     loss.backward()
     assert -loss.item() == pytest.approx(1.1 * weight)
     assert -x.learner_logprobs_N.grad.item() == pytest.approx(1.1 * weight)
@@ -166,17 +193,27 @@ def test_the_engine_gap_weighs_a_token_up_to_its_cap(engine_ratio, weight):
 
 
 def test_an_infinite_cap_turns_the_truncation_off():
-    off = LossConfig(max_completion_tokens=1, tis_cap=math.inf)
-    loss, counts = longcat(one_token(1.0, 1.0, 7.0), off)
+    off = LossConfig(max_completion_tokens=1, tis=TisConfig(cap=math.inf))
+    loss, counts = objective(one_token(1.0, 1.0, 7.0), off)
     assert -loss.item() == pytest.approx(7.0)
     assert counts["loss/tis_capped"].item() == 0
 
 
-@each_loss
+@pytest.mark.parametrize(
+    "name", ["longcat", "grpo", "dr_grpo", "dapo", "gspo", "reinforce_pp", "ppo", "decoupled_ppo"]
+)
 def test_the_clip_counts_are_the_tokens_without_a_gradient(name):
-    x = inputs(0, tokens=200, spread=1.5)
-    loss, counts = LOSSES[name](x, CONFIG)
+    x = tensors(drawn(0, 1.0, (40, 30, 30, 2, 3)))
+    loss, counts = objective(x, settings(name))
     loss.backward()
-    ended = (x.learner_logprobs_N.grad == 0) & (x.advantages_N != 0)
+    ended = x.learner_logprobs_N.grad == 0
+    assert 0 < ended.sum() <= len(ended)
     assert counts["loss/clipped_pos"].item() == (ended & (x.advantages_N > 0)).sum()
     assert counts["loss/clipped_neg"].item() == (ended & (x.advantages_N < 0)).sum()
+
+
+@pytest.mark.parametrize("name", ["cispo", "rloo"])
+def test_losses_that_end_no_gradient(name):
+    x = tensors(CASES["most clipped"])
+    objective(x, settings(name))[0].backward()
+    assert (x.learner_logprobs_N.grad != 0).all()

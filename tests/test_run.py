@@ -167,6 +167,38 @@ async def test_versions_live_side_by_side_while_an_older_one_has_stragglers(star
     assert_closed(run)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("mode", "bound"), [("one_step", 1), ("in_flight", 2), ("dora", 2)])
+async def test_reused_groups_fill_a_step_and_are_booked_once(start, mode, bound, seed):
+    """Over-sampled groups are trained on again, within the bound; the ledger counts them once."""
+    run = start(
+        seed=seed,
+        mode=mode,
+        max_staleness=2,
+        steps=20,
+        batch={"groups": 4, "group_size": 2, "reuse_ratio": 0.5},
+        rollout={"max_in_flight_groups": 40},
+    )
+    await asyncio.wait_for(run.main(), 30)
+    batches = [groups for name, groups in run.actors.log if name == "step"]
+    assert [len(b) for b in batches] == [4] * 20
+    assert all(len(set(b)) == 4 for b in batches), "no group is twice in a step"
+    seen: set[str] = set()
+    reused: list[int] = []
+    for batch in batches:
+        reused.append(sum(g in seen for g in batch))
+        seen.update(batch)
+    assert max(reused) <= 2 and sum(reused) > 0
+    assert totals(run)["trained"] == 2 * len(seen) == 2 * (20 * 4 - sum(reused))
+    lines = (run.folder.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["replay/reused_groups"] for line in lines] == reused
+    assert max(run.staleness) <= bound
+    assert sum(run.staleness.values()) == 20 * 4 * 2
+    if mode != "in_flight":
+        assert "stale:too_old" not in totals(run)
+    assert_closed(run)
+
+
 async def test_a_synchronous_run_starts_exactly_one_batch_per_version(start):
     run = start(mode="sync", max_staleness=0)
     await asyncio.wait_for(run.main(), 30)

@@ -72,3 +72,18 @@ async def test_a_synchronous_queue_gives_out_the_present_version_only():
     q = queue(group("past", 4), group("now", 5), max_staleness=0)
     assert [g.id for g in q.drop_stale(5)] == ["past"]
     assert [g.id for g in await q.take(1, 5)] == ["now"]
+
+
+async def test_fewer_than_a_batch_may_be_taken_as_soon_as_so_few_are_there():
+    q = queue(group("a"))
+    taking = asyncio.create_task(q.take(3, 0, fewest=2))
+    await asyncio.sleep(0)
+    assert not taking.done()
+    q.put(group("b"))
+    assert [g.id for g in await asyncio.wait_for(taking, 5)] == ["a", "b"]
+
+
+async def test_no_more_than_the_fewest_are_taken_unless_the_rest_must_not_be_left():
+    q = queue(*(group(name) for name in "abcde"))
+    assert len(await q.take(4, 0, fewest=2)) == 2
+    assert [g.id for g in await q.take(4, 0, lambda rest: not rest, fewest=2)] == ["c", "d", "e"]

@@ -5,7 +5,7 @@ from fakes import scored, trajectory, turn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.samples import Dropped, group_samples, train_sample
+from rl.samples import Dropped, cut_off, group_samples, train_sample
 from rollout.engine import VersionSpan
 from rollout.trajectory import JUDGED
 
@@ -76,11 +76,65 @@ def test_a_trajectory_without_a_single_turn_gives_no_sample_and_is_accounted_for
     assert dropped == [Dropped(("empty",), "failed", "no_room")]
 
 
+LOOP = turn((1, 2), (3, *[7, 8] * 10), finish_reason="length")
+HALF_WAY = turn((1, 2), tuple(range(10, 40)), finish_reason="length")
+
+
+def cut(id: str, reward: float, last=HALF_WAY):
+    return scored(id, reward, stop="max_tokens", turns=(last,))
+
+
+def test_masked_members_are_part_of_the_baseline_and_give_no_sample():
+    members = [scored("t0", 1.0), scored("t1", 0.0), cut("half", 0.0), cut("loop", 0.0, LOOP)]
+    plain, _ = group_samples(members, "dr_grpo", filter_zero_variance=True)
+    samples, dropped = group_samples(
+        members, "dr_grpo", filter_zero_variance=True, mask_truncated=True
+    )
+    assert samples == [s for s in plain if s.id != "half"]
+    assert ids(samples) == ["t0", "t1", "loop"]
+    assert samples[0].advantages[-1] == 0.75, "the mean is over all four"
+    assert dropped == [Dropped(("half",), "filtered", "truncated")]
+
+
+def test_used_up_turns_are_no_length_limit():
+    members = [scored("t0", 1.0), scored("t1", 0.0, stop="max_turns", turns=(HALF_WAY,))]
+    samples, dropped = group_samples(
+        members, "grpo", filter_zero_variance=True, mask_truncated=True
+    )
+    assert (ids(samples), dropped) == (["t0", "t1"], [])
+
+
+def test_a_loop_over_several_turns_is_seen():
+    """The limit ended it between turns, each of which was the same call again."""
+    again = tuple(turn((1, 2), (7, 8, 9, 5)) for _ in range(4))
+    assert not cut_off(trajectory("t", stop="max_tokens", turns=again))
+    assert cut_off(trajectory("t", stop="max_tokens", turns=again[:3]))
+
+
+@pytest.mark.parametrize("advantage", ["reinforce_pp", "gae"])
+def test_an_advantage_that_is_not_of_a_group_needs_no_group(advantage):
+    alone = [scored("t0", 0.5), scored("bad", 0.0, stop="crash")]
+    samples, dropped = group_samples(alone, advantage, filter_zero_variance=True)
+    assert [(s.id, s.reward) for s in samples] == [("t0", 0.5)]
+    assert dropped == [Dropped(("bad",), "failed", "crash")]
+    equal = [scored(f"t{i}", 1.0) for i in range(3)]
+    samples, dropped = group_samples(equal, advantage, filter_zero_variance=True)
+    assert ([s.reward for s in samples], dropped) == ([1.0] * 3, [])
+
+
+def test_samples_carry_their_rewards():
+    members = [scored("t0", 1.0), scored("t1", 0.25)]
+    samples, _ = group_samples(members, "grpo", filter_zero_variance=True)
+    assert [s.reward for s in samples] == [1.0, 0.25]
+
+
 outcomes = st.tuples(st.sampled_from([*sorted(JUDGED), *FAULTS]), st.sampled_from([0.0, 0.5, 1.0]))
 
 
 @given(
-    st.lists(outcomes, min_size=1, max_size=8), st.booleans(), st.sampled_from(["grpo", "dr_grpo"])
+    st.lists(outcomes, min_size=1, max_size=8),
+    st.booleans(),
+    st.sampled_from(["grpo", "dr_grpo", "rloo"]),
 )
 def test_every_member_is_a_sample_or_dropped_exactly_once(outcomes, filtering, advantage):
     members = [scored(f"t{i}", reward, stop=stop) for i, (stop, reward) in enumerate(outcomes)]

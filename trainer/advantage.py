@@ -1,12 +1,19 @@
-"""Group advantages: a trajectory's reward relative to the others of its task.
+"""Advantages from rewards: relative to the others of a task, to the whole batch, or to a critic.
 
-Closed set: a name in `trainer.config.AdvantageName`, a function here, a line in ADVANTAGES.
+`grpo`, `dr_grpo` and `rloo` are of one group and are computed where the group is; `reinforce_pp` is of a
+batch and `gae` of one trajectory's turns under a critic (`trainer.critic`), so the learner computes them.
+
+Closed set: a name in `trainer.config.AdvantageName`, a function here; those of a group are in
+GROUP_ADVANTAGES.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import fsum, sqrt
 from statistics import fmean, pstdev
 
 from trainer.config import AdvantageName
+from trainer.sample import TrainSample
 
 
 def grpo(rewards: Sequence[float]) -> list[float]:
@@ -21,7 +28,52 @@ def dr_grpo(rewards: Sequence[float]) -> list[float]:
     return [r - mean for r in rewards]
 
 
-ADVANTAGES: dict[AdvantageName, Callable[[Sequence[float]], list[float]]] = {
+def rloo(rewards: Sequence[float]) -> list[float]:
+    """r less the mean of the others: a baseline that does not depend on the member itself (RLOO, arXiv
+    2402.14740). Needs two members or more."""
+    total, others = fsum(rewards), len(rewards) - 1
+    return [r - (total - r) / others for r in rewards]
+
+
+def reinforce_pp(rewards: Sequence[float], tokens: Sequence[int]) -> list[float]:
+    """(r - mean) / std over all tokens of the batch, a sample's reward being that of each of its `tokens`
+    (REINFORCE++, arXiv 2501.03262, without its KL penalty); all 0 where all rewards are equal."""
+    if min(rewards) == max(rewards):  # where rounding could leave a std just above 0
+        return [0.0] * len(rewards)
+    count = sum(tokens)
+    mean = fsum(r * n for r, n in zip(rewards, tokens, strict=True)) / count
+    std = sqrt(fsum(n * (r - mean) ** 2 for r, n in zip(rewards, tokens, strict=True)) / count)
+    return [(r - mean) / std for r in rewards]
+
+
+def gae(values: Sequence[float], reward: float, *, gamma: float, lam: float) -> list[float]:
+    """Generalized advantage estimation (arXiv 1506.02438, equation 16) over K turns as the actions.
+
+    values: V before each turn, (K,). The reward comes after the last turn, where the value is 0:
+    delta_k = r_k + gamma V_(k+1) - V_k and A_k = delta_k + gamma lam A_(k+1). E.g. values (0, 0.5),
+    reward 1, gamma 1, lam 1 -> [1.0, 0.5].
+    """
+    advantages: list[float] = []
+    later, after, reward_here = 0.0, 0.0, reward
+    for value in reversed(values):
+        later = reward_here + gamma * after - value + gamma * lam * later
+        after, reward_here = value, 0.0
+        advantages.append(later)
+    return advantages[::-1]
+
+
+def batch_normalised(samples: Sequence[TrainSample]) -> list[TrainSample]:
+    """The batch with the advantages that `reinforce_pp` gives its rewards."""
+    tokens = [s.num_policy_tokens for s in samples]
+    advantages = reinforce_pp([s.reward for s in samples], tokens)
+    return [
+        replace(s, advantages=tuple(a if m else 0.0 for m in s.loss_mask))
+        for s, a in zip(samples, advantages, strict=True)
+    ]
+
+
+GROUP_ADVANTAGES: dict[AdvantageName, Callable[[Sequence[float]], list[float]]] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
+    "rloo": rloo,
 }

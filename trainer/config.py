@@ -1,12 +1,49 @@
 """Settings of the learner: objective, optimizer, batch shape. Light: no torch here."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Dtype = Literal["float32", "bfloat16"]
-LossName = Literal["longcat", "grpo"]
-AdvantageName = Literal["grpo", "dr_grpo"]
+LossName = Literal[
+    "longcat",
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "rloo",
+    "reinforce_pp",
+    "ppo",
+    "hispo",
+    "decoupled_ppo",
+]
+AdvantageName = Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "gae"]
+CorrectionName = Literal["none", "tis", "icepop", "mis"]
+
+# What the paper of a loss puts into it, where the configuration does not say otherwise.
+USUAL_ADVANTAGE: dict[LossName, AdvantageName] = {
+    "longcat": "grpo",
+    "grpo": "grpo",
+    "dr_grpo": "dr_grpo",
+    "dapo": "grpo",
+    "gspo": "grpo",
+    "cispo": "grpo",
+    "rloo": "rloo",
+    "reinforce_pp": "reinforce_pp",
+    "ppo": "gae",
+    "hispo": "grpo",
+    "decoupled_ppo": "reinforce_pp",
+}
 
 
 class Section(BaseModel):
@@ -15,24 +52,193 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LossConfig(Section):
-    """The objective. The reports do not state LongCat's values; these are the usual ones.
+class ClipConfig(Section):
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+
+    clip_low: PositiveFloat
+    clip_high: PositiveFloat
+
+
+class GrpoConfig(ClipConfig):
+    """PPO's epsilon on both sides."""
+
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+
+
+class DrGrpoConfig(ClipConfig):
+    """PPO's epsilon on both sides."""
+
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+
+
+class DapoConfig(ClipConfig):
+    """Clip-higher, arXiv 2503.14476, section 4.1."""
+
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
+
+
+class GspoConfig(ClipConfig):
+    """Bounds of the sequence ratio, which is a geometric mean: arXiv 2507.18071, section 5.1."""
+
+    clip_low: PositiveFloat = 3e-4
+    clip_high: PositiveFloat = 4e-4
+
+
+class CispoConfig(Section):
+    """max_ratio: cap of the ratio that weighs a token. MiniMax-M1 (arXiv 2506.13585) states none; this one
+    is of the range that ScaleRL (arXiv 2510.13786) found good."""
+
+    max_ratio: PositiveFloat = 5.0
+
+
+class ReinforcePpConfig(ClipConfig):
+    """PPO's epsilon on both sides."""
+
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+
+
+class PpoConfig(ClipConfig):
+    """PPO's epsilon, the critic's loss and GAE's horizon.
+
+    value_clip: the value moves at most so far from the behaviour version's before its error stops
+    counting. value_weight: the value loss's weight beside the policy's. gamma, lam: GAE's discount and
+    lambda, per turn.
+    """
+
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    value_clip: PositiveFloat = 0.2
+    value_weight: PositiveFloat = 0.5
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
+
+
+class DecoupledPpoConfig(ClipConfig):
+    """PPO's epsilon, around the proximal policy."""
+
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+
+
+class LongcatConfig(Section):
+    """Triplet clipping. The report states no values; these are the usual ones.
 
     clip_neg_low, clip_pos_high: the ratio is clipped to [1 - clip_neg_low, 1 + clip_pos_high].
     clip_neg_high: cap of the ratio where the advantage is negative (dual clip).
-    tis_cap: cap C of the truncated importance weight between learner and engine; inf turns it off.
-    max_completion_tokens: T_max, the constant denominator of a trajectory's sum over tokens.
-    behaviour: whose log-probs the ratio's denominator is: the `learner`'s, computed again with the
-    weights that wrote the token (LongCat), or the `engine`'s as they came.
     """
 
-    kind: LossName = "longcat"
     clip_neg_low: PositiveFloat = 0.2
     clip_pos_high: PositiveFloat = 0.28
     clip_neg_high: PositiveFloat = 3.0
-    tis_cap: PositiveFloat = 2.0
+
+
+class HispoConfig(LongcatConfig):
+    """Triplet clipping and two masks of the gap between learner and engine; no values are published.
+
+    sequence_delta: a sample is left out where the geometric mean of its ratios is so far from 1.
+    token_delta: a token is left out where its own ratio is so far from 1.
+    """
+
+    sequence_delta: PositiveFloat = 0.01
+    token_delta: PositiveFloat = 0.5
+
+
+class TisConfig(Section):
+    """cap: the weight's upper bound C; inf takes it away."""
+
+    cap: PositiveFloat = 2.0
+
+
+class IcepopConfig(Section):
+    """low, high: a token whose weight is outside is left out."""
+
+    low: PositiveFloat = 0.5
+    high: PositiveFloat = 5.0
+
+
+class MisConfig(Section):
+    """low, high: a sample whose weight, the geometric mean of its tokens', is outside is left out."""
+
+    low: PositiveFloat = 0.99
+    high: PositiveFloat = 1.01
+
+
+class LossConfig(Section):
+    """The objective: a loss, each with settings of its own, and a correction of the engine's log-probs.
+
+    max_completion_tokens: T_max, the constant denominator of a trajectory's sum over tokens (`longcat`,
+    `dr_grpo`, `hispo`).
+    behaviour: whose log-probs the ratio's denominator is: the `learner`'s, computed again with the
+    weights that wrote the token (LongCat), or the `engine`'s as they came.
+    correction: of the gap between learner and engine; where it is missing, `tis` for `longcat` and `none`
+    for the others.
+    """
+
+    kind: LossName = "longcat"
     max_completion_tokens: PositiveInt = 128
     behaviour: Literal["learner", "engine"] = "learner"
+    correction: CorrectionName = "tis"
+    longcat: LongcatConfig = LongcatConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    dr_grpo: DrGrpoConfig = DrGrpoConfig()
+    dapo: DapoConfig = DapoConfig()
+    gspo: GspoConfig = GspoConfig()
+    cispo: CispoConfig = CispoConfig()
+    reinforce_pp: ReinforcePpConfig = ReinforcePpConfig()
+    ppo: PpoConfig = PpoConfig()
+    hispo: HispoConfig = HispoConfig()
+    decoupled_ppo: DecoupledPpoConfig = DecoupledPpoConfig()
+    tis: TisConfig = TisConfig()
+    icepop: IcepopConfig = IcepopConfig()
+    mis: MisConfig = MisConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_correction(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        own = given.get("kind", "longcat") == "longcat" and given.get("behaviour") != "engine"
+        return {"correction": "tis" if own else "none", **given}
+
+    @property
+    def unused(self) -> set[str]:
+        """Sections of losses and corrections that were not chosen."""
+        sections = {name for name, value in self if isinstance(value, Section)}
+        return sections - {self.kind, self.correction}
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name not in self.unused}
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "LossConfig":
+        for name, value in self:
+            if name in self.unused and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"[{name}] is set, and nothing reads it: kind is {self.kind!r}, the correction is "
+                    f"{self.correction!r}"
+                )
+        if self.behaviour == "engine" and self.correction != "none":
+            raise ValueError(
+                f'correction {self.correction!r} needs behaviour = "learner": with the engine\'s '
+                "log-probs as behaviour there is no gap to correct"
+            )
+        if self.kind == "hispo" and (self.behaviour == "engine" or self.correction != "none"):
+            raise ValueError(
+                'kind "hispo" masks and weighs the gap between learner and engine itself: it needs '
+                'behaviour = "learner" and correction = "none"'
+            )
+        for name in ("icepop", "mis"):
+            bounds = getattr(self, name)
+            if bounds.low >= bounds.high:
+                raise ValueError(
+                    f"{name}.low ({bounds.low:g}) has to be below {name}.high ({bounds.high:g})"
+                )
+        return self
 
 
 class OptimConfig(Section):
@@ -60,6 +266,7 @@ class LearnerConfig(Section):
     dtype: of the products and of the weights they use; master weights and optimizer state are float32.
     micro_batch_tokens: tokens of one forward and backward pass; has to hold the longest trajectory.
     cpus, gpus: what the learner's actor asks Ray for (0 CPUs: it shares the engines' cores).
+    advantage: where it is missing, that of the loss's paper.
     """
 
     dtype: Dtype = "float32"
@@ -71,6 +278,27 @@ class LearnerConfig(Section):
     advantage: AdvantageName = "grpo"
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_advantage(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        loss = given.get("loss", {})
+        kind = loss.kind if isinstance(loss, LossConfig) else None
+        if isinstance(loss, dict):
+            kind = loss.get("kind")
+        usual = [advantage for name, advantage in USUAL_ADVANTAGE.items() if name == kind]
+        return {"advantage": usual[0], **given} if usual else given
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "LearnerConfig":
+        if (self.advantage == "gae") != (self.loss.kind == "ppo"):
+            raise ValueError(
+                f"advantage {self.advantage!r} does not go with loss.kind {self.loss.kind!r}: "
+                '"gae" needs the critic of "ppo", and "ppo" needs "gae"'
+            )
+        return self
 
 
 class SftConfig(Section):

@@ -14,13 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from trainer.advantage import batch_normalised
 from trainer.batch import PackedBatch, pack, plan_micro_batches
 from trainer.config import LearnerConfig
-from trainer.loss import LOSSES, LossInputs
+from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
+from trainer.loss import objective
+from trainer.loss_inputs import LossInputs
 from trainer.optimizer import Optimizer
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
-from trainer.scorer import Scorer
+from trainer.sample_check import check_samples
+from trainer.scorer import Scorer, Scores
 from trainer.weights import write_checkpoint, write_weights
 
 
@@ -41,8 +45,9 @@ class Learner:
         self.config = config
         self.keep_versions = keep_versions
         self.device = torch.device(config.device)
-        self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature).to(self.device)
-        self.scorer.train()
+        critic = config.loss.kind == "ppo"
+        self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
+        self.scorer.to(self.device).train()
         self.optimizer = Optimizer(self.scorer, config.optim, getattr(torch, config.dtype))
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
@@ -55,42 +60,53 @@ class Learner:
     def step(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One optimizer update of the configured objective; the policy version grows by one.
 
-        Metrics are per policy token of the batch unless their name says otherwise.
+        Metrics are per policy token of the batch unless their name says otherwise. Raises BadSample.
         """
         start = time.perf_counter()
+        check_samples(samples, self.config.micro_batch_tokens)
+        samples, targets = self._estimated(samples)
         config = self.config.loss
         sums: dict[str, float] = defaultdict(float)
         tokens_S = torch.tensor([s.num_policy_tokens for s in samples], device=self.device)
+        num_tokens = int(tokens_S.sum())
         behaviour_seconds = 0.0
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
             past_N = self._past_logprobs(batch)
             behaviour_seconds += time.perf_counter() - before
-            logprobs_N, entropy_N = self._score(batch)
+            scores = self._score(batch)
+            logprobs_N = scores.logprobs_N
             present_N = batch.versions_N == self.version
             past_N = torch.where(present_N, logprobs_N.detach(), past_N)
+            critic = None
+            if scores.values_N is not None:
+                critic = value_inputs(scores.values_N, batch.sample_N, targets)
             inputs = LossInputs(
                 learner_logprobs_N=logprobs_N,
                 behaviour_logprobs_N=(
                     past_N if config.behaviour == "learner" else batch.rollout_logprobs_N
                 ),
+                # One update per batch: the policy that it starts from is the present one.
+                proximal_logprobs_N=logprobs_N.detach(),
                 rollout_logprobs_N=batch.rollout_logprobs_N,
                 advantages_N=batch.advantages_N,
+                sample_N=batch.sample_N,
                 sample_tokens_N=tokens_S[batch.sample_N],
                 num_samples=len(samples),
+                num_tokens=num_tokens,
+                critic=critic,
             )
-            loss, metrics = LOSSES[config.kind](inputs, config)
+            loss, metrics = objective(inputs, config)
             loss.backward()
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
             sums["loss"] += loss.item()
-            sums["entropy"] += entropy_N.sum().item()
+            sums["entropy"] += scores.entropy_N.sum().item()
             sums["gap"] += gap_N.sum().item()
             sums["compared"] += gap_N.numel()
             for name, value in metrics.items():
                 sums[name] += value.item()
         grad_norm = self._update(remember=True)
-        num_tokens = int(tokens_S.sum())
         gap, compared = sums.pop("gap"), sums.pop("compared")
         return {
             "loss/loss": sums.pop("loss"),
@@ -106,13 +122,41 @@ class Learner:
             "learner/tokens": float(sum(len(s.token_ids) for s in samples)),
         }
 
+    def _estimated(
+        self, samples: Sequence[TrainSample]
+    ) -> tuple[Sequence[TrainSample], Sequence[Targets]]:
+        """The batch with the advantages that are the learner's to compute, and the critic's targets."""
+        if self.config.advantage == "reinforce_pp":
+            return batch_normalised(samples), ()
+        if self.config.loss.kind != "ppo":
+            return samples, ()
+        values = self._behaviour_values(samples)
+        targets = [
+            turn_targets(s, v, self.config.loss.ppo) for s, v in zip(samples, values, strict=True)
+        ]
+        return [with_advantages(s, t) for s, t in zip(samples, targets, strict=True)], targets
+
+    @torch.no_grad()
+    def _behaviour_values(self, samples: Sequence[TrainSample]) -> list[list[float]]:
+        """The value at each of a sample's policy tokens under the version that wrote the token; the
+        present version's where no weights are kept."""
+        found: list[list[float]] = [[] for _ in samples]
+        for batch in self._micro_batches(samples):
+            values_N = self._values(batch)
+            if self.config.loss.behaviour == "learner":
+                for version in sorted(set(batch.versions_N.tolist()) & set(self.past_weights)):
+                    past_N = self._values(batch, self.past_weights[version])
+                    values_N = torch.where(batch.versions_N == version, past_N, values_N)
+            for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
+                found[index].append(value)
+        return found
+
     def imitate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One supervised update: mean negative log-likelihood of the policy's tokens."""
         num_tokens = sum(s.num_policy_tokens for s in samples)
         total = 0.0
         for batch in self._micro_batches(samples):
-            logprobs_N, _ = self._score(batch)
-            loss = -logprobs_N.sum() / num_tokens
+            loss = -self._score(batch).logprobs_N.sum() / num_tokens
             loss.backward()
             total += loss.item()
         return {"sft/loss": total, "optim/grad_norm": self._update(remember=False)}
@@ -122,7 +166,7 @@ class Learner:
         """Log-probs of each sample's policy tokens under the present weights."""
         found: list[list[float]] = [[] for _ in samples]
         for batch in self._micro_batches(samples):
-            values_N, _ = self._score(batch)
+            values_N = self._score(batch).logprobs_N
             for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
                 found[index].append(value)
         return found
@@ -160,13 +204,17 @@ class Learner:
                     f"a sample of version {version} came when the weights of "
                     f"{sorted(self.past_weights)} and {self.version} are kept"
                 )
-            values_N = self._score(batch, self.past_weights[version])[0]
+            values_N = self._score(batch, self.past_weights[version]).logprobs_N
             past_N = torch.where(batch.versions_N == version, values_N, past_N)
         return past_N
 
-    def _score(
-        self, batch: PackedBatch, weights: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _values(self, batch: PackedBatch, weights: dict[str, Tensor] | None = None) -> Tensor:
+        values_N = self._score(batch, weights).values_N
+        assert values_N is not None, "a scorer with a critic"
+        return values_N
+
+    def _score(self, batch: PackedBatch, weights: dict[str, Tensor] | None = None) -> Scores:
+        """Now, or under an earlier version's weights."""
         if weights is None:
             return self.scorer(batch)
         return functional_call(self.scorer, weights, (batch,))

@@ -9,6 +9,7 @@ class TrainSample:
 
     loss_mask: True where the policy wrote the token. rollout_logprobs, advantages, versions mean
     something only there: the engine's log-prob, the token's advantage, the policy version that wrote it.
+    reward: the trajectory's, for advantages that are not of a group.
     """
 
     id: str
@@ -18,6 +19,7 @@ class TrainSample:
     rollout_logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
     versions: tuple[int, ...]
+    reward: float = 0.0
 
     def __post_init__(self) -> None:
         lengths = {

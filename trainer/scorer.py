@@ -3,12 +3,14 @@
 Shapes: N policy tokens, D model width, V vocabulary, C tokens of a chunk.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.batch import PackedBatch
+from trainer.critic import Critic
 
 # Logits that exist at once, in elements: what stays in a core's cache, or what a GPU is busy with.
 LOGITS = {"cpu": 1 << 19, "cuda": 1 << 26}
@@ -58,15 +60,27 @@ class _TokenLogprobs(torch.autograd.Function):
         return dhidden_ND, dhead_VD.to(head_VD.dtype), None, None
 
 
-class Scorer(nn.Module):
-    """A policy that answers with the log-prob and the entropy of each policy token, both (N,) float32."""
+@dataclass(frozen=True)
+class Scores:
+    """What a policy says of each policy token, all (N,) float32. values: a critic's, where there is one."""
 
-    def __init__(self, model: nn.Module, temperature: float) -> None:
+    logprobs_N: Tensor
+    entropy_N: Tensor
+    values_N: Tensor | None
+
+
+class Scorer(nn.Module):
+    """A policy, and with `critic` a value head on it, that scores the policy tokens of packed batches."""
+
+    def __init__(self, model: nn.Module, temperature: float, *, critic: bool = False) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        width = model.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
+        self.critic = Critic(width) if critic else None  # pyright: ignore[reportArgumentType]
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: PackedBatch) -> Scores:
+        """Raises nothing of its own; a batch without policy tokens gives empty scores."""
         hidden_TD = self.model.model(  # pyright: ignore[reportCallIssue]
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
@@ -75,4 +89,8 @@ class Scorer(nn.Module):
         ).last_hidden_state[0]
         hidden_ND = hidden_TD[batch.source_N]
         head = self.model.lm_head.weight  # pyright: ignore[reportAttributeAccessIssue]
-        return _TokenLogprobs.apply(hidden_ND, head, batch.target_N, self.temperature)  # pyright: ignore
+        logprobs_N, entropy_N = _TokenLogprobs.apply(  # pyright: ignore[reportGeneralTypeIssues]
+            hidden_ND, head, batch.target_N, self.temperature
+        )
+        values_N = None if self.critic is None else self.critic(hidden_ND)
+        return Scores(logprobs_N, entropy_N, values_N)

@@ -34,9 +34,9 @@ def routed_experts(config: PreTrainedConfig) -> int:
 
 
 def working_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a weight where the model's is `dtype`: LongCat-Flash's router stays float32, as in the
-    published checkpoints."""
-    return torch.float32 if ".router." in name else dtype
+    """The dtype of a weight where the model's is `dtype`: a critic stays float32, and so does LongCat-Flash's
+    router, as in the published checkpoints."""
+    return torch.float32 if ".router." in name or name.startswith("critic.") else dtype
 
 
 def published_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

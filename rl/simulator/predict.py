@@ -89,7 +89,7 @@ def _mode(config: RunConfig, mode: Mode) -> ModeSpec:
         max_staleness=rules.max_staleness,
         in_place=rules.in_place,
         eviction=rules.eviction,
-        over_dispatch=limits.target / (limits.batch_groups * limits.group_size),
+        over_dispatch=limits.target / (run.batch.groups * limits.group_size),
         engine_first=limits.engine_first,
         engine_later=limits.engine_later,
         slack=limits.slack,

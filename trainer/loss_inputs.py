@@ -1,0 +1,50 @@
+"""What an objective sees of a micro-batch: one record, every tensor of shape (N,).
+
+N policy tokens; those of a sample lie together, in order, and all of them are in the same micro-batch.
+Counts are of the whole batch, so that a loss is a plain sum and adds up over micro-batches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ValueInputs:
+    """A critic's side. values: with gradient. behaviour_values: of the version that wrote the token.
+    returns: what the value should have been. starts: True where a turn begins; only there the value
+    means something. num_turns: of the whole batch."""
+
+    values_N: Tensor
+    behaviour_values_N: Tensor
+    returns_N: Tensor
+    starts_N: Tensor
+    num_turns: int
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """learner_logprobs: with gradient. behaviour_logprobs: the learner's, under the weights that wrote
+    the token. proximal_logprobs: the learner's before the update. rollout_logprobs: the engine's.
+
+    sample: index of the token's sample, below num_samples. sample_tokens: policy tokens of that sample.
+    num_samples, num_tokens: samples and policy tokens of the whole batch. critic: where there is one.
+    """
+
+    learner_logprobs_N: Tensor
+    behaviour_logprobs_N: Tensor
+    proximal_logprobs_N: Tensor
+    rollout_logprobs_N: Tensor
+    advantages_N: Tensor
+    sample_N: Tensor
+    sample_tokens_N: Tensor
+    num_samples: int
+    num_tokens: int
+    critic: ValueInputs | None = None
+
+    def sample_mean(self, values_N: Tensor) -> Tensor:
+        """(N,): for each token the mean of `values` over its sample's tokens."""
+        zeros_S = torch.zeros(self.num_samples, dtype=values_N.dtype, device=values_N.device)
+        sums_S = zeros_S.index_add(0, self.sample_N, values_N)
+        return sums_S[self.sample_N] / self.sample_tokens_N
