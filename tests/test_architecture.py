@@ -26,6 +26,8 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": {
         "rollout/cache_transfer.py",
+        "rollout/routing_capture.py",
+        "rollout/routing_delivery.py",
         "rollout/vllm_engine.py",
         "rollout/vllm_plugin.py",
         "rollout/weight_transfer.py",
@@ -43,6 +45,7 @@ ONLY_UNDER = {
 TENSORS_ELSEWHERE = {
     "rollout/cache_file.py": {"torch", "safetensors"},
     "rollout/cache_transfer.py": {"torch", "safetensors"},
+    "rollout/routing_capture.py": {"torch"},
     "rollout/vllm_plugin.py": {"torch"},
     "rollout/weight_transfer.py": {"torch", "safetensors"},
     "rl/actors.py": {"torch"},
