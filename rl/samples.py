@@ -77,7 +77,7 @@ def train_sample(trajectory: Trajectory, advantage: float) -> TrainSample:
 
 
 def _routing(turns: Sequence[Turn]) -> Routing | None:
-    """The turns' routing end to end, shape (tokens, MoE layers, experts per token); unknown for the last token.
+    """The turns' routing end to end, shape (tokens, MoE layers, experts per token); the last token's unknown.
 
     Each turn's begins with the last token of the turn before, so together they lack only the last of all.
     """

@@ -1,4 +1,4 @@
-"""Which experts the engine's router chose: the shape and type in which its choices travel, and how they are joined.
+"""Which experts an engine's routers chose: the shape and type in which the choices travel.
 
 Choices are numpy arrays of shape (tokens, MoE layers, experts per token), in the order of the layers. The
 largest value of their type means that no engine told. Numbers from the count of routed experts on are

@@ -37,7 +37,7 @@ class StepBatch:
     """The requests of a step, in the order of its rows.
 
     computed_R, scheduled_R: tokens before this step, and in it. slot_T: where each token's keys and values
-    go. blocks_RB: each request's blocks of `block_size` slots. sampled_R: whether the request has a new token.
+    go. blocks_RB: each request's blocks of `block_size` slots. sampled_R: whether it has a new token.
     """
 
     ids: Sequence[str]

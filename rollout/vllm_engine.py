@@ -102,7 +102,7 @@ def _routing_arguments(config: EngineConfig) -> dict[str, Any]:
 def moves_cache(config: EngineConfig) -> bool:
     """Whether the KV cache of a moved request travels by our own connector.
 
-    vLLM's own routing capture wants to have computed every block in the cache, so the two go together on CPU only.
+    vLLM's own routing capture, on GPUs, wants to have computed every block in the cache itself.
     """
     if config.capture_routing and config.device == "cuda":
         return False
