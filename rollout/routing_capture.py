@@ -1,35 +1,33 @@
-"""Routing capture on CPU: the router's choices of every token, out of vLLM's worker.
+"""Routing capture inside an engine on CPU: a step's choices, sorted by request.
 
-vLLM's own capture (`enable_return_routed_experts`) is part of a model runner that needs Triton. On CPU this
-worker takes its place and fills the same field: the routers' capture hooks, which vLLM calls in every forward
-pass, write a step's choices into an array; after the step they are sorted by request and ride with the step's
-output to `rollout.routing_delivery`.
+vLLM's own capture (`enable_return_routed_experts`) is part of a model runner that needs Triton. Here the
+routers write a step's choices into an array (`write`), and after the step each request that has a new token
+gets those that it wants (`collect`). `rollout.vllm_routing_worker` and `rollout.vllm_routing_scheduler` tie
+this to vLLM's two processes.
 
-Choices are also kept by the slot of the KV cache that the token's keys and values are in, so that a request
-finds those of a prompt computed in chunks, or in an earlier request whose prefix it shares. Left out on
-purpose: speculative decoding and pipeline parallelism.
+Choices are also kept by the slot of the KV cache that the token's keys and values are in. There a request
+finds those of a prompt computed in chunks, or in an earlier request whose prefix it shares.
 
 Shapes: T tokens of a step, S slots of the KV cache, R requests, B blocks, L MoE layers, K experts per token.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
-    bind_routed_experts_capturer,
-)
-from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.worker.cpu_worker import CPUWorker
 
-from rollout.routing import RoutingLayout, routing_layout
-from rollout.routing_delivery import StepRouting, Wanted
+from rollout.routing import Routing, RoutingLayout
 
-if TYPE_CHECKING:
-    from vllm.v1.core.sched.output import GrammarOutput
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+@dataclass(frozen=True)
+class Wanted:
+    """For each request of a step, its first token whose choices have not been handed out.
+
+    loaded: of requests that begin, the tokens [start, end) whose keys and values come from elsewhere.
+    """
+
+    starts: dict[str, int]
+    loaded: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,14 @@ class StepBatch:
         return blocks * self.block_size + positions % self.block_size
 
 
+@dataclass(frozen=True)
+class StepRouting:
+    """Choices of one step; a request's are `rows[start:end]`."""
+
+    rows: Routing
+    spans: dict[str, tuple[int, int]]
+
+
 class RoutingCapture:
     """The choices of the present step, and of every slot of the KV cache."""
 
@@ -64,9 +70,9 @@ class RoutingCapture:
         self._cache_SLK = layout.unknown(num_slots)
         self._unknown = layout.unknown(1)
 
-    def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
-        """Called by the router of a layer: its choices for the step's tokens, shape (T, K)."""
-        self._step_TLK[: len(topk_ids), self._columns[layer_id]] = topk_ids.numpy()
+    def write(self, layer: int, choices_TK: np.ndarray) -> None:
+        """A layer's choices for the step's tokens."""
+        self._step_TLK[: len(choices_TK), self._columns[layer]] = choices_TK
 
     def collect(self, wanted: Wanted, batch: StepBatch) -> StepRouting:
         """Keep the step's choices, and give each request that has a new token those that it still wants."""
@@ -91,45 +97,3 @@ class RoutingCapture:
                 given += len(part)
             first += scheduled
         return StepRouting(np.concatenate(parts), spans)
-
-
-class RoutingWorker(CPUWorker):
-    """vLLM's CPU worker with capture; an engine argument names it (`worker_cls`)."""
-
-    def initialize_from_config(self, kv_cache_config: "KVCacheConfig") -> None:
-        """Hook the routers, once the size of the KV cache is known."""
-        super().initialize_from_config(kv_cache_config)
-        (group,) = kv_cache_config.kv_cache_groups
-        self.capture = RoutingCapture(
-            routing_layout(self.model_config.hf_text_config),
-            self.scheduler_config.max_num_batched_tokens,
-            kv_cache_config.num_blocks * group.kv_cache_spec.block_size,
-        )
-        capture: Any = self.capture
-        bind_routed_experts_capturer(self.model_runner.get_model(), capture)
-
-    def sample_tokens(self, grammar_output: "GrammarOutput | None") -> Any:
-        """The step's output with its routing; vLLM calls this after every forward pass."""
-        state = self.model_runner.execute_model_state
-        output = super().sample_tokens(grammar_output)
-        if state is not None:
-            assert isinstance(output, ModelRunnerOutput)
-            batch = self._batch(state.scheduler_output.num_scheduled_tokens, output)
-            wanted: Any = state.scheduler_output.aux_output_connector_metadata
-            routing: Any = self.capture.collect(wanted, batch)
-            output.aux_output_connector_output = routing
-        return output
-
-    def _batch(self, scheduled: dict[str, int], output: ModelRunnerOutput) -> StepBatch:
-        running = self.model_runner.input_batch
-        table = running.block_table[0]
-        scheduled_R = np.array([scheduled[id] for id in output.req_ids])
-        return StepBatch(
-            ids=output.req_ids,
-            computed_R=running.num_computed_tokens_cpu,
-            scheduled_R=scheduled_R,
-            slot_T=table.slot_mapping.gpu[: scheduled_R.sum()].numpy(),
-            blocks_RB=table.get_numpy_array(),
-            block_size=table.block_size,
-            sampled_R=[bool(tokens) for tokens in output.sampled_token_ids],
-        )

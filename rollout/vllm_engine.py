@@ -94,8 +94,8 @@ def _routing_arguments(config: EngineConfig) -> dict[str, Any]:
     if config.device == "cuda":
         return {"enable_return_routed_experts": True}
     return {
-        "worker_cls": "rollout.routing_capture.RoutingWorker",
-        "scheduler_cls": "rollout.routing_delivery.RoutingScheduler",
+        "worker_cls": "rollout.vllm_routing_worker.RoutingWorker",
+        "scheduler_cls": "rollout.vllm_routing_scheduler.RoutingScheduler",
     }
 
 

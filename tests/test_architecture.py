@@ -26,10 +26,10 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": {
         "rollout/cache_transfer.py",
-        "rollout/routing_capture.py",
-        "rollout/routing_delivery.py",
         "rollout/vllm_engine.py",
         "rollout/vllm_plugin.py",
+        "rollout/vllm_routing_scheduler.py",
+        "rollout/vllm_routing_worker.py",
         "rollout/weight_transfer.py",
     },
     "wandb": {"rl/wandb_sink.py"},
@@ -45,8 +45,8 @@ ONLY_UNDER = {
 TENSORS_ELSEWHERE = {
     "rollout/cache_file.py": {"torch", "safetensors"},
     "rollout/cache_transfer.py": {"torch", "safetensors"},
-    "rollout/routing_capture.py": {"torch"},
     "rollout/vllm_plugin.py": {"torch"},
+    "rollout/vllm_routing_worker.py": {"torch"},
     "rollout/weight_transfer.py": {"torch", "safetensors"},
     "rl/actors.py": {"torch"},
     "rl/check.py": {"torch"},

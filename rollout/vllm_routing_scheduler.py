@@ -1,12 +1,11 @@
 """The scheduler's half of routing capture on CPU: which choices a request still wants, and handing them out.
 
 vLLM's scheduler fills `CompletionOutput.routed_experts` through an auxiliary-output connector, whose other
-half is part of the model runner for GPUs. This is that connector for `rollout.routing_capture`, the other
-half on CPU. In: the step about to run. Out: `Wanted` to the worker, and from its `StepRouting` each request's
-rows with the step's tokens, so that what is aborted has the choices of all that it has written.
+half is part of the model runner for GPUs; this is that connector for `rollout.vllm_routing_worker`. In: the
+step about to run. Out: `Wanted` to the worker, and from its `StepRouting` each request's rows with the step's
+tokens, so that what is aborted has the choices of all that it has written.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from vllm.distributed.aux_output_connector.connector import AuxOutputSchedulerConnector
@@ -15,25 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from rollout.routing import Routing
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """For each request of a step, its first token whose choices have not been handed out.
-
-    loaded: of requests that begin, the tokens [start, end) whose keys and values come from elsewhere.
-    """
-
-    starts: dict[str, int]
-    loaded: dict[str, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class StepRouting:
-    """Choices of one step; a request's are `rows[start:end]`."""
-
-    rows: Routing
-    spans: dict[str, tuple[int, int]]
+from rollout.routing_capture import StepRouting, Wanted
 
 
 class RoutingDelivery(AuxOutputSchedulerConnector):
