@@ -76,24 +76,22 @@ class RoutingCapture:
 
     def collect(self, wanted: Wanted, batch: StepBatch) -> StepRouting:
         """Keep the step's choices, and give each request that has a new token those that it still wants."""
-        for request, id in enumerate(batch.ids):
-            if id in wanted.loaded:
-                self._cache_SLK[batch.slots(request, *wanted.loaded[id])] = self._unknown
-        rows_TLK = self._step_TLK[: len(batch.slot_T)]
-        self._cache_SLK[batch.slot_T] = rows_TLK
-        parts = [rows_TLK[:0]]
+        for id, (start, end) in wanted.loaded.items():
+            self._cache_SLK[batch.slots(batch.ids.index(id), start, end)] = self._unknown
+        self._cache_SLK[batch.slot_T] = self._step_TLK[: len(batch.slot_T)]
+        slots: list[np.ndarray] = []
         spans: dict[str, tuple[int, int]] = {}
-        first = given = 0
-        for request, id in enumerate(batch.ids):
-            computed, scheduled = int(batch.computed_R[request]), int(batch.scheduled_R[request])
-            if batch.sampled_R[request]:
-                start = wanted.starts[id]
-                if start >= computed:
-                    part = rows_TLK[first + start - computed : first + scheduled]
-                else:
-                    part = self._cache_SLK[batch.slots(request, start, computed + scheduled)]
-                parts.append(part)
-                spans[id] = (given, given + len(part))
-                given += len(part)
-            first += scheduled
-        return StepRouting(np.concatenate(parts), spans)
+        last = given = 0
+        lengths = zip(batch.computed_R.tolist(), batch.scheduled_R.tolist(), strict=True)
+        for request, (computed, scheduled) in enumerate(lengths):
+            last += scheduled
+            if not batch.sampled_R[request]:
+                continue
+            start = wanted.starts[batch.ids[request]]
+            count = computed + scheduled - start
+            if start < computed:
+                slots.append(batch.slots(request, start, computed))
+            slots.append(batch.slot_T[last - min(count, scheduled) : last])
+            spans[batch.ids[request]] = (given, given + count)
+            given += count
+        return StepRouting(self._cache_SLK[np.concatenate([batch.slot_T[:0], *slots])], spans)

@@ -82,7 +82,18 @@ def _expert_index(name: str) -> int:
 
 
 def _capture_chosen(self: Any, capture_fn: Callable[[torch.Tensor], None] | None) -> None:
-    """Have the choices captured before zero experts are masked, by the router that knows them then."""
+    """Have the choices captured before zero experts are masked, by the router that knows them then.
+
+    Raises ValueError where vLLM's own capture would return them in a type too small for zero experts.
+    """
+    from vllm.platforms import current_platform
+
+    experts = len(self.e_score_correction_bias)
+    if not current_platform.is_cpu() and self.num_logical_experts <= 256 < experts:
+        raise ValueError(
+            f"engine.capture_routing: on GPUs vLLM returns the choices of {self.num_logical_experts} routed "
+            f"experts as uint8, which does not hold {experts} with those without computation; set it to false"
+        )
     self.chosen_hook = capture_fn
     self._compute_routing = MethodType(_zero_expert_routing, self)
 

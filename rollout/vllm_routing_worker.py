@@ -63,7 +63,7 @@ class RoutingWorker(CPUWorker):
         scheduled_R = np.array([scheduled[id] for id in output.req_ids])
         return StepBatch(
             ids=output.req_ids,
-            computed_R=running.num_computed_tokens_cpu,
+            computed_R=running.num_computed_tokens_cpu[: len(output.req_ids)],
             scheduled_R=scheduled_R,
             slot_T=table.slot_mapping.gpu[: scheduled_R.sum()].numpy(),
             blocks_RB=table.get_numpy_array(),
