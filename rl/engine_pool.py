@@ -20,6 +20,7 @@ from rl.deadline import within
 from rl.process import cause
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 from rollout.placement import InProgress
+from rollout.routing import joined_routing
 from rollout.window import least_loaded
 
 # An abort that overtakes its request is not heard: it is said again after so long.
@@ -136,6 +137,7 @@ class EnginePool:
                 prompt_ids=rest.prompt_ids + piece.token_ids,
                 max_tokens=left,
                 cache=piece.cache,
+                routed=rest.routed + (0 if piece.routing is None else len(piece.routing)),
             )
         self.interrupted.discard(rest.id)
         return joined(pieces)
@@ -235,4 +237,5 @@ def joined(pieces: list[Completion]) -> Completion:
         versions=tuple(spans),
         cached_tokens=pieces[0].cached_tokens,
         cache="",
+        routing=joined_routing([piece.routing for piece in pieces]),
     )

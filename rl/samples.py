@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import pstdev
 
+import numpy as np
+
 from rl.ledger import Closed
 from rollout.repetition import ends_in_repetition
-from rollout.trajectory import ScoredTrajectory, Trajectory
+from rollout.routing import Routing
+from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
 from trainer.advantage import GROUP_ADVANTAGES
 from trainer.config import AdvantageName
 from trainer.sample import TrainSample
@@ -93,4 +96,21 @@ def train_sample(trajectory: Trajectory, advantage: float, reward: float = 0.0) 
         advantages=tuple(advantage if m else 0.0 for m in mask),
         versions=tuple(versions),
         reward=reward,
+        routing=_routing(trajectory.turns),
     )
+
+
+def _routing(turns: Sequence[Turn]) -> Routing | None:
+    """The turns' routing end to end, shape (tokens, MoE layers, experts per token); the last token's unknown.
+
+    Each turn's begins with the last token of the turn before, so together they lack only the last of all.
+    """
+    known = next((turn.routing for turn in turns if turn.routing is not None), None)
+    if known is None:
+        return None
+    unknown = np.full((1, *known.shape[1:]), np.iinfo(known.dtype).max, known.dtype)
+    parts: list[Routing] = []
+    for index, turn in enumerate(turns):
+        tokens = len(turn.prompt_ids) + len(turn.completion_ids) - (index == 0)
+        parts.append(np.repeat(unknown, tokens, 0) if turn.routing is None else turn.routing)
+    return np.concatenate([*parts, unknown])

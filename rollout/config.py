@@ -31,6 +31,8 @@ class EngineConfig(Section):
     computed again). Not for engines of several processes (`tensor_parallel_size`), nor where `vllm` names
     another KV connector as `kv_transfer_config`, which then stands alone: one with a store of prefixes serves
     moved requests too, vLLM's NIXL connector hands over nothing of an aborted request.
+    capture_routing: the router's choices ride with the samples. On GPUs a moved request's cache stays behind
+    then, whatever `move_cache` says.
     vllm: further arguments of vLLM's engine, as vLLM names them.
     """
 
@@ -44,6 +46,7 @@ class EngineConfig(Section):
     threads: PositiveInt = 1
     kv_cache_gib: PositiveInt = 1
     move_cache: Literal["shared_memory", "none"] = "shared_memory"
+    capture_routing: bool = False
     start_seconds: PositiveFloat = 180
     request_seconds: PositiveFloat = 120
     vllm: dict[str, Any] = {}

@@ -1,8 +1,11 @@
 """What an episode needs of an engine: tokens in, tokens out. Any callable with this contract will do."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rollout.routing import Routing
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -20,7 +23,8 @@ class VersionSpan:
 class Request:
     """One turn to generate. `id` is unique; `session` is equal for the turns of one trajectory.
 
-    cache: the KV cache that an engine left for it (`Completion.cache`), or "".
+    cache: the KV cache that an engine left for it (`Completion.cache`), or "". routed: the prompt's tokens
+    whose routing is known from earlier turns.
     """
 
     id: str
@@ -28,6 +32,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     max_tokens: int
     cache: str = ""
+    routed: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Completion:
     engine: the engine's name. The end-of-turn token, where the policy wrote it, is part of `token_ids`.
     cached_tokens: tokens of the prompt that the engine did not compute, by its own count. cache: a file
     with the KV cache of an interrupted request, for the engine it goes on at; the caller removes it.
+    routing: the router's choices for the prompt's tokens from `Request.routed` on and for all of
+    `token_ids` but the last, which no engine has computed; None where routing is not captured.
     """
 
     token_ids: tuple[int, ...]
@@ -46,6 +53,7 @@ class Completion:
     engine: str = ""
     cached_tokens: int = 0
     cache: str = ""
+    routing: "Routing | None" = field(default=None, compare=False)
 
 
 Generate = Callable[[Request], Awaitable[Completion]]

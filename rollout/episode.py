@@ -150,7 +150,9 @@ class Episode:
     ) -> tuple[Turn, bool]:
         """One completion and the environment's answer to it; True where that ended the episode."""
         limit = min(room, self.config.max_completion_tokens)
-        request = Request(f"{self.id}/{index}", self.id, context, limit)
+        # The last token of the turn before is computed in this one.
+        routed = max(0, len(context) - len(prompt) - 1)
+        request = Request(f"{self.id}/{index}", self.id, context, limit, routed=routed)
         completion = await self._in_phase("generate", self.generate(request))
         if completion.finish_reason == "abort":
             raise EngineFault(f"engine {completion.engine} aborted request {request.id}")
@@ -178,6 +180,7 @@ class Episode:
             malformed=malformed,
             bad_calls=result.bad_calls,
             observations=result.messages,
+            routing=completion.routing,
         )
         return turn, result.done
 

@@ -5,13 +5,16 @@ the policy wrote: the opening, or the environment's messages) and `completion_id
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from envs.env import Task
 from envs.message import Message, ToolCall
 from rollout.engine import FinishReason, VersionSpan
+
+if TYPE_CHECKING:
+    from rollout.routing import Routing
 
 StopReason = Literal[
     "completed",  # the environment ended the episode
@@ -34,7 +37,9 @@ class Turn:
     """One exchange: what the policy saw new, what it wrote, what came back.
 
     malformed: the completion opened a tool call that cannot be read. bad_calls: calls the
-    environment refused (unknown tool, wrong arguments, an error of the tool).
+    environment refused (unknown tool, wrong arguments, an error of the tool). routing: the router's
+    choices from the last token of the turn before (in the first turn, from the first token) to the last
+    but one of this turn; None where routing is not captured.
     """
 
     prompt_ids: tuple[int, ...]
@@ -48,6 +53,7 @@ class Turn:
     malformed: bool = False
     bad_calls: int = 0
     observations: tuple[Message, ...] = ()
+    routing: "Routing | None" = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class ScoredTrajectory:
     reward: float
 
     def as_json(self) -> str:
-        """One line of trajectories.jsonl."""
+        """One line of trajectories.jsonl; routing, which would dwarf the rest, is not written."""
         task = self.trajectory.task
         record = {
             **vars(self.trajectory),
@@ -118,7 +124,11 @@ class ScoredTrajectory:
             "reward": self.reward,
         }
         # Nested records become objects as the encoder meets them; the tokens are not copied before.
-        return json.dumps(record, default=vars, separators=(",", ":"))
+        return json.dumps(record, default=_fields, separators=(",", ":"))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name != "routing"}
 
 
 @dataclass(frozen=True)

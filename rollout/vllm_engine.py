@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
+from rollout.routing import Routing, routing_layout
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -74,6 +75,8 @@ def engine_arguments(
             # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
         }
+    if config.capture_routing:
+        arguments |= _routing_arguments(config)
     if move_cache:
         arguments["kv_transfer_config"] = {
             "kv_connector": CONNECTOR,
@@ -86,8 +89,23 @@ def engine_arguments(
     return arguments
 
 
+def _routing_arguments(config: EngineConfig) -> dict[str, Any]:
+    """What makes the engine return the router's choices: vLLM's own option, where it can serve it."""
+    if config.device == "cuda":
+        return {"enable_return_routed_experts": True}
+    return {
+        "worker_cls": "rollout.vllm_routing_worker.RoutingWorker",
+        "scheduler_cls": "rollout.vllm_routing_scheduler.RoutingScheduler",
+    }
+
+
 def moves_cache(config: EngineConfig) -> bool:
-    """Whether the KV cache of a moved request travels by our own connector."""
+    """Whether the KV cache of a moved request travels by our own connector.
+
+    vLLM's own routing capture, on GPUs, wants to have computed every block in the cache itself.
+    """
+    if config.capture_routing and config.device == "cuda":
+        return False
     several = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
     return (
         config.move_cache == "shared_memory"
@@ -128,6 +146,8 @@ class VllmEngine:
         self._loading = False
         arguments = engine_arguments(checkpoint, config, seed, move_cache=self.moves_cache)
         self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        hf_config = self.llm.model_config.hf_text_config
+        self.routing = routing_layout(hf_config) if config.capture_routing else None
 
     async def start(self) -> None:
         """Name the first weights version 0 and run one request, which loads the lazy kernels."""
@@ -149,6 +169,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=self._cache_arguments(request),
+            routed_experts_prompt_start=request.routed if self.routing else 0,
         )
         prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
         final: RequestOutput | None = None
@@ -276,7 +297,18 @@ class VllmEngine:
             engine=self.name,
             cached_tokens=output.num_cached_tokens or 0,
             cache=cache,
+            routing=self._routing(best.routed_experts),
         )
+
+    def _routing(self, rows: Any) -> Routing | None:
+        """What vLLM returned, of the layers that have a router, in our type; None where capture is off."""
+        if self.routing is None:
+            return None
+        if rows is None:  # The request was interrupted before its first token.
+            return self.routing.unknown(0)
+        if rows.shape[1] != len(self.routing.layers):
+            rows = rows[:, list(self.routing.layers)]
+        return rows.astype(self.routing.dtype, copy=False)
 
 
 async def _written(file: "CacheFile") -> str:

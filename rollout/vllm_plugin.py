@@ -3,13 +3,16 @@
 1. The weight-transfer backend of `rollout.weight_transfer`, the KV connector of `rollout.cache_transfer`.
 2. LongCat-Flash's loader passes over weights of zero-computation experts, which have none.
 3. On CPU, LongCat-Flash's router in plain torch: vLLM's calls a CUDA kernel and a Triton kernel.
-4. On CPU, vLLM's processes sleep while they wait for each other. By default each spins for up to a second
+4. Routing capture gets the zero-computation experts that a token chose: vLLM's own hook comes after they
+   are masked.
+5. On CPU, vLLM's processes sleep while they wait for each other. By default each spins for up to a second
    after its last message: with two engines and a learner on a few cores, most of the machine's time.
 """
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -33,9 +36,11 @@ def register() -> None:
     )
     KVConnectorFactory.register_connector(CONNECTOR, "rollout.cache_transfer", "CacheTransfer")
     _skip_zero_experts_on_load()
-    if current_platform.is_cpu():
-        from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
+    from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
 
+    ZeroExpertRouter.chosen_hook = None  # pyright: ignore[reportAttributeAccessIssue]
+    ZeroExpertRouter.set_capture_fn = _capture_chosen
+    if current_platform.is_cpu():
         ZeroExpertRouter._compute_routing = _zero_expert_routing
         _wait_without_spinning()
 
@@ -76,6 +81,23 @@ def _expert_index(name: str) -> int:
     return int(found.group(1)) if found else -1
 
 
+def _capture_chosen(self: Any, capture_fn: Callable[[torch.Tensor], None] | None) -> None:
+    """Have the choices captured before zero experts are masked, by the router that knows them then.
+
+    Raises ValueError where vLLM's own capture would return them in a type too small for zero experts.
+    """
+    from vllm.platforms import current_platform
+
+    experts = len(self.e_score_correction_bias)
+    if not current_platform.is_cpu() and self.num_logical_experts <= 256 < experts:
+        raise ValueError(
+            f"engine.capture_routing: on GPUs vLLM returns the choices of {self.num_logical_experts} routed "
+            f"experts as uint8, which does not hold {experts} with those without computation; set it to false"
+        )
+    self.chosen_hook = capture_fn
+    self._compute_routing = MethodType(_zero_expert_routing, self)
+
+
 def _zero_expert_routing(
     self: Any,
     hidden_states: torch.Tensor,
@@ -91,6 +113,8 @@ def _zero_expert_routing(
     """
     scores = torch.softmax(router_logits.float(), dim=-1)
     chosen = torch.topk(scores + self.e_score_correction_bias.data, self.top_k, dim=-1).indices
+    if self.chosen_hook is not None:
+        self.chosen_hook(chosen)
     weights = scores.gather(-1, chosen) * self.routed_scaling_factor
     zero = chosen >= self.num_logical_experts
     share = (weights * zero).sum(-1, keepdim=True)

@@ -93,11 +93,13 @@ def test_blocks_from_the_first_missing_one_on_are_copied_and_no_others(file):
         {"move_cache": "none"},
         {"vllm": {"kv_transfer_config": {"kv_connector": "NixlConnector", "kv_role": "kv_both"}}},
         {"vllm": {"tensor_parallel_size": 2}},
+        {"capture_routing": True, "device": "cuda"},
     ],
-    ids=["none", "another-connector", "several-processes"],
+    ids=["none", "another-connector", "several-processes", "routing-on-gpus"],
 )
 def test_our_connector_stays_out_of_the_way(settings):
-    assert moves_cache(EngineConfig()) and not moves_cache(EngineConfig(**settings))
+    assert moves_cache(EngineConfig(capture_routing=True))
+    assert not moves_cache(EngineConfig(**settings))
 
 
 def test_an_order_that_cannot_be_written_or_read_is_none(tmp_path):

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fakes import Remote
 
@@ -44,6 +45,7 @@ class Writer:
         if self.caches and reason == "abort":
             cache = str(self.caches / request.id.replace("/", "-"))
             Path(cache).touch()
+        routed = np.arange(request.routed, len(request.prompt_ids) + len(ids) - 1 if ids else 0)
         return Completion(
             tuple(ids),
             tuple(-float(i) for i in ids),
@@ -51,6 +53,7 @@ class Writer:
             reason,
             cached_tokens=cached,
             cache=cache,
+            routing=routed.astype(np.uint16)[:, None, None],
         )
 
     async def interrupt(self, ids: list[str]) -> None:
@@ -116,6 +119,21 @@ async def test_an_engine_that_is_left_hands_over_its_requests_with_what_they_hav
         assert completion.versions == (VersionSpan(1, 0, 200),), id
     assert at_a and engines.prefilled_again > 0
     assert all(one.engine == "b" for one in engines.in_progress())
+
+
+async def test_the_routing_of_a_turn_in_pieces_is_that_of_each_token_once():
+    engines, _ = await pool(a=1, b=1)
+    engines.begin("x", 1)
+    prompt = tuple(range(6, 0, -1))
+    turn = asyncio.create_task(engines.generate(Request("x/0", "x", prompt, 200, routed=2)))
+    for _ in range(2):
+        await asyncio.sleep(0.02)
+        home = engines.in_progress()[0].engine
+        await engines.leave([home], {})
+        await engines.serve({home: 1})
+    completion = await turn
+    assert len(completion.token_ids) == 200 and completion.routing is not None
+    assert completion.routing.flatten().tolist() == list(range(2, len(prompt) + 199))
 
 
 async def test_a_cache_goes_along_with_its_request_and_is_removed(tmp_path):

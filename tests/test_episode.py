@@ -57,6 +57,13 @@ async def test_an_episode_with_a_tool_call_and_an_answer_is_completed(renderer):
     assert session.acts == ["open", "step", "step", "score", "close"]
 
 
+async def test_a_turn_asks_for_routing_from_the_last_token_of_the_turn_before(renderer):
+    trajectory, _, engine = await play(renderer, [CALL, ANSWER])
+    first = trajectory.turns[0]
+    before = len(first.prompt_ids) + len(first.completion_ids)
+    assert [request.routed for request in engine.requests] == [0, before - 1]
+
+
 async def test_a_real_environment_solves_its_task_through_a_session(renderer):
     task = Task("calculator", {"op": "multiply", "word": "times", "a": 6, "b": 7})
     session = EnvSession(Calculator(Calculator.config_type()), Deadlines())

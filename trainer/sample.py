@@ -1,6 +1,11 @@
 """One sequence to train on: what crosses from rollouts to the learner. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -10,6 +15,8 @@ class TrainSample:
     loss_mask: True where the policy wrote the token. rollout_logprobs, advantages, versions mean
     something only there: the engine's log-prob, the token's advantage, the policy version that wrote it.
     reward: the trajectory's, for advantages that are not of a group.
+    routing: the experts that the engine chose for each token, shape (tokens, MoE layers, experts per token);
+    the largest value of its type where it computed none, as for the last token. None where nothing is known.
     """
 
     id: str
@@ -20,6 +27,7 @@ class TrainSample:
     advantages: tuple[float, ...]
     versions: tuple[int, ...]
     reward: float = 0.0
+    routing: "npt.NDArray[np.unsignedinteger[Any]] | None" = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         lengths = {
@@ -33,6 +41,13 @@ class TrainSample:
             raise ValueError(f"sample {self.id}: its lists differ in length: {sorted(lengths)}")
         if self.loss_mask[0]:
             raise ValueError(f"sample {self.id}: the first token cannot be predicted from anything")
+        if self.routing is not None:
+            shape, kind = self.routing.shape, self.routing.dtype
+            if len(shape) != 3 or shape[0] != len(self.token_ids) or kind.kind != "u":
+                raise ValueError(
+                    f"sample {self.id}: its routing is {kind} of shape {shape}; it has to be unsigned "
+                    f"integers of shape ({len(self.token_ids)}, MoE layers, experts per token)"
+                )
 
     @property
     def policy_versions(self) -> tuple[int, ...]:
