@@ -60,6 +60,7 @@ class LearnerConfig(Section):
     row_tokens: length of a packed row; has to hold the longest trajectory.
     micro_batch_rows: rows of one forward and backward pass.
     cpus, gpus: what the learner's actor asks Ray for (0 CPUs: it shares the engines' cores).
+    deterministic: the same samples give the same losses to the bit, on one machine with the same threads.
     """
 
     dtype: Dtype = "float32"
@@ -67,6 +68,7 @@ class LearnerConfig(Section):
     row_tokens: PositiveInt = 256
     micro_batch_rows: PositiveInt = 16
     threads: PositiveInt | None = None
+    deterministic: bool = False
     cpus: float = Field(default=0, ge=0)
     gpus: float = Field(default=0, ge=0)
     advantage: AdvantageName = "grpo"
