@@ -1,14 +1,8 @@
 """Checkpoints of a learner: written in the background, whole or not at all, and read on any number of ranks.
 
-A checkpoint is a folder that torch.distributed.checkpoint writes, one file per rank, with three things
-beside its tensors:
-
-    step_40/__0_0.distcp, .metadata   weights, optimizer state, earlier versions' weights, random states
-    step_40/model/                    config.json, and what the caller adds (the tokenizer)
-    step_40/learner.json              `Record`: which model, how far it was; the size of every file
-
-It is written as `step_40.partial` and renamed when all ranks have written and learner.json is on disk, so a
-save that is killed at any moment leaves the checkpoints before it as they are, and `latest` passes it over.
+torch.distributed.checkpoint writes the tensors, one file per rank: weights, optimizer state, the weights of
+earlier versions, random states. `trainer.checkpoint_folder` says what lies beside them and when a folder
+counts as a checkpoint.
 
 Earlier versions' weights are in it because a learner without them refuses samples of those versions, or would
 give them other ratios than the run that was not interrupted. The learning rate follows from `updates`, and
@@ -16,34 +10,38 @@ the optimizer's settings come from the configuration. A parameter that is sharde
 """
 
 import json
-import os
 import random
-import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from transformers import PreTrainedConfig
 
-# Of the tensors' names and of learner.json; what reads them checks it.
-SCHEMA = 1
-RECORD = "learner.json"
-MODEL = "model"
+from trainer.checkpoint_folder import (
+    MODEL,
+    PARTIAL,
+    RECORD,
+    CheckpointError,
+    Record,
+    complete,
+    make_room,
+    read_record,
+)
+
 # Keys of a model's config that say where it came from and how it is stored, not what it computes.
 _ORIGIN = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be written or read; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +60,6 @@ class LearnerState:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Record:
-    """learner.json, e.g. `{"schema": 1, "updates": 40, "version": 40, "past_versions": [39], …}`.
-
-    model: the model's config. extra: the part of `LearnerState.extra` that is no tensor.
-    files: size in bytes of every other file of the folder.
-    """
-
-    model: dict[str, Any]
-    updates: int
-    version: int
-    past_versions: list[int]
-    extra: dict[str, Any]
-    files: dict[str, int] = field(default_factory=dict)
-    schema: int = SCHEMA
-
-
 class CheckpointWriter:
     """Writes one checkpoint at a time while its caller goes on.
 
@@ -87,8 +68,11 @@ class CheckpointWriter:
 
     def __init__(self) -> None:
         # Collectives of a save run beside those of training, so they need a group of their own.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._group: dist.ProcessGroup | None = None
+        self._rank = 0
+        if dist.is_initialized():
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+            self._rank = dist.get_rank()
         self._saving: Future[Any] | None = None
         self._folder = Path()
 
@@ -108,14 +92,9 @@ class CheckpointWriter:
         the save before this one.
         """
         self.wait()
-        partial = folder.with_name(f"{folder.name}.partial")
+        partial = folder.with_name(folder.name + PARTIAL)
+        self._prepare(folder, partial, config, beside)
         try:
-            if self._rank == 0:
-                _make_room(folder, partial)
-                config.save_pretrained(partial / MODEL)
-                beside(partial / MODEL)
-            if self._group is not None:
-                dist.barrier(self._group)
             record = Record(
                 model=_comparable(config),
                 updates=updates,
@@ -124,7 +103,7 @@ class CheckpointWriter:
                 extra={k: v for k, v in state.extra.items() if not isinstance(v, Tensor)},
             )
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            saving = dcp.async_save(
+            saving = async_save(
                 _tensors(state) | _random_states(state.device, self._rank),
                 storage_writer=_Writer(partial, folder, record),
                 process_group=self._group,
@@ -134,6 +113,31 @@ class CheckpointWriter:
             raise _not_written(folder, error) from error
         assert isinstance(saving, Future), "the writer stages before async_save returns"
         self._saving, self._folder = saving, folder
+
+    def _prepare(
+        self,
+        folder: Path,
+        partial: Path,
+        config: PreTrainedConfig,
+        beside: Callable[[Path], object],
+    ) -> None:
+        """Make the folder on rank 0, and tell the others whether it is there."""
+        problem = ""
+        if self._rank == 0:
+            try:
+                make_room(folder, partial)
+                config.save_pretrained(partial / MODEL)
+                beside(partial / MODEL)
+            except OSError as error:
+                problem = str(_not_written(folder, error))
+            except CheckpointError as error:
+                problem = str(error)
+        if self._group is not None:
+            told = [problem]
+            dist.broadcast_object_list(told, src=0, group=self._group)
+            problem = told[0]
+        if problem:
+            raise CheckpointError(problem)
 
     def wait(self) -> None:
         """Until the save in progress has ended. Raises CheckpointError where it failed."""
@@ -145,7 +149,7 @@ class CheckpointWriter:
         # torch's CheckpointException is no Exception; it holds what each rank raised.
         except (CheckpointException, OSError, RuntimeError) as error:
             if self._rank == 0:
-                shutil.rmtree(f"{self._folder}.partial", ignore_errors=True)
+                shutil.rmtree(f"{self._folder}{PARTIAL}", ignore_errors=True)
             raise _not_written(self._folder, error) from error
 
 
@@ -156,65 +160,10 @@ class _Writer(FileSystemWriter):
         super().__init__(partial)
         self.partial, self.folder, self.record = partial, folder, record
 
-    def finish(self, metadata: dcp.Metadata, results: list[list[Any]]) -> None:
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """Called on rank 0 when every rank has written its file."""
         super().finish(metadata, results)
-        files = {str(name): path.stat().st_size for name, path in _files(self.partial)}
-        text = json.dumps(asdict(self.record) | {"files": files}, indent=1)
-        with (self.partial / RECORD).open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(self.partial)
-        self.partial.rename(self.folder)
-        _sync(self.folder.parent)
-
-
-def latest(folder: Path, say: Callable[[str], object]) -> Path | None:
-    """The checkpoint of the highest step in a folder of checkpoints, or None; `say` hears of each broken one."""
-    for _, path in sorted(_steps(folder), reverse=True):
-        try:
-            read_record(path)
-        except CheckpointError as error:
-            say(f"{error}; passed over")
-        else:
-            return path
-    return None
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` checkpoints of the highest steps, which have to be whole to count."""
-    whole = [path for _, path in sorted(_steps(folder)) if (path / RECORD).is_file()]
-    for path in whole[: max(0, len(whole) - keep)]:
-        # First the mark: what is left of a removal that is killed is no checkpoint.
-        (path / RECORD).unlink()
-        shutil.rmtree(path)
-
-
-def read_record(folder: Path) -> Record:
-    """What a checkpoint says of itself. Raises CheckpointError unless the folder is a whole checkpoint."""
-    file = folder / RECORD
-    if not file.is_file():
-        what = "its save did not end" if folder.is_dir() else "there is no such folder"
-        raise CheckpointError(f"{folder} is no checkpoint: {what} ({RECORD} is missing)")
-    try:
-        values = json.loads(file.read_text())
-        schema = values["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error!r}") from None
-    if schema != SCHEMA:
-        raise CheckpointError(f"{file} has schema {schema}, this version of Dorado reads {SCHEMA}")
-    record = Record(**values)
-    there = dict(_files(folder))
-    for name, size in record.files.items():
-        if name not in there:
-            raise CheckpointError(f"{folder} is no whole checkpoint: {name} is missing")
-        if there[name].stat().st_size != size:
-            raise CheckpointError(
-                f"{folder} is no whole checkpoint: {name} has {there[name].stat().st_size} bytes, "
-                f"{size} were written"
-            )
-    return record
+        complete(self.partial, self.folder, self.record)
 
 
 def load(
@@ -233,24 +182,7 @@ def load(
     _check_model(folder, record.model, _comparable(config))
     saved = _saved_tensors(folder)
     _check_weights(folder, saved, state.weights)
-    targets: dict[str, Tensor] = {}
-    for name, there in saved.items():
-        kind, _, rest = name.partition("/")
-        like: Tensor | None = None
-        if kind == "weights":
-            targets[name] = state.weights[rest].detach()
-            continue
-        if kind == "optimizer":
-            like = state.weights[rest.rpartition("/")[0]]
-        elif kind == "past":
-            like = past_like[rest.partition("/")[2]]
-        # An optimizer's step count has a shape of its own, and the same value on every rank.
-        sharded = like is not None and like.shape == there.shape
-        targets[name] = (
-            torch.empty_like(like, dtype=there.dtype, requires_grad=False)
-            if sharded
-            else torch.empty_like(there, device="cpu")
-        )
+    targets = {n: _target(n, there, state.weights, past_like) for n, there in saved.items()}
     _read(folder, targets)
     _put(targets, state)
     state.extra.update(record.extra)
@@ -282,6 +214,25 @@ def _tensors(state: LearnerState) -> dict[str, Tensor]:
         found |= {f"past/{version}/{name}": tensor for name, tensor in weights.items()}
     found |= {f"extra/{k}": v for k, v in state.extra.items() if isinstance(v, Tensor)}
     return found
+
+
+def _target(
+    name: str, saved: Tensor, weights: Mapping[str, Tensor], past_like: Mapping[str, Tensor]
+) -> Tensor:
+    """Where to read a tensor of a checkpoint to: a weight itself, or memory sharded as its weight is."""
+    kind, _, rest = name.partition("/")
+    if kind == "weights":
+        return weights[rest].detach()
+    if kind == "optimizer":
+        like = weights[rest.rpartition("/")[0]]
+    elif kind == "past":
+        like = past_like[rest.partition("/")[2]]
+    else:
+        like = saved
+    # An optimizer's count of steps has a shape of its own, and the same value on every rank.
+    if like is saved or like.shape != saved.shape:
+        return torch.empty_like(saved, device="cpu")
+    return torch.empty_like(like, dtype=saved.dtype, requires_grad=False)
 
 
 def _put(loaded: Mapping[str, Tensor], state: LearnerState) -> None:
@@ -329,7 +280,7 @@ def _saved_tensors(folder: Path) -> dict[str, Tensor]:
     return {
         name: torch.empty(one.size, dtype=one.properties.dtype, device="meta")
         for name, one in metadata.items()
-        if isinstance(one, dcp.TensorStorageMetadata)
+        if isinstance(one, TensorStorageMetadata)
     }
 
 
@@ -337,7 +288,7 @@ def _read(folder: Path, targets: dict[str, Tensor]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(dict(targets), storage_reader=FileSystemReader(folder))
+            state_dict_loader.load(dict(targets), storage_reader=FileSystemReader(folder))
     except (CheckpointException, OSError, RuntimeError) as error:
         raise CheckpointError(f"{folder} cannot be read: {_reason(error)}") from error
 
@@ -366,38 +317,6 @@ def _comparable(config: PreTrainedConfig) -> dict[str, Any]:
     """What of a model's config decides what it computes, as JSON gives it back."""
     values = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in values.items() if key not in _ORIGIN}
-
-
-def _make_room(folder: Path, partial: Path) -> None:
-    """Remove what earlier saves to this name left; a whole checkpoint stays, and is refused."""
-    if (folder / RECORD).is_file():
-        raise CheckpointError(f"checkpoint {folder} exists already; nothing was written")
-    for broken in (folder, partial):
-        if broken.is_dir():
-            shutil.rmtree(broken)
-    (partial / MODEL).mkdir(parents=True)
-
-
-def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
-    """The step_N of a folder, whole or not, and the saves that did not end."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if found := re.fullmatch(r"step_(\d+)(\.partial)?", path.name):
-            yield int(found.group(1)), path
-
-
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != RECORD:
-            yield path.relative_to(folder).as_posix(), path
-
-
-def _sync(folder: Path) -> None:
-    """Make a folder's entries outlast a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _not_written(folder: Path, error: BaseException) -> CheckpointError:

@@ -1,7 +1,7 @@
 """Makes a process compute the same bits from the same inputs.
 
-What it leaves out on purpose: another number of threads, another kind of device or another release of torch may
-sum in another order, so runs are equal on one machine and with one `learner.threads`.
+Left out on purpose: another number of threads, another kind of device or another release of torch may sum in
+another order, so runs are equal on one machine and with one `learner.threads`.
 """
 
 import os
