@@ -28,7 +28,6 @@ WATCHED = ("loss/loss", "loss/entropy", "optim/grad_norm", "parity/mean_abs_dlog
 def new_learner(checkpoint: Path, *, threads: int = 1, **config) -> Learner:
     """A deterministic learner that keeps one earlier version."""
     settings = {
-        "row_tokens": 128,
         "deterministic": True,
         "optim": OptimConfig(lr=1e-3, warmup_steps=3, decay_steps=40),
         "loss": LossConfig(max_completion_tokens=20),
@@ -75,7 +74,7 @@ def several_learners(checkpoints: list[Path], *, threads: int, deterministic: bo
     found = {}
     for checkpoint in checkpoints:
         for dtype in ("float32", "bfloat16"):
-            settings = {"dtype": dtype, "deterministic": deterministic, "row_tokens": 256}
+            settings = {"dtype": dtype, "deterministic": deterministic}
             learner = new_learner(checkpoint, threads=threads, **settings)
             steps = [watched(learner.step(batch(v, size=24, longest=160))) for v in range(3)]
             found[f"{checkpoint.name} {dtype}"] = steps

@@ -45,7 +45,7 @@ def processes():
 
 
 def learner(checkpoint: Path, keep_versions: int = 1, **config) -> Learner:
-    settings = {"row_tokens": 128, "threads": 1, "optim": OptimConfig(lr=1e-3, warmup_steps=4)}
+    settings = {"threads": 1, "optim": OptimConfig(lr=1e-3, warmup_steps=4)}
     loss = LossConfig(max_completion_tokens=20)
     return Learner(
         checkpoint,

@@ -36,7 +36,7 @@ class Command:
         self.folder = folder
         environment = os.environ | {
             "DORADO_TEST_MARK": self.mark,
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             "WANDB_MODE": "disabled",
         }
         self.process = subprocess.Popen(
@@ -117,7 +117,8 @@ def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Pa
         )
     )
     config.write_text(
-        f'name = "chaos"\nsteps = 6\ncheckpoint_every = 2\ncheckpoint_keep = 2\nmodel = {{ path = "{policy}" }}\n{COMMON}'
+        f'name = "chaos"\nsteps = 6\nmodel = {{ path = "{policy}" }}\n{COMMON}'
+        "checkpoint_every = 2\ncheckpoint_keep = 2\n"
         f"rollout = {{ hosts = 2 }}\neval = {{ tasks = 4 }}\n{CALCULATOR}{envs}"
     )
     command = Command(tmp_path, "train", str(config))
