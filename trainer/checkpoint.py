@@ -175,7 +175,7 @@ def load(
 ) -> Record:
     """Read a checkpoint into the state, in place, and set this process's random states.
 
-    past_like: a tensor of the same sharding for each name of `LearnerState.past_weights`. Raises
+    past_like: a tensor of the same dtype and sharding for each name of `LearnerState.past_weights`. Raises
     CheckpointError naming the folder and the first thing that is of another model; then nothing has changed.
     """
     record = read_record(folder)
@@ -223,12 +223,9 @@ def _target(
     kind, _, rest = name.partition("/")
     if kind == "weights":
         return weights[rest].detach()
-    if kind == "optimizer":
-        like = weights[rest.rpartition("/")[0]]
-    elif kind == "past":
-        like = past_like[rest.partition("/")[2]]
-    else:
-        like = saved
+    if kind == "past":
+        return torch.empty_like(past_like[rest.partition("/")[2]], requires_grad=False)
+    like = weights[rest.rpartition("/")[0]] if kind == "optimizer" else saved
     # An optimizer's count of steps has a shape of its own, and the same value on every rank.
     if like is saved or like.shape != saved.shape:
         return torch.empty_like(saved, device="cpu")
