@@ -61,8 +61,8 @@ def train(checkpoint: Path, folder: Path, log: Path) -> None:
     if last is not None:
         learner.load_state(last)
     with log.open("a") as out:
-        while learner.updates < STEPS:
-            step = learner.updates + 1
+        while learner.version < STEPS:
+            step = learner.version + 1
             out.write(json.dumps([step, watched(learner.step(batch(learner.version)))]) + "\n")
             out.flush()
             learner.save_state(folder / f"step_{step}")

