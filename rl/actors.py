@@ -5,6 +5,7 @@ live in `rl.env_hosts`.) Token data goes engine -> controller -> learner, never 
 """
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from rollout.episode import Episode
 from rollout.placement import InProgress
 from rollout.renderer import Renderer
 from rollout.trajectory import ScoredTrajectory, Trajectory
+from trainer.checkpoint_folder import prune
 from trainer.sample import TrainSample
 
 
@@ -232,8 +234,10 @@ class LearnerActor:
 
         from trainer.learner import Learner
 
+        random.seed(config.seed)
         torch.manual_seed(config.seed)
-        self.checkpoint = checkpoint
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.checkpoints_kept = config.checkpoint_keep
         self.dtype = getattr(torch, config.engine.dtype)
         keep = config.rules.max_staleness if config.learner.loss.behaviour == "learner" else 0
         self.learner = Learner(
@@ -257,6 +261,12 @@ class LearnerActor:
         return self.learner.publish(Path(path), self.dtype)
 
     def save(self, folder: str) -> None:
-        """Write a checkpoint folder, tokenizer included."""
-        self.learner.save(Path(folder))
-        AutoTokenizer.from_pretrained(self.checkpoint).save_pretrained(folder)
+        """Begin to write a checkpoint, tokenizer included; `saved` tells of its end."""
+        self.saving = Path(folder)
+        self.learner.save_state(self.saving, beside=self.tokenizer.save_pretrained)
+
+    def saved(self) -> None:
+        """Until the checkpoint in progress is whole; then those that are too many are removed."""
+        self.learner.wait_saved()
+        if self.checkpoints_kept:
+            prune(self.saving.parent, self.checkpoints_kept)

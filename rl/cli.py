@@ -1,4 +1,4 @@
-"""The command line: `dorado train | sft | status | compare-modes | simulate | plan | model init`.
+"""The command line: `dorado train | sft | status | export | compare-modes | simulate | plan | model init`.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -11,6 +11,7 @@ import typer
 
 from rl.config import Mode, RunConfig, load_config
 from rl.config_file import ConfigError
+from trainer.config import Dtype
 
 app = typer.Typer(
     add_completion=False,
@@ -139,6 +140,40 @@ def status(
         typer.echo(json.dumps({"live": live, **state.as_json()}, indent=1))
     else:
         Console().print(describe(state, live=live))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="runs/NAME/checkpoints/step_N, runs/NAME (its last), or N with --run."),
+    ],
+    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    run: Annotated[Path | None, typer.Option(help="The run folder, where N is given.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "float32",
+) -> None:
+    """Write a checkpoint's policy as a Hugging Face folder, which transformers and vLLM load."""
+    from rl.export import find_checkpoint, read_checkpoint
+
+    try:
+        if folder.exists():
+            raise ConfigError(f"{folder} exists already")
+        source = find_checkpoint(checkpoint, run)
+        record = read_checkpoint(source)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    from trainer.checkpoint_folder import CheckpointError
+    from trainer.export import export_policy
+
+    try:
+        parameters = export_policy(source, folder, dtype)
+    except (CheckpointError, OSError) as error:
+        typer.echo(f"error: {folder} was not written: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    typer.echo(
+        f"{folder}: {record.model['model_type']}, {parameters / 1e6:.1f} M parameters in {dtype}, "
+        f"version {record.version} from {source}"
+    )
 
 
 TraceOption = Annotated[

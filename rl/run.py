@@ -38,6 +38,7 @@ from rl.metrics import (
     quantiles,
     rollout_metrics,
 )
+from rl.process import cause
 from rl.progress import Progress
 from rl.replay import Replay
 from rl.run_folder import RunFolder
@@ -49,6 +50,7 @@ from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncTimes, WeightSync
 from rollout.scheduler import Backlog
 from rollout.window import may_step
+from trainer.checkpoint_folder import CheckpointError
 
 # Training plays other tasks first than the demonstrations of the cold start, which use the plain seed.
 TASK_SEED_OFFSET = 1_000_003
@@ -97,6 +99,7 @@ class Run:
         envs = [make_env(table) for table in config.env]
         self.tasks = TaskStream(config.env, envs, "train", config.seed + TASK_SEED_OFFSET)
         self.learner_version = 0
+        self.saving = 0  # step of the last checkpoint begun
         self.in_flight: dict[str, GroupSpec] = {}
         # Groups of `in_flight` per version: counted as they come and go, for it is asked at every change.
         self.playing: Counter[int | None] = Counter()
@@ -153,6 +156,7 @@ class Run:
                 task.result()
         finally:
             await self._end(loops)
+        await self._saved()
         if self.config.eval.after:
             await self.fleet.settle()
             await self.evaluate("after")
@@ -485,17 +489,32 @@ class Run:
             self.changed.set()
 
     async def _checkpoint(self, step: int) -> None:
+        """Begin to write a checkpoint where one is due, when the one before it has been written."""
         every = self.config.checkpoint_every
-        if step == self.config.steps or (every and step % every == 0):
-            start = time.time()
-            target = self.folder.path / "checkpoints" / f"step_{step}"
+        if step != self.config.steps and not (every and step % every == 0):
+            return
+        await self._saved()
+        start = time.time()
+        self.saving = step
+        target = self.folder.path / "checkpoints" / f"step_{step}"
+        await self._writes(self.actors.learner.save.remote(str(target.resolve())))
+        self.folder.event("learner", f"checkpoint {step}", start, time.time())
+
+    async def _saved(self) -> None:
+        """Wait for the checkpoint in progress, if there is one."""
+        if self.saving:
+            await self._writes(self.actors.learner.saved.remote())
+
+    async def _writes(self, act: Awaitable[None]) -> None:
+        """A checkpoint that fails is told and the run goes on; without the last one it has failed."""
+        step, seconds = self.saving, self.config.timeouts.step_seconds
+        try:
             with self._not_stalled(f"writes checkpoint {step}"):
-                await self._bounded(
-                    self.actors.learner.save.remote(str(target.resolve())),
-                    self.config.timeouts.step_seconds,
-                    f"checkpoint of step {step}",
-                )
-            self.folder.event("learner", f"checkpoint {step}", start, time.time())
+                await self._bounded(act, seconds, f"checkpoint of step {step}")
+        except CheckpointError as error:
+            if step == self.config.steps:
+                raise RunError(str(error)) from None
+            self.progress.note(f"{error}; the run goes on without it")
 
     def _check_books(self) -> None:
         playing = {id for spec in self.in_flight.values() for id in spec.ids}
@@ -552,5 +571,7 @@ class Run:
             return await within(act, seconds)
         except TimeoutError:
             raise RunError(f"{what}: no end within {seconds:g} s") from None
+        except CheckpointError as error:
+            raise cause(error) from None
         except RayError as error:
             raise RunError(f"{what}: {first_line(error)} (see {self.folder.path}/logs)") from None

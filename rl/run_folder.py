@@ -1,6 +1,6 @@
 """The run folder: everything a dashboard, a resume or a replay needs, in files that only grow.
 
-config.toml          resolved settings          checkpoints/step_N/   Hugging Face folders
+config.toml          resolved settings          checkpoints/step_N/   the learner's state
 metrics.jsonl        one line per step          logs/                 one file per actor
 events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one file per controller
 trajectories.sqlite  index of the trajectories  summary.json          written at the end

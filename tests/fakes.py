@@ -345,7 +345,8 @@ class Remote:
 class FakePool:
     """A learner and two engines as the run sees them (`rl.cluster.Actors`); `log` is what they were asked.
 
-    `fail` maps an act (step, publish, save, or an engine's name for its load) to what it raises, or HANG.
+    `fail` maps an act (step, publish, save, saved, or an engine's name for its load) to what it raises,
+    or HANG.
     """
 
     HANG = object()
@@ -356,7 +357,10 @@ class FakePool:
         self.turns = turns
         self.log: list[tuple[str, Any]] = []
         self.learner = SimpleNamespace(
-            step=Remote(self._step), publish=Remote(self._publish), save=Remote(self._save)
+            step=Remote(self._step),
+            publish=Remote(self._publish),
+            save=Remote(partial(self._act, "save")),
+            saved=Remote(partial(self._act, "saved", None)),
         )
         self.engines = {
             name: SimpleNamespace(
@@ -381,9 +385,6 @@ class FakePool:
         await self._act("publish", path)
         Path(path).write_bytes(b"weights")
         return 7
-
-    async def _save(self, folder: str) -> None:
-        await self._act("save", folder)
 
     async def _load(self, name: str, path: str, version: int) -> LoadTimes:
         await self._act(name, version)

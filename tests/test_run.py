@@ -23,6 +23,7 @@ from rl.run_folder import RunFolder
 from rl.status import read_status
 from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncError
+from trainer.checkpoint_folder import CheckpointError
 
 SETTINGS = {
     "name": "demo",
@@ -80,7 +81,7 @@ async def test_each_step_is_trained_published_and_loaded_before_the_next(start):
     run = start()
     await asyncio.wait_for(run.main(), 30)
     acts = [name for name, _ in run.actors.log]
-    assert acts == ["step", "publish", "engine-0", "engine-1"] * 5 + ["save"]
+    assert acts == ["step", "publish", "engine-0", "engine-1"] * 5 + ["save", "saved"]
     loads = [version for name, version in run.actors.log if name == "engine-0"]
     assert loads == [1, 2, 3, 4, 5]
     assert run.learner_version == run.fleet.window.newest == 5
@@ -351,6 +352,9 @@ async def test_a_run_in_which_nothing_moves_says_what_it_waits_for(start):
         ({"engine-1": RayActorError()}, SyncError, "engine-1 could not load version 1"),
         ({"engine-1": FakePool.HANG}, SyncError, "engine-1 did not load version 1 within 0.3 s"),
         ({"save": FakePool.HANG}, RunError, "checkpoint of step 5: no end within 0.3 s"),
+        ({"saved": FakePool.HANG}, RunError, "checkpoint of step 5: no end within 0.3 s"),
+        ({"save": CheckpointError("no room")}, RunError, "no room"),
+        ({"saved": CheckpointError("no room")}, RunError, "no room"),
     ],
 )
 async def test_whatever_part_fails_the_run_ends_with_a_sentence_and_closed_books(
@@ -394,8 +398,9 @@ async def test_the_run_folder_tells_the_run(start):
         assert values["selection/all/trained/trajectories"] == 6 * values["step"]
         assert values["selection/all/trained/tokens"] == 40
         assert values["time/total_seconds"] >= values["time/learner_seconds"] >= 0
-    saved = [path for name, path in run.actors.log if name == "save"]
-    assert saved == [str(folder.resolve() / "checkpoints" / f"step_{n}") for n in (2, 4, 5)]
+    acts = [(name, path) for name, path in run.actors.log if name in ("save", "saved")]
+    paths = [str(folder.resolve() / "checkpoints" / f"step_{n}") for n in (2, 4, 5)]
+    assert acts == [act for path in paths for act in (("save", path), ("saved", None))]
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert {e["lane"] for e in events} == {"learner", "sync", "rollout"}
     index = sqlite3.connect(folder / "trajectories.sqlite")
@@ -403,6 +408,22 @@ async def test_the_run_folder_tells_the_run(start):
     (count,) = index.execute("select count(*) from trajectories").fetchone()
     assert count >= finished, "what was buffered in the end is indexed and booked as cancelled"
     assert sum("step " in line for line in said(run).splitlines()) == 5
+
+
+async def test_training_goes_on_while_a_checkpoint_is_written(start):
+    run = start(checkpoint_every=2)
+    await asyncio.wait_for(run.main(), 30)
+    acts = [name for name, _ in run.actors.log if name in ("step", "save", "saved")]
+    assert " ".join(acts) == "step step save step step saved save step saved save saved"
+
+
+async def test_a_checkpoint_that_fails_ends_the_run_only_if_it_is_the_last(start):
+    run = start(checkpoint_every=2, fail={"saved": CheckpointError("step_N: no space")})
+    with pytest.raises(RunError, match="step_N: no space"):
+        await asyncio.wait_for(run.main(), 30)
+    assert said(run).count("step_N: no space; the run goes on without it") == 2
+    assert run.learner_version == 5
+    assert_closed(run)
 
 
 async def test_evaluations_stand_before_and_after_and_count_faults(start):

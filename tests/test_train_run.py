@@ -36,7 +36,7 @@ class Command:
         self.folder = folder
         environment = os.environ | {
             "DORADO_TEST_MARK": self.mark,
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             "WANDB_MODE": "disabled",
         }
         self.process = subprocess.Popen(
@@ -118,6 +118,7 @@ def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Pa
     )
     config.write_text(
         f'name = "chaos"\nsteps = 6\nmodel = {{ path = "{policy}" }}\n{COMMON}'
+        "checkpoint_every = 2\ncheckpoint_keep = 2\n"
         f"rollout = {{ hosts = 2 }}\neval = {{ tasks = 4 }}\n{CALCULATOR}{envs}"
     )
     command = Command(tmp_path, "train", str(config))
@@ -141,6 +142,15 @@ def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Pa
     for sentence in ("the world is missing", "no answer within 1 s", "inside a tool"):
         assert sentence in output
     _assert_records_agree(tmp_path / "runs" / "chaos", ledger)
+    # What was exported is a policy that a run can start from, and it is not the one that this run began with.
+    saved = sorted(p.name for p in (tmp_path / "runs" / "chaos" / "checkpoints").iterdir())
+    assert saved == ["step_4", "step_6"], "checkpoint_keep = 2, all of them whole"
+    assert Command(tmp_path, "export", "6", "out", "--run", "runs/chaos").wait()[0] == 0
+    assert (
+        Command(tmp_path, "train", str(config), "--model.path", "out", "--dry-run").wait()[0] == 0
+    )
+    weights = [(p / "model.safetensors").read_bytes() for p in (policy, tmp_path / "out")]
+    assert len(weights[0]) == len(weights[1]) and weights[0] != weights[1]
 
 
 def _assert_records_agree(folder: Path, ledger: dict[str, dict[str, int]]) -> None:

@@ -267,12 +267,14 @@ class LearnerConfig(Section):
     micro_batch_tokens: tokens of one forward and backward pass; has to hold the longest trajectory.
     cpus, gpus: what the learner's actor asks Ray for (0 CPUs: it shares the engines' cores).
     advantage: where it is missing, that of the loss's paper.
+    deterministic: the same samples give the same losses to the bit, on one machine with the same threads.
     """
 
     dtype: Dtype = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     micro_batch_tokens: PositiveInt = 4096
     threads: PositiveInt | None = None
+    deterministic: bool = False
     cpus: float = Field(default=0, ge=0)
     gpus: float = Field(default=0, ge=0)
     advantage: AdvantageName = "grpo"

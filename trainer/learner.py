@@ -7,8 +7,9 @@ new policy version per `step` and a dict of metrics. Shapes: see `trainer.batch`
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from torch.func import functional_call
 
 from trainer.advantage import batch_normalised
 from trainer.batch import PackedBatch, pack, plan_micro_batches
+from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
 from trainer.config import LearnerConfig
 from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
+from trainer.determinism import make_deterministic
 from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
 from trainer.optimizer import Optimizer
@@ -42,6 +45,8 @@ class Learner:
         """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs."""
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        if config.deterministic:
+            make_deterministic()
         self.config = config
         self.keep_versions = keep_versions
         self.device = torch.device(config.device)
@@ -51,6 +56,9 @@ class Learner:
         self.optimizer = Optimizer(self.scorer, config.optim, getattr(torch, config.dtype))
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
+        # State of what steers training from step to step; saved and loaded with the rest.
+        self.controllers: dict[str, Any] = {}
+        self.writer = CheckpointWriter()
 
     @property
     def model(self) -> nn.Module:
@@ -178,6 +186,48 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights (without the tokenizer)."""
         write_checkpoint(self.model, folder, torch.float32)
+
+    def save_state(
+        self, folder: Path, beside: Callable[[Path], object] = lambda folder: None
+    ) -> None:
+        """Begin to write a checkpoint of everything the next step depends on; training may go on at once.
+
+        `beside(folder)` adds files to its model's folder, such as the tokenizer. Raises CheckpointError,
+        also where the save before this one failed.
+        """
+        self.writer.start(
+            folder,
+            self._state(),
+            self.model.config,  # pyright: ignore[reportArgumentType]
+            updates=self.optimizer.updates,
+            version=self.version,
+            beside=beside,
+        )
+
+    def wait_saved(self) -> None:
+        """Until the checkpoint in progress is whole. Raises CheckpointError where its save failed."""
+        self.writer.wait()
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from a checkpoint, as the learner that wrote it would have. Raises CheckpointError."""
+        record = load(
+            folder,
+            self._state(),
+            self.model.config,  # pyright: ignore[reportArgumentType]
+            past_like=dict(self.scorer.named_parameters()),
+        )
+        self.optimizer.refresh()
+        self.optimizer.updates, self.version = record.updates, record.version
+
+    def _state(self) -> LearnerState:
+        masters = {n.removeprefix("model."): p for n, p in self.optimizer.masters.items()}
+        return LearnerState(
+            weights=named_weights(self.model) | masters,
+            optimizer=self.optimizer.adam,
+            past_weights=self.past_weights,
+            device=self.device,
+            extra=self.controllers,
+        )
 
     def _micro_batches(self, samples: Sequence[TrainSample]) -> Iterator[PackedBatch]:
         """Packed; samples of one version stay together, so that each batch is scored again under

@@ -1,0 +1,51 @@
+"""Which checkpoint `dorado export` means, and what it writes."""
+
+from pathlib import Path
+
+from rl.config_file import ConfigError
+from trainer.checkpoint_folder import PARTIAL, CheckpointError, Record, latest, read_record, steps
+
+RUNS = Path("runs")
+
+
+def find_checkpoint(what: str, run: Path | None) -> Path:
+    """The folder of a checkpoint: `what` is one, a run folder (its last), or a step of `run`.
+
+    Without `run`, a step is one of the only run there is in `runs/`. Raises ConfigError.
+    """
+    if what.isdigit():
+        return _of_step(int(what), run or _only_run())
+    path = Path(what)
+    if run is not None:
+        raise ConfigError(f"--run goes with the number of a step, not with {what}")
+    if not (path / "checkpoints").is_dir():
+        return path
+    found = latest(path / "checkpoints", lambda said: None)
+    if found is None:
+        raise ConfigError(f"{path} has no whole checkpoint")
+    return found
+
+
+def read_checkpoint(folder: Path) -> Record:
+    """What the checkpoint says of itself. Raises ConfigError unless it is whole."""
+    try:
+        return read_record(folder)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _of_step(step: int, run: Path) -> Path:
+    folder = run / "checkpoints"
+    there = [n for n, path in sorted(steps(folder)) if path.suffix != PARTIAL]
+    if step not in there:
+        known = ", ".join(map(str, there)) or "none"
+        raise ConfigError(f"{run} has no checkpoint of step {step}; there are {known}")
+    return folder / f"step_{step}"
+
+
+def _only_run() -> Path:
+    runs = sorted(path.parent for path in RUNS.glob("*/checkpoints"))
+    if len(runs) != 1:
+        known = ", ".join(map(str, runs)) or "there are none here"
+        raise ConfigError(f"--run: say of which run: {known}")
+    return runs[0]
