@@ -234,6 +234,11 @@ class RunConfig(Section):
                 f"learner.micro_batch_tokens ({self.learner.micro_batch_tokens}) has to hold a whole "
                 f"trajectory, episode.max_tokens ({self.episode.max_tokens})"
             )
+        if self.learner.router.replay and not self.engine.capture_routing:
+            raise ValueError(
+                "learner.router.replay repeats the engine's expert choices: it needs "
+                "engine.capture_routing = true"
+            )
         if self.engine.max_model_len < self.episode.max_tokens:
             raise ValueError(
                 f"engine.max_model_len ({self.engine.max_model_len}) has to be at least "

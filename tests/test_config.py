@@ -140,6 +140,10 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
             "[episode]\nmax_tokens = 5000",
             "learner.micro_batch_tokens (4096) has to hold a whole trajectory",
         ),
+        (
+            "[learner.router]\nreplay = true",
+            "learner.router.replay repeats the engine's expert choices: it needs engine.capture_routing",
+        ),
         ("[engine]\nmax_model_len = 100", "engine.max_model_len (100) has to be at least"),
         (
             "[learner]\nadvantage = 'grpo'\nloss = { kind = 'ppo' }",

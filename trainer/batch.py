@@ -3,16 +3,19 @@
 `plan_micro_batches` says which samples go together and on which rank, `pack` lays them out. Positions
 restart with each sample, and attention never crosses from one into another (`trainer.attention`).
 
-Shapes: T tokens of a micro-batch, N its policy tokens (those with loss_mask) in order of the stream.
+Shapes: T tokens of a micro-batch, N its policy tokens (those with loss_mask) in order of the stream, L layers
+with a router, K experts per token.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.attention import Bucket, plan_buckets
+from trainer.moe.router import UNKNOWN
 from trainer.sample import TrainSample
 
 NOTHING = TrainSample("", "", (0,), (False,), (0.0,), (0.0,), (-1,))
@@ -21,7 +24,8 @@ NOTHING = TrainSample("", "", (0,), (False,), (0.0,), (0.0,), (-1,))
 @dataclass(frozen=True)
 class PackedBatch:
     """One forward pass. source_N: where in the stream each policy token is predicted. target_N: the token.
-    sample_N: its sample's index in the list that was packed."""
+    sample_N: its sample's index in the list that was packed. routing_TLK: the engine's expert choices, -1
+    where it made none; None where no sample has any."""
 
     input_ids_T: Tensor
     position_ids_T: Tensor
@@ -31,6 +35,7 @@ class PackedBatch:
     rollout_logprobs_N: Tensor
     advantages_N: Tensor
     versions_N: Tensor
+    routing_TLK: Tensor | None
     buckets: tuple[Bucket, ...]
 
 
@@ -93,7 +98,22 @@ def pack(
         rollout_logprobs_N=stream([s.rollout_logprobs for s in chosen], torch.float32)[mask],
         advantages_N=stream([s.advantages for s in chosen], torch.float32)[mask],
         versions_N=stream([s.versions for s in chosen], torch.long)[mask],
+        routing_TLK=_routing(chosen),
         buckets=plan_buckets(lengths, device),
     )
     tensors = {k: v.to(device) for k, v in vars(batch).items() if isinstance(v, Tensor)}
     return replace(batch, **tensors)
+
+
+def _routing(samples: Sequence[TrainSample]) -> Tensor | None:
+    known = next((s.routing for s in samples if s.routing is not None), None)
+    if known is None:
+        return None
+    parts = []
+    for s in samples:
+        if s.routing is None:
+            parts.append(torch.full((len(s.token_ids), *known.shape[1:]), UNKNOWN))
+        else:
+            choices = torch.from_numpy(s.routing.astype("int64"))
+            parts.append(choices.masked_fill(choices == np.iinfo(s.routing.dtype).max, UNKNOWN))
+    return torch.cat(parts)

@@ -260,6 +260,27 @@ class OptimConfig(Section):
         return self.lr * min(warm, cold)
 
 
+class RouterConfig(Section):
+    """What steers the experts' load, and how the engine's choices are used (LongCat-Flash, arXiv 2509.01322).
+
+    replay: the learner repeats the expert choices that the engine made (arXiv 2510.11370).
+    experts_per_token: K_e, how many experts with computation a token should have on average; by default
+    in proportion to the experts that there are.
+    bias_rate: mu of the bias controller (equation 2), 0 for none. bias_decay_steps: updates in which it falls
+    to 0, 0 for a constant one.
+    balance_weight, balance_groups: alpha and D of the device-level balance loss (equations 3 to 5).
+    z_weight: lambda of the hidden z-loss.
+    """
+
+    replay: bool = False
+    experts_per_token: PositiveFloat | None = None
+    bias_rate: float = Field(default=0.0, ge=0)
+    bias_decay_steps: int = Field(default=0, ge=0)
+    balance_weight: float = Field(default=0.0, ge=0)
+    balance_groups: PositiveInt = 1
+    z_weight: float = Field(default=0.0, ge=0)
+
+
 class LearnerConfig(Section):
     """The training side.
 
@@ -279,6 +300,7 @@ class LearnerConfig(Section):
     gpus: float = Field(default=0, ge=0)
     advantage: AdvantageName = "grpo"
     loss: LossConfig = LossConfig()
+    router: RouterConfig = RouterConfig()
     optim: OptimConfig = OptimConfig()
 
     @model_validator(mode="before")

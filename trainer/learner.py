@@ -23,6 +23,7 @@ from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
 from trainer.determinism import make_deterministic
 from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
+from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of, hidden_z_loss
 from trainer.optimizer import Optimizer
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
@@ -54,6 +55,13 @@ class Learner:
         self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
         self.scorer.to(self.device).train()
         self.optimizer = Optimizer(self.scorer, config.optim, getattr(torch, config.dtype))
+        self.scorer.tape.replay = config.router.replay
+        self.experts: Experts | None = None
+        self.biases: BiasController | None = None
+        if self.scorer.routers:
+            self.experts = experts_of(self.model.config, config.router.experts_per_token)
+            if config.router.bias_rate:
+                self.biases = BiasController(self.scorer.routers, self.experts, config.router)
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
         # State of what steers training from step to step; saved and loaded with the rest.
@@ -77,6 +85,8 @@ class Learner:
         sums: dict[str, float] = defaultdict(float)
         tokens_S = torch.tensor([s.num_policy_tokens for s in samples], device=self.device)
         num_tokens = int(tokens_S.sum())
+        all_tokens = sum(len(s.token_ids) for s in samples)
+        watch = self._watch()
         behaviour_seconds = 0.0
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
@@ -105,7 +115,7 @@ class Learner:
                 critic=critic,
             )
             loss, metrics = objective(inputs, config)
-            loss.backward()
+            (loss + self._router_losses(watch, len(batch.input_ids_T), all_tokens)).backward()
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
             sums["loss"] += loss.item()
@@ -115,6 +125,8 @@ class Learner:
             for name, value in metrics.items():
                 sums[name] += value.item()
         grad_norm = self._update(remember=True)
+        if self.biases is not None and watch is not None:
+            self.biases.update(watch.counts_LE, self.version - 1)
         gap, compared = sums.pop("gap"), sums.pop("compared")
         return {
             "loss/loss": sums.pop("loss"),
@@ -127,8 +139,24 @@ class Learner:
             "time/behaviour_seconds": behaviour_seconds,
             "time/step_seconds": time.perf_counter() - start,
             "learner/policy_tokens": float(num_tokens),
-            "learner/tokens": float(sum(len(s.token_ids) for s in samples)),
+            "learner/tokens": float(all_tokens),
+            **(watch.metrics() if watch is not None else {}),
         }
+
+    def _watch(self) -> RouterWatch | None:
+        if self.experts is None:
+            return None
+        return RouterWatch(len(self.scorer.routers), self.experts, self.config.router)
+
+    def _router_losses(self, watch: RouterWatch | None, tokens: int, all_tokens: int) -> Tensor:
+        """The balance and the z-loss of the micro-batch that was just scored, weighted."""
+        loss = torch.zeros((), device=self.device)
+        if watch is not None:
+            loss = loss + watch.note(self.scorer.tape, tokens / all_tokens)
+        if self.config.router.z_weight:
+            [hidden_TD] = self.scorer.before_norm
+            loss = loss + self.config.router.z_weight * hidden_z_loss(hidden_TD[0]) / all_tokens
+        return loss
 
     def _estimated(
         self, samples: Sequence[TrainSample]
@@ -214,7 +242,7 @@ class Learner:
             folder,
             self._state(),
             self.model.config,  # pyright: ignore[reportArgumentType]
-            past_like=dict(self.scorer.named_parameters()),
+            past_like=self.scorer.state_dict(),
         )
         self.optimizer.refresh()
         self.optimizer.updates, self.version = record.updates, record.version
@@ -274,8 +302,9 @@ class Learner:
         norm = self.optimizer.clip()
         if remember:
             if self.keep_versions:
+                # Of the router's bias too, which the controller moves.
                 self.past_weights[self.version] = {
-                    name: p.detach().clone() for name, p in self.scorer.named_parameters()
+                    name: p.detach().clone() for name, p in self.scorer.state_dict().items()
                 }
             self.version += 1
             self.past_weights.pop(self.version - self.keep_versions - 1, None)

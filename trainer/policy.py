@@ -1,7 +1,8 @@
 """Loads a policy for the learner: transformers' model with some modules of the learner's own.
 
 What is replaced, for LongCat-Flash and Qwen3-MoE: the experts (`trainer.moe.experts`), attention over packed
-streams (`trainer.attention`, `trainer.mla`), the norms (`trainer.norm`). Parameter names stay transformers'.
+streams (`trainer.attention`, `trainer.mla`), the routers (`trainer.moe.router`), norms and dense layers
+(`trainer.norm`, `trainer.swiglu`). Parameter names stay transformers'.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from transformers.models.qwen3_moe import modeling_qwen3_moe
 from trainer.attention import PACKED
 from trainer.mla import PackedMLA
 from trainer.moe.experts import GroupedExperts
+from trainer.moe.router import LongcatRouter, QwenRouter
 from trainer.norm import RMSNorm
 from trainer.swiglu import DenseMLP
 from trainer.weights import read_checkpoint
@@ -30,11 +32,17 @@ REPLACED: dict[str, tuple[ModuleType, dict[str, type]]] = {
             "LongcatFlashMLA": PackedMLA,
             "LongcatFlashMLP": DenseMLP,
             "LongcatFlashRMSNorm": RMSNorm,
+            "LongcatFlashTopkRouter": LongcatRouter,
         },
     ),
     "qwen3_moe": (
         modeling_qwen3_moe,
-        {"Qwen3MoeExperts": GroupedExperts, "Qwen3MoeMLP": DenseMLP, "Qwen3MoeRMSNorm": RMSNorm},
+        {
+            "Qwen3MoeExperts": GroupedExperts,
+            "Qwen3MoeMLP": DenseMLP,
+            "Qwen3MoeRMSNorm": RMSNorm,
+            "Qwen3MoeTopKRouter": QwenRouter,
+        },
     ),
 }
 

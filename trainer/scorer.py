@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainer.batch import PackedBatch
 from trainer.critic import Critic
+from trainer.moe.router import share_tape
 
 # Logits that exist at once, in elements: what stays in a core's cache, or what a GPU is busy with.
 LOGITS = {"cpu": 1 << 19, "cuda": 1 << 26}
@@ -78,9 +79,18 @@ class Scorer(nn.Module):
         self.temperature = temperature
         width = model.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
         self.critic = Critic(width) if critic else None  # pyright: ignore[reportArgumentType]
+        self.routers, self.tape = share_tape(model)
+        # Of the latest pass: the last hidden state before the final norm, (1, T, D).
+        self.before_norm: list[Tensor] = []
+        model.model.norm.register_forward_pre_hook(self._note_hidden)  # pyright: ignore
+
+    def _note_hidden(self, module: nn.Module, arguments: tuple[Tensor]) -> None:
+        self.before_norm[:] = arguments
 
     def forward(self, batch: PackedBatch) -> Scores:
-        """Raises nothing of its own; a batch without policy tokens gives empty scores."""
+        """Empty for a batch without policy tokens. Raises ValueError where its routing does not fit."""
+        self._check(batch.routing_TLK)
+        self.tape.begin(batch.routing_TLK)
         hidden_TD = self.model.model(  # pyright: ignore[reportCallIssue]
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
@@ -94,3 +104,13 @@ class Scorer(nn.Module):
         )
         values_N = None if self.critic is None else self.critic(hidden_ND)
         return Scores(logprobs_N, entropy_N, values_N)
+
+    def _check(self, routing_TLK: Tensor | None) -> None:
+        if routing_TLK is None or not self.routers:
+            return
+        found, wanted = tuple(routing_TLK.shape[1:]), (len(self.routers), self.routers[0].top_k)
+        if found != wanted:
+            raise ValueError(
+                f"the samples' routing is of {found[0]} layers and {found[1]} experts per token, this model "
+                f"has {wanted[0]} and {wanted[1]}: they are another model's"
+            )

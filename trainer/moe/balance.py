@@ -1,0 +1,202 @@
+"""Keeps the experts' load in order: two losses, a controller of the routers' bias, and what to watch.
+
+LongCat-Flash report (arXiv 2509.01322): the controller is equation 2, the device-level balance loss equations
+3 to 5, the hidden z-loss and the ratio of router gradients section 2.3. N experts compute, Z do not
+(E = N + Z); K are chosen per token, of which K_e on average should compute.
+
+Shapes: T tokens, L layers, K experts per token, E experts, D groups of computing experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.config import RouterConfig
+from trainer.moe.router import UNKNOWN, LongcatRouter, Router, RouterTape
+
+
+@dataclass(frozen=True)
+class Experts:
+    """N experts that compute, Z that do not, K chosen per token; wanted: K_e, how many of them compute."""
+
+    computing: int
+    zero: int
+    per_token: int
+    wanted: float
+
+    @property
+    def total(self) -> int:
+        """E = N + Z."""
+        return self.computing + self.zero
+
+
+def balance_loss(scores_TE: Tensor, chosen_TK: Tensor, experts: Experts, groups: int) -> Tensor:
+    """sum_j f_j P_j over D groups of computing experts and one of all zero-computation experts.
+
+    Equations 3 to 5. P_j is the mean probability of group j; f_j counts the choices that fall on it, over
+    T K_e / D (zero experts: over T (K - K_e)), so that each f_j is 1 when the load is as wanted. The
+    gradient goes through P_j.
+    """
+    f, P = _shares(scores_TE, chosen_TK, experts, groups)
+    return (f * P).sum()
+
+
+def _shares(
+    scores_TE: Tensor, chosen_TK: Tensor, experts: Experts, groups: int
+) -> tuple[Tensor, Tensor]:
+    """f_j and P_j of the D + 1 groups (D where no expert is zero-computation, or none should be chosen)."""
+    counts_E = torch.bincount(chosen_TK.flatten(), minlength=experts.total).float()
+    mean_E = scores_TE.mean(0)
+    tokens = len(scores_TE)
+    own = slice(0, experts.computing)
+    f = counts_E[own].unflatten(0, (groups, -1)).sum(1) * groups / (experts.wanted * tokens)
+    P = mean_E[own].unflatten(0, (groups, -1)).sum(1)
+    rest = experts.per_token - experts.wanted
+    if not experts.zero or rest <= 0:
+        return f, P
+    f_zero = counts_E[experts.computing :].sum() / (rest * tokens)
+    return torch.cat((f, f_zero[None])), torch.cat((P, mean_E[experts.computing :].sum()[None]))
+
+
+def hidden_z_loss(hidden_TD: Tensor) -> Tensor:
+    """Sum over tokens of (log sum_i exp |z_i|)^2 of the last hidden state before the final norm."""
+    return hidden_TD.float().abs().logsumexp(-1).square().sum()
+
+
+class BiasController:
+    """Moves each router's bias so that its experts get the tokens they should (equation 2).
+
+    b_i += mu (K_e / (K N) - T_i / (K T)) for experts that compute; those that do not keep theirs. mu falls
+    linearly to 0 over `bias_decay_steps` updates, where they are set.
+    """
+
+    def __init__(self, routers: Sequence[Router], experts: Experts, config: RouterConfig) -> None:
+        """Raises ValueError where the model's routers have no bias."""
+        self.biases: list[Tensor] = []
+        for router in routers:
+            if not isinstance(router, LongcatRouter):
+                raise ValueError(
+                    "learner.router.bias_rate: the routers of this model have no bias; set it to 0"
+                )
+            self.biases.append(router.e_score_correction_bias)
+        self.experts, self.config = experts, config
+
+    @torch.no_grad()
+    def update(self, counts_LE: Tensor, step: int) -> None:
+        """Move the biases by the loads of a whole batch; `step` counts from 0."""
+        x, decay = self.experts, self.config.bias_decay_steps
+        rate = self.config.bias_rate * (max(0.0, 1 - step / decay) if decay else 1.0)
+        for bias_E, counts_E in zip(self.biases, counts_LE, strict=True):
+            share_N = counts_E[: x.computing] / counts_E.sum()
+            bias_E[: x.computing] += rate * (x.wanted / x.per_token / x.computing - share_N)
+
+
+class RouterWatch:
+    """Adds up, over the micro-batches of a step, what the routers did.
+
+    counts_LE: choices that fell on each expert. The gradients are those of mean probabilities: the sum over
+    tokens of what reaches a router's scores.
+    """
+
+    def __init__(self, layers: int, experts: Experts, config: RouterConfig) -> None:
+        self.experts, self.config = experts, config
+        self.counts_LE = torch.zeros(layers, experts.total)
+        self.gradient_LE = torch.zeros(layers, experts.total)
+        self.balance_LE = torch.zeros(layers, experts.total)
+        # Tokens times layers: compared with the engine; equal as used; equal as the router itself chose.
+        self.agreement_3 = torch.zeros(3)
+
+    def note(self, tape: RouterTape, share: float) -> Tensor:
+        """Take in a micro-batch that holds `share` of the step's tokens; returns its balance loss, weighted.
+
+        To be called between forward and backward pass.
+        """
+        loss = torch.zeros(())
+        for layer, used_TK in tape.used_TK.items():
+            scores_TE = tape.scores_TE[layer]
+            self.counts_LE[layer] += torch.bincount(
+                used_TK.flatten(), minlength=self.experts.total
+            ).cpu()
+            if tape.engine_TLK is not None:
+                self._compare(tape.engine_TLK[:, layer], used_TK, tape.own_TK[layer])
+            weight = self.config.balance_weight * share
+            if weight:
+                groups = self.config.balance_groups
+                f, P = _shares(scores_TE, used_TK, self.experts, groups)
+                loss = loss.to(f.device) + weight * (f * P).sum()
+                self.balance_LE[layer] += weight * self._per_expert(f, groups).cpu()
+                scores_TE.register_hook(self._gradient_of(layer))
+        return loss
+
+    def _compare(self, engine_TK: Tensor, used_TK: Tensor, own_TK: Tensor) -> None:
+        known_T = (engine_TK != UNKNOWN).all(-1)
+        wanted = engine_TK[known_T].sort(-1).values
+        equal = [(x[known_T].sort(-1).values == wanted).all(-1).sum() for x in (used_TK, own_TK)]
+        self.agreement_3 += torch.stack((known_T.sum(), *equal)).float().cpu()
+
+    def _per_expert(self, f: Tensor, groups: int) -> Tensor:
+        """d (sum_j f_j P_j) / d P_i for every expert i: the f of its group."""
+        own = f[:groups].repeat_interleave(self.experts.computing // groups)
+        zero = f[groups] if len(f) > groups else f.new_zeros(())
+        return torch.cat((own, zero.expand(self.experts.zero)))
+
+    def _gradient_of(self, layer: int):
+        def note(gradient_TE: Tensor) -> None:
+            self.gradient_LE[layer] += gradient_TE.sum(0).cpu()
+
+        return note
+
+    def tensors(self) -> list[Tensor]:
+        """What adds up over ranks too, in place."""
+        return [self.counts_LE, self.gradient_LE, self.balance_LE, self.agreement_3]
+
+    def metrics(self) -> dict[str, float]:
+        """What to watch; means over layers where the name says nothing else.
+
+        load_violation: the fullest expert's load over the mean, less 1 (arXiv 2408.15664). gradient_ratio:
+        R_g, the balance loss's gradient over the policy loss's, which should stay below 0.1.
+        """
+        x = self.experts
+        load_LN = self.counts_LE[:, : x.computing]
+        violation_L = load_LN.amax(1) / load_LN.mean(1).clamp(min=1e-9) - 1
+        computing = (load_LN.sum() / self.counts_LE.sum()).item()
+        compared, used, own = self.agreement_3.tolist()
+        found = {
+            "router/load_violation": violation_L.mean().item(),
+            "router/load_violation_max": violation_L.max().item(),
+            "router/ffn_experts": computing * x.per_token,
+            "router/ffn_experts_wanted": x.wanted,
+            "router/zero_share": 1 - computing,
+        }
+        if compared:
+            found["router/agreement"] = used / compared
+            found["router/agreement_own"] = own / compared
+        if self.config.balance_weight:
+            policy_LE = self.gradient_LE - self.balance_LE
+            ratio_L = self.balance_LE.norm(dim=1) / policy_LE.norm(dim=1).clamp(min=1e-30)
+            found["router/gradient_ratio"] = ratio_L.mean().item()
+        return found
+
+
+def experts_of(config: Any, experts_per_token: float | None) -> Experts:
+    """The numbers of a transformers config; K_e as given, or in proportion to the experts there are.
+
+    Raises ValueError where K_e is above K.
+    """
+    zero = 0
+    if config.model_type == "longcat_flash":
+        computing, zero = config.n_routed_experts, config.zero_expert_num or 0
+    else:
+        computing = config.num_experts
+    per_token: int = config.num_experts_per_tok
+    share = computing / (computing + zero)
+    wanted = per_token * share if experts_per_token is None else experts_per_token
+    if wanted > per_token:
+        raise ValueError(
+            f"learner.router.experts_per_token ({wanted:g}) is above the {per_token} experts that this model "
+            "chooses per token"
+        )
+    return Experts(computing, zero, per_token, wanted)
