@@ -121,6 +121,7 @@ class Cluster:
             num_cpus=config.cpus,
             num_gpus=config.gpus,
             max_concurrency=1,
+            concurrency_groups={"publish": 1},
         )
 
     def _place_hosts(self) -> dict[str, Any]:
