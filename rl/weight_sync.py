@@ -1,4 +1,4 @@
-"""Weight sync: the learner publishes a version, engines stage and load it; its file lives until it is forgotten.
+"""Weight sync: the learner publishes a version, engines load it; its file lives until it is forgotten.
 
 The learner stops for a snapshot only; the file is written beside its next step. Engines stage a file while
 they go on generating, and stop for the change of weights only.

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from types import MethodType
 
-import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from vllm.config import VllmConfig
@@ -101,7 +100,7 @@ def _tensors(model: nn.Module) -> Iterable[Tensor]:
 
 
 def _bound_to(tensor: Tensor, twins: Mapping[int, object]) -> Tensor:
-    """With its weight loaders as methods of the copied layers (twins: a layer's id -> its copy), unwrapped."""
+    """With its weight loaders unwrapped, and methods of the copied layers (twins: a layer's id -> its copy)."""
     for name, value in vars(tensor).items():
         loader = inspect.unwrap(value) if callable(value) else value
         if isinstance(loader, MethodType) and id(loader.__self__) in twins:
