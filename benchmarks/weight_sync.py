@@ -50,7 +50,11 @@ TARGET_COPIES = 10.0
 VERSIONS, SEQUENCES, PROMPT, LENGTH = 6, 8, 32, 512
 UNDISTURBED_SECONDS, BETWEEN_SECONDS, LIMIT_SECONDS = 4.0, 0.5, 120.0
 # Preset, and how many of its layers.
-SIZES: dict[str, tuple[Preset, int]] = {"tiny": ("tiny", 2), "medium": ("small", 2), "small": ("small", 6)}
+SIZES: dict[str, tuple[Preset, int]] = {
+    "tiny": ("tiny", 2),
+    "medium": ("small", 2),
+    "small": ("small", 6),
+}
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,9 @@ class WritingCluster(Cluster):
     """The cluster of a run, its engines writing."""
 
     def _place(self, kind: type, name: str, *arguments: Any, **options: Any) -> Any:
-        return super()._place(WritingEngine if kind is Engine else kind, name, *arguments, **options)
+        return super()._place(
+            WritingEngine if kind is Engine else kind, name, *arguments, **options
+        )
 
 
 def settings(folder: str) -> RunConfig:

@@ -28,8 +28,8 @@ _WRITE_SECONDS = 30.0
 _LOOK_SECONDS = 0.002
 
 
-# Between two steps an engine stages so much: what a step takes, about, where a model is small.
-_SLICE_BYTES = 8 * 2**20
+# Between two steps an engine stages so much: some milliseconds' work, for vLLM's loaders are slow per tensor.
+_SLICE_BYTES, _SLICE_TENSORS = 8 * 2**20, 32
 
 
 @dataclass(frozen=True)
@@ -248,9 +248,10 @@ class VllmEngine:
         # A slice that fails ends vLLM's session.
         self._staged, self._updating = None, False
         for index, names in enumerate(slices):
-            await self._update(
-                {"path": path, "names": names, "first": not index, "last": names is slices[-1]}
-            )
+            await self._update({"path": path, "names": names, "first": index == 0})
+        for index in range(len(slices)):
+            done = (index + 1) / len(slices)
+            await self._update({"path": path, "names": [], "converted": done})
         self._staged, self._updating = version, True
         return 1e3 * (time.perf_counter() - start)
 
@@ -325,7 +326,7 @@ class VllmEngine:
 
 
 def slices_of(path: Path) -> list[list[str]]:
-    """The names in a safetensors file, in its order, cut where about `_SLICE_BYTES` are together."""
+    """The names in a safetensors file, in its order, in slices of about one size."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -334,7 +335,8 @@ def slices_of(path: Path) -> list[list[str]]:
     size = 0
     for name, about in sorted(header.items(), key=lambda one: one[1]["data_offsets"]):
         start, end = about["data_offsets"]
-        if size and size + end - start > _SLICE_BYTES:
+        full = size + end - start > _SLICE_BYTES or len(slices[-1]) == _SLICE_TENSORS
+        if full and slices[-1]:
             slices.append([])
             size = 0
         slices[-1].append(name)

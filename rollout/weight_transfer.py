@@ -36,15 +36,15 @@ class FileInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """Some tensors of a safetensors file in the published checkpoint format.
+    """Load some tensors of a safetensors file in the published checkpoint format, or convert some layers.
 
-    first, last: whether a new set of weights begins, and whether this completes it.
+    first: a new set of weights begins. converted: convert until so much of the model is done (1.0: all).
     """
 
     path: str
     names: list[str]
-    first: bool
-    last: bool
+    first: bool = False
+    converted: float = 0.0
 
 
 class Staged(Protocol):
@@ -52,7 +52,7 @@ class Staged(Protocol):
 
     def begin(self) -> None: ...
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
-    def complete(self) -> None: ...
+    def convert(self, share: float) -> None: ...
     def flip(self) -> None: ...
 
 
@@ -75,8 +75,8 @@ class InPlace:
         """Remember them."""
         self.weights += weights
 
-    def complete(self) -> None:
-        """Nothing to convert before the flip."""
+    def convert(self, share: float) -> None:
+        """The flip converts."""
 
     def flip(self) -> None:
         """Load through vLLM's layer-wise reload, in place."""
@@ -101,20 +101,21 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         """Nothing before the first slice."""
 
     def update_weights(self, update_info: dict[str, object]) -> None:
-        """Load a slice. The base class would end in an accelerator call that a CPU does not have."""
+        """Stage a slice. The base class would end in an accelerator call that a CPU does not have."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Load the slice into the weights to come; those are given up where it cannot be loaded.
+        """Do this with the weights to come; those are given up where it fails.
 
-        Raises RuntimeError naming a layer that lacks weights when the file has been loaded.
+        Raises RuntimeError where layers are to be converted and the weights do not fill the model.
         """
         staged, self.staged = self.staged or self._new(), None
         if update_info.first:
             staged.begin()
-        staged.load(_tensors(update_info.path, update_info.names))
-        if update_info.last:
-            staged.complete()
+        if update_info.names:
+            staged.load(_tensors(update_info.path, update_info.names))
+        if update_info.converted:
+            staged.convert(update_info.converted)
         self.staged = staged
 
     def finish_weight_update(self) -> None:
