@@ -9,16 +9,17 @@ they write on, and change to it. First the engines write for some seconds undist
 
 *memcpy*: one warm copy of as many bytes as the file has, in one thread, nothing else at work. *pause*: from
 the call that stops an engine to the answer that it goes on; *flip*, the part of it that changes weights.
-*staging*: from the call to the answer, the engine writing meanwhile; *idle*, with nothing to write. *gaps*: the longest
-between two tokens of one sequence, undisturbed and during a staging. All are medians over versions and
-engines, but for the gaps, of which the longest counts: a median over versions of each staging's longest.
+*staging*: from the call to the answer, while the engine writes; *idle*, while it does not. These are medians
+over versions and engines. *gap*: the longest time between two tokens of a sequence, undisturbed, and while a
+version is staged (the median over versions of the longest).
 
-Target for `small`: a pause of at most 10 memory copies, and no gap in a staging as long as a staging takes.
+Target for `small`: a pause of at most 10 memory copies, and no gap in a staging as long as an idle one takes.
 Exits with 1 where one is missed.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -95,7 +96,7 @@ class WritingEngine(Engine):
         return 1e3 * max(
             after - before
             for times in self.arrivals.values()
-            for before, after in zip(times, times[1:], strict=False)
+            for before, after in itertools.pairwise(times)
             if before <= end and after >= start
         )
 
