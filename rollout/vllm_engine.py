@@ -1,4 +1,4 @@
-"""One vLLM engine: tokens in, tokens out with log-probs and versions; weights changed in place.
+"""One vLLM engine: tokens in, tokens out with log-probs and versions; weights staged, then changed.
 
 The asynchronous loop of vLLM runs in processes of its own; this class lives in the process of an
 engine actor. All that is special about a CPU machine is in `engine_arguments` and `prepare_process`.
@@ -272,7 +272,8 @@ class VllmEngine:
             async with self._weights:
                 start = time.perf_counter()
                 self._loading = True
-                await self.llm.pause_generation(mode="keep", clear_cache=True)
+                # `pause_generation` would sleep 20 ms more, for outputs on their way to arrive before it returns.
+                await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
                 try:
                     paused = time.perf_counter()
                     self._staged, self._updating = None, False
