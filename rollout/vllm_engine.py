@@ -272,7 +272,7 @@ class VllmEngine:
             async with self._weights:
                 start = time.perf_counter()
                 self._loading = True
-                # `pause_generation` would sleep 20 ms more, for outputs on their way to arrive before it returns.
+                # `pause_generation` would sleep 20 ms more, for outputs that are on their way.
                 await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
                 try:
                     paused = time.perf_counter()

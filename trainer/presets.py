@@ -1,7 +1,7 @@
 """Sizes of the policies that `dorado model init` makes, per model family.
 
-`tiny` (2-3 M parameters) is for a laptop and the tests, `small` (LongCat-Flash: 116 M) for benchmarks. The widths
-that vLLM's CPU kernels fix (kv_lora_rank 512, qk_rope_head_dim 64) are the published ones.
+`tiny` (2-3 M parameters) is for a laptop and the tests, `small` (LongCat-Flash: 116 M) for benchmarks. The
+widths that vLLM's CPU kernels fix (kv_lora_rank 512, qk_rope_head_dim 64) are the published ones.
 """
 
 from typing import Any, Literal
