@@ -154,7 +154,8 @@ class Cluster:
         """
         options = {"num_cpus": 0, "max_concurrency": MAX_CALLS, **options}
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        remote = ray.remote(concurrency_groups=dict(beside or {}))(kind).options(
+        placed: Any = ray.remote(concurrency_groups=dict(beside or {}))  # pyright: ignore[reportCallIssue]
+        remote = placed(kind).options(
             name=name, namespace=self.id, runtime_env=environment, **options
         )
         return remote.remote(*arguments)

@@ -126,15 +126,17 @@ def _loadable(module: nn.Module) -> Iterator[Tensor]:
     for name, parameter in module.named_parameters(recurse=False):
         if name not in form and name not in SKIP_TENSORS:
             continue
-        padded = isinstance(module, VocabParallelEmbedding) and name == "weight"
-        yield parameter[: module.shard_indices.num_org_elements] if padded else parameter
+        if isinstance(module, VocabParallelEmbedding) and name == "weight":
+            yield parameter[: module.shard_indices.num_org_elements]
+        else:
+            yield parameter
 
 
 def _twin(tensor: Tensor) -> Tensor:
     """A copy that keeps class and attributes."""
     new = tensor.detach().clone()
     new.__class__ = tensor.__class__
-    new.__dict__ = tensor.__dict__.copy()
+    vars(new).update(vars(tensor))
     return new
 
 
