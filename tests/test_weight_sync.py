@@ -1,8 +1,12 @@
 """Weight sync: snapshot, publish, stage, load, forget; each failure is one sentence that names who."""
 
+import asyncio
+
 import pytest
 from fakes import FakePool
 
+from rl.cluster import Cluster
+from rl.config import EnvTable, ModelConfig, RunConfig
 from rl.weight_sync import SyncError, WeightSync
 
 ENGINES = {"engine-0": 3, "engine-1": 3}
@@ -72,3 +76,29 @@ async def test_a_failure_is_one_sentence_and_leaves_the_version_before(tmp_path,
         await sync.load(ENGINES)
     assert str(caught.value) == sentence
     assert sync.files[2].exists()
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(280)
+async def test_the_learner_answers_while_versions_are_being_written(checkpoint, tmp_path):
+    """Many are asked for before it is asked something else; in one line it would answer last."""
+    config = RunConfig(
+        name="publish",
+        runs_dir=str(tmp_path),
+        model=ModelConfig(path=str(checkpoint)),
+        env=(EnvTable(id="calculator"),),
+    )
+    (tmp_path / "logs").mkdir()
+    cluster = Cluster(config, tmp_path)
+    paths = [str(tmp_path / f"version-{n}.safetensors") for n in range(60)]
+    try:
+        cluster.connect()
+        learner = cluster._place_learner(str(checkpoint))
+        for path in paths:
+            await learner.snapshot.remote(path)
+        writing = [asyncio.ensure_future(learner.publish.remote(path)) for path in paths]
+        assert await learner.ready.remote() > 0
+        assert not all(one.done() for one in writing)
+        assert len(set(await asyncio.gather(*writing))) == 1
+    finally:
+        cluster.stop()
