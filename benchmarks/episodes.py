@@ -132,10 +132,14 @@ class StandInEngine:
         """End requests that nobody waits for."""
         await self.interrupt(ids)
 
+    async def stage(self, path: str, version: int) -> float:
+        """There is nothing to make ready."""
+        return 0.0
+
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change version."""
         self.version = version
-        return LoadTimes(pause_ms=0.0, transfer_ms=0.0)
+        return LoadTimes(pause_ms=0.0, flip_ms=0.0, staging_ms=0.0)
 
     async def let_go(self, count: int) -> int:
         """Answer so many of the requests that wait. Returns how many are left."""
@@ -162,6 +166,10 @@ class StandInLearner:
             "parity/tokens": 0.0,
             "parity/mean_abs_dlogp": 0.0,
         }
+
+    def snapshot(self, path: str) -> float:
+        """There are no weights."""
+        return 0.0
 
     def publish(self, path: str) -> int:
         """There are no weights."""

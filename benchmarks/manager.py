@@ -184,7 +184,10 @@ class Learner:
         self.profile = cProfile.Profile()
         self.profiled = False
         self.handle = SimpleNamespace(
-            step=Remote(self._step), publish=Remote(self._publish), save=Remote(self._save)
+            step=Remote(self._step),
+            snapshot=Remote(self._snapshot),
+            publish=Remote(self._publish),
+            save=Remote(self._save),
         )
 
     async def _step(self, groups: list[Any]) -> dict[str, float]:
@@ -193,6 +196,9 @@ class Learner:
             self.profile.enable() if len(self.marks) == 1 else None
             self.profile.disable() if len(self.marks) == STEPS else None
         return {"learner/tokens": 40.0, "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
+
+    async def _snapshot(self, path: str) -> float:
+        return 0.0
 
     async def _publish(self, path: str) -> int:
         Path(path).touch()
@@ -211,8 +217,12 @@ class LocalDispatcher(Dispatcher):
             report.cancel()
 
 
+async def _stage(path: str, version: int) -> float:
+    return 0.0
+
+
 async def _load(path: str, version: int) -> LoadTimes:
-    return LoadTimes(pause_ms=0.0, transfer_ms=0.0)
+    return LoadTimes(pause_ms=0.0, flip_ms=0.0, staging_ms=0.0)
 
 
 async def measure(mode: str, folder: str, *, profile: bool) -> bool:
@@ -220,7 +230,10 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     controllers = Controllers()
     learner = Learner(controllers)
     learner.profiled = profile
-    engines = {f"engine-{n}": SimpleNamespace(load=Remote(_load)) for n in range(ENGINES)}
+    engines = {
+        f"engine-{n}": SimpleNamespace(stage=Remote(_stage), load=Remote(_load))
+        for n in range(ENGINES)
+    }
     actors = Actors(learner.handle, engines, {}, {"controller-0": controllers.handle})
     config = settings(mode, folder)
     run_folder = RunFolder(config)

@@ -72,6 +72,10 @@ class Engine:
         """End requests that nobody waits for."""
         await self.engine.abort(ids)
 
+    async def stage(self, path: str, version: int) -> float:
+        """Make weights ready while requests go on. Returns milliseconds."""
+        return await self.engine.stage(path, version)
+
     async def load(self, path: str, version: int) -> Any:
         """Change weights; returns `LoadTimes`."""
         return await self.engine.load(path, version)
@@ -226,7 +230,10 @@ class Controller:
 
 
 class LearnerActor:
-    """The learner in an actor; samples come as references."""
+    """The learner in an actor; samples come as references.
+
+    Its calls come one at a time, but for `publish`, which writes beside a step.
+    """
 
     def __init__(self, checkpoint: str, config: RunConfig, log: str) -> None:
         log_to(log)
@@ -246,6 +253,7 @@ class LearnerActor:
             temperature=config.sampling.temperature,
             keep_versions=keep,
         )
+        self.snapshots: dict[str, dict[str, torch.Tensor]] = {}
 
     def ready(self) -> int:
         """Parameter count, once the policy is loaded."""
@@ -256,9 +264,18 @@ class LearnerActor:
         samples = [s for group in ray.get(list(groups)) for s in group]
         return self.learner.step(samples)
 
+    def snapshot(self, path: str) -> float:
+        """Copy the present weights, to be written to `path`. Returns milliseconds."""
+        start = time.perf_counter()
+        self.snapshots[path] = self.learner.snapshot(self.dtype)
+        return 1e3 * (time.perf_counter() - start)
+
+    @ray.method(concurrency_group="publish")
     def publish(self, path: str) -> int:
-        """Write the present weights. Returns bytes."""
-        return self.learner.publish(Path(path), self.dtype)
+        """Write the copy that is for `path`. Returns bytes."""
+        from trainer.weights import write_weights
+
+        return write_weights(self.snapshots.pop(path), Path(path))
 
     def save(self, folder: str) -> None:
         """Begin to write a checkpoint, tokenizer included; `saved` tells of its end."""

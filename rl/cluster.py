@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ class Cluster:
             num_cpus=config.cpus,
             num_gpus=config.gpus,
             max_concurrency=1,
+            beside={"publish": 1},
         )
 
     def _place_hosts(self) -> dict[str, Any]:
@@ -138,12 +139,23 @@ class Cluster:
         }
 
     def _place(
-        self, kind: type, name: str, arguments: tuple[Any, ...], *, threads: int = 1, **options: Any
+        self,
+        kind: type,
+        name: str,
+        arguments: tuple[Any, ...],
+        *,
+        threads: int = 1,
+        beside: Mapping[str, int] | None = None,
+        **options: Any,
     ) -> Any:
-        """Start an actor. The CPUs it asks for do not decide how many threads it gets."""
+        """Start an actor. The CPUs it asks for do not decide how many threads it gets.
+
+        beside: groups of methods that run beside the others, and how many calls of each at once.
+        """
         options = {"num_cpus": 0, "max_concurrency": MAX_CALLS, **options}
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        remote = ray.remote(kind).options(
+        placed: Any = ray.remote(concurrency_groups=dict(beside or {}))  # pyright: ignore[reportCallIssue]
+        remote = placed(kind).options(
             name=name, namespace=self.id, runtime_env=environment, **options
         )
         return remote.remote(*arguments)

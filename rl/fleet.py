@@ -1,8 +1,9 @@
 """The fleet: carries out what `rollout.scheduler` decides about versions and engines.
 
 Owns the version window and which engine serves which version. A rebalance asks the controllers where
-their trajectories are, decides, and then, in this order: closes the engines that change version, moves
-their requests, loads the weights, opens them again. One rebalance at a time.
+their trajectories are, decides, and then, in this order: has the engines that change version stage it,
+closes them, moves their requests, loads the weights, opens them again. One rebalance at a time. Engines that
+are likely to change version stage it as soon as it is published, so that a rebalance seldom waits for that.
 
 With a layout in which the learner uses engines' devices (`lent`), those sleep while it steps. What they hold
 moves to engines that stay where some serve its version, and waits in its place where none does.
@@ -23,7 +24,7 @@ from rollout.placement import EngineState, InProgress, Placement
 from rollout.scheduler import Backlog, Limits, admission, decide
 from rollout.window import Rules, Window, publish
 
-NOTHING_LOADED = SyncTimes(0.0, 0, (), ())
+NOTHING_LOADED = SyncTimes()
 
 
 class Fleet:
@@ -60,6 +61,7 @@ class Fleet:
     async def start(self) -> None:
         """Tell the controllers who serves what; keep version 0 where engines may come back to it."""
         if self.rules.live > 1:
+            await self.sync.snapshot(0)
             await self.sync.publish(0)
         await self.announce()
 
@@ -104,13 +106,36 @@ class Fleet:
 
         await asyncio.gather(*map(switch, self.lent))
 
+    async def snapshot(self, version: int) -> float:
+        """The learner has made `version`: copy its weights, so that it may go on. Returns milliseconds."""
+        return await self.sync.snapshot(version)
+
     async def publish(self, version: int) -> SyncTimes:
-        """The learner has made `version`: write its weights, and rebalance."""
+        """Write the weights of `version`, which have been copied, have them staged, and rebalance."""
         written = await self.sync.publish(version)
+        staged = await self.sync.stage(await self._likely(version))
         async with self.lock:
             self.window = publish(self.window, version)
             loaded = await self._rebalance("step")
-        return replace(written, pause_ms=loaded.pause_ms, transfer_ms=loaded.transfer_ms)
+        return replace(
+            loaded,
+            publish_seconds=written.publish_seconds,
+            bytes=written.bytes,
+            staging_ms=staged.staging_ms + loaded.staging_ms,
+        )
+
+    async def _likely(self, version: int) -> dict[str, int]:
+        """Engines that will take `version`: those of a rebalance now, or else those that drain next."""
+        awake = self._states()
+        window = publish(self.window, version)
+        if self.rules.live == 1 or not awake:
+            return {engine.name: version for engine in awake}
+        places = await self._in_progress()
+        backlog = replace(self.backlog(), window=window)
+        decision = decide(backlog, awake, places, self.rules, self.limits)
+        if decision.window == window:
+            return {e.name: version for e in awake if e.version == window.versions[0]}
+        return {m.engine: version for m in decision.placement.weights if m.version == version}
 
     async def rebalance(self, why: str) -> None:
         """Rebalance for another reason than a step."""
@@ -176,11 +201,13 @@ class Fleet:
         moves = {move.id: move.target for move in placement.requests if move.source}
         self.counts["weight_moves"] += len(flips)
         self.counts["request_moves"] += len(moves)
+        staged = await self.sync.stage(flips)
         if flips or moves:
             for name in flips:
                 self.serves[name] = None
             await self._tell("leave", list(flips), moves)
-        return await self._load(flips)
+        loaded = await self._load(flips)
+        return replace(loaded, staging_ms=staged.staging_ms + loaded.staging_ms)
 
     async def _load(self, versions: Mapping[str, int]) -> SyncTimes:
         if not versions:

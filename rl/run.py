@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError
@@ -68,6 +69,16 @@ class RunError(Exception):
     """The run cannot go on; the message is one sentence for the user."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """A version that the learner has made and copied, on its way to the engines; the metrics of its step."""
+
+    step: int
+    version: int
+    snapshot_ms: float
+    metrics: dict[str, float]
+
+
 class Run:
     """One training run over started actors."""
 
@@ -112,7 +123,8 @@ class Run:
         self.number = itertools.count()
         self.changed = asyncio.Event()
         self.progressed = time.monotonic()
-        self.busy_elsewhere = ""
+        self.made: asyncio.Queue[Made] = asyncio.Queue()
+        self.busy_elsewhere: list[str] = []
         self.reports: list[GroupReport] = []
         self.failed_in_a_row = 0
         self.faults: Counter[str] = Counter()
@@ -148,7 +160,12 @@ class Run:
         self.progressed = time.monotonic()
         loops = [
             asyncio.create_task(loop)
-            for loop in (self._learner_loop(), self._rollout_loop(), self._watch())
+            for loop in (
+                self._learner_loop(),
+                self._sync_loop(),
+                self._rollout_loop(),
+                self._watch(),
+            )
         ]
         try:
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
@@ -199,7 +216,7 @@ class Run:
             },
             "engine": {
                 "pause_ms": quantiles([ms for s in self.syncs for ms in s.pause_ms]),
-                "transfer_ms": quantiles([ms for s in self.syncs for ms in s.transfer_ms]),
+                "transfer_ms": quantiles([ms for s in self.syncs for ms in s.staging_ms]),
             },
             "fleet": dict(sorted(self.fleet.counts.items())),
             "ledger": outcome_totals(self.ledger.counts()),
@@ -247,7 +264,7 @@ class Run:
 
     def _learner_waits_for(self) -> str:
         if self.busy_elsewhere:
-            return self.busy_elsewhere
+            return ", ".join(self.busy_elsewhere)
         ready = len(self.queue.groups)
         wanted = self.config.batch.groups - self.replay.available
         if ready < wanted:
@@ -400,7 +417,7 @@ class Run:
     async def _learner_loop(self) -> None:
         """Trains.
 
-        consumes: batches of the queue   produces: a policy version per step, on every engine
+        consumes: batches of the queue   produces: a policy version per step, for the sync loop
         waits for: a whole batch         unblocked by: a finished group (rollout loop)
         """
         timeouts = self.config.timeouts
@@ -408,6 +425,8 @@ class Run:
             start = time.time()
             await self._take_batch()
             ready = time.time()
+            if self.fleet.lent:  # an engine that sleeps takes no weights
+                await self.made.join()
             with self._not_stalled(f"step {step}"):
                 await self.fleet.lend()
                 metrics = await self._bounded(
@@ -420,32 +439,50 @@ class Run:
                 await self.fleet.take_back()
                 self.changed.set()
             trained = time.time()
+            await self.made.join()  # one version at a time is on its way to the engines
             values = self._book_step(metrics)
             self.learner_version += 1
             self.replay.trained(self.training, self.learner_version)
             self.training, self.reused = [], []
             self._drop_stale()
-            with self._not_stalled(f"publishes version {self.learner_version}"):
-                times = await self.fleet.publish(self.learner_version)
+            with self._not_stalled(f"copies the weights of version {self.learner_version}"):
+                snapshot_ms = await self.fleet.snapshot(self.learner_version)
+            copied = time.time()
+            self.training_seconds += copied - start
+            self.waiting_seconds += ready - start
+            self.folder.event("learner", f"step {step}", ready, trained)
+            values |= {
+                "time/wait_for_batch_seconds": ready - start,
+                "time/learner_seconds": trained - ready,
+                "time/total_seconds": copied - start,
+                "time/tokens_per_second": values["rollout_tokens"] / (copied - start),
+            }
+            self._check_books()
+            self.made.put_nowait(Made(step, self.learner_version, snapshot_ms, values))
+            await self._checkpoint(step)
+        await self.made.join()
+
+    async def _sync_loop(self) -> None:
+        """Brings versions to the engines while the learner goes on.
+
+        consumes: versions that the learner has copied   produces: them on the engines, a step's metrics
+        waits for: a copied version                      unblocked by: the learner loop
+        """
+        while True:
+            made = await self.made.get()
+            start = time.time()
+            with self._not_stalled(f"publishes version {made.version}"):
+                times = await self.fleet.publish(made.version)
+            times = replace(times, snapshot_ms=made.snapshot_ms)
             self.syncs.append(times)
             self.changed.set()
             done = time.time()
-            self.training_seconds += done - start
-            self.waiting_seconds += ready - start
-            self.folder.event("learner", f"step {step}", ready, trained)
-            self.folder.event("sync", f"version {self.learner_version}", trained, done)
-            values |= times.metrics() | {
-                "time/wait_for_batch_seconds": ready - start,
-                "time/learner_seconds": trained - ready,
-                "time/sync_seconds": done - trained,
-                "time/total_seconds": done - start,
-                "time/tokens_per_second": values["rollout_tokens"] / (done - start),
-            }
-            self._check_books()
-            self.folder.metrics(step, values)
-            self.sink.log(step, values)
-            self.progress.step(step, self.config.steps, values)
-            await self._checkpoint(step)
+            self.folder.event("sync", f"version {made.version}", start, done)
+            values = made.metrics | times.metrics() | {"time/sync_seconds": done - start}
+            self.folder.metrics(made.step, values)
+            self.sink.log(made.step, values)
+            self.progress.step(made.step, self.config.steps, values)
+            self.made.task_done()
 
     async def _take_batch(self) -> None:
         """Wait for a step's groups: new ones, and in place of some of them those that can be reused."""
@@ -544,11 +581,11 @@ class Run:
     @contextmanager
     def _not_stalled(self, what: str) -> Iterator[None]:
         """While the learner or a weight sync is at work, its own deadline watches over it."""
-        self.busy_elsewhere = what
+        self.busy_elsewhere.append(what)
         try:
             yield
         finally:
-            self.busy_elsewhere = ""
+            self.busy_elsewhere.remove(what)
             self.progressed = time.monotonic()
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:

@@ -1,10 +1,15 @@
-"""Weight sync: the learner publishes a version, engines load it; its file lives until it is forgotten."""
+"""Weight sync: the learner publishes a version, engines load it; its file lives until it is forgotten.
+
+The learner stops for a snapshot only; the file is written beside its next step. Engines stage a file while
+they go on generating, and stop for the change of weights only.
+"""
 
 import asyncio
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
@@ -16,21 +21,29 @@ class SyncError(Exception):
 
 @dataclass(frozen=True)
 class SyncTimes:
-    """One weight sync: seconds and bytes written, and per engine how long it paused and loaded (ms)."""
+    """One weight sync. snapshot: the learner stood still. publish: until the file was there.
 
-    publish_seconds: float
-    bytes: int
-    pause_ms: tuple[float, ...]
-    transfer_ms: tuple[float, ...]
+    Per engine, in ms. staging: making the weights ready while it generated. pause: its requests stood
+    still. flip: the part of the pause that changed weights.
+    """
+
+    snapshot_ms: float = 0.0
+    publish_seconds: float = 0.0
+    bytes: int = 0
+    staging_ms: tuple[float, ...] = ()
+    pause_ms: tuple[float, ...] = ()
+    flip_ms: tuple[float, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         """As a step's metrics; of the engines, the slowest one's figures."""
         return {
+            "sync/snapshot_ms": self.snapshot_ms,
             "sync/publish_seconds": self.publish_seconds,
             "sync/megabytes": self.bytes / 1e6,
             "sync/engines": float(len(self.pause_ms)),
+            "sync/staging_ms": max(self.staging_ms, default=0.0),
             "sync/pause_ms": max(self.pause_ms, default=0.0),
-            "sync/transfer_ms": max(self.transfer_ms, default=0.0),
+            "sync/flip_ms": max(self.flip_ms, default=0.0),
         }
 
 
@@ -42,27 +55,37 @@ class WeightSync:
         self.folder = folder
         self.load_seconds = load_seconds
         self.files: dict[int, Path] = {}
+        # What each engine has staged and not loaded: there is room for one version.
+        self.staged: dict[str, int] = {}
+
+    async def snapshot(self, version: int) -> float:
+        """Copy the learner's present weights, called `version`. Returns milliseconds. Raises SyncError."""
+        learner = self.actors.learner
+        return await self._learner(learner.snapshot, version, "copy the weights of")
 
     async def publish(self, version: int) -> SyncTimes:
-        """Write the learner's present weights, called `version`. Raises SyncError."""
+        """Write the copy of `version` for the engines. Raises SyncError."""
         start = time.perf_counter()
-        path = self.folder / f"version-{version}.safetensors"
-        try:
-            size = await within(self.actors.learner.publish.remote(str(path)), self.load_seconds)
-        except TimeoutError:
-            raise SyncError(f"the learner did not publish version {version} in time") from None
-        except Exception as error:
-            raise SyncError(
-                f"the learner could not publish version {version}: {first_line(error)}"
-            ) from None
-        self.files[version] = path
-        return SyncTimes(time.perf_counter() - start, size, (), ())
+        size = await self._learner(self.actors.learner.publish, version, "publish")
+        self.files[version] = self._path(version)
+        return SyncTimes(publish_seconds=time.perf_counter() - start, bytes=size)
+
+    async def stage(self, versions: Mapping[str, int]) -> SyncTimes:
+        """Have engines (name -> version) make published versions ready. Raises SyncError."""
+        due = {name: v for name, v in versions.items() if self.staged.get(name) != v}
+        times = await asyncio.gather(*(self._engine("stage", name, v) for name, v in due.items()))
+        self.staged |= due
+        return SyncTimes(staging_ms=tuple(times))
 
     async def load(self, versions: Mapping[str, int]) -> SyncTimes:
         """Bring engines (name -> version) to published versions, all at once. Raises SyncError."""
-        times = await asyncio.gather(*(self._load(name, v) for name, v in versions.items()))
+        times = await asyncio.gather(*(self._engine("load", n, v) for n, v in versions.items()))
+        for name in versions:
+            self.staged.pop(name, None)
         return SyncTimes(
-            0.0, 0, tuple(t.pause_ms for t in times), tuple(t.transfer_ms for t in times)
+            staging_ms=tuple(t.staging_ms for t in times if t.staging_ms),
+            pause_ms=tuple(t.pause_ms for t in times),
+            flip_ms=tuple(t.flip_ms for t in times),
         )
 
     def forget(self, versions: Collection[int]) -> None:
@@ -70,17 +93,28 @@ class WeightSync:
         for version in versions:
             self.files.pop(version).unlink(missing_ok=True)
 
-    async def _load(self, name: str, version: int):
+    def _path(self, version: int) -> Path:
+        return self.folder / f"version-{version}.safetensors"
+
+    async def _learner(self, act: Any, version: int, what: str) -> Any:
         try:
-            return await within(
-                self.actors.engines[name].load.remote(str(self.files[version]), version),
-                self.load_seconds,
-            )
+            return await within(act.remote(str(self._path(version))), self.load_seconds)
+        except TimeoutError:
+            raise SyncError(f"the learner did not {what} version {version} in time") from None
+        except Exception as error:
+            raise SyncError(
+                f"the learner could not {what} version {version}: {first_line(error)}"
+            ) from None
+
+    async def _engine(self, act: str, name: str, version: int) -> Any:
+        method = getattr(self.actors.engines[name], act)
+        try:
+            return await within(method.remote(str(self.files[version]), version), self.load_seconds)
         except TimeoutError:
             raise SyncError(
-                f"{name} did not load version {version} within {self.load_seconds:g} s"
+                f"{name} did not {act} version {version} within {self.load_seconds:g} s"
             ) from None
         except Exception as error:
             raise SyncError(
-                f"{name} could not load version {version}: {first_line(error)}"
+                f"{name} could not {act} version {version}: {first_line(error)}"
             ) from None

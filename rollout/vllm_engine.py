@@ -1,11 +1,13 @@
-"""One vLLM engine: tokens in, tokens out with log-probs and versions; weights changed in place.
+"""One vLLM engine: tokens in, tokens out with log-probs and versions; weights staged, then changed.
 
 The asynchronous loop of vLLM runs in processes of its own; this class lives in the process of an
 engine actor. All that is special about a CPU machine is in `engine_arguments` and `prepare_process`.
 """
 
 import asyncio
+import json
 import os
+import struct
 import time
 import uuid
 from collections.abc import Sequence
@@ -27,12 +29,20 @@ _WRITE_SECONDS = 30.0
 _LOOK_SECONDS = 0.002
 
 
+# Between two steps an engine stages so much: some milliseconds' work, for vLLM's loaders are slow per tensor.
+_SLICE_BYTES, _SLICE_TENSORS = 8 * 2**20, 32
+
+
 @dataclass(frozen=True)
 class LoadTimes:
-    """One weight update: how long requests stood still, and the part of it that was loading (ms)."""
+    """One change of weights, in ms. pause: requests stood still; flip: the part of it that changed weights.
+
+    staging: the weights were made ready so long before the pause, 0 where they had been.
+    """
 
     pause_ms: float
-    transfer_ms: float
+    flip_ms: float
+    staging_ms: float
 
 
 def prepare_process(config: EngineConfig) -> None:
@@ -144,6 +154,11 @@ class VllmEngine:
         # Held by a weight update or an interruption: a cache is of the version that its order names.
         self._weights = asyncio.Lock()
         self._loading = False
+        # Held while a set of weights is staged, and until it is changed to: there is room for one.
+        self._staging = asyncio.Lock()
+        self._staged: int | None = None
+        # Whether vLLM's session of an update is open.
+        self._updating = False
         arguments = engine_arguments(checkpoint, config, seed, move_cache=self.moves_cache)
         self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         hf_config = self.llm.model_config.hf_text_config
@@ -235,29 +250,62 @@ class VllmEngine:
         """End requests that nobody waits for; they leave nothing."""
         await self.llm.abort(list(ids))
 
+    async def stage(self, path: str, version: int) -> float:
+        """Make the weights in `path` ready to be changed to, while requests go on. Returns milliseconds.
+
+        vLLM's processes convert them a slice at a time between two steps. Raises FileNotFoundError where
+        there is no such file, RuntimeError where it does not fill the model.
+        """
+        async with self._staging:
+            return await self._stage(path, version)
+
+    async def _stage(self, path: str, version: int) -> float:
+        if self._staged == version:
+            return 0.0
+        start = time.perf_counter()
+        slices = slices_of(Path(path))
+        if not self._updating:
+            await self.llm.start_weight_update()
+        # A slice that fails ends vLLM's session.
+        self._staged, self._updating = None, False
+        for index, names in enumerate(slices):
+            await self._update({"path": path, "names": names, "first": index == 0})
+        # Converting takes half as long as loading.
+        parts = (len(slices) + 1) // 2
+        for part in range(1, parts + 1):
+            await self._update({"path": path, "names": [], "converted": part / parts})
+        self._staged, self._updating = version, True
+        return 1e3 * (time.perf_counter() - start)
+
+    async def _update(self, info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self.llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change to the weights in `path`, called `version`; requests in progress wait and go on.
 
-        Their caches are of the old weights, so they are dropped and the prefixes computed again: every
-        log-prob after the change is exactly the new version's.
+        Stages them first where that has not been done. The caches of requests in progress are of the old
+        weights, so they are dropped and the prefixes computed again: every log-prob after the change is
+        exactly the new version's.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        start = time.perf_counter()
-        async with self._weights:
-            self._loading = True
-            await self.llm.pause_generation(mode="keep", clear_cache=True)
-            try:
-                loading = time.perf_counter()
-                update = WeightTransferUpdateRequest(update_info={"path": path})
-                await self.llm.start_weight_update()
-                await self.llm.update_weights(update)
-                await self.llm.finish_weight_update(str(version))
-                loaded = time.perf_counter()
-            finally:
-                await self.llm.resume_generation()
-            self.version, self._loading = version, False
-        return LoadTimes(1e3 * (time.perf_counter() - start), 1e3 * (loaded - loading))
+        async with self._staging:
+            staging_ms = await self._stage(path, version)
+            async with self._weights:
+                start = time.perf_counter()
+                self._loading = True
+                # `pause_generation` would sleep 20 ms more, for outputs that are on their way.
+                await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+                try:
+                    paused = time.perf_counter()
+                    self._staged, self._updating = None, False
+                    await self.llm.finish_weight_update(str(version))
+                    flipped = time.perf_counter()
+                finally:
+                    await self.llm.resume_generation()
+                self.version, self._loading = version, False
+        pause = time.perf_counter() - start
+        return LoadTimes(1e3 * pause, 1e3 * (flipped - paused), staging_ms)
 
     async def sleep(self) -> None:
         """Give up the device: requests in progress wait, their caches are dropped and computed again later.
@@ -309,6 +357,25 @@ class VllmEngine:
         if rows.shape[1] != len(self.routing.layers):
             rows = rows[:, list(self.routing.layers)]
         return rows.astype(self.routing.dtype, copy=False)
+
+
+def slices_of(path: Path) -> list[list[str]]:
+    """The names in a safetensors file, in its order, in slices of about one size."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    slices: list[list[str]] = [[]]
+    size = 0
+    for name, about in sorted(header.items(), key=lambda one: one[1]["data_offsets"]):
+        start, end = about["data_offsets"]
+        full = size + end - start > _SLICE_BYTES or len(slices[-1]) == _SLICE_TENSORS
+        if full and slices[-1]:
+            slices.append([])
+            size = 0
+        slices[-1].append(name)
+        size += end - start
+    return slices
 
 
 async def _written(file: "CacheFile") -> str:

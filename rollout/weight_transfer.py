@@ -1,14 +1,19 @@
 """vLLM's weight-transfer API with a backend of ours: one safetensors file that every engine maps.
 
-The learner writes the file once per host (in /dev/shm by default); each engine loads it through vLLM's
-layer-wise reload, in place, while its requests wait. Works for every model that vLLM can load.
+The learner writes the file once per host (in /dev/shm by default). vLLM's session of an update is spread
+over time: each `update_weights` stages a slice of the file between two steps of the engine, without a pause,
+and `finish_weight_update`, in a pause, makes the staged weights those that the engine generates with. Works
+for every model that vLLM can load.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
+from torch import Tensor, nn
+from vllm.config import VllmConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -18,6 +23,8 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+
+from rollout.vllm_shadow import Shadow
 
 BACKEND = "dorado_file"
 
@@ -29,54 +36,102 @@ class FileInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """path: a safetensors file in the published checkpoint format."""
+    """Load some tensors of a safetensors file in the published checkpoint format, or convert some layers.
+
+    first: a new set of weights begins. converted: convert until so much of the model is done (1.0: all).
+    """
 
     path: str
+    names: list[str]
+    first: bool = False
+    converted: float = 0.0
+
+
+class Staged(Protocol):
+    """Weights on their way into a model; see `Shadow`."""
+
+    def begin(self) -> None: ...
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
+    def convert(self, share: float) -> None: ...
+    def flip(self) -> None: ...
+
+
+class InPlace:
+    """For devices with captured graphs, which keep the addresses of the weights: the load is in the flip.
+
+    Holds the tensors of the file, mapped, not copied.
+    """
+
+    def __init__(self, model: nn.Module, config: VllmConfig) -> None:
+        self.model = model
+        self.config = config
+        self.weights: list[tuple[str, Tensor]] = []
+
+    def begin(self) -> None:
+        """Forget an earlier file."""
+        self.weights = []
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Remember them."""
+        self.weights += weights
+
+    def convert(self, share: float) -> None:
+        """The flip converts."""
+
+    def flip(self) -> None:
+        """Load through vLLM's layer-wise reload, in place."""
+        initialize_layerwise_reload(self.model)
+        self.model.load_weights(self.weights)  # pyright: ignore[reportCallIssue]
+        finalize_layerwise_reload(self.model, self.config.model_config)
+        torch.accelerator.synchronize()
+        self.weights = []
 
 
 class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
-    """Loads a whole checkpoint file per update."""
+    """Loads a checkpoint file slice by slice."""
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
+    staged: Staged | None = None
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
         """Nothing to connect."""
 
     def start_weight_update(self) -> None:
-        """Let vLLM take its loading form again, layer by layer."""
-        initialize_layerwise_reload(self.model)
+        """Nothing before the first slice."""
 
     def update_weights(self, update_info: dict[str, object]) -> None:
-        """Load the file. The base class would end in an accelerator call that a CPU does not have."""
+        """Stage a slice. The base class would end in an accelerator call that a CPU does not have."""
         self.receive_weights(self.parse_update_info(update_info))
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Load every tensor of the file into the model. Raises RuntimeError where one is missing."""
-        self.model.load_weights(_tensors(update_info.path))  # pyright: ignore[reportCallIssue]
+        """Do this with the weights to come; those are given up where it fails.
+
+        Raises RuntimeError where layers are to be converted and the weights do not fill the model.
+        """
+        staged, self.staged = self.staged or self._new(), None
+        if update_info.first:
+            staged.begin()
+        if update_info.names:
+            staged.load(_tensors(update_info.path, update_info.names))
+        if update_info.converted:
+            staged.convert(update_info.converted)
+        self.staged = staged
 
     def finish_weight_update(self) -> None:
-        """Process the layers, then pack the experts again.
-
-        On CPU the expert weights are packed for the grouped kernel on the first load only; a reload
-        leaves unpacked weights in the packed place, and the experts compute nonsense without an error.
-        """
-        finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type != "cpu":
-            return
-        for module in self.model.modules():
-            kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
-            experts = getattr(kernel, "fused_experts", None)
-            if experts is not None:
-                experts.process_weights_after_loading(module)
+        """Generate with the staged weights from now on."""
+        assert self.staged is not None, "a file is staged before it is loaded"
+        self.staged.flip()
 
     def shutdown(self) -> None:
         """Nothing to release."""
 
+    def _new(self) -> Staged:
+        kind = Shadow if self.device.type == "cpu" else InPlace
+        return kind(self.model, self.vllm_config)
 
-def _tensors(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+
+def _tensors(path: str, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+        for name in names:
             yield name, file.get_tensor(name)

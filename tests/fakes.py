@@ -345,8 +345,8 @@ class Remote:
 class FakePool:
     """A learner and two engines as the run sees them (`rl.cluster.Actors`); `log` is what they were asked.
 
-    `fail` maps an act (step, publish, save, saved, or an engine's name for its load) to what it raises,
-    or HANG.
+    `fail` maps an act (step, snapshot, publish, save, saved, "stage engine-0", or an engine's name for its
+    load) to what it raises, or HANG.
     """
 
     HANG = object()
@@ -358,12 +358,14 @@ class FakePool:
         self.log: list[tuple[str, Any]] = []
         self.learner = SimpleNamespace(
             step=Remote(self._step),
+            snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(partial(self._act, "save")),
             saved=Remote(partial(self._act, "saved", None)),
         )
         self.engines = {
             name: SimpleNamespace(
+                stage=Remote(partial(self._stage, name)),
                 load=Remote(partial(self._load, name)),
                 sleep=Remote(partial(self._act, name, "sleep")),
                 wake=Remote(partial(self._act, name, "wake")),
@@ -371,6 +373,8 @@ class FakePool:
             for name in ("engine-0", "engine-1")
         }
         self.controllers: dict[str, Any] = {}
+        self.copied: set[str] = set()
+        self.staged: dict[str, int] = {}
 
     def weights(self) -> list[Path]:
         """Published files that are still there."""
@@ -381,15 +385,28 @@ class FakePool:
         await self._act("step", list(groups))
         return {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
 
+    async def _snapshot(self, path: str) -> float:
+        await self._act("snapshot", path)
+        self.copied.add(path)
+        return 3.0
+
     async def _publish(self, path: str) -> int:
         await self._act("publish", path)
+        self.copied.remove(path)
         Path(path).write_bytes(b"weights")
         return 7
+
+    async def _stage(self, name: str, path: str, version: int) -> float:
+        await self._act(f"stage {name}", version)
+        assert Path(path).read_bytes() == b"weights"
+        self.staged[name] = version
+        return 5.0
 
     async def _load(self, name: str, path: str, version: int) -> LoadTimes:
         await self._act(name, version)
         assert Path(path).read_bytes() == b"weights"
-        return LoadTimes(pause_ms=2.0, transfer_ms=1.0)
+        staging_ms = 0.0 if self.staged.pop(name, None) == version else 5.0
+        return LoadTimes(pause_ms=2.0, flip_ms=1.0, staging_ms=staging_ms)
 
     async def _act(self, name: str, detail: Any) -> None:
         self.log.append((name, detail))
@@ -511,7 +528,7 @@ def write_run(path: Path, *, groups: int, group_size: int, learner_seconds: floa
         folder.index(replace(report, spec=spec, sample_ids=sample_ids), "train")
     values = {
         "time/learner_seconds": learner_seconds,
-        "sync/publish_seconds": 0.01,
+        "sync/snapshot_ms": 10.0,
         "sync/pause_ms": 70.0,
     }
     for step in (1, 2):

@@ -8,7 +8,7 @@ from fakes import FakePool, Remote
 from ray.exceptions import RayActorError
 
 from rl.fleet import Fleet
-from rl.weight_sync import SyncError, WeightSync
+from rl.weight_sync import SyncError, SyncTimes, WeightSync
 from rollout.placement import InProgress
 from rollout.scheduler import Backlog, Limits
 from rollout.window import Rules, Window
@@ -63,13 +63,21 @@ def fleet(
     return made
 
 
-async def test_an_engine_is_left_before_it_loads_and_opened_after(tmp_path):
+async def publish(made: Fleet, version: int) -> SyncTimes:
+    """The learner has made a version."""
+    await made.snapshot(version)
+    return await made.publish(version)
+
+
+async def test_an_engine_stages_before_it_is_left_loads_after_and_is_opened_in_the_end(tmp_path):
     places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
     made = fleet(tmp_path, places)
     await made.start()
-    await made.publish(1)
+    made.actors.log.clear()
+    times = await publish(made, 1)
     acts = [name for name, _ in made.actors.log]
-    assert acts == ["publish", "serve", "publish", "leave", "engine-1", "serve"]
+    assert acts == ["snapshot", "publish", "stage engine-1", "leave", "engine-1", "serve"]
+    assert (times.staging_ms, times.pause_ms) == ((5.0,), (2.0,))
     left, moves = dict(made.actors.log)["leave"]
     assert left == ["engine-1"] and moves == {"t1": "engine-0", "t3": "engine-0"}
     assert made.serves == {"engine-0": 0, "engine-1": 1}
@@ -82,12 +90,15 @@ async def test_weights_are_kept_while_their_version_lives(tmp_path):
     places = [InProgress("t0", 0, "engine-0")]
     made = fleet(tmp_path, places)
     await made.start()
-    await made.publish(1)
+    await publish(made, 1)
     assert {path.name for path in tmp_path.iterdir()} == {
         "version-0.safetensors",
         "version-1.safetensors",
     }
-    await made.publish(2)
+    made.actors.log.clear()
+    await publish(made, 2)
+    staged = [act for act in made.actors.log if act[0].startswith("stage")]
+    assert staged == [("stage engine-0", 2)], "the engine of the version that drains next"
     assert made.window == Window((0, 1), pending=2), "version 0 has not drained"
     places.clear()
     made.backlog = lambda: Backlog(made.window, 2, {}, {}, {})
@@ -102,8 +113,10 @@ async def test_in_place_every_engine_loads_and_no_controller_is_asked_to_leave(t
     places = [InProgress("t0", 0, "engine-0")]
     made = fleet(tmp_path, places, Rules(live=1, max_staleness=1, in_place=True))
     await made.start()
-    times = await made.publish(1)
-    assert [n for n, _ in made.actors.log] == ["serve", "publish", "engine-0", "engine-1", "serve"]
+    times = await publish(made, 1)
+    stages = ["stage engine-0", "stage engine-1"]
+    acts = ["serve", "snapshot", "publish", *stages, "engine-0", "engine-1", "serve"]
+    assert [name for name, _ in made.actors.log] == acts
     assert times.pause_ms == (2.0, 2.0) and times.bytes == 7
     assert list(tmp_path.iterdir()) == [], "nobody will load it again"
 
@@ -111,11 +124,11 @@ async def test_in_place_every_engine_loads_and_no_controller_is_asked_to_leave(t
 async def test_a_dead_controller_has_nothing_to_move_and_a_deaf_one_ends_the_run(tmp_path):
     places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
     made = fleet(tmp_path, places, fail=RayActorError())
-    await made.publish(1)
+    await publish(made, 1)
     assert made.serves == {"engine-0": 0, "engine-1": 1}
     deaf = fleet(tmp_path, places, fail=TimeoutError())
     with pytest.raises(SyncError, match=r"controller did not answer within 5 s \(asked to leave\)"):
-        await deaf.publish(1)
+        await publish(deaf, 1)
 
 
 async def test_engines_on_the_learners_devices_sleep_while_it_steps(tmp_path):
@@ -161,7 +174,34 @@ async def test_an_engine_that_does_not_wake_up_ends_the_run_with_a_sentence(tmp_
 async def test_a_full_window_that_discards_says_what_is_given_up(tmp_path):
     places = [InProgress("t0", 0, "engine-0")]
     made = fleet(tmp_path, places, Rules(live=2, max_staleness=2, eviction="discard"))
-    await made.publish(1)
-    await made.publish(2)
+    await publish(made, 1)
+    await publish(made, 2)
     assert ("evict", (0,)) in made.actors.log
     assert made.window == Window((1, 2))
+
+
+async def test_an_engine_that_changes_version_unforeseen_stages_it_before_it_is_left(tmp_path):
+    """Both engines serve version 0 when version 1 comes; its engine's trajectories then end."""
+    places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
+    made = fleet(tmp_path, places)
+    await made.start()
+    await publish(made, 1)
+    made.actors.log.clear()
+    places.clear()
+    made.backlog = lambda: Backlog(made.window, 1, {}, {}, {})
+    await made.rebalance("timer")
+    assert [name for name, _ in made.actors.log] == ["stage engine-0", "leave", "engine-0", "serve"]
+    assert made.serves == {"engine-0": 1, "engine-1": 1}
+
+
+async def test_a_version_that_cannot_be_staged_ends_the_run_and_every_engine_stays_as_it_is(
+    tmp_path,
+):
+    made = fleet(tmp_path, [], Rules(live=1, max_staleness=1, in_place=True))
+    await made.start()
+    made.actors.fail["stage engine-1"] = RuntimeError("layer model.norm got 0 of its 128 weights")
+    with pytest.raises(
+        SyncError, match=r"engine-1 could not stage version 1: layer model\.norm got 0"
+    ):
+        await publish(made, 1)
+    assert made.serves == {"engine-0": 0, "engine-1": 0} and made.window == Window((0,))

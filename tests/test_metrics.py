@@ -86,13 +86,22 @@ def test_a_pass_is_the_full_reward_of_a_judged_trajectory():
 
 
 def test_a_weight_sync_is_reported_by_its_slowest_engine():
-    times = SyncTimes(0.5, 3_000_000, pause_ms=(10.0, 30.0), transfer_ms=(5.0, 4.0))
+    times = SyncTimes(
+        snapshot_ms=20.0,
+        publish_seconds=0.5,
+        bytes=3_000_000,
+        staging_ms=(90.0, 50.0),
+        pause_ms=(10.0, 30.0),
+        flip_ms=(5.0, 4.0),
+    )
     assert times.metrics() == {
+        "sync/snapshot_ms": 20.0,
         "sync/publish_seconds": 0.5,
         "sync/megabytes": 3.0,
         "sync/engines": 2.0,
+        "sync/staging_ms": 90.0,
         "sync/pause_ms": 30.0,
-        "sync/transfer_ms": 5.0,
+        "sync/flip_ms": 5.0,
     }
 
 

@@ -77,15 +77,41 @@ def assert_closed(run: Run) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_each_step_is_trained_published_and_loaded_before_the_next(start):
+async def test_each_step_is_published_staged_and_loaded_and_no_version_overtakes_another(start):
     run = start()
     await asyncio.wait_for(run.main(), 30)
-    acts = [name for name, _ in run.actors.log]
-    assert acts == ["step", "publish", "engine-0", "engine-1"] * 5 + ["save", "saved"]
+    acts = [name for name, _ in run.actors.log if name not in ("step", "save", "saved")]
+    stages = ["stage engine-0", "stage engine-1"]
+    assert acts == ["snapshot", "publish", *stages, "engine-0", "engine-1"] * 5
     loads = [version for name, version in run.actors.log if name == "engine-0"]
     assert loads == [1, 2, 3, 4, 5]
     assert run.learner_version == run.fleet.window.newest == 5
     assert_closed(run)
+
+
+async def test_the_learner_steps_on_while_its_last_version_is_on_its_way(start):
+    run = start()
+    run.actors.turns = 200
+    await asyncio.wait_for(run.main(), 30)
+    acts = [name for name, _ in run.actors.log]
+    first = acts.index("snapshot")
+    beside = acts[first : acts.index("snapshot", first + 1)]
+    assert beside.index("step") < beside.index("engine-0"), acts
+
+
+@pytest.mark.parametrize("layout", ["colocated", "elastic"])
+async def test_where_engines_lend_their_devices_they_have_the_last_version_before_they_sleep(
+    start, layout
+):
+    lent = {"standalone_engines": 1} if layout == "elastic" else {}
+    run = start(layout=layout, **lent)
+    run.actors.turns = 50
+    await asyncio.wait_for(run.main(), 30)
+    acts = [(name, what) for name, what in run.actors.log if name == "engine-1"]
+    for index, act in enumerate(acts):
+        if act == ("engine-1", "sleep"):
+            assert acts[index + 1] == ("engine-1", "wake")
+    assert [what for _, what in acts if isinstance(what, int)] == [1, 2, 3, 4, 5]
 
 
 async def test_a_batch_is_whole_groups_each_trained_once(start):
@@ -349,6 +375,8 @@ async def test_a_run_in_which_nothing_moves_says_what_it_waits_for(start):
             SyncError,
             "could not publish version 1: disk full",
         ),
+        ({"snapshot": MemoryError("full")}, SyncError, "could not copy the weights of version 1"),
+        ({"stage engine-1": RayActorError()}, SyncError, "engine-1 could not stage version 1"),
         ({"engine-1": RayActorError()}, SyncError, "engine-1 could not load version 1"),
         ({"engine-1": FakePool.HANG}, SyncError, "engine-1 did not load version 1 within 0.3 s"),
         ({"save": FakePool.HANG}, RunError, "checkpoint of step 5: no end within 0.3 s"),

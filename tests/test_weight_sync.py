@@ -1,24 +1,27 @@
-"""Weight sync: publish, load, forget; each failure is one sentence that names who."""
+"""Weight sync: snapshot, publish, stage, load, forget; each failure is one sentence that names who."""
+
+import asyncio
 
 import pytest
 from fakes import FakePool
 
+from rl.cluster import Cluster
+from rl.config import EnvTable, ModelConfig, RunConfig
 from rl.weight_sync import SyncError, WeightSync
 
 ENGINES = {"engine-0": 3, "engine-1": 3}
 
 
-async def test_a_version_is_published_once_and_loaded_until_it_is_forgotten(tmp_path):
+async def test_a_version_is_copied_published_and_loaded_until_it_is_forgotten(tmp_path):
     pool = FakePool()
     sync = WeightSync(pool, tmp_path, 5.0)
+    assert await sync.snapshot(3) == 3.0
     written = await sync.publish(3)
     times = await sync.load(ENGINES)
-    assert pool.log == [
-        ("publish", str(tmp_path / "version-3.safetensors")),
-        ("engine-0", 3),
-        ("engine-1", 3),
-    ]
-    assert (written.bytes, times.pause_ms, times.transfer_ms) == (7, (2.0, 2.0), (1.0, 1.0))
+    path = str(tmp_path / "version-3.safetensors")
+    assert pool.log == [("snapshot", path), ("publish", path), ("engine-0", 3), ("engine-1", 3)]
+    assert (written.bytes, times.pause_ms, times.flip_ms) == (7, (2.0, 2.0), (1.0, 1.0))
+    await sync.snapshot(4)
     await sync.publish(4)
     sync.forget({4})
     assert [path.name for path in tmp_path.iterdir()] == ["version-3.safetensors"]
@@ -27,18 +30,75 @@ async def test_a_version_is_published_once_and_loaded_until_it_is_forgotten(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_version_is_staged_once_and_an_engine_that_has_not_staged_it_does_so_to_load_it(
+    tmp_path,
+):
+    pool = FakePool()
+    sync = WeightSync(pool, tmp_path, 5.0)
+    await sync.snapshot(3)
+    await sync.publish(3)
+    pool.log.clear()
+    assert (await sync.stage({"engine-0": 3})).staging_ms == (5.0,)
+    assert (await sync.stage({"engine-0": 3})).staging_ms == ()
+    times = await sync.load(ENGINES)
+    assert times.staging_ms == (5.0,), "engine-1's"
+    assert pool.log == [("stage engine-0", 3), ("engine-0", 3), ("engine-1", 3)]
+    await sync.stage({"engine-0": 3})
+    assert pool.log[-1] == ("stage engine-0", 3), "what it had staged it generates with"
+
+
 @pytest.mark.parametrize(
     ("fail", "sentence"),
     [
+        (
+            {"snapshot": MemoryError("no room")},
+            "the learner could not copy the weights of version 3: no room",
+        ),
+        ({"snapshot": FakePool.HANG}, "the learner did not copy the weights of version 3 in time"),
         ({"publish": OSError("disk full")}, "the learner could not publish version 3: disk full"),
         ({"publish": FakePool.HANG}, "the learner did not publish version 3 in time"),
+        ({"stage engine-0": OSError("no file")}, "engine-0 could not stage version 3: no file"),
+        ({"stage engine-1": FakePool.HANG}, "engine-1 did not stage version 3 within 0.2 s"),
         ({"engine-1": RuntimeError("no room")}, "engine-1 could not load version 3: no room"),
         ({"engine-0": FakePool.HANG}, "engine-0 did not load version 3 within 0.2 s"),
     ],
 )
-async def test_a_failure_is_one_sentence(tmp_path, fail, sentence):
-    sync = WeightSync(FakePool(fail), tmp_path, 0.2)
+async def test_a_failure_is_one_sentence_and_leaves_the_version_before(tmp_path, fail, sentence):
+    pool = FakePool()
+    sync = WeightSync(pool, tmp_path, 0.2)
+    await sync.snapshot(2)
+    await sync.publish(2)
+    pool.fail = fail
     with pytest.raises(SyncError) as caught:
+        await sync.snapshot(3)
         await sync.publish(3)
+        await sync.stage(ENGINES)
         await sync.load(ENGINES)
     assert str(caught.value) == sentence
+    assert sync.files[2].exists()
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(280)
+async def test_the_learner_answers_while_versions_are_being_written(checkpoint, tmp_path):
+    """Many are asked for before it is asked something else; in one line it would answer last."""
+    config = RunConfig(
+        name="publish",
+        runs_dir=str(tmp_path),
+        model=ModelConfig(path=str(checkpoint)),
+        env=(EnvTable(id="calculator"),),
+    )
+    (tmp_path / "logs").mkdir()
+    cluster = Cluster(config, tmp_path)
+    paths = [str(tmp_path / f"version-{n}.safetensors") for n in range(60)]
+    try:
+        cluster.connect()
+        learner = cluster._place_learner(str(checkpoint))
+        for path in paths:
+            await learner.snapshot.remote(path)
+        writing = [asyncio.ensure_future(learner.publish.remote(path)) for path in paths]
+        assert await learner.ready.remote() > 0
+        assert not all(one.done() for one in writing)
+        assert len(set(await asyncio.gather(*writing))) == 1
+    finally:
+        cluster.stop()

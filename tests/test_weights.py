@@ -16,6 +16,7 @@ from trainer.weights import (
     published_weights,
     read_checkpoint,
     routed_experts,
+    snapshot,
     write_checkpoint,
     write_weights,
 )
@@ -46,7 +47,7 @@ def changed_copy(source: Path, target: Path, change) -> Path:
 
 def test_published_weights_make_the_same_model_again(family_checkpoint, tmp_path):
     model = load_policy(family_checkpoint, torch.float32)
-    size = write_weights(model, tmp_path / "v1.safetensors", torch.float32)
+    size = write_weights(snapshot(model, torch.float32), tmp_path / "v1.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["v1.safetensors"], "no partial file is left"
     assert size == (tmp_path / "v1.safetensors").stat().st_size
     other = another(family_checkpoint)
@@ -157,3 +158,25 @@ def test_a_learner_publishes_what_it_holds(checkpoint, tmp_path):
     own = dict(published_weights(learner.model, torch.bfloat16))
     assert set(tensors) == set(own)
     assert all(torch.equal(tensors[name], own[name]) for name in own)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_snapshot_stays_what_the_policy_was_while_it_is_trained_on(checkpoint, dtype):
+    learner = Learner(checkpoint, LearnerConfig(threads=1), temperature=1.0, keep_versions=0)
+    before = {n: t.clone() for n, t in published_weights(learner.model, dtype)}
+    copied = learner.snapshot(dtype)
+    with torch.no_grad():
+        for parameter in learner.model.parameters():
+            parameter += 1
+    assert set(copied) == set(before)
+    assert all(torch.equal(copied[name], before[name]) for name in before)
+
+
+def test_a_write_that_fails_leaves_the_earlier_file_and_nothing_half_written(tmp_path):
+    path = tmp_path / "version-3.safetensors"
+    write_weights({"a": torch.ones(3)}, path)
+    shared = torch.ones(4)
+    with pytest.raises(RuntimeError, match="share memory"):
+        write_weights({"a": shared, "b": shared}, path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(load_file(path)["a"], torch.ones(3))

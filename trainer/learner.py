@@ -29,7 +29,7 @@ from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
-from trainer.weights import write_checkpoint, write_weights
+from trainer.weights import snapshot, write_checkpoint, write_weights
 
 
 class Learner:
@@ -207,9 +207,13 @@ class Learner:
                 found[index].append(value)
         return found
 
+    def snapshot(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The present weights as the engines take them, in memory of their own: the learner may go on."""
+        return snapshot(self.model, dtype)
+
     def publish(self, path: Path, dtype: torch.dtype) -> int:
         """Write the present weights for the engines. Returns the file's size in bytes."""
-        return write_weights(self.model, path, dtype)
+        return write_weights(self.snapshot(dtype), path)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights (without the tokenizer)."""

@@ -1,7 +1,7 @@
 """Sizes of the policies that `dorado model init` makes, per model family.
 
-`tiny` (2-3 M parameters) is for a laptop and the tests, `small` (about 100 M) for benchmarks. The widths
-that vLLM's CPU kernels fix (kv_lora_rank 512, qk_rope_head_dim 64) are the published ones.
+`tiny` (2-3 M parameters) is for a laptop and the tests, `small` (LongCat-Flash: 116 M) for benchmarks. The
+widths that vLLM's CPU kernels fix (kv_lora_rank 512, qk_rope_head_dim 64) are the published ones.
 """
 
 from typing import Any, Literal
@@ -37,8 +37,8 @@ _LONGCAT: dict[Preset, dict[str, Any]] = {
         "num_attention_heads": 8,
         "ffn_hidden_size": 1024,
         "expert_ffn_hidden_size": 256,
-        "n_routed_experts": 24,
-        "zero_expert_num": 12,
+        "n_routed_experts": 32,
+        "zero_expert_num": 16,
         "moe_topk": 6,
         "routed_scaling_factor": 3.0,
         "q_lora_rank": 256,

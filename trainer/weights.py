@@ -39,15 +39,21 @@ def working_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if ".router." in name or name.startswith("critic.") else dtype
 
 
-def published_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`."""
+def published_weights(
+    model: nn.Module, dtype: torch.dtype, *, copy: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`, layer by layer.
+
+    The only place that knows how the learner's modules hold their weights. copy: no tensor shares memory
+    with the model.
+    """
     for name, tensor in model.state_dict().items():
         stacked = _STACKED.match(name)
         if stacked is None:
-            yield name, tensor.to(working_dtype(name, dtype))
+            yield name, tensor.to(working_dtype(name, dtype), copy=copy)
             continue
         prefix, kind = stacked.groups()
-        for expert, weight in enumerate(tensor.to(dtype)):
+        for expert, weight in enumerate(tensor.to(dtype, copy=copy)):
             if kind == "down_proj":
                 yield f"{prefix}.{expert}.down_proj.weight", weight
             else:
@@ -56,9 +62,27 @@ def published_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[st
                 yield f"{prefix}.{expert}.up_proj.weight", up
 
 
-def write_weights(model: nn.Module, path: Path, dtype: torch.dtype) -> int:
-    """Write the published weights as one safetensors file, atomically. Returns its size in bytes."""
-    return _save({name: t.contiguous() for name, t in published_weights(model, dtype)}, path)
+def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The published weights of this moment in host memory; the model may change afterwards."""
+    return {
+        name: tensor.cpu().contiguous()
+        for name, tensor in published_weights(model, dtype, copy=True)
+    }
+
+
+def write_weights(tensors: dict[str, Tensor], path: Path) -> int:
+    """Write tensors as one safetensors file, atomically. Returns its size in bytes.
+
+    A file of that name is there and whole, or it is not there; an interrupted write leaves `*.partial`.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return path.stat().st_size
 
 
 def write_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
@@ -76,7 +100,7 @@ def write_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype) -> None
         file = folder / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | LONGCAT_PUBLISHED_KEYS, indent=2))
         tensors |= dict(_zero_expert_placeholders(config, dtype))
-    _save(tensors, folder / "model.safetensors")
+    write_weights(tensors, folder / "model.safetensors")
 
 
 def read_checkpoint(model: nn.Module, folder: Path) -> None:
@@ -128,10 +152,3 @@ def _zero_expert_placeholders(
                     name,
                     torch.zeros(config.expert_ffn_hidden_size, config.hidden_size, dtype=dtype),
                 )
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> int:
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.rename(path)
-    return path.stat().st_size

@@ -79,8 +79,8 @@ class Trace:
         return _nonnegative_fit(np.array(rows, dtype=float), np.array(seconds))
 
     def learner_seconds(self) -> float:
-        """Of one step: the update, and writing its weights."""
-        return fmean(m["time/learner_seconds"] + m["sync/publish_seconds"] for m in self.metrics)
+        """Of one step: the update, and copying its weights."""
+        return fmean(m["time/learner_seconds"] + m["sync/snapshot_ms"] / 1e3 for m in self.metrics)
 
     def load_seconds(self) -> float:
         """That an engine stands still to take another version."""

@@ -1,0 +1,159 @@
+"""An engine makes new weights ready while it writes, then changes to them; a bad file changes nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rollout.config import EngineConfig, SamplingConfig
+from rollout.engine import Completion, Request
+from rollout.vllm_engine import VllmEngine, slices_of
+from trainer.config import LearnerConfig
+from trainer.learner import Learner
+from trainer.sample import TrainSample
+
+LIMIT = 2e-5
+PROMPTS = [tuple(20 + (5 * i + 3 * n) % 300 for i in range(24)) for n in range(8)]
+
+
+class Policies:
+    """An engine, the learner, and the files of two policies: A, which the engine starts with, and B."""
+
+    def __init__(self, engine: VllmEngine, learner: Learner, folder: Path) -> None:
+        self.engine = engine
+        self.learner = learner
+        self.files = {name: folder / f"{name}.safetensors" for name in "AB"}
+        self.weights: dict[str, dict[str, torch.Tensor]] = {}
+        for name, file in self.files.items():
+            self.weights[name] = {n: t.clone() for n, t in learner.model.state_dict().items()}
+            learner.publish(file, torch.float32)
+            torch.manual_seed(3)
+            with torch.no_grad():
+                for parameter in learner.model.parameters():
+                    parameter *= 1 + 0.2 * torch.randn_like(parameter)
+
+    async def gap(self, policy: str, version: int) -> float:
+        """Mean |engine's log-prob - learner's| of the policy, over tokens that the engine writes now."""
+        tag = f"{policy}{version}"
+        requests = [Request(f"{tag}-{n}", "", p, 24) for n, p in enumerate(PROMPTS)]
+        played = await asyncio.gather(*map(self.engine.generate, requests))
+        assert {s.version for c in played for s in c.versions} == {version}
+        self.learner.model.load_state_dict(self.weights[policy])
+        values = self.learner.logprobs(
+            [_sample(r, c) for r, c in zip(requests, played, strict=True)]
+        )
+        gaps = [
+            abs(a - b)
+            for own, c in zip(values, played, strict=True)
+            for a, b in zip(own, c.logprobs, strict=True)
+        ]
+        return sum(gaps) / len(gaps)
+
+
+def _sample(request: Request, completion: Completion) -> TrainSample:
+    prompt, written = len(request.prompt_ids), len(completion.token_ids)
+    return TrainSample(
+        id=request.id,
+        env="staging",
+        token_ids=request.prompt_ids + completion.token_ids,
+        loss_mask=(False,) * prompt + (True,) * written,
+        rollout_logprobs=(0.0,) * prompt + completion.logprobs,
+        advantages=(0.0,) * (prompt + written),
+        versions=(0,) * (prompt + written),
+    )
+
+
+@asynccontextmanager
+async def _policies(checkpoint: Path, folder: Path) -> AsyncIterator[Policies]:
+    config = EngineConfig(dtype="float32", max_model_len=1024, max_num_seqs=8, threads=1)
+    engine = VllmEngine("engine-0", str(checkpoint), config, SamplingConfig(), (0,), seed=0)
+    try:
+        await engine.start()
+        learner = Learner(
+            checkpoint,
+            LearnerConfig(row_tokens=256, threads=1),
+            temperature=1.0,
+            keep_versions=0,
+        )
+        yield Policies(engine, learner, folder)
+    finally:
+        engine.shutdown()
+
+
+def _written(engine: VllmEngine) -> int:
+    """Tokens that running requests have so far."""
+    states = engine.llm.output_processor.request_states.values()
+    return sum(s.detokenizer.num_output_tokens() for s in states if s.detokenizer)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(280)
+def test_weights_are_staged_beside_requests_and_changed_to_again_and_again(
+    family_checkpoint, tmp_path
+):
+    asyncio.run(_again_and_again(family_checkpoint, tmp_path))
+
+
+async def _again_and_again(checkpoint: Path, folder: Path) -> None:
+    async with _policies(checkpoint, folder) as policies:
+        engine = policies.engine
+        assert await policies.gap("A", 0) <= LIMIT
+        for version, policy in enumerate("BABBA", start=1):
+            path = str(policies.files[policy])
+            long = asyncio.create_task(engine.generate(Request(f"l{version}", "", PROMPTS[0], 900)))
+            while _written(engine) < 4:
+                await asyncio.sleep(0.002)
+            before = _written(engine)
+            assert await engine.stage(path, version) > 0
+            assert not long.done() and _written(engine) >= before + 4, "it wrote on meanwhile"
+            assert engine.version == version - 1
+            times = await engine.load(path, version)
+            assert times.staging_ms == 0 and times.flip_ms <= times.pause_ms
+            await engine.interrupt([f"l{version}"])
+            spans = (await long).versions
+            assert [s.version for s in spans][:1] == [version - 1], spans
+            assert {s.version for s in spans} <= {version - 1, version}
+            assert await policies.gap(policy, version) <= LIMIT, f"{policy} as version {version}"
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(280)
+def test_what_cannot_be_staged_changes_nothing_and_the_engine_takes_the_next_version(
+    checkpoint, tmp_path
+):
+    asyncio.run(_refused(checkpoint, tmp_path))
+
+
+async def _refused(checkpoint: Path, folder: Path) -> None:
+    async with _policies(checkpoint, folder) as policies:
+        engine, good = policies.engine, str(policies.files["B"])
+        tensors = load_file(good)
+        del tensors["model.layers.1.mlp.experts.3.up_proj.weight"]
+        holes = folder / "holes.safetensors"
+        save_file(tensors, holes)
+        await _raises(lambda: engine.stage(str(holes), 1), "weights for the [0-9,]+ of the model")
+        await _raises(lambda: engine.stage(str(folder / "none"), 1), "No such file")
+        assert engine.version == 0 and await policies.gap("A", 0) <= LIMIT
+        # Not the version that was asked for is staged: it is, before the change.
+        await engine.stage(str(policies.files["A"]), 1)
+        assert (await engine.load(good, 2)).staging_ms > 0
+        assert await policies.gap("B", 2) <= LIMIT
+
+
+async def _raises(act: Callable[[], Awaitable[object]], sentence: str) -> None:
+    with pytest.raises(Exception, match=sentence):
+        await act()
+
+
+def test_a_file_is_cut_into_slices_of_few_megabytes_and_few_tensors_in_its_order(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    tensors = {f"a{n:02}": torch.zeros(8) for n in range(70)}
+    tensors |= {f"b{n}": torch.zeros(5 * 2**18) for n in range(3)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    slices = slices_of(path)
+    assert [name for names in slices for name in names] == sorted(tensors)
+    assert [len(names) for names in slices] == [32, 32, 7, 1, 1]
