@@ -30,6 +30,10 @@ class _Routers(RoutingCapture):
         """Called by a layer's router with its choices, shape (T, K)."""
         self.write(layer_id, topk_ids.numpy())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Routers":
+        """The model that takes new weights (`rollout.vllm_shadow`) is a copy: its routers tell this one too."""
+        return self
+
 
 class RoutingWorker(CPUWorker):
     """vLLM's CPU worker with capture; an engine argument names it (`worker_cls`)."""
