@@ -31,7 +31,7 @@ class _Routers(RoutingCapture):
         self.write(layer_id, topk_ids.numpy())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Routers":
-        """The model that takes new weights (`rollout.vllm_shadow`) is a copy: its routers tell this one too."""
+        """The model that takes new weights (`rollout.vllm_shadow`) is a copy; its routers tell this one."""
         return self
 
 
