@@ -21,7 +21,8 @@ NOTHING = TrainSample("", "", (0,), (False,), (0.0,), (0.0,), (-1,))
 @dataclass(frozen=True)
 class PackedBatch:
     """One forward pass. source_N: where in the stream each policy token is predicted. target_N: the token.
-    sample_N: its sample's index in the list that was packed."""
+    sample_N: its sample's index in the list that was packed. versions: those that wrote a policy token of this
+    batch, or of one that another rank computes in step with it."""
 
     input_ids_T: Tensor
     position_ids_T: Tensor
@@ -31,6 +32,7 @@ class PackedBatch:
     rollout_logprobs_N: Tensor
     advantages_N: Tensor
     versions_N: Tensor
+    versions: frozenset[int]
     buckets: tuple[Bucket, ...]
 
 
@@ -67,11 +69,15 @@ def _spread(lengths: Sequence[int], max_tokens: int, count: int) -> list[list[in
 
 
 def pack(
-    samples: Sequence[TrainSample], indices: Sequence[int], device: torch.device
+    samples: Sequence[TrainSample],
+    indices: Sequence[int],
+    device: torch.device,
+    beside: Sequence[int] = (),
 ) -> PackedBatch:
     """Lay out the samples of these indices, longest first so that equal lengths are neighbours.
 
     No indices give one token from which nothing is predicted: a rank without work computes in step.
+    beside: what the other ranks compute at the same time.
     """
     order = sorted(indices, key=lambda i: (-len(samples[i].token_ids), i))
     chosen = [samples[i] for i in order] or [NOTHING]
@@ -93,6 +99,7 @@ def pack(
         rollout_logprobs_N=stream([s.rollout_logprobs for s in chosen], torch.float32)[mask],
         advantages_N=stream([s.advantages for s in chosen], torch.float32)[mask],
         versions_N=stream([s.versions for s in chosen], torch.long)[mask],
+        versions=frozenset(v for i in (*indices, *beside) for v in samples[i].policy_versions),
         buckets=plan_buckets(lengths, device),
     )
     tensors = {k: v.to(device) for k, v in vars(batch).items() if isinstance(v, Tensor)}

@@ -1,7 +1,9 @@
 """The learner: holds the policy being trained, applies updates, gives out weights.
 
-Plain torch in one process; `rl` places it in a Ray actor. Consumes lists of `TrainSample`, produces a
-new policy version per `step` and a dict of metrics. Shapes: see `trainer.batch`; V vocabulary.
+Plain torch in one process, or in several that hold a part of the policy each (`trainer.parallel`); `rl` places
+them in Ray actors. Consumes lists of `TrainSample`, produces a new policy version per `step` and a dict of
+metrics. Several ranks are called together with the same arguments: each computes its share of the samples, and
+all give the answer of one rank alone. Shapes: see `trainer.batch`; V vocabulary.
 """
 
 import math
@@ -21,11 +23,12 @@ from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
 from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
 from trainer.optimizer import Optimizer
+from trainer.parallel import Ranks, exchanged, shard
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
-from trainer.weights import write_checkpoint, write_weights
+from trainer.weights import published_weights, working_dtype, write_checkpoint, write_weights
 
 
 class Learner:
@@ -38,17 +41,26 @@ class Learner:
         *,
         temperature: float,
         keep_versions: int,
+        ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
     ) -> None:
-        """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs."""
+        """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs.
+
+        Raises ValueError where the policy cannot be shared out over the ranks.
+        """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.config = config
         self.keep_versions = keep_versions
         self.device = torch.device(config.device)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.ranks = ranks
         critic = config.loss.kind == "ppo"
         self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
         self.scorer.to(self.device).train()
-        self.optimizer = Optimizer(self.scorer, config.optim, getattr(torch, config.dtype))
+        if ranks.count > 1:
+            shard(self.scorer, ranks, self.dtype)
+        dtype = self.dtype if ranks.count == 1 else torch.float32
+        self.optimizer = Optimizer(self.scorer, config.optim, dtype, ranks)
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
 
@@ -107,6 +119,7 @@ class Learner:
             for name, value in metrics.items():
                 sums[name] += value.item()
         grad_norm = self._update(remember=True)
+        sums = self.ranks.total(sums)
         gap, compared = sums.pop("gap"), sums.pop("compared")
         return {
             "loss/loss": sums.pop("loss"),
@@ -144,12 +157,12 @@ class Learner:
         for batch in self._micro_batches(samples):
             values_N = self._values(batch)
             if self.config.loss.behaviour == "learner":
-                for version in sorted(set(batch.versions_N.tolist()) & set(self.past_weights)):
+                for version in sorted(batch.versions & set(self.past_weights)):
                     past_N = self._values(batch, self.past_weights[version])
                     values_N = torch.where(batch.versions_N == version, past_N, values_N)
             for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
                 found[index].append(value)
-        return found
+        return self.ranks.merged(found)
 
     def imitate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One supervised update: mean negative log-likelihood of the policy's tokens."""
@@ -159,7 +172,8 @@ class Learner:
             loss = -self._score(batch).logprobs_N.sum() / num_tokens
             loss.backward()
             total += loss.item()
-        return {"sft/loss": total, "optim/grad_norm": self._update(remember=False)}
+        grad_norm = self._update(remember=False)
+        return {"sft/loss": self.ranks.total({"": total})[""], "optim/grad_norm": grad_norm}
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[TrainSample]) -> list[list[float]]:
@@ -169,27 +183,40 @@ class Learner:
             values_N = self._score(batch).logprobs_N
             for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
                 found[index].append(value)
-        return found
+        return self.ranks.merged(found)
 
     def publish(self, path: Path, dtype: torch.dtype) -> int:
-        """Write the present weights for the engines. Returns the file's size in bytes."""
+        """Write the present weights for the engines. Returns the file's size in bytes, on rank 0."""
+        if self.ranks.rank:
+            return self._help_to_gather(dtype)
         return write_weights(self.model, path, dtype)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights (without the tokenizer)."""
-        write_checkpoint(self.model, folder, torch.float32)
+        if self.ranks.rank:
+            self._help_to_gather(torch.float32)
+        else:
+            write_checkpoint(self.model, folder, torch.float32)
+
+    def _help_to_gather(self, dtype: torch.dtype) -> int:
+        """This rank's part in rank 0's reading of the whole weights."""
+        for _ in published_weights(self.model, dtype):
+            pass
+        return 0
 
     def _micro_batches(self, samples: Sequence[TrainSample]) -> Iterator[PackedBatch]:
-        """Packed; samples of one version stay together, so that each batch is scored again under
-        as few past versions as can be."""
+        """This rank's, packed; samples of one version stay together, so that each batch is scored again
+        under as few past versions as can be."""
         by_version: dict[int, list[int]] = defaultdict(list)
         for index, sample in enumerate(samples):
             by_version[min(sample.policy_versions, default=self.version)].append(index)
         for indices in by_version.values():
             lengths = [len(samples[i].token_ids) for i in indices]
-            [own] = plan_micro_batches(lengths, self.config.micro_batch_tokens)
-            for chosen in own:
-                yield pack(samples, [indices[j] for j in chosen], self.device)
+            plans = plan_micro_batches(lengths, self.config.micro_batch_tokens, self.ranks.count)
+            for together in zip(*plans, strict=True):
+                every = [[indices[j] for j in chosen] for chosen in together]
+                mine = every.pop(self.ranks.rank)
+                yield pack(samples, mine, self.device, beside=[i for other in every for i in other])
 
     @torch.no_grad()
     def _past_logprobs(self, batch: PackedBatch) -> Tensor:
@@ -198,7 +225,7 @@ class Learner:
         past_N = torch.full_like(batch.rollout_logprobs_N, math.nan)
         if self.config.loss.behaviour == "engine":
             return past_N
-        for version in sorted(set(batch.versions_N.tolist()) - {self.version}):
+        for version in sorted(batch.versions - {self.version}):
             if version not in self.past_weights:
                 raise ValueError(
                     f"a sample of version {version} came when the weights of "
@@ -217,7 +244,10 @@ class Learner:
         """Now, or under an earlier version's weights."""
         if weights is None:
             return self.scorer(batch)
-        return functional_call(self.scorer, weights, (batch,))
+        if self.ranks.count == 1:
+            return functional_call(self.scorer, weights, (batch,))
+        with exchanged(self.scorer, weights):
+            return self.scorer(batch)
 
     def _update(self, *, remember: bool) -> float:
         """Clip, step. With `remember`, a new policy version begins."""
@@ -225,7 +255,8 @@ class Learner:
         if remember:
             if self.keep_versions:
                 self.past_weights[self.version] = {
-                    name: p.detach().clone() for name, p in self.scorer.named_parameters()
+                    name: p.detach().to(working_dtype(name, self.dtype), copy=True)
+                    for name, p in self.scorer.named_parameters()
                 }
             self.version += 1
             self.past_weights.pop(self.version - self.keep_versions - 1, None)

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 # transformers' class does not write these keys of the published LongCat-Flash config; vLLM needs them.
@@ -40,20 +41,28 @@ def working_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def published_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`."""
+    """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`.
+
+    Of a sharded model every rank has to take all of them, for each is gathered when its turn comes.
+    """
     for name, tensor in model.state_dict().items():
         stacked = _STACKED.match(name)
         if stacked is None:
-            yield name, tensor.to(working_dtype(name, dtype))
+            yield name, _whole(tensor.to(working_dtype(name, dtype)))
             continue
         prefix, kind = stacked.groups()
-        for expert, weight in enumerate(tensor.to(dtype)):
+        for expert, weight in enumerate(_whole(tensor.to(dtype))):
             if kind == "down_proj":
                 yield f"{prefix}.{expert}.down_proj.weight", weight
             else:
                 gate, up = weight.chunk(2, dim=0)
                 yield f"{prefix}.{expert}.gate_proj.weight", gate
                 yield f"{prefix}.{expert}.up_proj.weight", up
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from its ranks, all of which have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def write_weights(model: nn.Module, path: Path, dtype: torch.dtype) -> int:

@@ -1,0 +1,88 @@
+"""Processes that are a learner's ranks, for tests: real torch.distributed over gloo on the loopback.
+
+    with RankProcesses(2) as ranks:
+        answers = ranks(function, argument, ...)     # one per rank: function(join, argument, ...)
+
+`join(expert_parallel)` gives the process's `Ranks`. Functions and arguments cross by pickling.
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+SECONDS = 120
+
+
+class RankProcesses:
+    """Started once for many calls; a process takes seconds to import torch."""
+
+    def __init__(self, count: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for rank in range(count):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(theirs, rank, count), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+        port = self.pipes[0].recv()
+        for pipe in self.pipes[1:]:
+            pipe.send(port)
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What the function returned on each rank; raises AssertionError with a rank's traceback."""
+        for pipe in self.pipes:
+            pipe.send((function, arguments))
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            assert pipe.poll(SECONDS), f"rank {rank} did not answer within {SECONDS} s"
+            answers.append(pipe.recv())
+        for rank, (error, _) in enumerate(answers):
+            assert not error, f"rank {rank}:\n{error}"
+        return [answer for _, answer in answers]
+
+    def __enter__(self) -> "RankProcesses":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def _serve(pipe: Connection, rank: int, count: int) -> None:
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    import torch
+    import torch.distributed as dist
+
+    from trainer.parallel import Ranks, join
+
+    torch.set_num_threads(1)
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        pipe.send(store.port)
+    else:
+        store = dist.TCPStore("127.0.0.1", pipe.recv(), is_master=False)
+    flat = join(store, rank=rank, count=count, expert_parallel=1, device="cpu", seconds=SECONDS)
+    shared = replace(flat, mesh=_by_experts(count))
+
+    def joined(expert_parallel: int) -> Ranks:
+        return flat if expert_parallel == 1 else shared
+
+    while True:
+        function, arguments = pipe.recv()
+        try:
+            pipe.send(("", function(joined, *arguments)))
+        except Exception:
+            pipe.send((traceback.format_exc(), None))
+
+
+def _by_experts(count: int):
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cpu", (1, count), mesh_dim_names=("dp", "ep"))
