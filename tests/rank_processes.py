@@ -3,7 +3,7 @@
     with RankProcesses(2) as ranks:
         answers = ranks(function, argument, ...)     # one per rank: function(join, argument, ...)
 
-`join(expert_parallel)` gives the process's `Ranks`. Functions and arguments cross by pickling.
+`join(expert_parallel)` gives the process's `Ranks` over that mesh. Functions and arguments cross by pickling.
 """
 
 import multiprocessing
@@ -11,6 +11,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -59,6 +60,7 @@ def _serve(pipe: Connection, rank: int, count: int) -> None:
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     import torch
     import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
 
     from trainer.parallel import Ranks, join
 
@@ -69,10 +71,11 @@ def _serve(pipe: Connection, rank: int, count: int) -> None:
     else:
         store = dist.TCPStore("127.0.0.1", pipe.recv(), is_master=False)
     flat = join(store, rank=rank, count=count, expert_parallel=1, device="cpu", seconds=SECONDS)
-    shared = replace(flat, mesh=_by_experts(count))
 
+    @cache
     def joined(expert_parallel: int) -> Ranks:
-        return flat if expert_parallel == 1 else shared
+        shape = (count // expert_parallel, expert_parallel)
+        return replace(flat, mesh=init_device_mesh("cpu", shape, mesh_dim_names=("dp", "ep")))
 
     while True:
         function, arguments = pipe.recv()
@@ -80,9 +83,3 @@ def _serve(pipe: Connection, rank: int, count: int) -> None:
             pipe.send(("", function(joined, *arguments)))
         except Exception:
             pipe.send((traceback.format_exc(), None))
-
-
-def _by_experts(count: int):
-    from torch.distributed.device_mesh import init_device_mesh
-
-    return init_device_mesh("cpu", (1, count), mesh_dim_names=("dp", "ep"))
