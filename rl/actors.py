@@ -224,27 +224,52 @@ class Controller:
 
 
 class LearnerActor:
-    """The learner in an actor; samples come as references."""
+    """The learner in an actor, or one rank of it; samples come as references.
 
-    def __init__(self, checkpoint: str, config: RunConfig, log: str) -> None:
+    Ranks are called together, with the same arguments (`rl.learner_ranks`).
+    """
+
+    def __init__(self, checkpoint: str, config: RunConfig, log: str, rank: int = 0) -> None:
         log_to(log)
+        self.checkpoint = checkpoint
+        self.config = config
+        self.rank = rank
+
+    def meeting(self) -> str:
+        """host:port at which rank 0 waits for the others."""
+        from trainer.parallel import open_store
+
+        self.store = open_store(ray.util.get_node_ip_address())
+        return f"{self.store.host}:{self.store.port}"
+
+    def ready(self, meeting: str = "") -> int:
+        """Parameter count, once the policy is loaded. meeting: where the ranks meet, if there are several."""
         import torch
 
         from trainer.learner import Learner
+        from trainer.parallel import Ranks, join, reach_store
 
+        config = self.config
         torch.manual_seed(config.seed)
-        self.checkpoint = checkpoint
         self.dtype = getattr(torch, config.engine.dtype)
+        ranks = Ranks()
+        if meeting:
+            ranks = join(
+                reach_store(meeting) if self.rank else self.store,
+                rank=self.rank,
+                count=config.learner.ranks,
+                expert_parallel=config.learner.expert_parallel,
+                device=config.learner.device,
+                seconds=config.timeouts.step_seconds,
+            )
         keep = config.rules.max_staleness if config.learner.loss.behaviour == "learner" else 0
         self.learner = Learner(
-            checkpoint,
+            self.checkpoint,
             config.learner,
             temperature=config.sampling.temperature,
             keep_versions=keep,
+            ranks=ranks,
         )
-
-    def ready(self) -> int:
-        """Parameter count, once the policy is loaded."""
         return sum(p.numel() for p in self.learner.model.parameters())
 
     def step(self, groups: Sequence[Any]) -> dict[str, float]:
@@ -259,4 +284,6 @@ class LearnerActor:
     def save(self, folder: str) -> None:
         """Write a checkpoint folder, tokenizer included."""
         self.learner.save(Path(folder))
+        if self.rank:
+            return
         AutoTokenizer.from_pretrained(self.checkpoint).save_pretrained(folder)

@@ -31,9 +31,9 @@ class RankProcesses:
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
-        port = self.pipes[0].recv()
+        meeting = self.pipes[0].recv()
         for pipe in self.pipes[1:]:
-            pipe.send(port)
+            pipe.send(meeting)
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What the function returned on each rank; raises AssertionError with a rank's traceback."""
@@ -57,19 +57,16 @@ class RankProcesses:
 
 
 def _serve(pipe: Connection, rank: int, count: int) -> None:
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
-    import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    from trainer.parallel import Ranks, join
+    from trainer.parallel import Ranks, join, open_store, reach_store
 
     torch.set_num_threads(1)
+    store = open_store("127.0.0.1") if rank == 0 else reach_store(pipe.recv())
     if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        pipe.send(store.port)
-    else:
-        store = dist.TCPStore("127.0.0.1", pipe.recv(), is_master=False)
+        pipe.send(f"127.0.0.1:{store.port}")
     flat = join(store, rank=rank, count=count, expert_parallel=1, device="cpu", seconds=SECONDS)
 
     @cache

@@ -82,15 +82,15 @@ def train(
     return Trained(metrics, logprobs, load_file(out) if ours.ranks.rank == 0 else {})
 
 
-def assert_same(
-    found: Trained, wanted: Trained, relative: float, absolute: float = 1e-7
-) -> None:
+def assert_same(found: Trained, wanted: Trained, relative: float, absolute: float = 1e-7) -> None:
     """absolute: of the metrics, whose terms may nearly cancel."""
     for mine, theirs in zip(found.metrics, wanted.metrics, strict=True):
         assert mine.keys() == theirs.keys()
         for name in mine:
             if not name.startswith("time/"):
-                assert mine[name] == pytest.approx(theirs[name], rel=relative, abs=absolute, nan_ok=True), name
+                assert mine[name] == pytest.approx(
+                    theirs[name], rel=relative, abs=absolute, nan_ok=True
+                ), name
     gap = (flat(found.logprobs) - flat(wanted.logprobs)).norm() / flat(wanted.logprobs).norm()
     assert gap <= relative, f"log-probs differ by {gap:.1e}"
     assert found.weights.keys() == wanted.weights.keys()
@@ -104,9 +104,7 @@ def compared(
 ) -> tuple[Trained, Trained]:
     """Rank 0's answers beside those of one rank; the other ranks answer the same, but for the weights."""
     wanted = train(alone, folder, 1, config, batches, out / "one.safetensors")
-    first, *others = ranks(
-        train, folder, expert_parallel, config, batches, out / "all.safetensors"
-    )
+    first, *others = ranks(train, folder, expert_parallel, config, batches, out / "all.safetensors")
     for other in others:
         assert_same(replace(other, weights={}), replace(first, weights={}), 1e-12)
     return first, wanted
@@ -229,7 +227,10 @@ def experts() -> GroupedExperts:
     torch.manual_seed(0)
     return GroupedExperts(
         Qwen3MoeConfig(
-            num_experts=ROUTED, hidden_size=WIDTH, moe_intermediate_size=INNER, initializer_range=0.3
+            num_experts=ROUTED,
+            hidden_size=WIDTH,
+            moe_intermediate_size=INNER,
+            initializer_range=0.3,
         )
     )
 

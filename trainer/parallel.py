@@ -8,6 +8,7 @@ are summed, not averaged: a loss divides by counts of the whole batch.
 One rank alone needs no process group: `Ranks()` answers for itself.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,10 +63,29 @@ class Ranks:
         return [max(lists, key=len) for lists in zip(*every, strict=True)]
 
 
+def open_store(host: str) -> dist.TCPStore:
+    """Where ranks meet: served by this process on a free port of `host`."""
+    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+
+
+def reach_store(meeting: str) -> dist.TCPStore:
+    """The store that another rank serves at host:port."""
+    host, _, port = meeting.rpartition(":")
+    return dist.TCPStore(host, int(port), is_master=False)
+
+
 def join(
-    store: dist.Store, *, rank: int, count: int, expert_parallel: int, device: str, seconds: float
+    store: dist.TCPStore,
+    *,
+    rank: int,
+    count: int,
+    expert_parallel: int,
+    device: str,
+    seconds: float,
 ) -> Ranks:
     """Meet the other ranks. A collective that one of them does not come to fails after `seconds`."""
+    if store.host == "127.0.0.1":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
         store=store,
