@@ -21,8 +21,8 @@ NOTHING = TrainSample("", "", (0,), (False,), (0.0,), (0.0,), (-1,))
 @dataclass(frozen=True)
 class PackedBatch:
     """One forward pass. source_N: where in the stream each policy token is predicted. target_N: the token.
-    sample_N: its sample's index in the list that was packed. versions: those that wrote a policy token of this
-    batch, or of one that another rank computes in step with it."""
+    sample_N: its sample's index in the list that was packed. versions: those that wrote a policy token of
+    this batch, or of one that another rank computes in step with it."""
 
     input_ids_T: Tensor
     position_ids_T: Tensor

@@ -265,9 +265,9 @@ class LearnerConfig(Section):
 
     dtype: of the products and of the weights they use; master weights and optimizer state are float32.
     micro_batch_tokens: tokens of one forward and backward pass; has to hold the longest trajectory.
-    ranks: processes, each with a device of its own, over which the policy is sharded (FSDP2); a cold start has
-    one. expert_parallel: so many ranks share out the routed experts among them; the rest of the ranks shard
-    each of those parts. Divides `ranks`, and the policy's routed experts.
+    ranks: processes, each with a device of its own, over which the policy is sharded (FSDP2); a cold start
+    has one. expert_parallel: so many neighbouring ranks share out the routed experts among them. Divides
+    `ranks` and the number of experts.
     cpus, gpus: what each rank's actor asks Ray for (0 CPUs: it shares the engines' cores).
     advantage: where it is missing, that of the loss's paper.
     """
@@ -309,7 +309,7 @@ class LearnerConfig(Section):
             )
         if self.device == "cuda" and self.ranks > 1 and self.gpus > 1:
             raise ValueError(
-                f"gpus ({self.gpus:g}) is of each of the {self.ranks} ranks, which use one GPU each: 1 is right"
+                f"gpus ({self.gpus:g}) is of each of the {self.ranks} ranks, and a rank uses one GPU"
             )
         return self
 

@@ -1,9 +1,9 @@
 """The learner: holds the policy being trained, applies updates, gives out weights.
 
-Plain torch in one process, or in several that hold a part of the policy each (`trainer.parallel`); `rl` places
-them in Ray actors. Consumes lists of `TrainSample`, produces a new policy version per `step` and a dict of
-metrics. Several ranks are called together with the same arguments: each computes its share of the samples, and
-all give the answer of one rank alone. Shapes: see `trainer.batch`; V vocabulary.
+Plain torch in one process, or in several that hold a part of the policy each (`trainer.parallel`); `rl`
+places them in Ray actors. Consumes lists of `TrainSample`, produces a new policy version per `step`, and
+metrics. Several ranks are called together with the same arguments: each computes its share of the samples,
+and all give the answer of one rank alone. Shapes: see `trainer.batch`; V vocabulary.
 """
 
 import math
@@ -23,8 +23,8 @@ from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
 from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
 from trainer.optimizer import Optimizer
-from trainer.parallel import Ranks, exchanged, shard
-from trainer.policy import load_policy
+from trainer.parallel import Ranks, exchanged, materialise, shard
+from trainer.policy import fill_policy, load_policy, outline_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
@@ -55,12 +55,17 @@ class Learner:
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.ranks = ranks
         critic = config.loss.kind == "ppo"
-        self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
-        self.scorer.to(self.device).train()
-        if ranks.count > 1:
+        if ranks.count == 1:
+            self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
+            self.scorer.to(self.device)
+            self.optimizer = Optimizer(self.scorer, config.optim, self.dtype)
+        else:
+            self.scorer = Scorer(outline_policy(checkpoint), temperature, critic=critic)
             shard(self.scorer, ranks, self.dtype)
-        dtype = self.dtype if ranks.count == 1 else torch.float32
-        self.optimizer = Optimizer(self.scorer, config.optim, dtype, ranks)
+            materialise(self.scorer, self.device)
+            fill_policy(self.model, checkpoint)
+            self.optimizer = Optimizer(self.scorer, config.optim, torch.float32, ranks)
+        self.scorer.train()
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
 

@@ -67,7 +67,8 @@ class Optimizer:
             raise FloatingPointError(
                 f"the gradient norm of update {self.updates} is {norm.item()}: the weights stay as they are"
             )
-        torch._foreach_mul_(grads, (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        scale = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]
         return norm.item()
 
     def step(self) -> None:

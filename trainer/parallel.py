@@ -1,9 +1,9 @@
 """The learner over several ranks: who they are, and how a policy is sharded over them.
 
 FSDP2 shards every weight over all ranks: dense ones flat, and with expert parallelism the routed experts by
-expert over the mesh dimension `ep` first (`trainer.moe.exchange`) and then over `dp`. So each element of a weight,
-of its gradient and of its optimizer state is on exactly one rank, in float32; products use `dtype`. Gradients
-are summed, not averaged: a loss divides by counts of the whole batch.
+expert over the mesh dimension `ep` first (`trainer.moe.exchange`) and then over `dp`. So each element of a
+weight, of its gradient and of its optimizer state is on exactly one rank, in float32; products use `dtype`.
+Gradients are summed, not averaged: a loss divides by counts of the whole batch.
 
 One rank alone needs no process group: `Ranks()` answers for itself.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -63,19 +64,19 @@ class Ranks:
         return [max(lists, key=len) for lists in zip(*every, strict=True)]
 
 
-def open_store(host: str) -> dist.TCPStore:
+def open_store(host: str) -> TCPStore:
     """Where ranks meet: served by this process on a free port of `host`."""
-    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return TCPStore(host, 0, is_master=True, wait_for_workers=False)
 
 
-def reach_store(meeting: str) -> dist.TCPStore:
+def reach_store(meeting: str) -> TCPStore:
     """The store that another rank serves at host:port."""
     host, _, port = meeting.rpartition(":")
-    return dist.TCPStore(host, int(port), is_master=False)
+    return TCPStore(host, int(port), is_master=False)
 
 
 def join(
-    store: dist.TCPStore,
+    store: TCPStore,
     *,
     rank: int,
     count: int,
@@ -98,7 +99,7 @@ def join(
 
 
 def shard(scorer: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
-    """Keep this rank's part of a float32 scorer that every rank has whole; products become `dtype`.
+    """Leave each rank a part of a float32 scorer, with or without memory; products become `dtype`.
 
     Raises ValueError where the policy's experts cannot be shared out.
     """
@@ -126,6 +127,17 @@ def shard(scorer: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
     assert isinstance(scorer, FSDPModule), "it was just made one"
     # A rank may have no row for an expert layer; the others' gradients are summed all the same.
     scorer.set_reduce_scatter_unused_params(True)
+
+
+def materialise(scorer: nn.Module, device: torch.device) -> None:
+    """Give a sharded scorer memory on its device. What has values keeps them; the rest is for its reader."""
+    named = (*scorer.named_parameters(), *scorer.named_buffers())
+    kept = {name: local(t).detach().clone() for name, t in named if not t.is_meta}
+    scorer.to_empty(device=device)
+    with torch.no_grad():
+        for name, t in (*scorer.named_parameters(), *scorer.named_buffers()):
+            if name in kept:
+                local(t).copy_(kept[name])
 
 
 def _of_full_precision(scorer: nn.Module, dtype: torch.dtype) -> list[nn.Module]:
