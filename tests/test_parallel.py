@@ -29,7 +29,7 @@ EXPERT_PARALLEL = (1, 2)
 Join = Callable[[int], Ranks]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def two_ranks() -> Iterator[RankProcesses]:
     with RankProcesses(2) as ranks:
         yield ranks
@@ -122,10 +122,10 @@ def test_two_ranks_train_as_one_does(two_ranks, family_checkpoint, tmp_path, exp
 
 
 def test_experts_on_two_ranks_each_of_which_is_sharded_over_two_more(
-    four_ranks, family_checkpoint, tmp_path
+    four_ranks, checkpoint, tmp_path
 ):
     batches = [samples(0), samples(0, seed=4)]
-    found, wanted = compared(four_ranks, family_checkpoint, tmp_path, 2, {}, batches)
+    found, wanted = compared(four_ranks, checkpoint, tmp_path, 2, {}, batches)
     assert_same(found, wanted, 1e-5)
 
 

@@ -36,7 +36,7 @@ class Command:
         self.folder = folder
         environment = os.environ | {
             "DORADO_TEST_MARK": self.mark,
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             "WANDB_MODE": "disabled",
         }
         self.process = subprocess.Popen(
