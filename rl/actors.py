@@ -247,12 +247,12 @@ class LearnerActor:
         import torch
 
         from trainer.learner import Learner
-        from trainer.parallel import Ranks, join, reach_store
+        from trainer.parallel import ALONE, join, reach_store
 
         config = self.config
         torch.manual_seed(config.seed)
         self.dtype = getattr(torch, config.engine.dtype)
-        ranks = Ranks()
+        ranks = ALONE
         if meeting:
             ranks = join(
                 reach_store(meeting) if self.rank else self.store,

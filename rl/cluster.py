@@ -12,13 +12,14 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from rl.actors import Controller, Engine, LearnerActor
 from rl.config import RunConfig, usable_cpus
 from rl.deadline import within
 from rl.env_hosts import EnvHost
 from rl.learner_ranks import LearnerRanks
+from rl.process import first_line
 from rollout.renderer import Renderer
 
 # Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
@@ -212,14 +213,6 @@ def root_cause(log: Path) -> str:
         if found:
             return found.group(1)[:300]
     return ""
-
-
-def first_line(error: BaseException) -> str:
-    """An exception as one line; of a Ray error the last line, which holds the cause."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1 if isinstance(error, RayError | RayActorError) else 0].strip()[:300]
 
 
 def end_processes(processes: Sequence[psutil.Process]) -> None:

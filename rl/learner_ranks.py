@@ -10,6 +10,8 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayError
 
+from rl.process import first_line
+
 # Seconds for which a failure waits for the others': a rank that died is the cause of what they say.
 GRACE_SECONDS = 5.0
 
@@ -61,20 +63,14 @@ class OnAllRanks:
         """What went wrong, of each rank's error; `first` was there first."""
         dead = [rank for rank, error in enumerate(errors) if isinstance(error, RayActorError)]
         if dead:
-            return RankError(f"rank {dead[0]} of the learner died (learner-{dead[0]}.log)")
-        sentences = [None if error is None else _sentence(error) for error in errors]
+            return RankError(f"rank {dead[0]} of the learner (learner-{dead[0]}.log) died")
+        sentences = [None if error is None else first_line(error) for error in errors]
         if len(set(sentences)) == 1 and errors[0] is not None:
             return errors[0]
         return RankError(
-            f"rank {first} of the learner failed: {sentences[first]} (learner-{first}.log)"
+            f"rank {first} of the learner (learner-{first}.log) failed: {sentences[first]}"
         )
 
 
 def _error(call: asyncio.Future[Any]) -> BaseException | None:
     return call.exception() if call.done() and not call.cancelled() else None
-
-
-def _sentence(error: BaseException) -> str:
-    """The last line, which of a Ray error holds the cause."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

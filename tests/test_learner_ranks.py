@@ -8,8 +8,8 @@ from fakes import Remote
 from ray.exceptions import ActorDiedError
 
 import rl.learner_ranks
-from rl.cluster import first_line
 from rl.learner_ranks import LearnerRanks, RankError
+from rl.process import first_line
 
 
 class FakeRank:
@@ -64,7 +64,7 @@ async def test_a_rank_that_fails_while_the_others_wait_for_it_ends_the_call():
     learner, _ = together("hangs", MemoryError("out of memory"), "hangs")
     with pytest.raises(RankError) as raised:
         await learner.step.remote([])
-    sentence = "rank 1 of the learner failed: out of memory (learner-1.log)"
+    sentence = "rank 1 of the learner (learner-1.log) failed: out of memory"
     assert first_line(raised.value) == sentence
 
 
@@ -72,7 +72,7 @@ async def test_of_a_rank_that_died_and_those_that_lost_it_the_dead_one_is_named(
     learner, _ = together(RuntimeError("connection closed by peer"), ActorDiedError())
     with pytest.raises(RankError) as raised:
         await learner.step.remote([])
-    assert first_line(raised.value) == "rank 1 of the learner died (learner-1.log)"
+    assert first_line(raised.value) == "rank 1 of the learner (learner-1.log) died"
 
 
 async def test_a_call_that_is_given_up_leaves_nothing_running():

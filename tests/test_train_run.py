@@ -299,6 +299,8 @@ def test_a_learner_of_two_ranks_trains_and_its_weights_are_those_that_engines_lo
     # The engines, which hold whole weights, agree with the ranks that made them from parts.
     assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
     assert sum(summary["staleness"].values()) == summary["ledger"]["all"]["trained"]
+    metrics = (tmp_path / "runs/ranks/metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line).get("optim/grad_norm", 0.0) for line in metrics) > 0
     assert {f"learner-{rank}.log" for rank in (0, 1)} <= {
         path.name for path in (tmp_path / "runs/ranks/logs").iterdir()
     }
@@ -321,7 +323,7 @@ def test_a_rank_of_the_learner_that_dies_ends_the_run_with_its_name(
     code, rest = command.wait()
     assert code == 1, output + rest
     errors = [line for line in rest.splitlines() if "error:" in line]
-    assert len(errors) == 1 and "rank 1 of the learner died" in errors[0], rest
+    assert len(errors) == 1 and "rank 1 of the learner (learner-1.log) died" in errors[0], rest
     assert command.left_behind() == []
 
 

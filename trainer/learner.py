@@ -23,7 +23,7 @@ from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
 from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
 from trainer.optimizer import Optimizer
-from trainer.parallel import Ranks, exchanged, materialise, shard
+from trainer.parallel import ALONE, Ranks, exchanged, materialise, shard
 from trainer.policy import fill_policy, load_policy, outline_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import check_samples
@@ -41,7 +41,7 @@ class Learner:
         *,
         temperature: float,
         keep_versions: int,
-        ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+        ranks: Ranks = ALONE,
     ) -> None:
         """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs.
 
@@ -178,7 +178,7 @@ class Learner:
             loss.backward()
             total += loss.item()
         grad_norm = self._update(remember=False)
-        return {"sft/loss": self.ranks.total({"": total})[""], "optim/grad_norm": grad_norm}
+        return {"sft/loss": self.ranks.total({"loss": total})["loss"], "optim/grad_norm": grad_norm}
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[TrainSample]) -> list[list[float]]:

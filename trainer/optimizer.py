@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from trainer.config import OptimConfig
-from trainer.parallel import Ranks, local
+from trainer.parallel import ALONE, Ranks, local
 from trainer.weights import working_dtype
 
 
@@ -26,7 +26,7 @@ class Optimizer:
         model: nn.Module,
         config: OptimConfig,
         dtype: torch.dtype,
-        ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
+        ranks: Ranks = ALONE,
     ) -> None:
         """The model comes in float32; its weights become `dtype`, those of the router excepted.
 

@@ -5,7 +5,7 @@ expert over the mesh dimension `ep` first (`trainer.moe.exchange`) and then over
 weight, of its gradient and of its optimizer state is on exactly one rank, in float32; products use `dtype`.
 Gradients are summed, not averaged: a loss divides by counts of the whole batch.
 
-One rank alone needs no process group: `Ranks()` answers for itself.
+One rank needs no process group: `ALONE` answers for itself.
 """
 
 import os
@@ -62,6 +62,9 @@ class Ranks:
         every: list[Any] = [None] * self.count
         dist.all_gather_object(every, list(found))
         return [max(lists, key=len) for lists in zip(*every, strict=True)]
+
+
+ALONE = Ranks()
 
 
 def open_store(host: str) -> TCPStore:
