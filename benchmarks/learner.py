@@ -98,6 +98,8 @@ def packed(rows: Sequence[torch.Tensor], device: torch.device, *, pad_to: int = 
         advantages_N=torch.randn(len(source)).to(device),
         versions_N=zeros.long().to(device),
         routing_TLK=None,
+        versions=frozenset((0,)),
+        num_tokens=sum(map(len, rows)),
         buckets=plan_buckets(lengths, device),
     )
 

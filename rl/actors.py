@@ -230,33 +230,56 @@ class Controller:
 
 
 class LearnerActor:
-    """The learner in an actor; samples come as references.
+    """The learner in an actor, or one rank of it; samples come as references.
 
-    Its calls come one at a time, but for `publish`, which writes beside a step.
+    Its calls come one at a time, but for `publish`, which writes beside a step. Ranks are called together,
+    with the same arguments (`rl.learner_ranks`).
     """
 
-    def __init__(self, checkpoint: str, config: RunConfig, log: str) -> None:
+    def __init__(self, checkpoint: str, config: RunConfig, log: str, rank: int = 0) -> None:
         log_to(log)
+        self.checkpoint = checkpoint
+        self.config = config
+        self.rank = rank
+
+    def meeting(self) -> str:
+        """host:port at which rank 0 waits for the others."""
+        from trainer.parallel import open_store
+
+        self.store = open_store(ray.util.get_node_ip_address())
+        return f"{self.store.host}:{self.store.port}"
+
+    def ready(self, meeting: str = "") -> int:
+        """Parameter count, once the policy is loaded. meeting: where the ranks meet, if there are several."""
         import torch
 
         from trainer.learner import Learner
+        from trainer.parallel import ALONE, join, reach_store
 
+        config = self.config
         random.seed(config.seed)
         torch.manual_seed(config.seed)
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        self.checkpoints_kept = config.checkpoint_keep
+        self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
         self.dtype = getattr(torch, config.engine.dtype)
+        ranks = ALONE
+        if meeting:
+            ranks = join(
+                reach_store(meeting) if self.rank else self.store,
+                rank=self.rank,
+                count=config.learner.ranks,
+                expert_parallel=config.learner.expert_parallel,
+                device=config.learner.device,
+                seconds=config.timeouts.step_seconds,
+            )
         keep = config.rules.max_staleness if config.learner.loss.behaviour == "learner" else 0
         self.learner = Learner(
-            checkpoint,
+            self.checkpoint,
             config.learner,
             temperature=config.sampling.temperature,
             keep_versions=keep,
+            ranks=ranks,
         )
         self.snapshots: dict[str, dict[str, torch.Tensor]] = {}
-
-    def ready(self) -> int:
-        """Parameter count, once the policy is loaded."""
         return sum(p.numel() for p in self.learner.model.parameters())
 
     def step(self, groups: Sequence[Any]) -> dict[str, float]:
@@ -272,9 +295,11 @@ class LearnerActor:
 
     @ray.method(concurrency_group="publish")
     def publish(self, path: str) -> int:
-        """Write the copy that is for `path`. Returns bytes."""
+        """Write the copy that is for `path`. Returns bytes, on rank 0, which alone has it."""
         from trainer.weights import write_weights
 
+        if self.rank:
+            return 0
         return write_weights(self.snapshots.pop(path), Path(path))
 
     def save(self, folder: str) -> None:
@@ -285,5 +310,5 @@ class LearnerActor:
     def saved(self) -> None:
         """Until the checkpoint in progress is whole; then those that are too many are removed."""
         self.learner.wait_saved()
-        if self.checkpoints_kept:
-            prune(self.saving.parent, self.checkpoints_kept)
+        if self.config.checkpoint_keep and not self.rank:
+            prune(self.saving.parent, self.config.checkpoint_keep)

@@ -126,17 +126,18 @@ def check_model_folder(folder: Path) -> None:
 
 
 def _check_machine(config: RunConfig) -> None:
-    wanted = config.engine.count * config.engine.cpus + config.learner.cpus
+    learner = config.learner
+    wanted = config.engine.count * config.engine.cpus + learner.ranks * learner.cpus
     if wanted > usable_cpus():
         raise ConfigError(
             f"engine.count: {config.engine.count} engines of {config.engine.cpus:g} CPU and a learner "
-            f"of {config.learner.cpus:g} ask for {wanted:g} CPUs, this machine has {usable_cpus()}"
+            f"of {learner.ranks * learner.cpus:g} ask for {wanted:g} CPUs, this machine has {usable_cpus()}"
         )
-    if config.engine.device == "cuda" or config.learner.device == "cuda":
+    if config.engine.device == "cuda" or learner.device == "cuda":
         import torch
 
         gpus = torch.cuda.device_count()
-        needed = config.engine.count * config.engine.gpus + config.learner.gpus
+        needed = config.engine.count * config.engine.gpus + learner.ranks * learner.gpus
         if needed > gpus:
             raise ConfigError(
                 f"engine.gpus: engines and learner ask for {needed:g} GPUs, this machine has {gpus}"

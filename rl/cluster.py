@@ -12,12 +12,14 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from rl.actors import Controller, Engine, LearnerActor
 from rl.config import RunConfig, usable_cpus
 from rl.deadline import within
 from rl.env_hosts import EnvHost
+from rl.learner_ranks import LearnerRanks
+from rl.process import first_line
 from rollout.renderer import Renderer
 
 # Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
@@ -78,7 +80,7 @@ class Cluster:
         """Place the actors and wait until each can work. Raises StartError."""
         config, seconds = self.config, self.config.timeouts.start_seconds
         self._place_engines(checkpoint)
-        learner = self._place_learner(checkpoint)
+        ranks = self._place_learner(checkpoint)
         hosts = self._place_hosts()
         # Controllers look engines and hosts up by name, so those have to be known first.
         await asyncio.gather(*(self._ready(h.ping, name, seconds) for name, h in hosts.items()))
@@ -88,10 +90,11 @@ class Cluster:
                 self._ready(engine.start, name, config.engine.start_seconds)
                 for name, engine in self._engines.items()
             ),
-            self._ready(learner.ready, "learner", seconds),
+            self._ready_learner(ranks, seconds),
             *(self._ready(c.ready, name, seconds) for name, c in controllers.items()),
         )
         self._processes = psutil.Process().children(recursive=True)
+        learner = LearnerRanks(list(ranks.values())) if len(ranks) > 1 else ranks["learner"]
         self.actors = Actors(learner, self._engines, hosts, controllers)
         return self.actors
 
@@ -111,18 +114,23 @@ class Cluster:
                 num_gpus=config.engine.gpus,
             )
 
-    def _place_learner(self, checkpoint: str) -> Any:
+    def _place_learner(self, checkpoint: str) -> dict[str, Any]:
+        """By name, rank 0 first."""
         config = self.config.learner
-        return self._place(
-            LearnerActor,
-            "learner",
-            (checkpoint, self.config, self._log("learner")),
-            threads=config.threads or usable_cpus(),
-            num_cpus=config.cpus,
-            num_gpus=config.gpus,
-            max_concurrency=1,
-            beside={"publish": 1},
-        )
+        names = [f"learner-{rank}" for rank in range(config.ranks)]
+        return {
+            name: self._place(
+                LearnerActor,
+                name,
+                (checkpoint, self.config, self._log(name), rank),
+                threads=config.threads or max(1, usable_cpus() // config.ranks),
+                num_cpus=config.cpus,
+                num_gpus=config.gpus,
+                max_concurrency=1,
+                beside={"publish": 1},
+            )
+            for rank, name in enumerate(names if config.ranks > 1 else ["learner"])
+        }
 
     def _place_hosts(self) -> dict[str, Any]:
         names = [f"host-{index}" for index in range(self.config.rollout.hosts)]
@@ -163,15 +171,21 @@ class Cluster:
     def _log(self, name: str) -> str:
         return str(self.folder / "logs" / f"{name}.log")
 
-    async def _ready(self, method: Any, name: str, seconds: float) -> None:
+    async def _ready_learner(self, ranks: dict[str, Any], seconds: float) -> None:
+        """Load the policy; several ranks meet at the first one."""
+        first, *others = ranks
+        meeting = await self._ready(ranks[first].meeting, first, seconds) if others else ""
+        await asyncio.gather(
+            *(self._ready(rank.ready, name, seconds, meeting) for name, rank in ranks.items())
+        )
+
+    async def _ready(self, method: Any, name: str, seconds: float, *arguments: Any) -> Any:
         try:
-            await within(method.remote(), seconds)
+            return await within(method.remote(*arguments), seconds)
         except TimeoutError:
             reason = f"not ready within {seconds:g} s"
         except Exception as error:
             reason = root_cause(Path(self._log(name))) or first_line(error)
-        else:
-            return
         raise StartError(f"{name} could not start: {reason} (log: {self._log(name)})") from None
 
     def stop(self) -> None:
@@ -190,9 +204,10 @@ class Cluster:
 
     def _check_resources(self) -> None:
         config, there = self.config, ray.cluster_resources()
+        learner = config.learner
         for resource, asked in (
-            ("CPU", config.engine.count * config.engine.cpus + config.learner.cpus),
-            ("GPU", config.engine.count * config.engine.gpus + config.learner.gpus),
+            ("CPU", config.engine.count * config.engine.cpus + learner.ranks * learner.cpus),
+            ("GPU", config.engine.count * config.engine.gpus + learner.ranks * learner.gpus),
         ):
             if asked > there.get(resource, 0):
                 raise StartError(
@@ -210,14 +225,6 @@ def root_cause(log: Path) -> str:
         if found:
             return found.group(1)[:300]
     return ""
-
-
-def first_line(error: BaseException) -> str:
-    """An exception as one line; of a Ray error the last line, which holds the cause."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1 if isinstance(error, RayError | RayActorError) else 0].strip()[:300]
 
 
 def end_processes(processes: Sequence[psutil.Process]) -> None:

@@ -1,9 +1,9 @@
-"""What every actor's process needs: a log file of its own, and errors as they were raised."""
+"""What every actor's process needs: a log file of its own, and errors as they were raised, or in one line."""
 
 import os
 import sys
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 
 def log_to(path: str) -> None:
@@ -16,3 +16,11 @@ def log_to(path: str) -> None:
 def cause(error: Exception) -> Exception:
     """The exception as it was raised in another process, without Ray's wrapping."""
     return error.cause if isinstance(error, RayTaskError) else error
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as one line; of a Ray error the last line, which holds the cause."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if isinstance(error, RayError | RayActorError) else 0].strip()[:300]

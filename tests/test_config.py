@@ -151,6 +151,14 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
         ),
         ("[learner]\nadvantage = 'gae'", '"gae" needs the critic of "ppo"'),
         (
+            "[learner]\nranks = 4\nexpert_parallel = 3",
+            "learner: expert_parallel (3) has to divide ranks (4)",
+        ),
+        (
+            "[learner]\nranks = 2\ndevice = 'cuda'\ngpus = 2",
+            "learner: gpus (2) is of each of the 2 ranks, and a rank uses one GPU",
+        ),
+        (
             "[learner.loss]\nkind = 'gspo'\ngrpo = { clip_high = 0.3 }",
             "learner.loss: [grpo] is set, and nothing reads it: kind is 'gspo', the correction is 'none'",
         ),

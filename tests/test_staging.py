@@ -75,7 +75,7 @@ async def _policies(checkpoint: Path, folder: Path) -> AsyncIterator[Policies]:
         await engine.start()
         learner = Learner(
             checkpoint,
-            LearnerConfig(row_tokens=256, threads=1),
+            LearnerConfig(micro_batch_tokens=256, threads=1),
             temperature=1.0,
             keep_versions=0,
         )

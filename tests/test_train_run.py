@@ -282,3 +282,63 @@ def test_an_engine_that_cannot_start_ends_the_run_with_one_sentence(tmp_path: Pa
     assert len(errors) == 1, output
     assert "could not start" in errors[0] and "Traceback" not in output
     assert command.left_behind() == []
+
+
+def test_a_learner_of_two_ranks_trains_and_its_weights_are_those_that_engines_load(
+    policy: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "ranks.toml"
+    config.write_text(
+        'name = "ranks"\nsteps = 4\neval = { before = false, after = false }\n'
+        f'model = {{ path = "{policy}" }}\n{COMMON}{CALCULATOR}'
+    )
+    command = Command(
+        tmp_path,
+        "train",
+        str(config),
+        "--learner.ranks=2",
+        "--learner.expert_parallel=2",
+        "--learner.optim.lr=1e-3",
+    )
+    code, output = command.wait()
+    assert code == 0, output
+    assert command.left_behind() == []
+    summary = _summary(tmp_path, "ranks")
+    _assert_books_balance(summary["ledger"])
+    assert summary["steps"] == 4
+    # The engines, which hold whole weights, agree with the ranks that made them from parts.
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+    assert sum(summary["staleness"].values()) == summary["ledger"]["all"]["trained"]
+    metrics = (tmp_path / "runs/ranks/metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line).get("optim/grad_norm", 0.0) for line in metrics) > 0
+    assert {f"learner-{rank}.log" for rank in (0, 1)} <= {
+        path.name for path in (tmp_path / "runs/ranks/logs").iterdir()
+    }
+
+
+def test_a_rank_of_the_learner_that_dies_ends_the_run_with_its_name(
+    policy: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "dies.toml"
+    config.write_text(
+        'name = "dies"\nsteps = 1000\neval = { before = false, after = false }\n'
+        f'model = {{ path = "{policy}" }}\n{COMMON}{CALCULATOR}'
+    )
+    command = Command(tmp_path, "train", str(config), "--learner.ranks=2")
+    output = command.read_until("step 2/1000")
+    assert "step 2/1000" in output, output
+    log = (tmp_path / "runs/dies/logs/learner-1.log").resolve()
+    [victim] = [p for p in command._alive() if _writes_to(p, log)]
+    victim.kill()
+    code, rest = command.wait()
+    assert code == 1, output + rest
+    errors = [line for line in rest.splitlines() if "error:" in line]
+    assert len(errors) == 1 and "rank 1 of the learner (learner-1.log) died" in errors[0], rest
+    assert command.left_behind() == []
+
+
+def _writes_to(process: psutil.Process, log: Path) -> bool:
+    try:
+        return Path(f"/proc/{process.pid}/fd/1").resolve() == log
+    except OSError:
+        return False

@@ -25,7 +25,9 @@ NOTHING = TrainSample("", "", (0,), (False,), (0.0,), (0.0,), (-1,))
 class PackedBatch:
     """One forward pass. source_N: where in the stream each policy token is predicted. target_N: the token.
     sample_N: its sample's index in the list that was packed. routing_TLK: the engine's expert choices, -1
-    where it made none; None where no sample has any."""
+    where it made none; None where no sample has any. versions: those that wrote a policy token of this
+    batch, or of one that another rank computes in step with it. num_tokens: of the samples, 0 where there
+    are none."""
 
     input_ids_T: Tensor
     position_ids_T: Tensor
@@ -36,6 +38,8 @@ class PackedBatch:
     advantages_N: Tensor
     versions_N: Tensor
     routing_TLK: Tensor | None
+    versions: frozenset[int]
+    num_tokens: int
     buckets: tuple[Bucket, ...]
 
 
@@ -72,11 +76,15 @@ def _spread(lengths: Sequence[int], max_tokens: int, count: int) -> list[list[in
 
 
 def pack(
-    samples: Sequence[TrainSample], indices: Sequence[int], device: torch.device
+    samples: Sequence[TrainSample],
+    indices: Sequence[int],
+    device: torch.device,
+    beside: Sequence[int] = (),
 ) -> PackedBatch:
     """Lay out the samples of these indices, longest first so that equal lengths are neighbours.
 
     No indices give one token from which nothing is predicted: a rank without work computes in step.
+    beside: what the other ranks compute at the same time.
     """
     order = sorted(indices, key=lambda i: (-len(samples[i].token_ids), i))
     chosen = [samples[i] for i in order] or [NOTHING]
@@ -99,6 +107,8 @@ def pack(
         advantages_N=stream([s.advantages for s in chosen], torch.float32)[mask],
         versions_N=stream([s.versions for s in chosen], torch.long)[mask],
         routing_TLK=_routing(chosen),
+        num_tokens=sum(len(samples[i].token_ids) for i in indices),
+        versions=frozenset(v for i in (*indices, *beside) for v in samples[i].policy_versions),
         buckets=plan_buckets(lengths, device),
     )
     tensors = {k: v.to(device) for k, v in vars(batch).items() if isinstance(v, Tensor)}

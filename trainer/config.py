@@ -286,7 +286,10 @@ class LearnerConfig(Section):
 
     dtype: of the products and of the weights they use; master weights and optimizer state are float32.
     micro_batch_tokens: tokens of one forward and backward pass; has to hold the longest trajectory.
-    cpus, gpus: what the learner's actor asks Ray for (0 CPUs: it shares the engines' cores).
+    ranks: processes, each with a device of its own, over which the policy is sharded (FSDP2); a cold start
+    has one. expert_parallel: so many neighbouring ranks share out the routed experts among them. Divides
+    `ranks` and the number of experts.
+    cpus, gpus: what each rank's actor asks Ray for (0 CPUs: it shares the engines' cores).
     advantage: where it is missing, that of the loss's paper.
     deterministic: the same samples give the same losses to the bit, on one machine with the same threads.
     """
@@ -296,6 +299,8 @@ class LearnerConfig(Section):
     micro_batch_tokens: PositiveInt = 4096
     threads: PositiveInt | None = None
     deterministic: bool = False
+    ranks: PositiveInt = 1
+    expert_parallel: PositiveInt = 1
     cpus: float = Field(default=0, ge=0)
     gpus: float = Field(default=0, ge=0)
     advantage: AdvantageName = "grpo"
@@ -321,6 +326,14 @@ class LearnerConfig(Section):
             raise ValueError(
                 f"advantage {self.advantage!r} does not go with loss.kind {self.loss.kind!r}: "
                 '"gae" needs the critic of "ppo", and "ppo" needs "gae"'
+            )
+        if self.ranks % self.expert_parallel:
+            raise ValueError(
+                f"expert_parallel ({self.expert_parallel}) has to divide ranks ({self.ranks})"
+            )
+        if self.device == "cuda" and self.ranks > 1 and self.gpus > 1:
+            raise ValueError(
+                f"gpus ({self.gpus:g}) is of each of the {self.ranks} ranks, and a rank uses one GPU"
             )
         return self
 

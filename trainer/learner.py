@@ -1,7 +1,9 @@
 """The learner: holds the policy being trained, applies updates, gives out weights.
 
-Plain torch in one process; `rl` places it in a Ray actor. Consumes lists of `TrainSample`, produces a
-new policy version per `step` and a dict of metrics. Shapes: see `trainer.batch`; V vocabulary.
+Plain torch in one process, or in several that hold a part of the policy each (`trainer.parallel`); `rl`
+places them in Ray actors. Consumes lists of `TrainSample`, produces a new policy version per `step`, and
+metrics. Several ranks are called together with the same arguments: each computes its share of the samples,
+and all give the answer of one rank alone. Shapes: see `trainer.batch`; V vocabulary.
 """
 
 import math
@@ -25,11 +27,18 @@ from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
 from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of, hidden_z_loss
 from trainer.optimizer import Optimizer
-from trainer.policy import load_policy
+from trainer.parallel import ALONE, Ranks, exchanged, materialise, shard
+from trainer.policy import fill_policy, load_policy, outline_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
-from trainer.weights import snapshot, write_checkpoint, write_weights
+from trainer.weights import (
+    published_weights,
+    snapshot,
+    working_dtype,
+    write_checkpoint,
+    write_weights,
+)
 
 
 class Learner:
@@ -42,8 +51,12 @@ class Learner:
         *,
         temperature: float,
         keep_versions: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs."""
+        """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs.
+
+        Raises ValueError where the policy cannot be shared out over the ranks.
+        """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if config.deterministic:
@@ -51,10 +64,20 @@ class Learner:
         self.config = config
         self.keep_versions = keep_versions
         self.device = torch.device(config.device)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.ranks = ranks
         critic = config.loss.kind == "ppo"
-        self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
-        self.scorer.to(self.device).train()
-        self.optimizer = Optimizer(self.scorer, config.optim, getattr(torch, config.dtype))
+        if ranks.count == 1:
+            self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
+            self.scorer.to(self.device)
+            self.optimizer = Optimizer(self.scorer, config.optim, self.dtype)
+        else:
+            self.scorer = Scorer(outline_policy(checkpoint), temperature, critic=critic)
+            shard(self.scorer, ranks, self.dtype)
+            materialise(self.scorer, self.device)
+            fill_policy(self.model, checkpoint)
+            self.optimizer = Optimizer(self.scorer, config.optim, torch.float32, ranks)
+        self.scorer.train()
         self.scorer.tape.replay = config.router.replay
         self.experts: Experts | None = None
         self.biases: BiasController | None = None
@@ -115,7 +138,7 @@ class Learner:
                 critic=critic,
             )
             loss, metrics = objective(inputs, config)
-            (loss + self._router_losses(watch, len(batch.input_ids_T), all_tokens)).backward()
+            (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
             sums["loss"] += loss.item()
@@ -125,6 +148,9 @@ class Learner:
             for name, value in metrics.items():
                 sums[name] += value.item()
         grad_norm = self._update(remember=True)
+        sums = self.ranks.total(sums)
+        if watch is not None:
+            self.ranks.add_up(watch.tensors())
         if self.biases is not None and watch is not None:
             self.biases.update(watch.counts_LE, self.version - 1)
         gap, compared = sums.pop("gap"), sums.pop("compared")
@@ -151,6 +177,8 @@ class Learner:
     def _router_losses(self, watch: RouterWatch | None, tokens: int, all_tokens: int) -> Tensor:
         """The balance and the z-loss of the micro-batch that was just scored, weighted."""
         loss = torch.zeros((), device=self.device)
+        if not tokens:
+            return loss
         if watch is not None:
             loss = loss + watch.note(self.scorer.tape, tokens / all_tokens)
         if self.config.router.z_weight:
@@ -180,12 +208,12 @@ class Learner:
         for batch in self._micro_batches(samples):
             values_N = self._values(batch)
             if self.config.loss.behaviour == "learner":
-                for version in sorted(set(batch.versions_N.tolist()) & set(self.past_weights)):
+                for version in sorted(batch.versions & set(self.past_weights)):
                     past_N = self._values(batch, self.past_weights[version])
                     values_N = torch.where(batch.versions_N == version, past_N, values_N)
             for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
                 found[index].append(value)
-        return found
+        return self.ranks.merged(found)
 
     def imitate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One supervised update: mean negative log-likelihood of the policy's tokens."""
@@ -195,7 +223,8 @@ class Learner:
             loss = -self._score(batch).logprobs_N.sum() / num_tokens
             loss.backward()
             total += loss.item()
-        return {"sft/loss": total, "optim/grad_norm": self._update(remember=False)}
+        grad_norm = self._update(remember=False)
+        return {"sft/loss": self.ranks.total({"loss": total})["loss"], "optim/grad_norm": grad_norm}
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[TrainSample]) -> list[list[float]]:
@@ -205,19 +234,34 @@ class Learner:
             values_N = self._score(batch).logprobs_N
             for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
                 found[index].append(value)
-        return found
+        return self.ranks.merged(found)
 
     def snapshot(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The present weights as the engines take them, in memory of their own: the learner may go on."""
+        """The present weights as the engines take them, in memory of their own: the learner may go on.
+
+        Of several ranks rank 0 has them, and the others have helped to gather them.
+        """
+        if self.ranks.rank:
+            self._help_to_gather(dtype)
+            return {}
         return snapshot(self.model, dtype)
 
     def publish(self, path: Path, dtype: torch.dtype) -> int:
-        """Write the present weights for the engines. Returns the file's size in bytes."""
-        return write_weights(self.snapshot(dtype), path)
+        """Write the present weights for the engines. Returns the file's size in bytes, on rank 0."""
+        weights = self.snapshot(dtype)
+        return 0 if self.ranks.rank else write_weights(weights, path)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights (without the tokenizer)."""
-        write_checkpoint(self.model, folder, torch.float32)
+        if self.ranks.rank:
+            self._help_to_gather(torch.float32)
+        else:
+            write_checkpoint(self.model, folder, torch.float32)
+
+    def _help_to_gather(self, dtype: torch.dtype) -> None:
+        """This rank's part in rank 0's reading of the whole weights."""
+        for _ in published_weights(self.model, dtype):
+            pass
 
     def save_state(
         self, folder: Path, beside: Callable[[Path], object] = lambda folder: None
@@ -246,7 +290,7 @@ class Learner:
             folder,
             self._state(),
             self.model.config,  # pyright: ignore[reportArgumentType]
-            past_like=self.scorer.state_dict(),
+            past_like=self._present_weights(),
         )
         self.optimizer.refresh()
         self.optimizer.updates, self.version = record.updates, record.version
@@ -262,16 +306,18 @@ class Learner:
         )
 
     def _micro_batches(self, samples: Sequence[TrainSample]) -> Iterator[PackedBatch]:
-        """Packed; samples of one version stay together, so that each batch is scored again under
-        as few past versions as can be."""
+        """This rank's, packed; samples of one version stay together, so that each batch is scored again
+        under as few past versions as can be."""
         by_version: dict[int, list[int]] = defaultdict(list)
         for index, sample in enumerate(samples):
             by_version[min(sample.policy_versions, default=self.version)].append(index)
         for indices in by_version.values():
             lengths = [len(samples[i].token_ids) for i in indices]
-            [own] = plan_micro_batches(lengths, self.config.micro_batch_tokens)
-            for chosen in own:
-                yield pack(samples, [indices[j] for j in chosen], self.device)
+            plans = plan_micro_batches(lengths, self.config.micro_batch_tokens, self.ranks.count)
+            for together in zip(*plans, strict=True):
+                every = [[indices[j] for j in chosen] for chosen in together]
+                mine = every.pop(self.ranks.rank)
+                yield pack(samples, mine, self.device, beside=[i for other in every for i in other])
 
     @torch.no_grad()
     def _past_logprobs(self, batch: PackedBatch) -> Tensor:
@@ -280,7 +326,7 @@ class Learner:
         past_N = torch.full_like(batch.rollout_logprobs_N, math.nan)
         if self.config.loss.behaviour == "engine":
             return past_N
-        for version in sorted(set(batch.versions_N.tolist()) - {self.version}):
+        for version in sorted(batch.versions - {self.version}):
             if version not in self.past_weights:
                 raise ValueError(
                     f"a sample of version {version} came when the weights of "
@@ -299,17 +345,24 @@ class Learner:
         """Now, or under an earlier version's weights."""
         if weights is None:
             return self.scorer(batch)
-        return functional_call(self.scorer, weights, (batch,))
+        if self.ranks.count == 1:
+            return functional_call(self.scorer, weights, (batch,))
+        with exchanged(self.scorer, weights):
+            return self.scorer(batch)
+
+    def _present_weights(self) -> dict[str, Tensor]:
+        """A copy of what scores depend on, the routers' bias included, as the products use it."""
+        return {
+            name: t.detach().to(working_dtype(name, self.dtype), copy=True)
+            for name, t in self.scorer.state_dict().items()
+        }
 
     def _update(self, *, remember: bool) -> float:
         """Clip, step. With `remember`, a new policy version begins."""
         norm = self.optimizer.clip()
         if remember:
             if self.keep_versions:
-                # Of the router's bias too, which the controller moves.
-                self.past_weights[self.version] = {
-                    name: p.detach().clone() for name, p in self.scorer.state_dict().items()
-                }
+                self.past_weights[self.version] = self._present_weights()
             self.version += 1
             self.past_weights.pop(self.version - self.keep_versions - 1, None)
         self.optimizer.step()

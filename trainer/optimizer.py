@@ -2,25 +2,38 @@
 
 With float32 weights the two are the same tensors. With bfloat16 weights each gradient is added to a float32
 one as soon as it is complete, and given up: small updates are not lost to rounding, nor are the later
-micro-batches of a batch.
+micro-batches of a batch. Sharded weights (`trainer.parallel`) are float32 and are the masters.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from trainer.config import OptimConfig
+from trainer.parallel import ALONE, Ranks, local
 from trainer.weights import working_dtype
 
 
 class Optimizer:
     """One update at a time: backward passes, then `step`."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype) -> None:
-        """The model comes in float32; its weights become `dtype`, those of the router excepted."""
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        dtype: torch.dtype,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """The model comes in float32; its weights become `dtype`, those of the router excepted.
+
+        With several ranks it comes sharded over all of them, and `dtype` is float32.
+        """
         self.config = config
+        self.ranks = ranks
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.masters = dict(self.weights)
         for name, p in self.weights.items():
@@ -29,7 +42,7 @@ class Optimizer:
                 p.data = p.data.to(low)
                 p.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
         self.adam = torch.optim.AdamW(
-            self.masters.values(),
+            [{"params": group} for group in _by_mesh(self.masters.values())],
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
@@ -48,14 +61,14 @@ class Optimizer:
 
         Raises FloatingPointError, the gradient left as it is, where the norm is not finite.
         """
-        norm = nn.utils.get_total_norm(
-            [p.grad for p in self.masters.values() if p.grad is not None]
-        )
+        grads = [local(p.grad) for p in self.masters.values() if p.grad is not None]
+        norm = self.ranks.norm(nn.utils.get_total_norm(grads))
         if not math.isfinite(norm.item()):
             raise FloatingPointError(
                 f"the gradient norm of update {self.updates} is {norm.item()}: the weights stay as they are"
             )
-        nn.utils.clip_grads_with_norm_(self.masters.values(), self.config.max_grad_norm, norm)
+        scale = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]
         return norm.item()
 
     def step(self) -> None:
@@ -73,6 +86,14 @@ class Optimizer:
         for name, p in self.weights.items():
             if self.masters[name] is not p:
                 p.copy_(self.masters[name])
+
+
+def _by_mesh(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Groups that one fused update takes: weights that are sharded over the same mesh."""
+    groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for p in weights:
+        groups.setdefault(p.device_mesh if isinstance(p, DTensor) else None, []).append(p)
+    return list(groups.values())
 
 
 def _move_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:

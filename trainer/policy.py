@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.longcat_flash import modeling_longcat_flash
 from transformers.models.qwen3_moe import modeling_qwen3_moe
@@ -82,6 +83,30 @@ def load_policy(checkpoint: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     model = build_policy(config, dtype)
     read_checkpoint(model, _local(checkpoint))
     return model
+
+
+def outline_policy(checkpoint: str | Path) -> PreTrainedModel:
+    """The same policy without memory for its weights, which `fill_policy` reads once they have some.
+
+    Raises ValueError for a family that is not in REPLACED.
+    """
+    config = AutoConfig.from_pretrained(str(checkpoint))
+    if config.model_type not in REPLACED:
+        raise ValueError(
+            f"learner.ranks: a policy of the family {config.model_type} is trained on 1 rank; several "
+            f"are for {' and '.join(REPLACED)}"
+        )
+    with torch.device("meta"):
+        model = build_policy(config, torch.float32)
+    # Computed from the config, and in no checkpoint.
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(config=config)
+    return model
+
+
+def fill_policy(model: nn.Module, checkpoint: str | Path) -> None:
+    """Read the weights of the checkpoint that `outline_policy` was given, of a sharded model its part."""
+    read_checkpoint(model, _local(checkpoint))
 
 
 def _local(checkpoint: str | Path) -> Path:

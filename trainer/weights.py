@@ -10,12 +10,15 @@ place; the readers (this file, and the vLLM plugin) pass over them.
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedConfig
 
 # transformers' class does not write these keys of the published LongCat-Flash config; vLLM needs them.
@@ -25,7 +28,6 @@ LONGCAT_PUBLISHED_KEYS = {
     "zero_expert_type": "identity",
 }
 _STACKED = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
-_EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight$")
 
 
 def routed_experts(config: PreTrainedConfig) -> int:
@@ -45,21 +47,27 @@ def published_weights(
     """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`, layer by layer.
 
     The only place that knows how the learner's modules hold their weights. copy: no tensor shares memory
-    with the model.
+    with the model. Of a sharded model every rank has to take all of them, for each is gathered when its turn
+    comes.
     """
     for name, tensor in model.state_dict().items():
         stacked = _STACKED.match(name)
         if stacked is None:
-            yield name, tensor.to(working_dtype(name, dtype), copy=copy)
+            yield name, _whole(tensor.to(working_dtype(name, dtype), copy=copy))
             continue
         prefix, kind = stacked.groups()
-        for expert, weight in enumerate(tensor.to(dtype, copy=copy)):
+        for expert, weight in enumerate(_whole(tensor.to(dtype, copy=copy))):
             if kind == "down_proj":
                 yield f"{prefix}.{expert}.down_proj.weight", weight
             else:
                 gate, up = weight.chunk(2, dim=0)
                 yield f"{prefix}.{expert}.gate_proj.weight", gate
                 yield f"{prefix}.{expert}.up_proj.weight", up
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from its ranks, all of which have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -106,38 +114,64 @@ def write_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype) -> None
 def read_checkpoint(model: nn.Module, folder: Path) -> None:
     """Load a folder in the published form (one safetensors file or several) into the model, in place.
 
-    Raises ValueError naming the first tensor that is missing or has another shape.
+    Of a sharded model only what this rank holds is read. Raises ValueError naming the first tensor that is
+    missing or has another shape.
     """
-    state = model.state_dict()
-    missing = {name for name, _ in published_weights(model, torch.float32)}
+    missing = dict(_targets(model))
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
-                expert = _EXPERT.match(name)
-                if expert is None:
-                    target = state.get(name)
-                else:
-                    prefix, index, kind = expert.group(1), int(expert.group(2)), expert.group(3)
-                    own = f"{prefix}.{'down_proj' if kind == 'down_proj' else 'gate_up_proj'}"
-                    target = state.get(own)
-                    if target is not None and index >= len(target):
-                        continue  # a zero-computation expert's placeholder
-                    if target is not None:
-                        target = target[index]
-                        if kind != "down_proj":
-                            target = target.chunk(2, dim=0)[kind == "up_proj"]
+                target = missing.pop(name, None)
                 if target is None:
-                    continue
-                value = tensors.get_tensor(name)
-                if value.shape != target.shape:
+                    continue  # such as a zero-computation expert's placeholder
+                value = tensors.get_slice(name)
+                if tuple(value.get_shape()) != target.shape:
                     raise ValueError(
-                        f"{file}: {name} has shape {tuple(value.shape)}, "
-                        f"the config asks for {tuple(target.shape)}"
+                        f"{file}: {name} has shape {tuple(value.get_shape())}, "
+                        f"the config asks for {target.shape}"
                     )
-                target.copy_(value)
-                missing.discard(name)
+                if target.held.numel():
+                    target.held.copy_(value[target.first : target.first + len(target.held)])
     if missing:
         raise ValueError(f"{folder}: no weights for {min(missing)} ({len(missing)} missing in all)")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Memory for a published tensor of this shape: `held` are its rows from `first` on, all of them where the
+    model is not sharded."""
+
+    shape: tuple[int, ...]
+    first: int
+    held: Tensor
+
+
+def _targets(model: nn.Module) -> Iterator[tuple[str, _Target]]:
+    """By published name."""
+    for name, tensor in model.state_dict().items():
+        shape, first, held = tuple(tensor.shape), 0, tensor
+        if isinstance(tensor, DTensor):
+            # Parts of dimension 0, so rows that lie together (`trainer.parallel`).
+            _, offset = compute_local_shape_and_global_offset(
+                shape, tensor.device_mesh, tensor.placements
+            )
+            first, held = offset[0], tensor.to_local()
+        stacked = _STACKED.match(name)
+        if stacked is None:
+            yield name, _Target(shape, first, held)
+            continue
+        prefix, kind = stacked.groups()
+        for expert in range(shape[0]):
+            here = first <= expert < first + len(held)
+            rows = held[expert - first] if here else held.new_empty(0, *shape[2:])
+            if kind == "down_proj":
+                yield f"{prefix}.{expert}.down_proj.weight", _Target(shape[1:], 0, rows)
+                continue
+            half = (shape[1] // 2, *shape[2:])
+            for projection, part in zip(
+                ("gate_proj", "up_proj"), rows.tensor_split(2), strict=True
+            ):
+                yield f"{prefix}.{expert}.{projection}.weight", _Target(half, 0, part)
 
 
 def _zero_expert_placeholders(

@@ -4,9 +4,11 @@ Takes the place of transformers' expert classes of LongCat-Flash and Qwen3-MoE (
 Zero-computation experts (LongCat-Flash report, section 2.1: E_i(x) = x for i > N) have no weights and never
 enter a product: all of them together cost one multiplication per token. No pass scatters: tokens are
 gathered into expert order and their results summed back by position, so both directions are deterministic.
+With expert parallelism (`share`) pairs go to the ranks that hold their experts and back in between
+(`trainer.moe.exchange`); zero-computation experts stay where the token is.
 
 Shapes: T tokens, K experts per token, N routed experts, S token-expert pairs of routed experts (<= T K),
-D model width, F expert width.
+R pairs of all ranks for the experts held here, D model width, F expert width.
 """
 
 from dataclasses import dataclass
@@ -15,8 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedConfig
 
+from trainer.moe.exchange import from_experts, plan_route, to_experts
 from trainer.swiglu import swiglu
 from trainer.weights import routed_experts
 
@@ -98,18 +103,52 @@ class GroupedExperts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, width))
         for weight in (self.gate_up_proj, self.down_proj):
             nn.init.normal_(weight, std=config.initializer_range)
+        self.holders: DeviceMesh | None = None
+
+    def share(self, mesh: DeviceMesh) -> None:
+        """Keep this rank's part of the experts, which every rank of the 1-D mesh has whole.
+
+        Raises ValueError where the experts cannot be shared out evenly.
+        """
+        if self.num_experts % mesh.size():
+            raise ValueError(
+                f"learner.expert_parallel ({mesh.size()}) has to divide the policy's {self.num_experts} "
+                "routed experts"
+            )
+        for name in ("gate_up_proj", "down_proj"):
+            whole = getattr(self, name).data
+            part = distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)
+            setattr(self, name, nn.Parameter(part))
+        self.holders = mesh
 
     def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Weighted sum of each token's experts, (T, D)."""
         plan = dispatch(experts_TK, self.num_experts)
         identity_T = (weights_TK * (experts_TK >= self.num_experts)).sum(-1)
         identity_TD = x_TD * identity_T.to(x_TD.dtype)[:, None]
-        if not len(plan.pair_S):  # a grouped product of no rows has no gradient
+        if self.holders is None and not len(plan.pair_S):
             return identity_TD
         weight_S = weights_TK.float().flatten()[plan.pair_S]
-        x_SD = _Gather.apply(x_TD, plan)
-        inner_S2F = F.grouped_mm(x_SD, self.gate_up_proj.transpose(1, 2), offs=plan.ends_N)
+        x_SD: Tensor = _Gather.apply(x_TD, plan)  # pyright: ignore[reportAssignmentType]
+        if self.holders is None:
+            y_SD = self._products(x_SD, weight_S, plan.ends_N)
+        else:
+            route = plan_route(plan.ends_N, self.holders.get_group())
+            x_RD, weight_R = to_experts(x_SD, weight_S, route)
+            y_SD = from_experts(self._products(x_RD, weight_R, route.ends_L), route)
+        return identity_TD + _Combine.apply(y_SD, plan)  # pyright: ignore[reportOperatorIssue]
+
+    def _products(self, x_SD: Tensor, weight_S: Tensor, ends_N: Tensor) -> Tensor:
+        """Each row through its expert, times its weight; N and S are of the experts held here."""
+        if not len(
+            x_SD
+        ):  # a grouped product of no rows has no gradient, and the exchange needs one
+            return x_SD * weight_S[:, None].to(x_SD.dtype)
+        inner_S2F = F.grouped_mm(x_SD, _held(self.gate_up_proj).transpose(1, 2), offs=ends_N)
         # The routing weight multiplies the narrow inner activation: fewer elements than the output.
         h_SF = swiglu(inner_S2F, weight_S)
-        y_SD = F.grouped_mm(h_SF, self.down_proj.transpose(1, 2), offs=plan.ends_N)
-        return identity_TD + _Combine.apply(y_SD, plan)  # pyright: ignore[reportOperatorIssue]
+        return F.grouped_mm(h_SF, _held(self.down_proj).transpose(1, 2), offs=ends_N)
+
+
+def _held(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight

@@ -1,0 +1,88 @@
+"""The learner's ranks behind one handle, with ranks that answer, raise, die or hang on command."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from fakes import Remote
+from ray.exceptions import ActorDiedError
+
+import rl.learner_ranks
+from rl.learner_ranks import LearnerRanks, RankError
+from rl.process import first_line
+
+
+class FakeRank:
+    """Answers calls in their order; `then` says what a call ends with: a value, an error, or never."""
+
+    def __init__(self, then: object) -> None:
+        self.then = then
+        self.asked: list[tuple[str, object]] = []
+        self.handle = SimpleNamespace(
+            step=Remote(lambda groups: self._answer("step", groups)),
+            snapshot=Remote(lambda path: self._answer("snapshot", path)),
+            publish=Remote(lambda path: self._answer("publish", path)),
+            save=Remote(lambda folder: self._answer("save", folder)),
+            saved=Remote(lambda: self._answer("saved", None)),
+        )
+
+    async def _answer(self, name: str, argument: object) -> object:
+        self.asked.append((name, argument))
+        if self.then == "hangs":
+            await asyncio.Event().wait()
+        if isinstance(self.then, Exception):
+            raise self.then
+        return self.then
+
+
+def together(*then: object) -> tuple[LearnerRanks, list[FakeRank]]:
+    ranks = [FakeRank(t) for t in then]
+    return LearnerRanks([rank.handle for rank in ranks]), ranks
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl.learner_ranks, "GRACE_SECONDS", 0.05)
+
+
+async def test_every_rank_is_asked_and_rank_0_answers():
+    learner, ranks = together({"loss": 1.0}, {"loss": 2.0}, {"loss": 3.0})
+    assert await learner.step.remote(["groups"]) == {"loss": 1.0}
+    assert await learner.publish.remote("path") == {"loss": 1.0}
+    await learner.save.remote("folder")
+    wanted = [("step", ["groups"]), ("publish", "path"), ("save", "folder")]
+    assert [rank.asked for rank in ranks] == [wanted] * 3
+
+
+async def test_what_every_rank_refuses_is_raised_as_it_is():
+    refused = ValueError("sample s0: its reward is nan")
+    learner, _ = together(refused, ValueError(str(refused)))
+    with pytest.raises(ValueError, match="sample s0: its reward is nan") as raised:
+        await learner.step.remote([])
+    assert raised.value is refused
+
+
+async def test_a_rank_that_fails_while_the_others_wait_for_it_ends_the_call():
+    learner, _ = together("hangs", MemoryError("out of memory"), "hangs")
+    with pytest.raises(RankError) as raised:
+        await learner.step.remote([])
+    sentence = "rank 1 of the learner (learner-1.log) failed: out of memory"
+    assert first_line(raised.value) == sentence
+
+
+async def test_of_a_rank_that_died_and_those_that_lost_it_the_dead_one_is_named():
+    learner, _ = together(RuntimeError("connection closed by peer"), ActorDiedError())
+    with pytest.raises(RankError) as raised:
+        await learner.step.remote([])
+    assert first_line(raised.value) == "rank 1 of the learner (learner-1.log) died"
+
+
+async def test_a_call_that_is_given_up_leaves_nothing_running():
+    learner, _ = together("hangs", "hangs")
+    before = asyncio.all_tasks()
+    call = learner.step.remote([])
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before

@@ -1,0 +1,347 @@
+"""A learner on several ranks, in processes of their own over gloo, against one rank alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from rank_processes import RankProcesses
+from safetensors.torch import load_file
+from test_learner import LOSS, flat, samples
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
+from transformers import Qwen3MoeConfig
+
+from trainer.batch import plan_micro_batches
+from trainer.config import LearnerConfig, LossConfig, OptimConfig
+from trainer.learner import Learner
+from trainer.moe.exchange import from_experts, plan_route, to_experts
+from trainer.moe.experts import GroupedExperts
+from trainer.parallel import ALONE, Ranks
+from trainer.sample import TrainSample
+from trainer.sample_check import BadSample
+
+# How the experts lie on two ranks: sharded like every other weight, or each on one of them.
+EXPERT_PARALLEL = (1, 2)
+Join = Callable[[int], Ranks]
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankProcesses]:
+    with RankProcesses(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[RankProcesses]:
+    with RankProcesses(4) as ranks:
+        yield ranks
+
+
+def alone(_: int) -> Ranks:
+    """In place of `join`: one rank in this process."""
+    return ALONE
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a learner answered: the metrics of its steps, then the log-probs of the last step's samples."""
+
+    metrics: list[dict[str, float]]
+    logprobs: list[list[float]]
+    weights: dict[str, Tensor]
+
+
+def learner(join: Join, folder: Path, expert_parallel: int, **config) -> Learner:
+    settings = {"micro_batch_tokens": 64, "loss": LOSS, "optim": OptimConfig(lr=1e-3), "threads": 1}
+    return Learner(
+        folder,
+        LearnerConfig(**{**settings, **config}),
+        temperature=1.0,
+        keep_versions=1,
+        ranks=join(expert_parallel),
+    )
+
+
+def train(
+    join: Join,
+    folder: Path,
+    expert_parallel: int,
+    config: dict,
+    batches: Sequence[Sequence[TrainSample]],
+    out: Path,
+) -> Trained:
+    """Steps, and what the policy then is; rank 0 writes to `out`."""
+    ours = learner(join, folder, expert_parallel, **config)
+    metrics = [ours.step(batch) for batch in batches]
+    logprobs = ours.logprobs(batches[-1])
+    ours.publish(out, torch.float32)
+    return Trained(metrics, logprobs, load_file(out) if ours.ranks.rank == 0 else {})
+
+
+def assert_same(found: Trained, wanted: Trained, relative: float, absolute: float = 1e-7) -> None:
+    """absolute: of the metrics, whose terms may nearly cancel."""
+    for mine, theirs in zip(found.metrics, wanted.metrics, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            if not name.startswith("time/"):
+                assert mine[name] == pytest.approx(
+                    theirs[name], rel=relative, abs=absolute, nan_ok=True
+                ), name
+    gap = (flat(found.logprobs) - flat(wanted.logprobs)).norm() / flat(wanted.logprobs).norm()
+    assert gap <= relative, f"log-probs differ by {gap:.1e}"
+    assert found.weights.keys() == wanted.weights.keys()
+    for name, weight in found.weights.items():
+        gap = (weight - wanted.weights[name]).norm()
+        assert gap <= relative * wanted.weights[name].norm(), f"{name} differs by {gap:.1e}"
+
+
+def compared(
+    ranks: RankProcesses, folder: Path, out: Path, expert_parallel: int, config: dict, batches
+) -> tuple[Trained, Trained]:
+    """Rank 0's answers beside those of one rank; the other ranks answer the same, but for the weights."""
+    wanted = train(alone, folder, 1, config, batches, out / "one.safetensors")
+    first, *others = ranks(train, folder, expert_parallel, config, batches, out / "all.safetensors")
+    for other in others:
+        assert_same(replace(other, weights={}), replace(first, weights={}), 1e-12)
+    return first, wanted
+
+
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
+def test_two_ranks_train_as_one_does(two_ranks, family_checkpoint, tmp_path, expert_parallel):
+    """Loss, gradient norm and all other metrics, log-probs and published weights; the second batch is of
+    the version before, so it is scored under earlier weights as well."""
+    batches = [samples(0), samples(0, seed=4)]
+    found, wanted = compared(two_ranks, family_checkpoint, tmp_path, expert_parallel, {}, batches)
+    assert_same(found, wanted, 1e-5)
+    moved = found.metrics[1]["loss/clipped_pos"] + found.metrics[1]["loss/clipped_neg"]
+    assert moved > 0, "the first step changed what the second one sees"
+
+
+def test_experts_on_two_ranks_each_of_which_is_sharded_over_two_more(
+    four_ranks, checkpoint, tmp_path
+):
+    batches = [samples(0), samples(0, seed=4)]
+    found, wanted = compared(four_ranks, checkpoint, tmp_path, 2, {}, batches)
+    assert_same(found, wanted, 1e-5)
+
+
+@pytest.mark.parametrize(("expert_parallel", "kind"), [(1, "longcat"), (2, "longcat"), (2, "ppo")])
+def test_a_step_in_bfloat16_is_close_to_that_of_one_rank(
+    two_ranks, family_checkpoint, tmp_path, expert_parallel, kind
+):
+    """The critic of `ppo`, and LongCat-Flash's router, stay float32 among weights that do not."""
+    config = {"dtype": "bfloat16", "loss": LossConfig(kind=kind, max_completion_tokens=20)}
+    batches = [samples(0), samples(0, seed=4)]
+    found, wanted = compared(
+        two_ranks, family_checkpoint, tmp_path, expert_parallel, config, batches
+    )
+    for name in ("loss/loss", "loss/entropy", "optim/grad_norm"):
+        gap = abs(found.metrics[0][name] - wanted.metrics[0][name])
+        assert gap <= 0.03 * abs(wanted.metrics[0][name]), name
+    for name, weight in found.weights.items():
+        assert (weight - wanted.weights[name]).norm() <= 1e-2 * wanted.weights[name].norm(), name
+
+
+@pytest.mark.parametrize("kind", ["reinforce_pp", "ppo"])
+def test_advantages_over_the_whole_batch_are_those_of_one_rank(
+    two_ranks, checkpoint, tmp_path, kind
+):
+    config = {"loss": LossConfig(kind=kind)}
+    batches = [
+        [replace(s, reward=float(i % 3)) for i, s in enumerate(samples(0, seed=seed))]
+        for seed in (3, 4)
+    ]
+    found, wanted = compared(two_ranks, checkpoint, tmp_path, 2, config, batches)
+    assert_same(found, wanted, 1e-5, absolute=1e-6)
+
+
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
+def test_a_rank_without_a_sample_takes_part(two_ranks, checkpoint, tmp_path, expert_parallel):
+    batches = [samples(0)[:1], samples(0)[3:4]]
+    plan = plan_micro_batches([len(s.token_ids) for s in batches[0]], 64, ranks=2)
+    assert plan == [[[0]], [[]]], "the second rank has nothing to do"
+    found, wanted = compared(two_ranks, checkpoint, tmp_path, expert_parallel, {}, batches)
+    assert_same(found, wanted, 1e-5)
+
+
+def test_ranks_whose_samples_are_of_other_versions_score_them_together(
+    two_ranks, checkpoint, tmp_path
+):
+    """A sample begun under version 0 and ended under 1, beside one that is all of version 0."""
+    batch = samples(0)[:2]
+    wrote = [t for t, m in enumerate(batch[0].loss_mask) if m]
+    versions = tuple(1 if t == wrote[-1] else v for t, v in enumerate(batch[0].versions))
+    mixed = [replace(batch[0], versions=versions), batch[1]]
+    found, wanted = compared(two_ranks, checkpoint, tmp_path, 1, {}, [samples(0), mixed])
+    assert_same(found, wanted, 1e-5)
+
+
+def bad_calls(join: Join, folder: Path) -> tuple[str, str, list[list[float]], list[list[float]]]:
+    ours = learner(join, folder, 2)
+    before = ours.logprobs(samples())
+    told = []
+    for change in (
+        {"reward": float("nan")},
+        {"advantages": tuple(1e38 if m else 0.0 for m in samples()[0].loss_mask)},
+    ):
+        with pytest.raises((BadSample, FloatingPointError)) as raised:
+            ours.step([replace(samples()[0], **change), *samples()[1:]])
+        told.append(str(raised.value))
+        ours.optimizer.adam.zero_grad()
+    return told[0], told[1], before, ours.logprobs(samples())
+
+
+def test_what_one_rank_refuses_all_refuse_and_nothing_changes(two_ranks, checkpoint):
+    """One sample's gradient is computed on one rank only."""
+    for sentence, infinite, before, after in two_ranks(bad_calls, checkpoint):
+        assert sentence == "sample s0 (fake): its reward is nan; it has to be finite"
+        assert infinite.startswith("the gradient norm of update 0 is ")
+        assert after == before
+
+
+def imitate(join: Join, folder: Path, expert_parallel: int) -> list[dict[str, float]]:
+    ours = learner(join, folder, expert_parallel)
+    return [ours.imitate(samples()) for _ in range(2)]
+
+
+def test_imitation_is_that_of_one_rank(two_ranks, checkpoint):
+    for found in two_ranks(imitate, checkpoint, 2):
+        for mine, theirs in zip(found, imitate(alone, checkpoint, 1), strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+ROUTED, WIDTH, INNER = 6, 16, 8
+# Experts that each rank's tokens choose; those from ROUTED on are zero-computation experts.
+CHOICES = {
+    "all": ([[0, 5], [3, 1], [2, 7], [4, 0]], [[5, 4], [3, 6], [1, 2]]),
+    "to one rank only": ([[0, 1], [2, 0]], [[1, 2], [0, 6], [2, 1]]),
+    "from one rank only": ([[0, 4], [3, 7]], [[6, 7], [7, 6]]),
+    "none at all": ([[6, 7]], [[7, 6]]),
+}
+
+
+def experts() -> GroupedExperts:
+    torch.manual_seed(0)
+    return GroupedExperts(
+        Qwen3MoeConfig(
+            num_experts=ROUTED,
+            hidden_size=WIDTH,
+            moe_intermediate_size=INNER,
+            initializer_range=0.3,
+        )
+    )
+
+
+def tokens(chosen: Sequence[Sequence[int]], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    x = torch.randn(len(chosen), WIDTH, requires_grad=True)
+    return x, torch.tensor(chosen), torch.rand(len(chosen), 2, requires_grad=True)
+
+
+def pass_experts(join: Join, choices: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
+    """Output, and gradients of the tokens, of their routing weights and of the experts held here."""
+    ranks = join(2)
+    assert ranks.mesh is not None
+    layer = experts()
+    layer.share(ranks.mesh["ep"])
+    x, chosen, weights = tokens(choices[ranks.rank], seed=ranks.rank + 1)
+    out = layer(x, chosen, weights)
+    (out * torch.arange(WIDTH)).sum().backward()
+    held = []
+    for weight in (layer.gate_up_proj, layer.down_proj):
+        mine = weight.to_local()
+        held.append(torch.zeros_like(mine) if weight.grad is None else weight.grad.to_local())
+    return [t.detach().numpy() for t in (out, x.grad, weights.grad, *held)]
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_experts_on_two_ranks_are_those_of_one_layer(two_ranks, case):
+    choices = CHOICES[case]
+    layer = experts()
+    inputs = [tokens(chosen, seed=rank + 1) for rank, chosen in enumerate(choices)]
+    outs = [layer(*own) for own in inputs]
+    sum((out * torch.arange(WIDTH)).sum() for out in outs).backward()
+    found = [[torch.from_numpy(t) for t in rank] for rank in two_ranks(pass_experts, choices)]
+    for rank, (x, _, weights) in enumerate(inputs):
+        out, dx, dweights = found[rank][:3]
+        assert torch.allclose(out, outs[rank], atol=1e-6)
+        assert torch.allclose(dx, x.grad, atol=1e-5)
+        assert torch.allclose(dweights, weights.grad, atol=1e-5)
+    for index, weight in enumerate((layer.gate_up_proj, layer.down_proj)):
+        whole = torch.cat([found[rank][3 + index] for rank in (0, 1)])
+        wanted = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        assert torch.allclose(whole, wanted, atol=1e-5)
+
+
+def travel(join: Join) -> tuple[list[float], list[float], list[int]]:
+    """Rows that say where they come from and where they want to go: rank, expert, number."""
+    ranks = join(2)
+    assert ranks.mesh is not None
+    counts = [[2, 0, 1, 3], [1, 1, 0, 2]][ranks.rank]
+    rows = [100 * ranks.rank + 10 * e + i for e, n in enumerate(counts) for i in range(n)]
+    x = torch.tensor(rows, dtype=torch.float32)[:, None]
+    route = plan_route(torch.tensor(counts).cumsum(0), ranks.mesh["ep"].get_group())
+    there, weight = to_experts(x, x[:, 0] + 1, route)
+    assert torch.equal(weight, there[:, 0] + 1)
+    assert torch.equal(from_experts(there, route), x)
+    return there[:, 0].tolist(), x[:, 0].tolist(), route.ends_L.tolist()
+
+
+def test_rows_arrive_sorted_by_expert_and_go_back_to_their_places(two_ranks):
+    (first, _, first_ends), (second, _, second_ends) = two_ranks(travel)
+    assert first == [0, 1, 100, 110] and first_ends == [3, 4]
+    assert second == [20, 30, 31, 32, 130, 131] and second_ends == [1, 6]
+
+
+def share_unevenly(join: Join) -> str:
+    ranks = join(2)
+    assert ranks.mesh is not None
+    layer = GroupedExperts(
+        Qwen3MoeConfig(num_experts=5, hidden_size=WIDTH, moe_intermediate_size=INNER)
+    )
+    with pytest.raises(ValueError) as raised:
+        layer.share(ranks.mesh["ep"])
+    return str(raised.value)
+
+
+def test_experts_that_cannot_be_shared_out_are_refused(two_ranks):
+    for sentence in two_ranks(share_unevenly):
+        assert sentence == (
+            "learner.expert_parallel (2) has to divide the policy's 5 routed experts"
+        )
+
+
+def state(ours: Learner) -> dict[str, Tensor]:
+    """Weights and AdamW's moments by name."""
+    found = {}
+    for name, weight in ours.optimizer.masters.items():
+        found[name] = weight.detach()
+        for key in ("exp_avg", "exp_avg_sq"):
+            found[f"{name}/{key}"] = ours.optimizer.adam.state[weight][key]
+    return found
+
+
+def save_after_a_step(join: Join, folder: Path, expert_parallel: int, target: Path) -> None:
+    ours = learner(join, folder, expert_parallel)
+    ours.step(samples(0))
+    save_state(state(ours), checkpoint_id=target)
+
+
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
+def test_torchs_checkpoint_of_two_ranks_loads_on_one(
+    two_ranks, family_checkpoint, tmp_path, expert_parallel
+):
+    """The shards say truly what they are parts of, also those of the experts and of the optimizer."""
+    two_ranks(save_after_a_step, family_checkpoint, expert_parallel, tmp_path / "saved")
+    ours = learner(alone, family_checkpoint, 1)
+    ours.step(samples(0))
+    wanted = {name: t.clone() for name, t in state(ours).items()}
+    found = {name: torch.zeros_like(t) for name, t in wanted.items()}
+    load_state(found, storage_reader=dcp.FileSystemReader(tmp_path / "saved"), no_dist=True)
+    for name, tensor in found.items():
+        gap = (tensor - wanted[name]).norm()
+        assert gap <= 1e-4 * wanted[name].norm(), f"{name} differs by {gap:.1e}"
