@@ -390,3 +390,14 @@ def test_a_cold_start_reports_each_update_and_repeats_exactly(checkpoint):
     first = losses()
     assert [step for step, _ in first] == list(range(5))
     assert losses() == first
+
+
+def test_a_step_that_computes_activations_again_is_the_same_step(family_checkpoint):
+    found = []
+    for recompute in (False, True):
+        ours = learner(family_checkpoint, recompute=recompute)
+        batch = with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)
+        metrics = ours.step(batch)
+        found.append({k: v for k, v in metrics.items() if not k.startswith("time/")})
+        found.append(ours.logprobs(samples()))
+    assert found[0] == found[2] and found[1] == found[3]

@@ -130,8 +130,8 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_THD, key_TGP, shared_TR, value_TGV, scale, buckets):  # pyright: ignore
-        ctx.scale, ctx.buckets, ctx.kept = scale, buckets, []
-        ctx.save_for_backward(query_THD, key_TGP, shared_TR, value_TGV)
+        ctx.scale, ctx.buckets = scale, buckets
+        kept = []
         out_THV = query_THD.new_empty(*query_THD.shape[:2], value_TGV.shape[-1])
         for bucket in buckets:
             q, k, v = _heads(query_THD, key_TGP, shared_TR, value_TGV, bucket)
@@ -139,18 +139,21 @@ class _BlockedAttention(torch.autograd.Function):
             for start, end in _blocks(bucket.length):
                 weights = _weights(q, k, start, end, scale)
                 if bucket.length <= KEEP and any(ctx.needs_input_grad):
-                    ctx.kept.append(weights)
+                    kept.append(weights)
                 mixed = torch.bmm(weights, v[:, :end])
                 out_BRLV[:, :, start:end] = mixed.unflatten(1, (-1, end - start))
             out_THV[bucket.start : bucket.end] = _unpadded(_tokens(out_BRLV, bucket), bucket)
+        ctx.save_for_backward(query_THD, key_TGP, shared_TR, value_TGV, *kept)
         return out_THV
 
     @staticmethod
     def backward(ctx: Any, grad_THV):  # pyright: ignore[reportIncompatibleMethodOverride]
-        query_THD, key_TGP, shared_TR, value_TGV = ctx.saved_tensors
-        dquery, dkey, dshared, dvalue = grads = [torch.empty_like(x) for x in ctx.saved_tensors]
+        query_THD, key_TGP, shared_TR, value_TGV, *weights_kept = ctx.saved_tensors
+        dquery, dkey, dshared, dvalue = grads = [
+            torch.empty_like(x) for x in (query_THD, key_TGP, shared_TR, value_TGV)
+        ]
         own = dkey.shape[-1]
-        kept = iter(ctx.kept)
+        kept = iter(weights_kept)
         for bucket in ctx.buckets:
             q, k, v = _heads(query_THD, key_TGP, shared_TR, value_TGV, bucket)
             grad = _rows(_padded(grad_THV, bucket), dkey.shape[1])

@@ -291,6 +291,8 @@ class LearnerConfig(Section):
     `ranks` and the number of experts.
     cpus, gpus: what each rank's actor asks Ray for (0 CPUs: it shares the engines' cores).
     advantage: where it is missing, that of the loss's paper.
+    recompute: keep only each layer's input and compute the rest again in the backward pass: less memory, about a
+    third more work. compile: torch.compile for each layer; needs a C++ compiler on CPU, and minutes at the start.
     deterministic: the same samples give the same losses to the bit, on one machine with the same threads.
     """
 
@@ -298,6 +300,8 @@ class LearnerConfig(Section):
     device: Literal["cpu", "cuda"] = "cpu"
     micro_batch_tokens: PositiveInt = 4096
     threads: PositiveInt | None = None
+    recompute: bool = False
+    compile: bool = False
     deterministic: bool = False
     ranks: PositiveInt = 1
     expert_parallel: PositiveInt = 1

@@ -78,6 +78,11 @@ class Learner:
             fill_policy(self.model, checkpoint)
             self.optimizer = Optimizer(self.scorer, config.optim, torch.float32, ranks)
         self.scorer.train()
+        if config.recompute:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
+        if config.compile:
+            for layer in self.model.model.layers:  # pyright: ignore
+                layer.compile(dynamic=True)
         self.scorer.tape.replay = config.router.replay
         self.experts: Experts | None = None
         self.biases: BiasController | None = None

@@ -121,6 +121,7 @@ class GroupedExperts(nn.Module):
             setattr(self, name, nn.Parameter(part))
         self.holders = mesh
 
+    @torch.compiler.disable  # a grouped product cannot be traced on CPU
     def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Weighted sum of each token's experts, (T, D)."""
         plan = dispatch(experts_TK, self.num_experts)
