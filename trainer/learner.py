@@ -21,6 +21,7 @@ from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weigh
 from trainer.config import LearnerConfig
 from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
 from trainer.determinism import make_deterministic
+from trainer.lora import add_adapters
 from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
 from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of, hidden_z_loss
@@ -29,11 +30,17 @@ from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
-from trainer.weights import snapshot, write_checkpoint, write_weights
+from trainer.weights import (
+    snapshot,
+    write_adapter,
+    write_adapter_config,
+    write_checkpoint,
+    write_weights,
+)
 
 
 class Learner:
-    """One policy, its optimizer, and the weights of the versions that samples may still come from."""
+    """One policy, its optimizer, and of the versions that samples may still come from the trained weights."""
 
     def __init__(
         self,
@@ -52,7 +59,10 @@ class Learner:
         self.keep_versions = keep_versions
         self.device = torch.device(config.device)
         critic = config.loss.kind == "ppo"
-        self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
+        policy = load_policy(checkpoint, torch.float32)
+        if config.lora is not None:
+            add_adapters(policy, config.lora)
+        self.scorer = Scorer(policy, temperature, critic=critic)
         self.scorer.to(self.device).train()
         self.optimizer = Optimizer(self.scorer, config.optim, getattr(torch, config.dtype))
         self.scorer.tape.replay = config.router.replay
@@ -212,12 +222,17 @@ class Learner:
         return snapshot(self.model, dtype)
 
     def publish(self, path: Path, dtype: torch.dtype) -> int:
-        """Write the present weights for the engines. Returns the file's size in bytes."""
+        """Write the present weights, or adapters, for the engines. Returns the file's size in bytes."""
         return write_weights(self.snapshot(dtype), path)
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder of the present weights (without the tokenizer)."""
+        """Write a Hugging Face folder of the present weights (without the tokenizer).
+
+        Adapters are merged into them, and lie beside them as PEFT's folder `adapter`.
+        """
         write_checkpoint(self.model, folder, torch.float32)
+        if self.config.lora is not None:
+            write_adapter(self.model, folder / "adapter", self.config.lora)
 
     def save_state(
         self, folder: Path, beside: Callable[[Path], object] = lambda folder: None
@@ -227,13 +242,19 @@ class Learner:
         `beside(folder)` adds files to its model's folder, such as the tokenizer. Raises CheckpointError,
         also where the save before this one failed.
         """
+
+        def with_adapter(model: Path) -> None:
+            beside(model)
+            if self.config.lora is not None:
+                write_adapter_config(self.model, model / "adapter", self.config.lora)
+
         self.writer.start(
             folder,
             self._state(),
             self.model.config,  # pyright: ignore[reportArgumentType]
             updates=self.optimizer.updates,
             version=self.version,
-            beside=beside,
+            beside=with_adapter,
         )
 
     def wait_saved(self) -> None:
@@ -306,9 +327,10 @@ class Learner:
         norm = self.optimizer.clip()
         if remember:
             if self.keep_versions:
-                # Of the router's bias too, which the controller moves.
+                # Of the router's bias too, which the controller moves where all weights are trained.
+                kept = self.optimizer.weights if self.config.lora else self.scorer.state_dict()
                 self.past_weights[self.version] = {
-                    name: p.detach().clone() for name, p in self.scorer.state_dict().items()
+                    name: p.detach().clone() for name, p in kept.items()
                 }
             self.version += 1
             self.past_weights.pop(self.version - self.keep_versions - 1, None)

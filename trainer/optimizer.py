@@ -19,8 +19,14 @@ class Optimizer:
     """One update at a time: backward passes, then `step`."""
 
     def __init__(self, model: nn.Module, config: OptimConfig, dtype: torch.dtype) -> None:
-        """The model comes in float32; its weights become `dtype`, those of the router excepted."""
+        """The model comes in float32; its weights become `dtype`, those of the router excepted.
+
+        Only weights that require a gradient are updated, and have masters and optimizer state.
+        """
         self.config = config
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                p.data = p.data.to(working_dtype(name, dtype))
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.masters = dict(self.weights)
         for name, p in self.weights.items():
