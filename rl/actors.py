@@ -49,11 +49,14 @@ class Engine:
     ) -> None:
         """caches: the folder in which requests that move leave their caches, or "" where none move."""
         log_to(log)
+        from rollout.vllm_adapter import Adapters
         from rollout.vllm_engine import VllmEngine
 
         seed = config.seed * 1000 + int(name.rpartition("-")[2])
+        lora = config.learner.lora
+        adapters = Adapters(lora.rank, lora.alpha, lora.targets) if lora else None
         self.engine = VllmEngine(
-            name, checkpoint, config.engine, config.sampling, eos_ids, seed, caches
+            name, checkpoint, config.engine, config.sampling, eos_ids, seed, caches, adapters
         )
 
     async def start(self) -> None:

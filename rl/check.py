@@ -16,6 +16,7 @@ from envs.registry import UnknownEnv, find_env
 from reward.registry import UnknownJudge, find_judge
 from rl.config import EnvTable, RunConfig, usable_cpus
 from rl.config_file import ConfigError
+from trainer.config import LORA_TARGETS
 
 if TYPE_CHECKING:
     from envs.env import EnvConfig
@@ -32,11 +33,29 @@ def check_run(config: RunConfig) -> None:
                 raise ConfigError(f"env {table.label!r}: judges: {error}") from None
     if config.model.path is not None:
         check_model_folder(Path(config.model.path))
+    _check_adapters(config)
     _check_experts(config)
     _check_settings(config)
     _check_writable(Path(config.runs_dir))
     if config.cluster.address == "local":
         _check_machine(config)
+
+
+def _check_adapters(config: RunConfig) -> None:
+    """The policy has the layers that are to have adapters; of a policy on the Hub the learner says so."""
+    lora, model = config.learner.lora, config.model
+    if lora is None or model.hub is not None:
+        return
+    family = model.init.family if model.init else ""
+    if model.path is not None:
+        family = json.loads((Path(model.path) / "config.json").read_text()).get("model_type", "")
+    possible = LORA_TARGETS.get(family, lora.targets)
+    for target in lora.targets:
+        if target not in possible:
+            raise ConfigError(
+                f"learner.lora.targets: {family} has no {target} outside its experts, possible are "
+                f"{', '.join(possible)}"
+            )
 
 
 def _check_experts(config: RunConfig) -> None:

@@ -39,11 +39,13 @@ class Fleet:
         backlog: Callable[[], Backlog],
         evict: Callable[[Sequence[int]], None],
         lent: Sequence[str] = (),
+        *,
+        adapters: bool = False,
     ) -> None:
         """`backlog()` says where the run stands; it is asked in the turn in which a decision is made.
 
         `evict(versions)`: everything in progress on these is to begin anew. lent: engines whose devices the
-        learner uses while it steps.
+        learner uses while it steps. adapters: a version is an adapter, not the whole weights.
         """
         self.actors = actors
         self.sync = sync
@@ -52,6 +54,7 @@ class Fleet:
         self.backlog = backlog
         self.evict = evict
         self.lent = tuple(lent)
+        self.adapters = adapters
         self.asleep: frozenset[str] = frozenset()
         self.window = Window((0,))
         self.serves: dict[str, int | None] = dict.fromkeys(actors.engines, 0)
@@ -59,10 +62,15 @@ class Fleet:
         self.lock = asyncio.Lock()
 
     async def start(self) -> None:
-        """Tell the controllers who serves what; keep version 0 where engines may come back to it."""
-        if self.rules.live > 1:
+        """Tell the controllers who serves what; keep version 0 where engines may come back to it.
+
+        Adapters are loaded from the first version on: a request that begins without one would go on without.
+        """
+        if self.rules.live > 1 or self.adapters:
             await self.sync.snapshot(0)
             await self.sync.publish(0)
+        if self.adapters:
+            await self.sync.load(dict.fromkeys(self.serves, 0))
         await self.announce()
 
     async def announce(self) -> None:

@@ -100,7 +100,14 @@ class Run:
         sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
         lent = config.lent_engines(list(self.actors.engines))
         self.fleet = Fleet(
-            self.actors, sync, config.rules, config.limits, self._backlog, self._evict, lent
+            self.actors,
+            sync,
+            config.rules,
+            config.limits,
+            self._backlog,
+            self._evict,
+            lent,
+            adapters=config.learner.lora is not None,
         )
         self.selection = Selection()
         self.ledger = Ledger(closed=self.selection.close)

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 from rollout.routing import Routing, routing_layout
+from rollout.vllm_adapter import Adapters, adapter_arguments, loading, on_adapter
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
+    from vllm.lora.request import LoRARequest
 
     from rollout.cache_file import CacheFile
 
@@ -57,7 +59,12 @@ def prepare_process(config: EngineConfig) -> None:
 
 
 def engine_arguments(
-    checkpoint: str, config: EngineConfig, seed: int, *, move_cache: bool
+    checkpoint: str,
+    config: EngineConfig,
+    seed: int,
+    *,
+    move_cache: bool,
+    adapters: Adapters | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's AsyncEngineArgs. move_cache: whether our KV connector is part of the engine."""
     from vllm.config import KVTransferConfig
@@ -87,6 +94,8 @@ def engine_arguments(
         }
     if config.capture_routing:
         arguments |= _routing_arguments(config)
+    if adapters is not None:
+        arguments |= adapter_arguments(adapters)
     if move_cache:
         arguments["kv_transfer_config"] = {
             "kv_connector": CONNECTOR,
@@ -136,8 +145,12 @@ class VllmEngine:
         eos_ids: tuple[int, ...],
         seed: int,
         caches: str = "",
+        adapters: Adapters | None = None,
     ) -> None:
-        """caches: the folder in which caches of requests that move are left, or "" for none."""
+        """caches: the folder in which caches of requests that move are left, or "" for none.
+
+        adapters: what later versions are, where they are no whole weights.
+        """
         prepare_process(config)
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -159,7 +172,12 @@ class VllmEngine:
         self._staged: int | None = None
         # Whether vLLM's session of an update is open.
         self._updating = False
-        arguments = engine_arguments(checkpoint, config, seed, move_cache=self.moves_cache)
+        self.adapters = adapters
+        # What requests run on, once there is one.
+        self.adapter: LoRARequest | None = None
+        arguments = engine_arguments(
+            checkpoint, config, seed, move_cache=self.moves_cache, adapters=adapters
+        )
         self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         hf_config = self.llm.model_config.hf_text_config
         self.routing = routing_layout(hf_config) if config.capture_routing else None
@@ -189,7 +207,8 @@ class VllmEngine:
         prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
         final: RequestOutput | None = None
         try:
-            async for output in self.llm.generate(prompt, parameters, request.id):
+            stream = self.llm.generate(prompt, parameters, request.id, lora_request=self.adapter)
+            async for output in stream:
                 final = output
         except EngineDeadError as error:
             raise EngineFault(f"engine {self.name} is dead: {error}") from error
@@ -260,8 +279,8 @@ class VllmEngine:
             return await self._stage(path, version)
 
     async def _stage(self, path: str, version: int) -> float:
-        if self._staged == version:
-            return 0.0
+        if self._staged == version or self.adapters is not None:
+            return 0.0  # An adapter is small: all of it is loaded in the pause.
         start = time.perf_counter()
         slices = slices_of(Path(path))
         if not self._updating:
@@ -287,7 +306,7 @@ class VllmEngine:
 
         Stages them first where that has not been done. The caches of requests in progress are of the old
         weights, so they are dropped and the prefixes computed again: every log-prob after the change is
-        exactly the new version's.
+        exactly the new version's. Requests that began before an engine's first adapter go on without one.
         """
         async with self._staging:
             staging_ms = await self._stage(path, version)
@@ -298,14 +317,26 @@ class VllmEngine:
                 await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
                 try:
                     paused = time.perf_counter()
-                    self._staged, self._updating = None, False
-                    await self.llm.finish_weight_update(str(version))
+                    change = self._flip if self.adapters is None else self._change_adapter
+                    await change(path, version)
                     flipped = time.perf_counter()
                 finally:
                     await self.llm.resume_generation()
                 self.version, self._loading = version, False
         pause = time.perf_counter() - start
         return LoadTimes(1e3 * pause, 1e3 * (flipped - paused), staging_ms)
+
+    async def _flip(self, path: str, version: int) -> None:
+        """To the staged weights, which came from `path`."""
+        self._staged, self._updating = None, False
+        await self.llm.finish_weight_update(str(version))
+
+    async def _change_adapter(self, path: str, version: int) -> None:
+        assert self.adapters is not None, "an engine that was started for adapters"
+        with loading(Path(path), self.adapters) as adapter:
+            await self.llm.add_lora(adapter)
+        await self.llm.update_weight_version(str(version))
+        self.adapter = on_adapter()
 
     async def sleep(self) -> None:
         """Give up the device: requests in progress wait, their caches are dropped and computed again later.

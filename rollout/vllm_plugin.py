@@ -7,15 +7,21 @@
    are masked.
 5. On CPU, vLLM's processes sleep while they wait for each other. By default each spins for up to a second
    after its last message: with two engines and a learner on a few cores, most of the machine's time.
+6. Adapters: LongCat-Flash says which projections vLLM holds as one. On CPU the experts keep their kernel, and
+   an adapter is two matrix products: vLLM copies it for every token, at ten times the cost and more.
 """
 
 import re
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
@@ -40,9 +46,12 @@ def register() -> None:
 
     ZeroExpertRouter.chosen_hook = None  # pyright: ignore[reportAttributeAccessIssue]
     ZeroExpertRouter.set_capture_fn = _capture_chosen
+    _name_longcat_projections()
     if current_platform.is_cpu():
         ZeroExpertRouter._compute_routing = _zero_expert_routing
         _wait_without_spinning()
+        _experts_without_adapters()
+        _multiply_by_adapters()
 
 
 def _wait_without_spinning() -> None:
@@ -62,6 +71,63 @@ def _wait_without_spinning() -> None:
             self.local_notify_socket.recv(copy=False)
 
     SpinCondition.wait = wait
+
+
+def _name_longcat_projections() -> None:
+    """Say of LongCat-Flash which two projections vLLM holds as one: adapters name them apart."""
+    from vllm.model_executor.models.longcat_flash import LongcatFlashForCausalLM
+
+    LongcatFlashForCausalLM.packed_modules_mapping = {
+        **LongcatFlashForCausalLM.packed_modules_mapping,
+        "fused_qkv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
+    }
+
+
+def _experts_without_adapters() -> None:
+    """Let experts keep their CPU kernel where adapters are served.
+
+    For adapters on experts vLLM takes a Triton kernel, whether experts are among the targets or not.
+    """
+    from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method
+    from vllm.model_executor.layers.fused_moe.oracle.unquantized import (
+        select_unquantized_moe_backend as select,
+    )
+
+    def select_plain(moe_config: "FusedMoEConfig") -> Any:
+        return select(replace(moe_config, is_lora_enabled=False))
+
+    method: Any = unquantized_fused_moe_method
+    method.select_unquantized_moe_backend = select_plain
+
+
+def _multiply_by_adapters() -> None:
+    """Add B A x to the rows of y (T tokens) whose request is on the adapter, where there is room for one.
+
+    vLLM's own form also takes a request on no adapter for one on the last, in a batch with others.
+    """
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    add_any = PunicaWrapperCPU.add_lora_linear
+
+    def add_lora_linear(
+        self: Any,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        if len(lora_a_stacked[0]) > 1:
+            add_any(self, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs)
+        elif not self.no_lora:
+            scale_T1 = scale * (self.token_lora_indices >= 0).to(x.dtype)[:, None]
+            parts = zip(lora_a_stacked, lora_b_stacked, y.split(output_slices, dim=-1), strict=True)
+            for a, b, part in parts:
+                part += (x @ a[0, 0].t()).mul_(scale_T1) @ b[0, 0].t()
+
+    PunicaWrapperCPU.add_lora_linear = add_lora_linear
 
 
 def _skip_zero_experts_on_load() -> None:

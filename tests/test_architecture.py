@@ -26,6 +26,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": {
         "rollout/cache_transfer.py",
+        "rollout/vllm_adapter.py",
         "rollout/vllm_engine.py",
         "rollout/vllm_plugin.py",
         "rollout/vllm_routing_scheduler.py",

@@ -180,6 +180,23 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
             "learner.loss.kind: input should be 'longcat', 'grpo', 'dr_grpo'",
         ),
         (
+            "[learner.lora]\nrank = 4\nalpha = 8\ntargets = ['o_proj', 'kv_b_proj']",
+            "learner.lora.targets: 'kv_b_proj' cannot be one: vLLM multiplies its weight into",
+        ),
+        (
+            "[learner.lora]\nrank = 4\nalpha = 8\ntargets = ['out_proj']",
+            "learner.lora.targets.0: input should be 'q_proj', 'k_proj'",
+        ),
+        ("[learner.lora]\nrank = 4\nalpha = 8", "learner.lora.targets: this key is required"),
+        (
+            "[learner]\nlora = { rank = 4, alpha = 8, targets = ['o_proj'] }\nrouter = { bias_rate = 0.1 }",
+            "learner: router.bias_rate moves the router's bias, and with [lora] engines get adapters only",
+        ),
+        (
+            "[learner.lora]\nrank = 513\nalpha = 8\ntargets = ['o_proj']",
+            "learner.lora.rank: input should be less than or equal to 512, got 513",
+        ),
+        (
             "[learner.loss.longcat]\nclip_pos_hi = 0.3",
             "learner.loss.longcat.clip_pos_hi: unknown key, did you mean 'clip_pos_high'?",
         ),
@@ -264,6 +281,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
         ["--learner.loss.kind=ppo", "--learner.loss.correction=icepop"],
         ["--env.1.config.most_failures", "1", "--env.1.rewards.solved", "2"],
         ["--engine.vllm.block_size", "16", "--sft.steps", "7"],
+        ["--learner.lora", "{ rank = 4, alpha = 8, targets = ['q_proj', 'o_proj'] }"],
     ],
     ids=" ".join,
 )
@@ -308,6 +326,10 @@ def test_a_dry_run_prints_settings_that_load_again_and_starts_nothing(run, tmp_p
         (["--env.0.id", "calculater"], "'calculater' does not exist: did you mean 'calculator'?"),
         (["--env.0.config.largset", "9"], "config.largset: unknown key; known here are largest"),
         (["--env.0.judges", "['exacd']"], "judge 'exacd' does not exist; installed are exact"),
+        (
+            ["--learner.lora", "{ rank = 4, alpha = 8, targets = ['o_proj', 'q_proj'] }"],
+            "lora.targets: longcat_flash has no q_proj outside its experts, possible are q_a_proj,",
+        ),
         (["--engine.count", "999"], f"this machine has {usable_cpus()}"),
         (["--engine.count", "2", "--engine.cpus", "500"], "ask for 1000 CPUs"),
         (["--runs_dir", f"{__file__}/runs"], "test_config.py/runs cannot be written to"),

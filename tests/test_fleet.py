@@ -44,6 +44,7 @@ def fleet(
     rules: Rules = DORA,
     fail: Any = None,
     lent: tuple[str, ...] = (),
+    adapters: bool = False,
 ) -> Fleet:
     pool = FakePool()
     pool.controllers = {"controller-0": Controller(pool, places, fail).handle}
@@ -59,6 +60,7 @@ def fleet(
         lambda: Backlog(made.window, 1, counts, counts, {}),
         lambda versions: pool.log.append(("evict", versions)),
         lent,
+        adapters=adapters,
     )
     return made
 
@@ -205,3 +207,19 @@ async def test_a_version_that_cannot_be_staged_ends_the_run_and_every_engine_sta
     ):
         await publish(made, 1)
     assert made.serves == {"engine-0": 0, "engine-1": 0} and made.window == Window((0,))
+
+
+async def test_adapters_are_on_every_engine_before_the_first_request(tmp_path):
+    made = fleet(tmp_path, [], Rules(live=1, max_staleness=1, in_place=True), adapters=True)
+    await made.start()
+    path = str(tmp_path / "version-0.safetensors")
+    serving = {"engine-0": 0, "engine-1": 0}
+    assert made.actors.log == [
+        ("snapshot", path),
+        ("publish", path),
+        ("engine-0", 0),
+        ("engine-1", 0),
+        ("serve", serving),
+    ]
+    await publish(made, 1)
+    assert [file.name for file in made.actors.weights()] == []

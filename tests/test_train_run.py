@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(290)]
 
@@ -247,6 +249,44 @@ def test_an_elastic_run_lends_an_engine_gives_up_old_versions_and_says_what_it_w
     assert summary["fleet"]["rebalances/switch"] == 6
     assert set(summary["staleness"]) <= {"0", "1", "2"}
     assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+
+
+@pytest.mark.parametrize("mode", ["in_flight", "dora"])
+def test_a_run_of_adapters_publishes_and_loads_them_alone(
+    policy: Path, tmp_path: Path, mode: str
+) -> None:
+    config = tmp_path / "lora.toml"
+    lora = '{ rank = 8, alpha = 16, targets = ["q_a_proj", "q_b_proj", "o_proj", "gate_proj"] }'
+    config.write_text(
+        f'name = "lora"\nmode = "{mode}"\nsteps = 5\neval = {{ tasks = 4, before = false }}\n'
+        f'model = {{ path = "{policy}" }}\n{COMMON}{CALCULATOR}'
+    )
+    command = Command(
+        tmp_path,
+        "train",
+        str(config),
+        *("--learner.lora", lora, "--learner.optim.lr", "5e-3", "--checkpoint_every", "2"),
+    )
+    code, output = command.wait()
+    assert code == 0, output
+    assert command.left_behind() == []
+    assert not list(Path("/dev/shm").glob(f"dorado-{command.process.pid}-*"))
+    summary = _summary(tmp_path, "lora")
+    _assert_books_balance(summary["ledger"])
+    assert summary["steps"] == 5
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+    last = tmp_path / "out"
+    exported = Command(tmp_path, "export", "5", "out", "--run", "runs/lora")
+    assert exported.wait()[0] == 0
+    before, after = (load_file(f / "model.safetensors") for f in (policy, last))
+    adapter = load_file(last / "adapter/adapter_model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    named = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in adapter}
+    assert changed == {f"{name}.weight" for name in named}
+    megabytes = sum(t.nbytes for t in adapter.values()) / 1e6
+    for line in (tmp_path / "runs/lora/metrics.jsonl").read_text().splitlines():
+        published = json.loads(line).get("sync/megabytes")
+        assert published is None or published <= 1.1 * megabytes
 
 
 def test_a_synchronous_run_can_be_interrupted_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Settings of the learner: objective, optimizer, batch shape. Light: no torch here."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -9,6 +9,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -281,6 +282,62 @@ class RouterConfig(Section):
     z_weight: float = Field(default=0.0, ge=0)
 
 
+LoraTarget = Literal[
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "q_a_proj",
+    "q_b_proj",
+    "kv_a_proj_with_mqa",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+]
+# What has such a layer, outside its experts.
+LORA_TARGETS: dict[str, tuple[LoraTarget, ...]] = {
+    "longcat_flash": (
+        "q_a_proj",
+        "q_b_proj",
+        "kv_a_proj_with_mqa",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ),
+    "qwen3_moe": ("q_proj", "k_proj", "v_proj", "o_proj"),
+}
+# Layers that could have an adapter, and why they have none.
+_NO_ADAPTER = {
+    "kv_b_proj": "vLLM multiplies its weight into queries and outputs, past any adapter",
+    "experts": "adapters on experts are not written here",
+    "gate_up_proj": "name gate_proj and up_proj",
+}
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters, and leave the policy's own weights as they are (LoRA, arXiv 2106.09685).
+
+    rank, alpha: a layer computes with W + (alpha / rank) B A. targets: the linear layers that get an adapter,
+    by the last part of their name; experts and the router have none.
+    """
+
+    rank: int = Field(ge=1, le=512)
+    alpha: PositiveFloat
+    targets: tuple[LoraTarget, ...] = Field(min_length=1)
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _has_adapter(cls, given: Any) -> Any:
+        for name in given if isinstance(given, list | tuple) else ():
+            if name in _NO_ADAPTER:
+                possible = ", ".join(get_args(LoraTarget))
+                raise ValueError(
+                    f"{name!r} cannot be one: {_NO_ADAPTER[name]}; possible are {possible}"
+                )
+        return given
+
+
 class LearnerConfig(Section):
     """The training side.
 
@@ -291,8 +348,9 @@ class LearnerConfig(Section):
     `ranks` and the number of experts.
     cpus, gpus: what each rank's actor asks Ray for (0 CPUs: it shares the engines' cores).
     advantage: where it is missing, that of the loss's paper.
-    recompute: keep only each layer's input and compute the rest again in the backward pass: less memory, about a
-    third more work. compile: torch.compile for each layer; needs a C++ compiler on CPU, and minutes at the start.
+    recompute: keep only each layer's input and compute the rest again in the backward pass: less memory,
+    about a third more work. compile: torch.compile for each layer; on CPU it needs a C++ compiler.
+    lora: adapters to train in place of the weights; where it is missing, all weights are trained.
     deterministic: the same samples give the same losses to the bit, on one machine with the same threads.
     """
 
@@ -311,6 +369,7 @@ class LearnerConfig(Section):
     loss: LossConfig = LossConfig()
     router: RouterConfig = RouterConfig()
     optim: OptimConfig = OptimConfig()
+    lora: LoraConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -338,6 +397,16 @@ class LearnerConfig(Section):
         if self.device == "cuda" and self.ranks > 1 and self.gpus > 1:
             raise ValueError(
                 f"gpus ({self.gpus:g}) is of each of the {self.ranks} ranks, and a rank uses one GPU"
+            )
+        if self.lora is not None and self.ranks > 1:
+            raise ValueError(
+                f"ranks ({self.ranks}) shard all weights, and [lora] trains adapters in one process: "
+                "leave one of the two out"
+            )
+        if self.lora is not None and self.router.bias_rate:
+            raise ValueError(
+                "router.bias_rate moves the router's bias, and with [lora] engines get adapters only: "
+                "leave one of the two out"
             )
         return self
 

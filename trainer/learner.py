@@ -23,6 +23,7 @@ from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weigh
 from trainer.config import LearnerConfig
 from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
 from trainer.determinism import make_deterministic
+from trainer.lora import add_adapters
 from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
 from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of, hidden_z_loss
@@ -36,13 +37,15 @@ from trainer.weights import (
     published_weights,
     snapshot,
     working_dtype,
+    write_adapter,
+    write_adapter_config,
     write_checkpoint,
     write_weights,
 )
 
 
 class Learner:
-    """One policy, its optimizer, and the weights of the versions that samples may still come from."""
+    """One policy, its optimizer, and of the versions that samples may still come from the trained weights."""
 
     def __init__(
         self,
@@ -68,7 +71,10 @@ class Learner:
         self.ranks = ranks
         critic = config.loss.kind == "ppo"
         if ranks.count == 1:
-            self.scorer = Scorer(load_policy(checkpoint, torch.float32), temperature, critic=critic)
+            policy = load_policy(checkpoint, torch.float32)
+            if config.lora is not None:
+                add_adapters(policy, config.lora)
+            self.scorer = Scorer(policy, temperature, critic=critic)
             self.scorer.to(self.device)
             self.optimizer = Optimizer(self.scorer, config.optim, self.dtype)
         else:
@@ -252,16 +258,21 @@ class Learner:
         return snapshot(self.model, dtype)
 
     def publish(self, path: Path, dtype: torch.dtype) -> int:
-        """Write the present weights for the engines. Returns the file's size in bytes, on rank 0."""
+        """Write the present weights, or adapters, for the engines. Returns the file's size, on rank 0."""
         weights = self.snapshot(dtype)
         return 0 if self.ranks.rank else write_weights(weights, path)
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder of the present weights (without the tokenizer)."""
+        """Write a Hugging Face folder of the present weights (without the tokenizer).
+
+        Adapters are merged into them, and lie beside them as PEFT's folder `adapter`.
+        """
         if self.ranks.rank:
             self._help_to_gather(torch.float32)
-        else:
-            write_checkpoint(self.model, folder, torch.float32)
+            return
+        write_checkpoint(self.model, folder, torch.float32)
+        if self.config.lora is not None:
+            write_adapter(self.model, folder / "adapter", self.config.lora)
 
     def _help_to_gather(self, dtype: torch.dtype) -> None:
         """This rank's part in rank 0's reading of the whole weights."""
@@ -276,13 +287,19 @@ class Learner:
         `beside(folder)` adds files to its model's folder, such as the tokenizer. Raises CheckpointError,
         also where the save before this one failed.
         """
+
+        def with_adapter(model: Path) -> None:
+            beside(model)
+            if self.config.lora is not None:
+                write_adapter_config(self.model, model / "adapter", self.config.lora)
+
         self.writer.start(
             folder,
             self._state(),
             self.model.config,  # pyright: ignore[reportArgumentType]
             updates=self.optimizer.updates,
             version=self.version,
-            beside=beside,
+            beside=with_adapter,
         )
 
     def wait_saved(self) -> None:
@@ -356,10 +373,12 @@ class Learner:
             return self.scorer(batch)
 
     def _present_weights(self) -> dict[str, Tensor]:
-        """A copy of what scores depend on, the routers' bias included, as the products use it."""
+        """A copy of what changes and scores depend on, as the products use it: weights and the routers' bias,
+        or the adapters alone."""
+        changing = self.optimizer.weights if self.config.lora else self.scorer.state_dict()
         return {
             name: t.detach().to(working_dtype(name, self.dtype), copy=True)
-            for name, t in self.scorer.state_dict().items()
+            for name, t in changing.items()
         }
 
     def _update(self, *, remember: bool) -> float:

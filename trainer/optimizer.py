@@ -30,10 +30,14 @@ class Optimizer:
     ) -> None:
         """The model comes in float32; its weights become `dtype`, those of the router excepted.
 
-        With several ranks it comes sharded over all of them, and `dtype` is float32.
+        Only weights that require a gradient are updated, and have masters and optimizer state. With several
+        ranks the model comes sharded over all of them, and `dtype` is float32.
         """
         self.config = config
         self.ranks = ranks
+        for name, p in model.named_parameters():
+            if not p.requires_grad:
+                p.data = p.data.to(working_dtype(name, dtype))
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.masters = dict(self.weights)
         for name, p in self.weights.items():

@@ -49,7 +49,9 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_ND, head_VD, target_N, norm_N = ctx.saved_tensors
         grad_N = grad_N / ctx.temperature
         dhidden_ND = torch.empty_like(hidden_ND)
-        dhead_VD = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device)
+        dhead_VD = None
+        if ctx.needs_input_grad[1]:
+            dhead_VD = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device)
         parts = [x.split(ctx.size) for x in (hidden_ND, target_N, norm_N, grad_N, dhidden_ND)]
         for hidden_CD, target_C, norm_C, grad_C, dhidden_CD in zip(*parts, strict=True):
             logits_CV = (hidden_CD @ head_VD.t()).float().div_(ctx.temperature)
@@ -57,8 +59,9 @@ class _TokenLogprobs(torch.autograd.Function):
             dlogits_CV.scatter_add_(1, target_C[:, None], grad_C[:, None])
             dlogits_CV = dlogits_CV.to(head_VD.dtype)
             torch.mm(dlogits_CV, head_VD, out=dhidden_CD)
-            dhead_VD += dlogits_CV.t() @ hidden_CD
-        return dhidden_ND, dhead_VD.to(head_VD.dtype), None, None
+            if dhead_VD is not None:
+                dhead_VD += dlogits_CV.t() @ hidden_CD
+        return dhidden_ND, None if dhead_VD is None else dhead_VD.to(head_VD.dtype), None, None
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ def train_sft(
 ) -> Learner:
     """Imitate the demonstrations for `sft.steps` updates; `report(step, loss)` is called after each.
 
-    Returns the learner, whose `save` writes the result.
+    All weights are trained, also where adapters are to be trained on the result. Returns the learner,
+    whose `save` writes the result.
     """
-    config = learner_config.model_copy(update={"optim": sft.optim})
+    config = learner_config.model_copy(update={"optim": sft.optim, "lora": None})
     learner = Learner(checkpoint, config, temperature=1.0, keep_versions=0)
     order = random.Random(seed)
     waiting: list[TrainSample] = []

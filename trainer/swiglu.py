@@ -76,6 +76,10 @@ class DenseMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) in and out."""
-        both = torch.cat((self.gate_proj.weight, self.up_proj.weight))
-        inner = F.linear(x.flatten(0, -2), both)
-        return self.down_proj(swiglu(inner)).view_as(x)
+        return self.down_proj(swiglu(self._gate_and_up(x.flatten(0, -2)))).view_as(x)
+
+    def _gate_and_up(self, x_SD: Tensor) -> Tensor:
+        """(S, 2F): one product, unless a layer computes with more than its weight (`trainer.lora`)."""
+        if type(self.gate_proj) is type(self.up_proj) is nn.Linear:
+            return F.linear(x_SD, torch.cat((self.gate_proj.weight, self.up_proj.weight)))
+        return torch.cat((self.gate_proj(x_SD), self.up_proj(x_SD)), dim=-1)

@@ -21,6 +21,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedConfig
 
+from trainer.config import LoraConfig
+from trainer.lora import adapter_config, adapter_weights, adapters, merged
+
 # transformers' class does not write these keys of the published LongCat-Flash config; vLLM needs them.
 LONGCAT_PUBLISHED_KEYS = {
     "mla_scale_q_lora": True,
@@ -47,10 +50,10 @@ def published_weights(
     """The model's (name, tensor) pairs as a published checkpoint names them, cast to `dtype`, layer by layer.
 
     The only place that knows how the learner's modules hold their weights. copy: no tensor shares memory
-    with the model. Of a sharded model every rank has to take all of them, for each is gathered when its turn
-    comes.
+    with the model. Adapters are merged into the weights. Of a sharded model every rank has to take all of
+    them, for each is gathered when its turn comes.
     """
-    for name, tensor in model.state_dict().items():
+    for name, tensor in merged(model).items():
         stacked = _STACKED.match(name)
         if stacked is None:
             yield name, _whole(tensor.to(working_dtype(name, dtype), copy=copy))
@@ -71,11 +74,10 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The published weights of this moment in host memory; the model may change afterwards."""
-    return {
-        name: tensor.cpu().contiguous()
-        for name, tensor in published_weights(model, dtype, copy=True)
-    }
+    """What engines load, of this moment, in host memory: the adapters where there are any, else the
+    published weights. The model may change afterwards."""
+    publish = adapter_weights if adapters(model) else published_weights
+    return {name: t.cpu().contiguous() for name, t in publish(model, dtype, copy=True)}
 
 
 def write_weights(tensors: dict[str, Tensor], path: Path) -> int:
@@ -91,6 +93,20 @@ def write_weights(tensors: dict[str, Tensor], path: Path) -> int:
         partial.unlink(missing_ok=True)
         raise
     return path.stat().st_size
+
+
+def write_adapter(model: nn.Module, folder: Path, config: LoraConfig) -> None:
+    """Write the adapters as PEFT does, in float32: adapter_config.json and adapter_model.safetensors."""
+    write_adapter_config(model, folder, config)
+    tensors = dict(adapter_weights(model, torch.float32))
+    write_weights(tensors, folder / "adapter_model.safetensors")
+
+
+def write_adapter_config(model: nn.Module, folder: Path, config: LoraConfig) -> None:
+    """The first of the two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base: str = model.config.name_or_path  # pyright: ignore
+    (folder / "adapter_config.json").write_text(json.dumps(adapter_config(config, base), indent=2))
 
 
 def write_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:

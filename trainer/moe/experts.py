@@ -122,7 +122,9 @@ class GroupedExperts(nn.Module):
         self.holders = mesh
 
     @torch.compiler.disable  # a grouped product cannot be traced on CPU
-    def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor
+    ) -> Tensor:
         """Weighted sum of each token's experts, (T, D)."""
         plan = dispatch(experts_TK, self.num_experts)
         identity_T = (weights_TK * (experts_TK >= self.num_experts)).sum(-1)
