@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from rank_processes import RankProcesses
 from safetensors.torch import load_file
 from test_learner import LOSS, flat, samples
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from transformers import Qwen3MoeConfig
@@ -20,7 +21,7 @@ from trainer.config import LearnerConfig, LossConfig, OptimConfig
 from trainer.learner import Learner
 from trainer.moe.exchange import from_experts, plan_route, to_experts
 from trainer.moe.experts import GroupedExperts
-from trainer.parallel import ALONE, Ranks
+from trainer.parallel import ALONE, Ranks, shard
 from trainer.sample import TrainSample
 from trainer.sample_check import BadSample
 
@@ -242,39 +243,58 @@ def tokens(chosen: Sequence[Sequence[int]], seed: int) -> tuple[Tensor, Tensor, 
     return x, torch.tensor(chosen), torch.rand(len(chosen), 2, requires_grad=True)
 
 
-def pass_experts(join: Join, choices: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
-    """Output, and gradients of the tokens, of their routing weights and of the experts held here."""
-    ranks = join(2)
-    assert ranks.mesh is not None
-    layer = experts()
-    layer.share(ranks.mesh["ep"])
+class Layer(nn.Module):
+    """A policy as `shard` knows it, of one layer with nothing but experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = experts()
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        return self.experts(x, chosen, weights)
+
+
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.model = nn.Module()
+        self.model.model.layers = nn.ModuleList([Layer()])
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model.model.layers[0](*inputs)
+
+
+def pass_experts(join: Join, expert_parallel: int, choices) -> list[np.ndarray]:
+    """Output, and gradients of the tokens, of their routing weights and of all experts."""
+    ranks = join(expert_parallel)
+    policy = OneLayer()
+    shard(policy, ranks, torch.float32)
     x, chosen, weights = tokens(choices[ranks.rank], seed=ranks.rank + 1)
-    out = layer(x, chosen, weights)
+    out = policy(x, chosen, weights)
     (out * torch.arange(WIDTH)).sum().backward()
-    held = []
-    for weight in (layer.gate_up_proj, layer.down_proj):
-        mine = weight.to_local()
-        held.append(torch.zeros_like(mine) if weight.grad is None else weight.grad.to_local())
-    return [t.detach().numpy() for t in (out, x.grad, weights.grad, *held)]
+    found = [out, x.grad, weights.grad]
+    found += [weight.grad.full_tensor() for _, weight in sorted(policy.named_parameters())]
+    return [t.detach().numpy() for t in found]
 
 
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
 @pytest.mark.parametrize("case", CHOICES)
-def test_experts_on_two_ranks_are_those_of_one_layer(two_ranks, case):
+def test_experts_on_two_ranks_are_those_of_one_layer(two_ranks, case, expert_parallel):
     choices = CHOICES[case]
     layer = experts()
     inputs = [tokens(chosen, seed=rank + 1) for rank, chosen in enumerate(choices)]
     outs = [layer(*own) for own in inputs]
     sum((out * torch.arange(WIDTH)).sum() for out in outs).backward()
-    found = [[torch.from_numpy(t) for t in rank] for rank in two_ranks(pass_experts, choices)]
-    for rank, (x, _, weights) in enumerate(inputs):
-        out, dx, dweights = found[rank][:3]
-        assert torch.allclose(out, outs[rank], atol=1e-6)
-        assert torch.allclose(dx, x.grad, atol=1e-5)
-        assert torch.allclose(dweights, weights.grad, atol=1e-5)
-    for index, weight in enumerate((layer.gate_up_proj, layer.down_proj)):
-        whole = torch.cat([found[rank][3 + index] for rank in (0, 1)])
-        wanted = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        assert torch.allclose(whole, wanted, atol=1e-5)
+    held = [
+        torch.zeros_like(w) if w.grad is None else w.grad
+        for w in (layer.down_proj, layer.gate_up_proj)
+    ]
+    for rank, found in enumerate(two_ranks(pass_experts, expert_parallel, choices)):
+        x, _, weights = inputs[rank]
+        wanted = (outs[rank], x.grad, weights.grad, *held)
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert torch.allclose(torch.from_numpy(mine), theirs, atol=1e-5)
 
 
 def travel(join: Join) -> tuple[list[float], list[float], list[int]]:

@@ -254,13 +254,17 @@ class Learner:
         with exchanged(self.scorer, weights):
             return self.scorer(batch)
 
+    def _used_dtype(self, name: str, weight: Tensor) -> torch.dtype:
+        """The dtype of a weight in a forward pass: of a sharded model the weights are the masters."""
+        return weight.dtype if self.ranks.count == 1 else working_dtype(name, self.dtype)
+
     def _update(self, *, remember: bool) -> float:
         """Clip, step. With `remember`, a new policy version begins."""
         norm = self.optimizer.clip()
         if remember:
             if self.keep_versions:
                 self.past_weights[self.version] = {
-                    name: p.detach().to(working_dtype(name, self.dtype), copy=True)
+                    name: p.detach().to(self._used_dtype(name, p), copy=True)
                     for name, p in self.scorer.named_parameters()
                 }
             self.version += 1
