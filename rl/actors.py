@@ -239,7 +239,8 @@ class LearnerActor:
         """host:port at which rank 0 waits for the others."""
         from trainer.parallel import open_store
 
-        self.store = open_store(ray.util.get_node_ip_address())
+        alone = self.config.cluster.address == "local"
+        self.store = open_store("127.0.0.1" if alone else ray.util.get_node_ip_address())
         return f"{self.store.host}:{self.store.port}"
 
     def ready(self, meeting: str = "") -> int:
