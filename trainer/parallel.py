@@ -162,12 +162,12 @@ def local(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def exchanged(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside, a sharded model has these weights, by name and sharded as its own, in place of its own."""
-    own = {name: p for name, p in model.named_parameters() if name in weights}
-    kept = {name: local(p).clone() for name, p in own.items()}
-    for name, p in own.items():
-        local(p).copy_(local(weights[name]))
+    own = {name: local(t) for name, t in model.state_dict().items() if name in weights}
+    kept = {name: t.clone() for name, t in own.items()}
+    for name, t in own.items():
+        t.copy_(local(weights[name]))
     try:
         yield
     finally:
-        for name, p in own.items():
-            local(p).copy_(kept[name])
+        for name, t in own.items():
+            t.copy_(kept[name])
