@@ -14,7 +14,7 @@ from test_learner import LOSS, flat, samples
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
-from transformers import Qwen3MoeConfig
+from transformers import GPT2Config, Qwen3MoeConfig
 
 from trainer.batch import plan_micro_batches
 from trainer.config import LearnerConfig, LossConfig, OptimConfig
@@ -22,6 +22,7 @@ from trainer.learner import Learner
 from trainer.moe.exchange import from_experts, plan_route, to_experts
 from trainer.moe.experts import GroupedExperts
 from trainer.parallel import ALONE, Ranks, shard
+from trainer.policy import outline_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import BadSample
 
@@ -365,3 +366,11 @@ def test_torchs_checkpoint_of_two_ranks_loads_on_one(
     for name, tensor in found.items():
         gap = (tensor - wanted[name]).norm()
         assert gap <= 1e-4 * wanted[name].norm(), f"{name} differs by {gap:.1e}"
+
+
+def test_several_ranks_are_for_the_families_that_the_learner_has_modules_for(tmp_path):
+    GPT2Config(n_embd=8, n_layer=1, n_head=1).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"of the family gpt2 is trained on 1 rank; several are for "
+    ):
+        outline_policy(tmp_path)
