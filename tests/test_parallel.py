@@ -352,6 +352,7 @@ def save_after_a_step(join: Join, folder: Path, expert_parallel: int, target: Pa
     save_state(state(ours), checkpoint_id=target)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
 def test_torchs_checkpoint_of_two_ranks_loads_on_one(
     two_ranks, family_checkpoint, tmp_path, expert_parallel

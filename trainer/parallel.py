@@ -112,6 +112,9 @@ def shard(scorer: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
         for d in (dtype, torch.float32)
     )
     everyone = ranks.mesh._flatten("ranks")
+    for weight in scorer.parameters():
+        if not weight.is_meta:
+            weight.data = weight.data.to(ranks.mesh.device_type)
     if ranks.mesh["ep"].size() > 1:
         for module in scorer.modules():
             if isinstance(module, GroupedExperts):
