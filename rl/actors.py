@@ -249,7 +249,8 @@ class LearnerActor:
         """host:port at which rank 0 waits for the others."""
         from trainer.parallel import open_store
 
-        self.store = open_store(ray.util.get_node_ip_address())
+        alone = self.config.cluster.address == "local"
+        self.store = open_store("127.0.0.1" if alone else ray.util.get_node_ip_address())
         return f"{self.store.host}:{self.store.port}"
 
     def ready(self, meeting: str = "") -> int:
@@ -301,9 +302,8 @@ class LearnerActor:
         """Write the copy that is for `path`. Returns bytes, on rank 0, which alone has it."""
         from trainer.weights import write_weights
 
-        if self.rank:
-            return 0
-        return write_weights(self.snapshots.pop(path), Path(path))
+        weights = self.snapshots.pop(path)
+        return 0 if self.rank else write_weights(weights, Path(path))
 
     def save(self, folder: str) -> None:
         """Begin to write a checkpoint, tokenizer included; `saved` tells of its end."""

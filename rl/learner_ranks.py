@@ -25,18 +25,17 @@ class LearnerRanks:
 
     def __init__(self, ranks: Sequence[Any]) -> None:
         """ranks: handles of `rl.actors.LearnerActor`, rank 0 first."""
-        self.step = OnAllRanks("step", [rank.step for rank in ranks])
-        self.snapshot = OnAllRanks("snapshot", [rank.snapshot for rank in ranks])
-        self.publish = OnAllRanks("publish", [rank.publish for rank in ranks])
-        self.save = OnAllRanks("save", [rank.save for rank in ranks])
-        self.saved = OnAllRanks("saved", [rank.saved for rank in ranks])
+        self.step = OnAllRanks([rank.step for rank in ranks])
+        self.snapshot = OnAllRanks([rank.snapshot for rank in ranks])
+        self.publish = OnAllRanks([rank.publish for rank in ranks])
+        self.save = OnAllRanks([rank.save for rank in ranks])
+        self.saved = OnAllRanks([rank.saved for rank in ranks])
 
 
 class OnAllRanks:
     """One method on every rank."""
 
-    def __init__(self, name: str, methods: Sequence[Any]) -> None:
-        self.name = name
+    def __init__(self, methods: Sequence[Any]) -> None:
         self.methods = methods
 
     def remote(self, *arguments: Any) -> asyncio.Future[Any]:
@@ -51,7 +50,7 @@ class OnAllRanks:
         calls = [asyncio.ensure_future(answer) for answer in answers]
         try:
             done, others = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
-            first = next((calls.index(call) for call in done if call.exception()), None)
+            first = min((calls.index(c) for c in done if c.exception()), default=None)
             if first is None:
                 return calls[0].result()
             if others:

@@ -4,23 +4,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from rank_processes import RankProcesses
 from safetensors.torch import load_file
 from test_learner import LOSS, flat, samples
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
-from transformers import Qwen3MoeConfig
+from transformers import GPT2Config, Qwen3MoeConfig
 
 from trainer.batch import plan_micro_batches
-from trainer.config import LearnerConfig, LossConfig, OptimConfig
+from trainer.config import LearnerConfig, LossConfig, OptimConfig, RouterConfig
 from trainer.learner import Learner
 from trainer.moe.exchange import from_experts, plan_route, to_experts
 from trainer.moe.experts import GroupedExperts
-from trainer.parallel import ALONE, Ranks
+from trainer.parallel import ALONE, Ranks, shard
+from trainer.policy import outline_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import BadSample
 
@@ -242,39 +244,58 @@ def tokens(chosen: Sequence[Sequence[int]], seed: int) -> tuple[Tensor, Tensor, 
     return x, torch.tensor(chosen), torch.rand(len(chosen), 2, requires_grad=True)
 
 
-def pass_experts(join: Join, choices: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
-    """Output, and gradients of the tokens, of their routing weights and of the experts held here."""
-    ranks = join(2)
-    assert ranks.mesh is not None
-    layer = experts()
-    layer.share(ranks.mesh["ep"])
+class Layer(nn.Module):
+    """A policy as `shard` knows it, of one layer with nothing but experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = experts()
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        return self.experts(x, chosen, weights)
+
+
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.model = nn.Module()
+        self.model.model.layers = nn.ModuleList([Layer()])
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model.model.layers[0](*inputs)
+
+
+def pass_experts(join: Join, expert_parallel: int, choices) -> list[np.ndarray]:
+    """Output, and gradients of the tokens, of their routing weights and of all experts."""
+    ranks = join(expert_parallel)
+    policy = OneLayer()
+    shard(policy, ranks, torch.float32)
     x, chosen, weights = tokens(choices[ranks.rank], seed=ranks.rank + 1)
-    out = layer(x, chosen, weights)
+    out = policy(x, chosen, weights)
     (out * torch.arange(WIDTH)).sum().backward()
-    held = []
-    for weight in (layer.gate_up_proj, layer.down_proj):
-        mine = weight.to_local()
-        held.append(torch.zeros_like(mine) if weight.grad is None else weight.grad.to_local())
-    return [t.detach().numpy() for t in (out, x.grad, weights.grad, *held)]
+    found = [out, x.grad, weights.grad]
+    found += [weight.grad.full_tensor() for _, weight in sorted(policy.named_parameters())]
+    return [t.detach().numpy() for t in found]
 
 
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
 @pytest.mark.parametrize("case", CHOICES)
-def test_experts_on_two_ranks_are_those_of_one_layer(two_ranks, case):
+def test_experts_on_two_ranks_are_those_of_one_layer(two_ranks, case, expert_parallel):
     choices = CHOICES[case]
     layer = experts()
     inputs = [tokens(chosen, seed=rank + 1) for rank, chosen in enumerate(choices)]
     outs = [layer(*own) for own in inputs]
     sum((out * torch.arange(WIDTH)).sum() for out in outs).backward()
-    found = [[torch.from_numpy(t) for t in rank] for rank in two_ranks(pass_experts, choices)]
-    for rank, (x, _, weights) in enumerate(inputs):
-        out, dx, dweights = found[rank][:3]
-        assert torch.allclose(out, outs[rank], atol=1e-6)
-        assert torch.allclose(dx, x.grad, atol=1e-5)
-        assert torch.allclose(dweights, weights.grad, atol=1e-5)
-    for index, weight in enumerate((layer.gate_up_proj, layer.down_proj)):
-        whole = torch.cat([found[rank][3 + index] for rank in (0, 1)])
-        wanted = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        assert torch.allclose(whole, wanted, atol=1e-5)
+    held = [
+        torch.zeros_like(w) if w.grad is None else w.grad
+        for w in (layer.down_proj, layer.gate_up_proj)
+    ]
+    for rank, found in enumerate(two_ranks(pass_experts, expert_parallel, choices)):
+        x, _, weights = inputs[rank]
+        wanted = (outs[rank], x.grad, weights.grad, *held)
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert torch.allclose(torch.from_numpy(mine), theirs, atol=1e-5)
 
 
 def travel(join: Join) -> tuple[list[float], list[float], list[int]]:
@@ -331,6 +352,7 @@ def save_after_a_step(join: Join, folder: Path, expert_parallel: int, target: Pa
     save_state(state(ours), checkpoint_id=target)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
 def test_torchs_checkpoint_of_two_ranks_loads_on_one(
     two_ranks, family_checkpoint, tmp_path, expert_parallel
@@ -345,3 +367,75 @@ def test_torchs_checkpoint_of_two_ranks_loads_on_one(
     for name, tensor in found.items():
         gap = (tensor - wanted[name]).norm()
         assert gap <= 1e-4 * wanted[name].norm(), f"{name} differs by {gap:.1e}"
+
+
+def test_several_ranks_are_for_the_families_that_the_learner_has_modules_for(tmp_path):
+    GPT2Config(n_embd=8, n_layer=1, n_head=1).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"of the family gpt2 is trained on 1 rank; several are for "
+    ):
+        outline_policy(tmp_path)
+
+
+def save_and_go_on(
+    join: Join, folder: Path, expert_parallel: int, config: dict, target: Path
+) -> dict[str, float]:
+    ours = learner(join, folder, expert_parallel, **config)
+    ours.step(samples(0))
+    ours.save_state(target)
+    ours.wait_saved()
+    return ours.step(samples(0, seed=4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
+def test_a_checkpoint_of_two_ranks_goes_on_on_one(
+    two_ranks, checkpoint, tmp_path, expert_parallel, dtype
+):
+    """With the weights of the version before, which the second batch is of."""
+    config = {"dtype": dtype}
+    wanted = two_ranks(save_and_go_on, checkpoint, expert_parallel, config, tmp_path / "saved")[0]
+    ours = learner(alone, checkpoint, 1, **config)
+    ours.load_state(tmp_path / "saved")
+    assert ours.version == 1 and sorted(ours.past_weights) == [0]
+    found = ours.step(samples(0, seed=4))
+    relative = 1e-5 if dtype == "float32" else 3e-2
+    for name in ("loss/loss", "loss/entropy", "parity/mean_abs_dlogp", "optim/grad_norm"):
+        assert found[name] == pytest.approx(wanted[name], rel=relative), name
+
+
+def load_and_go_on(join: Join, folder: Path, saved: Path) -> dict[str, float]:
+    ours = learner(join, folder, 2)
+    ours.load_state(saved)
+    return ours.step(samples(0, seed=4))
+
+
+def test_a_checkpoint_of_one_rank_goes_on_on_two(two_ranks, checkpoint, tmp_path):
+    wanted = save_and_go_on(alone, checkpoint, 1, {}, tmp_path / "saved")
+    for found in two_ranks(load_and_go_on, checkpoint, tmp_path / "saved"):
+        for name in ("loss/loss", "loss/entropy", "parity/mean_abs_dlogp", "optim/grad_norm"):
+            assert found[name] == pytest.approx(wanted[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
+def test_the_routers_biases_move_by_the_loads_of_all_ranks(
+    two_ranks, checkpoint, tmp_path, expert_parallel
+):
+    config = {"router": RouterConfig(bias_rate=0.1, z_weight=0.01)}
+    batches = [samples(0)[:5], samples(0)[:1], samples(1, seed=4)]
+    found, wanted = compared(two_ranks, checkpoint, tmp_path, expert_parallel, config, batches)
+    assert_same(found, wanted, 1e-5)
+    biases = [n for n in wanted.weights if n.endswith("e_score_correction_bias")]
+    started = load_file(checkpoint / "model.safetensors")
+    assert biases and all(not torch.equal(wanted.weights[n], started[n]) for n in biases)
+
+
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
+def test_two_ranks_recompute_activations_as_one_does(
+    two_ranks, family_checkpoint, tmp_path, expert_parallel
+):
+    batches = [samples(0), samples(0, seed=4)]
+    found, wanted = compared(
+        two_ranks, family_checkpoint, tmp_path, expert_parallel, {"recompute": True}, batches
+    )
+    assert_same(found, wanted, 1e-5)

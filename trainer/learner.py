@@ -377,9 +377,13 @@ class Learner:
         or the adapters alone."""
         changing = self.optimizer.weights if self.config.lora else self.scorer.state_dict()
         return {
-            name: t.detach().to(working_dtype(name, self.dtype), copy=True)
+            name: t.detach().to(self._used_dtype(name, t), copy=True)
             for name, t in changing.items()
         }
+
+    def _used_dtype(self, name: str, weight: Tensor) -> torch.dtype:
+        """The dtype of a weight in a forward pass: of a sharded model the weights are the masters."""
+        return weight.dtype if self.ranks.count == 1 else working_dtype(name, self.dtype)
 
     def _update(self, *, remember: bool) -> float:
         """Clip, step. With `remember`, a new policy version begins."""

@@ -118,6 +118,9 @@ def shard(scorer: nn.Module, ranks: Ranks, dtype: torch.dtype) -> None:
         for d in (dtype, torch.float32)
     )
     everyone = ranks.mesh._flatten("ranks")
+    for weight in scorer.parameters():
+        if not weight.is_meta:
+            weight.data = weight.data.to(ranks.mesh.device_type)
     if ranks.mesh["ep"].size() > 1:
         for module in scorer.modules():
             if isinstance(module, GroupedExperts):
@@ -168,13 +171,12 @@ def local(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def exchanged(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside, a sharded model has these weights, by name and sharded as its own, in place of its own."""
-    named = (*model.named_parameters(), *model.named_buffers())
-    own = {name: t for name, t in named if name in weights}
-    kept = {name: local(p).clone() for name, p in own.items()}
-    for name, p in own.items():
-        local(p).copy_(local(weights[name]))
+    own = {name: local(t) for name, t in model.state_dict().items() if name in weights}
+    kept = {name: t.clone() for name, t in own.items()}
+    for name, t in own.items():
+        t.copy_(local(weights[name]))
     try:
         yield
     finally:
-        for name, p in own.items():
-            local(p).copy_(kept[name])
+        for name, t in own.items():
+            t.copy_(kept[name])

@@ -143,9 +143,8 @@ class GroupedExperts(nn.Module):
 
     def _products(self, x_SD: Tensor, weight_S: Tensor, ends_N: Tensor) -> Tensor:
         """Each row through its expert, times its weight; N and S are of the experts held here."""
-        if not len(
-            x_SD
-        ):  # a grouped product of no rows has no gradient, and the exchange needs one
+        # A grouped product of no rows has no gradient, and the exchange needs one.
+        if not len(x_SD):
             return x_SD * weight_S[:, None].to(x_SD.dtype)
         inner_S2F = F.grouped_mm(x_SD, _held(self.gate_up_proj).transpose(1, 2), offs=ends_N)
         # The routing weight multiplies the narrow inner activation: fewer elements than the output.
