@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -300,6 +301,8 @@ def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
 
 def main() -> None:
     """Entry point of the console command."""
+    # Read when torch is loaded: threads that spin while they wait take cores that others need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

@@ -161,7 +161,9 @@ class Cluster:
         beside: groups of methods that run beside the others, and how many calls of each at once.
         """
         options = {"num_cpus": 0, "max_concurrency": MAX_CALLS, **options}
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        # Threads that spin while they wait take the cores that the other processes need.
+        variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {"env_vars": variables}
         placed: Any = ray.remote(concurrency_groups=dict(beside or {}))  # pyright: ignore[reportCallIssue]
         remote = placed(kind).options(
             name=name, namespace=self.id, runtime_env=environment, **options

@@ -70,7 +70,7 @@ def test_tokens_that_chose_zero_experts_alone_pass_through_weighted():
 def test_no_row_of_a_product_is_spent_on_a_zero_expert():
     _, chosen, _ = inputs(40)
     plan = dispatch(chosen, ROUTED)
-    assert len(plan.token_S) == len(plan.place_S) == int((chosen < ROUTED).sum())
+    assert len(plan.token_S) == len(plan.place_P) == int((chosen < ROUTED).sum())
     counts = plan.ends_N.diff(prepend=torch.zeros(1)).tolist()
     assert counts == [int((chosen == e).sum()) for e in range(ROUTED)]
     experts = chosen.flatten()[plan.pair_S]
@@ -127,3 +127,18 @@ def test_the_dense_layer_is_its_three_products():
     x = torch.randn(2, 5, 12)
     wanted = mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
     assert torch.allclose(mlp(x), wanted, atol=1e-6)
+
+
+def test_rows_that_fill_up_an_experts_share_change_nothing():
+    _, chosen, _ = inputs(40)
+    plain, filled = dispatch(chosen, ROUTED), dispatch(chosen, ROUTED, 16)
+    assert _counts(filled) == [16 * -(-n // 16) for n in _counts(plain)]
+    real = filled.pair_S < chosen.numel()
+    assert torch.equal(filled.pair_S[real], plain.pair_S)
+    assert torch.equal(filled.token_S[real], plain.token_S)
+    assert torch.equal(filled.pair_S[filled.place_P], plain.pair_S[plain.place_P])
+    assert (filled.token_S < len(chosen)).all()
+
+
+def _counts(plan) -> list[int]:
+    return plan.ends_N.diff(prepend=torch.zeros(1, dtype=torch.int32)).tolist()

@@ -133,7 +133,8 @@ async def _compare_adapters(checkpoint: Path, dtype: str, folder: Path) -> None:
             times = await engine.load(str(published), version)
             assert 0 < times.flip_ms <= times.pause_ms
             gaps[f"version {version}"] = await _gap(engine, learner, prompts)
-        assert await _gap(engine, base, prompts) > 0.05, "the adapters change something"
+        change = await _gap(engine, base, prompts)
+        assert change > 3 * max(gaps.values()), "the adapters change something"
         _draw_adapters(learner, seed=4)
         learner.save(folder / "saved")
         await engine.llm.reset_prefix_cache()

@@ -93,11 +93,12 @@ async def test_the_learner_answers_while_versions_are_being_written(checkpoint, 
     paths = [str(tmp_path / f"version-{n}.safetensors") for n in range(60)]
     try:
         cluster.connect()
-        learner = cluster._place_learner(str(checkpoint))
+        learner = cluster._place_learner(str(checkpoint))["learner"]
+        assert await learner.ready.remote() > 0
         for path in paths:
             await learner.snapshot.remote(path)
         writing = [asyncio.ensure_future(learner.publish.remote(path)) for path in paths]
-        assert await learner.ready.remote() > 0
+        await learner.snapshot.remote(str(tmp_path / "one-more.safetensors"))
         assert not all(one.done() for one in writing)
         assert len(set(await asyncio.gather(*writing))) == 1
     finally:

@@ -7,7 +7,8 @@ gathered into expert order and their results summed back by position, so both di
 With expert parallelism (`share`) pairs go to the ranks that hold their experts and back in between
 (`trainer.moe.exchange`); zero-computation experts stay where the token is.
 
-Shapes: T tokens, K experts per token, N routed experts, S token-expert pairs of routed experts (<= T K),
+Shapes: T tokens, K experts per token, N routed experts, P token-expert pairs of routed experts (at most T K),
+S rows of the products (the pairs, and what fills them up),
 R pairs of all ranks for the experts held here, D model width, F expert width.
 """
 
@@ -25,38 +26,48 @@ from trainer.moe.exchange import from_experts, plan_route, to_experts
 from trainer.swiglu import swiglu
 from trainer.weights import routed_experts
 
+# Rows of an expert come in multiples of this where a kernel is compiled for each number of rows that comes
+# (bfloat16 on CPU: milliseconds each, and loads differ from step to step).
+ROWS = 64
+
 
 @dataclass(frozen=True)
 class Dispatch:
     """Which token goes where: pairs sorted by expert, and the way back.
 
-    token_S, pair_S: the token of each sorted pair, and its index in (T, K) flattened. ends_N: where each
-    expert's pairs end. place_S, start_T: sorted places of the pairs in order of tokens, and where each
-    token's begin among them.
+    token_S, pair_S: the token of each sorted pair, and its index in (T, K) flattened; T K, one past the last,
+    where a row only fills up its expert's. ends_N: where each expert's rows end. place_P, start_T: sorted
+    places of the P pairs in order of tokens, and where each token's begin among them.
     """
 
     token_S: Tensor
     pair_S: Tensor
     ends_N: Tensor
-    place_S: Tensor
+    place_P: Tensor
     start_T: Tensor
 
 
-def dispatch(experts_TK: Tensor, num_experts: int) -> Dispatch:
-    """Sort the pairs of routed experts by expert (stable: in order of tokens)."""
+def dispatch(experts_TK: Tensor, num_experts: int, multiple: int = 1) -> Dispatch:
+    """Sort the pairs of routed experts by expert (stable: in order of tokens), each expert's rows filled up
+    to a multiple."""
     experts = experts_TK.flatten()
     routed = experts < num_experts
     counts_N = torch.bincount(experts, minlength=num_experts)[:num_experts]
-    ends_N = counts_N.cumsum(0)
-    pair_S = torch.argsort(experts, stable=True)[: int(ends_N[-1])]
+    filled_N = (counts_N + multiple - 1) // multiple * multiple
+    ends_N = filled_N.cumsum(0)
+    pair_P = torch.argsort(experts, stable=True)[: int(counts_N.sum())]
+    before_N = (ends_N - filled_N) - (counts_N.cumsum(0) - counts_N)
+    slot_P = torch.arange(len(pair_P), device=experts.device) + before_N[experts[pair_P]]
+    pair_S = torch.full((int(ends_N[-1]),), len(experts), device=experts.device)
+    pair_S[slot_P] = pair_P
     place = torch.empty_like(experts)
-    place[pair_S] = torch.arange(len(pair_S), device=place.device)
+    place[pair_P] = slot_P
     per_token_T = routed.view_as(experts_TK).sum(1)
     return Dispatch(
-        token_S=pair_S // experts_TK.shape[1],
+        token_S=(pair_S // experts_TK.shape[1]).clamp(max=len(experts_TK) - 1),
         pair_S=pair_S,
         ends_N=ends_N.to(torch.int32),
-        place_S=place[routed],
+        place_P=place[routed],
         start_T=per_token_T.cumsum(0) - per_token_T,
     )
 
@@ -88,7 +99,7 @@ class _Combine(torch.autograd.Function):
 
 
 def _sum_pairs(x_SD: Tensor, plan: Dispatch) -> Tensor:
-    return F.embedding_bag(plan.place_S, x_SD, plan.start_T, mode="sum")
+    return F.embedding_bag(plan.place_P, x_SD, plan.start_T, mode="sum")
 
 
 class GroupedExperts(nn.Module):
@@ -126,12 +137,13 @@ class GroupedExperts(nn.Module):
         self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor
     ) -> Tensor:
         """Weighted sum of each token's experts, (T, D)."""
-        plan = dispatch(experts_TK, self.num_experts)
+        low = x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16 and self.holders is None
+        plan = dispatch(experts_TK, self.num_experts, ROWS if low else 1)
         identity_T = (weights_TK * (experts_TK >= self.num_experts)).sum(-1)
         identity_TD = x_TD * identity_T.to(x_TD.dtype)[:, None]
         if self.holders is None and not len(plan.pair_S):
             return identity_TD
-        weight_S = weights_TK.float().flatten()[plan.pair_S]
+        weight_S = F.pad(weights_TK.float().flatten(), (0, 1))[plan.pair_S]
         x_SD: Tensor = _Gather.apply(x_TD, plan)  # pyright: ignore[reportAssignmentType]
         if self.holders is None:
             y_SD = self._products(x_SD, weight_S, plan.ends_N)
