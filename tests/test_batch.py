@@ -71,9 +71,7 @@ def test_buckets_cover_the_stream_and_pad_little(lengths):
     assert batch.buckets[-1].end == sum(lengths)
     for bucket in batch.buckets:
         tokens = bucket.end - bucket.start
-        assert tokens >= 0.8 * bucket.count * (bucket.length - 15)
-        assert bucket.length < 16 or bucket.length % 16 == 0
-        assert bucket.count & (bucket.count - 1) == 0, "a power of two"
+        assert tokens >= 0.8 * bucket.count * bucket.length
         assert (bucket.slots_T is None) == (tokens == bucket.count * bucket.length)
         if bucket.slots_T is not None:
             assert len(set(bucket.slots_T.tolist())) == tokens

@@ -22,8 +22,6 @@ from transformers import AttentionInterface
 PACKED = "dorado_packed"
 # Shortest sequence of a bucket over its longest: what is lost to padding, against fewer, larger products.
 SHORTEST = 0.8
-# Longer sequences than this are padded to a multiple of it.
-MULTIPLE = 16
 # Query rows of one product: bounds the score matrix, and skips what lies above the diagonal.
 BLOCK = 128
 # Of sequences up to this length the attention weights are kept for the backward pass.
@@ -59,18 +57,14 @@ def plan_buckets(lengths: Sequence[int], device: torch.device) -> tuple[Bucket, 
             if low < SHORTEST * high:
                 break
             longest, shortest, last = high, low, last + 1
-        # Powers of two of sequences, and lengths in multiples: few shapes for kernels to be compiled for.
-        count = 1 << (last + 1 - first).bit_length() - 1
-        inside = lengths[first : first + count]
-        length = max(inside)
-        length = length if length < MULTIPLE else -(-length // MULTIPLE) * MULTIPLE
+        inside = lengths[first : last + 1]
         slots = None
-        if min(inside) < length:
-            parts = [torch.arange(n) + i * length for i, n in enumerate(inside)]
+        if shortest < longest:
+            parts = [torch.arange(n) + i * longest for i, n in enumerate(inside)]
             slots = torch.cat(parts).to(device)
-        buckets.append(Bucket(start, start + sum(inside), count, length, slots))
+        buckets.append(Bucket(start, start + sum(inside), len(inside), longest, slots))
         start += sum(inside)
-        first += count
+        first = last + 1
     return tuple(buckets)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.batch import PackedBatch
@@ -16,7 +15,7 @@ from trainer.moe.router import share_tape
 
 # Logits that exist at once, in elements: what stays in a core's cache, or what a GPU is busy with.
 LOGITS = {"cpu": 1 << 19, "cuda": 1 << 26}
-# Rows below which a product is slow; chunks are multiples of it.
+# Rows below which a product is slow.
 MIN_ROWS = 128
 
 
@@ -29,12 +28,8 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND, head_VD, target_N, temperature):  # pyright: ignore
-        tokens = len(target_N)
-        # As whole chunks of rows: few shapes for kernels to be compiled for.
-        hidden_ND = F.pad(hidden_ND, (0, 0, 0, -tokens % MIN_ROWS))
-        target_N = F.pad(target_N, (0, -tokens % MIN_ROWS))
         logprobs, entropies, norms = [], [], []
-        size = max(1, LOGITS[head_VD.device.type] // len(head_VD) // MIN_ROWS) * MIN_ROWS
+        size = max(MIN_ROWS, LOGITS[head_VD.device.type] // len(head_VD))
         for hidden_CD, target_C in zip(hidden_ND.split(size), target_N.split(size), strict=True):
             logits_CV = (hidden_CD @ head_VD.t()).float().div_(temperature)
             norm_C = logits_CV.logsumexp(-1)
@@ -44,15 +39,15 @@ class _TokenLogprobs(torch.autograd.Function):
             norms.append(norm_C)
         norm_N = torch.cat(norms)
         ctx.save_for_backward(hidden_ND, head_VD, target_N, norm_N)
-        ctx.temperature, ctx.size, ctx.tokens = temperature, size, tokens
-        entropy_N = torch.cat(entropies)[:tokens]
+        ctx.temperature, ctx.size = temperature, size
+        entropy_N = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_N)
-        return torch.cat(logprobs)[:tokens], entropy_N
+        return torch.cat(logprobs), entropy_N
 
     @staticmethod
     def backward(ctx: Any, grad_N, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_ND, head_VD, target_N, norm_N = ctx.saved_tensors
-        grad_N = F.pad(grad_N / ctx.temperature, (0, -ctx.tokens % MIN_ROWS))
+        grad_N = grad_N / ctx.temperature
         dhidden_ND = torch.empty_like(hidden_ND)
         dhead_VD = None
         if ctx.needs_input_grad[1]:
@@ -66,7 +61,6 @@ class _TokenLogprobs(torch.autograd.Function):
             torch.mm(dlogits_CV, head_VD, out=dhidden_CD)
             if dhead_VD is not None:
                 dhead_VD += dlogits_CV.t() @ hidden_CD
-        dhidden_ND = dhidden_ND[: ctx.tokens]
         return dhidden_ND, None if dhead_VD is None else dhead_VD.to(head_VD.dtype), None, None
 
 
