@@ -1,6 +1,6 @@
 """The environment protocol: what an author writes.
 
-One instance lives for one episode. `envs/sensors.py` is a complete small example. The author writes
+One instance lives for one episode. `envs/builtin/sensors.py` is a complete small example. The author writes
 messages; tokens, deadlines, threads and error classes are the business of `envs.session` and `rollout`.
 """
 

@@ -112,7 +112,18 @@ class EnvSession:
             raise ToolError(f"no tool {one.name!r}")
         arguments = tool.parse(one.arguments)
         limit = self.deadlines.tool_seconds
-        return await self._guard("tool", limit, self._run(tool, arguments), one.name)
+        return await self._guard("tool", limit, self._run_in_time(tool, arguments), one.name)
+
+    async def _run_in_time(self, tool: Tool, arguments: dict[str, Any]) -> str:
+        """The tool's own limit is part of its world: the policy reads of it and goes on."""
+        deadline = asyncio.timeout(tool.options.seconds)
+        try:
+            async with deadline:
+                return await self._run(tool, arguments)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise ToolError(f"{tool.name}: no answer within {tool.options.seconds:g} s") from None
 
     async def _run(self, tool: Tool, arguments: dict[str, Any]) -> str:
         if tool.is_async:

@@ -8,8 +8,9 @@ as one readable sentence.
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints, overload
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -23,10 +24,32 @@ class ToolError(Exception):
     """What a tool raises to tell the policy that the call did not work; the episode goes on."""
 
 
-def tool(method: F) -> F:
-    """Offer this method to the policy. `async def` runs on the event loop; `def` runs in a thread."""
-    setattr(method, _MARK, True)
-    return method
+@dataclass(frozen=True)
+class ToolOptions:
+    """read_only: a call changes nothing, so it may be made again. seconds: how long a call may take, where
+    that is shorter than the environment's deadline; then the policy is told so, and the episode goes on."""
+
+    read_only: bool = False
+    seconds: float | None = None
+
+
+@overload
+def tool(method: F, /) -> F: ...
+@overload
+def tool(*, read_only: bool = False, seconds: float | None = None) -> Callable[[F], F]: ...
+def tool(
+    method: F | None = None, /, *, read_only: bool = False, seconds: float | None = None
+) -> F | Callable[[F], F]:
+    """Offer this method to the policy. `async def` runs on the event loop; `def` runs in a thread.
+
+    Plain, or with options: `@tool(read_only=True, seconds=5)`; see `ToolOptions`.
+    """
+
+    def mark(method: F) -> F:
+        setattr(method, _MARK, ToolOptions(read_only, seconds))
+        return method
+
+    return mark if method is None else mark(method)
 
 
 class Tool:
@@ -34,6 +57,7 @@ class Tool:
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self.name = method.__name__
+        self.options: ToolOptions = getattr(method, _MARK, ToolOptions())
         self.method = method
         self.is_async = inspect.iscoroutinefunction(method)
         self.arguments = _argument_model(method)
@@ -73,7 +97,7 @@ def tools_of(env_class: type) -> dict[str, Tool]:
     found: dict[str, Tool] = {}
     for klass in reversed(env_class.__mro__):
         for name, member in vars(klass).items():
-            if getattr(member, _MARK, False):
+            if hasattr(member, _MARK):
                 found[name] = Tool(member)
     return found
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 
-from envs.calculator import Calculator
+from envs.builtin.calculator import Calculator
 from envs.env import Task
 from envs.message import Message
 from envs.tool import tool

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from envs.calculator import Calculator
+from envs.builtin.calculator import Calculator
 from envs.env import say
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import Opening

@@ -10,11 +10,11 @@ import sqlite3
 import pytest
 from fakes import ENVS, play
 
+from envs.builtin.orders import Orders
+from envs.builtin.sensors import Sensors
 from envs.env import Env, Task
 from envs.message import ToolCall
-from envs.orders import Orders
 from envs.registry import UnknownEnv, env_names, find_env
-from envs.sensors import Sensors
 from envs.session import Deadlines, EnvSession, demonstrate
 
 
@@ -121,10 +121,10 @@ def test_the_built_in_environments_are_installed_entry_points():
     [
         ("calculater", "'calculater' does not exist: did you mean 'calculator'?"),
         ("zzz", "'zzz' does not exist: installed are calculator, "),
-        ("envs.calculator:Missing", "'envs.calculator:Missing' cannot be imported"),
+        ("envs.builtin.calculator:Missing", "'envs.builtin.calculator:Missing' cannot be imported"),
         ("no_such_module:Env", "'no_such_module:Env' cannot be imported"),
         (":Env", "':Env' cannot be imported"),
-        ("envs.calculator:WORDS", "is not a subclass of envs.env.Env"),
+        ("envs.builtin.calculator:WORDS", "is not a subclass of envs.env.Env"),
     ],
 )
 def test_an_environment_that_cannot_be_found_is_one_sentence(name, sentence):
@@ -144,7 +144,7 @@ def test_a_plugin_that_fails_to_import_is_one_sentence(tmp_path, monkeypatch, so
 
 
 def test_an_environment_is_found_as_module_and_name():
-    assert find_env("envs.orders:Orders") is Orders
+    assert find_env("envs.builtin.orders:Orders") is Orders
 
 
 async def test_calculator_wants_the_tool_even_for_the_right_answer():

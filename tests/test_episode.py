@@ -6,7 +6,7 @@ import time
 import pytest
 from fakes import END, TASK, FakeSession, ScriptedEngine, completion
 
-from envs.calculator import Calculator
+from envs.builtin.calculator import Calculator
 from envs.env import Task
 from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession

@@ -9,6 +9,7 @@ from fakes import Probe, play
 from envs.env import Env, EnvConfig, Task, say
 from envs.message import ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession, demonstrate
+from envs.tool import tool
 
 QUICK = Deadlines(0.2, 0.2, 0.2, 0.2)
 ACTS = ("reset", "reply", "score", "close")
@@ -200,3 +201,31 @@ async def test_an_environment_that_defines_nothing_says_what_is_missing():
         next(env.tasks("train", 0))
     with pytest.raises(TypeError, match="offers no expert"):
         next(env.expert(task()))
+
+
+class Slow(Probe):
+    @tool(seconds=0.05)
+    async def dawdle(self) -> str:
+        """take one's time"""
+        await asyncio.sleep(5)
+        return "never"
+
+    @tool(seconds=0.05)
+    async def give_up(self) -> str:
+        """time out by itself"""
+        raise TimeoutError("mine")
+
+
+async def test_a_tools_own_limit_is_told_to_the_policy_and_the_episode_goes_on():
+    s = EnvSession(Slow(EnvConfig()), Deadlines())
+    await s.open(task())
+    result = await s.step("", (ToolCall("dawdle", {}),))
+    assert result.messages[0].content == "error: dawdle: no answer within 0.05 s"
+    assert not result.done
+
+
+async def test_a_timeout_that_a_tool_raises_itself_is_its_fault():
+    s = EnvSession(Slow(EnvConfig()), Deadlines())
+    await s.open(task())
+    with pytest.raises(EnvFault, match="TimeoutError: mine"):
+        await s.step("", (ToolCall("give_up", {}),))

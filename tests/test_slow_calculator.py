@@ -4,9 +4,9 @@ import statistics
 
 import pytest
 
+from envs.builtin.slow_calculator import SlowCalculator, SlowCalculatorConfig
 from envs.env import Task
 from envs.session import demonstrate
-from envs.slow_calculator import SlowCalculator, SlowCalculatorConfig
 
 QUICK = SlowCalculatorConfig(median_seconds=1e-4, p99_seconds=1e-3)
 TASK = Task("slow_calculator", {"op": "add", "word": "plus", "a": 2, "b": 3})
@@ -23,7 +23,7 @@ async def test_calls_take_as_long_as_asked_for_and_episodes_of_a_task_differ(mon
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("envs.slow_calculator.asyncio.sleep", sleep)
+    monkeypatch.setattr("envs.builtin.slow_calculator.asyncio.sleep", sleep)
     for _ in range(4000):
         env = SlowCalculator(SlowCalculatorConfig())
         await env.reset(TASK)

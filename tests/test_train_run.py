@@ -189,7 +189,7 @@ def test_in_dora_each_trajectory_stays_on_its_version_and_none_is_too_old(
     config.write_text(
         'name = "dora"\nmode = "dora"\nsteps = 5\neval = { tasks = 4, before = false }\n'
         f'model = {{ path = "{policy}" }}\n{COMMON}'
-        '[[env]]\nid = "envs.slow_calculator:SlowCalculator"\nname = "slow"\n'
+        '[[env]]\nid = "envs.builtin.slow_calculator:SlowCalculator"\nname = "slow"\n'
         "config = { median_seconds = 0.2, p99_seconds = 3.0 }\n"
     )
     command = Command(tmp_path, "train", str(config))
@@ -226,7 +226,7 @@ def test_an_elastic_run_lends_an_engine_gives_up_old_versions_and_says_what_it_w
         'name = "elastic"\nmode = "dora"\neviction = "discard"\nlayout = "elastic"\nsteps = 6\n'
         "eval = { before = false, after = false }\nrollout = { over_dispatch = 3 }\n"
         f'model = {{ path = "{policy}" }}\n{COMMON}'
-        '[[env]]\nid = "envs.slow_calculator:SlowCalculator"\nname = "slow"\n'
+        '[[env]]\nid = "envs.builtin.slow_calculator:SlowCalculator"\nname = "slow"\n'
         "config = { median_seconds = 0.4, p99_seconds = 15.0 }\n"
     )
     command = Command(tmp_path, "train", str(config))

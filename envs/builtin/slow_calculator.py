@@ -11,7 +11,7 @@ from collections import Counter
 
 from pydantic import PositiveFloat
 
-from envs.calculator import Calculator, CalculatorConfig
+from envs.builtin.calculator import Calculator, CalculatorConfig
 from envs.env import EnvConfig, Task
 from envs.message import Message
 from envs.tool import tool
