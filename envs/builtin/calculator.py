@@ -37,19 +37,19 @@ class Calculator(Env):
         self.calls = 0
         return [Message("user", "{a} {word} {b} ?".format(**task.data))]
 
-    @tool
+    @tool(read_only=True)
     async def add(self, a: int, b: int) -> int:
         """a plus b"""
         self.calls += 1
         return a + b
 
-    @tool
+    @tool(read_only=True)
     async def subtract(self, a: int, b: int) -> int:
         """a minus b"""
         self.calls += 1
         return a - b
 
-    @tool
+    @tool(read_only=True)
     async def multiply(self, a: int, b: int) -> int:
         """a times b"""
         self.calls += 1

@@ -44,7 +44,7 @@ class Sensors(Env):
         self.reads: Counter[str] = Counter()
         return [Message("user", f"read {task.data['sensor']}")]
 
-    @tool
+    @tool(read_only=True)
     async def read(self, sensor: str) -> str:
         """the value of a sensor"""
         if sensor != self.task["sensor"]:
