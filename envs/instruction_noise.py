@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from envs.message import ToolSchema
@@ -62,7 +63,7 @@ class Piece:
     kind: Literal["space", "free", "kept"]
 
 
-def load_bearing(data: Any, tools: Iterable[ToolSchema]) -> frozenset[str]:
+def load_bearing(data: Any, tools: Sequence[ToolSchema]) -> frozenset[str]:
     """The words, in lower case, of a task's data and of the names and values in tools' schemas."""
     texts = [*_strings(data), *(t.name for t in tools)]
     for schema in tools:
@@ -120,7 +121,7 @@ def withhold(text: str, words: frozenset[str], rng: random.Random) -> str:
     """
     parts = pieces(text, words)
     starts = [i for i in range(len(parts)) if _opens_clause(parts, i)]
-    spans = list(zip(starts, [*starts[1:], len(parts)], strict=True))[1:]
+    spans = list(pairwise([*starts, len(parts)]))[1:]
     spans = [(a, b) for a, b in spans if any(_carries(p) for p in parts[a:b])]
     if not spans:
         spans = [(i, i + 1) for i, piece in enumerate(parts) if _carries(piece)][-1:]
