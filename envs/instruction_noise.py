@@ -63,11 +63,19 @@ class Piece:
     kind: Literal["space", "free", "kept"]
 
 
-def load_bearing(data: Any, tools: Sequence[ToolSchema]) -> frozenset[str]:
-    """The words, in lower case, of a task's data and of the names and values in tools' schemas."""
+def load_bearing(
+    data: Any, tools: Sequence[ToolSchema], messages: Sequence[str] = ()
+) -> frozenset[str]:
+    """The words, in lower case, that carry a task.
+
+    Those of its data, of the names and values in the tools' schemas, and of what is quoted, a name or no
+    plain word somewhere in the opening: `goods(name, price)` makes a `price` elsewhere one of them.
+    """
     texts = [*_strings(data), *(t.name for t in tools)]
     for schema in tools:
         texts += _strings(schema.parameters)
+    for message in messages:
+        texts += [piece.text for piece in pieces(message, frozenset()) if piece.kind == "kept"]
     words = {w for text in texts for w in _WORD.findall(text.lower())}
     # `set_status` is also asked for as "set the status".
     return frozenset(words | {part for word in words for part in word.split("_") if part})

@@ -24,14 +24,14 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from envs.env import Expert, Task, call
 from envs.instruction_noise import add_redundant, add_typos, load_bearing, paraphrase, withhold
-from envs.message import Message, ToolCall
-from envs.tool import Tool, tool, tools_of
+from envs.message import Message, ToolCall, ToolSchema
+from envs.tool import ToolOptions, tool, tools_of
 
 FAILURES = (
     "error: no connection, try again",
@@ -39,7 +39,6 @@ FAILURES = (
     "error: call was not taken, try again",
 )
 PARTIAL = " [cut, try again]"
-Execute = Callable[[Tool, dict[str, Any]], Awaitable[str]]
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,17 @@ LEVELS = {
 }  # fmt: skip
 
 
+class Offered(Protocol):
+    """What noise has to know of a tool."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def options(self) -> ToolOptions: ...
+    @property
+    def schema(self) -> ToolSchema: ...
+
+
 @dataclass
 class Answers:
     """What one call was answered so far: the answer given last (cut ones are none), the right one seen last
@@ -103,12 +113,12 @@ class Noise:
     """The noise of one episode. `events` is appended to: what it did, in order."""
 
     def __init__(
-        self, task: Task, tools: dict[str, Tool], events: list[str], most_seconds: float
+        self, task: Task, tools: Mapping[str, Offered], events: list[str], most_seconds: float
     ) -> None:
         """most_seconds: the longest that latency may be."""
         self.task = task
         self.level = LEVELS[task.noise]
-        self.env_tools = tools
+        self.tools = tools
         self.events = events
         self.most_seconds = most_seconds
         self.request = ""
@@ -122,34 +132,34 @@ class Noise:
         return self.request
 
     @property
-    def tools(self) -> dict[str, Tool]:
-        """What the policy may call: the environment's tools, and `clarify` where clauses are withheld.
+    def clarifies(self) -> bool:
+        """Whether the policy is offered `clarify`: at a level that withholds clauses, where a user asked.
 
         An environment with a tool of that name keeps its own, and nothing is withheld.
         """
-        if not self.request or not self.level.withheld or CLARIFY.name in self.env_tools:
-            return self.env_tools
-        return {**self.env_tools, CLARIFY.name: CLARIFY}
+        return bool(self.level.withheld and self.request) and CLARIFY.name not in self.tools
 
     def opening(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The opening as the policy sees it; only what the user says is changed."""
         asked = [i for i, message in enumerate(messages) if message.role == "user"]
         self.request = "\n".join(messages[i].content for i in asked)
-        words = load_bearing(self.task.data, [t.schema for t in self.env_tools.values()])
-        may_withhold = self.tools is not self.env_tools
+        schemas = [offered.schema for offered in self.tools.values()]
+        words = load_bearing(self.task.data, schemas, [message.content for message in messages])
         noisy = list(messages)
         for i in asked:
             rng = random.Random(f"{self.task.id}/opening/{i}")
             text = noisy[i].content
-            if may_withhold and i == asked[-1] and rng.random() < self.level.withheld:
+            if self.clarifies and i == asked[-1] and rng.random() < self.level.withheld:
                 text = self._note("a clause withheld", text, withhold(text, words, rng))
             noisy[i] = replace(noisy[i], content=self._reword(text, words, rng))
         return tuple(noisy)
 
-    async def call(self, tool: Tool, arguments: dict[str, Any], execute: Execute) -> str:
-        """Make a call whose arguments fit, and answer it. Raises what `execute` raises."""
+    async def call(
+        self, tool: Offered, arguments: dict[str, Any], execute: Callable[[], Awaitable[str]]
+    ) -> str:
+        """Answer a call whose arguments fit; `execute` makes it. Raises what `execute` raises."""
         if tool is CLARIFY:
-            return await self.clarify()
+            return self.request
         self.calls[tool.name] += 1
         name = f"{tool.name} {self.calls[tool.name]}"
         rng = random.Random(f"{self.task.id}/{name}")
@@ -162,7 +172,7 @@ class Noise:
             self.events.append(f"{name}: failure")
             return rng.choice(FAILURES)
         self.failed[tool.name] = 0
-        right = await execute(tool, arguments)
+        right = await execute()
         if not tool.options.read_only or right.startswith("error:"):
             return right
         answers = self.answers.setdefault(f"{tool.name} {arguments!r}", Answers())
@@ -210,7 +220,7 @@ class Noise:
 CLARIFY = tools_of(Noise)["clarify"]
 
 
-def persistent(expert: Expert, level: NoiseLevel, tools: dict[str, Tool]) -> Expert:
+def persistent(expert: Expert, level: NoiseLevel, tools: Mapping[str, Offered]) -> Expert:
     """An expert that lives with noise, made of one that does not: `tools` are those that were offered.
 
     It asks for the request in full where it can, makes calls that failed again, and reads again until two
@@ -240,7 +250,7 @@ def _insist(
     message: Message,
     one: ToolCall,
     level: NoiseLevel,
-    tools: dict[str, Tool],
+    tools: Mapping[str, Offered],
     heard: dict[str, str],
 ) -> Generator[Message, list[str], str]:
     """Make a call until its answer can be relied on; `heard` keeps the last answer to every call."""

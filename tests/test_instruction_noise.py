@@ -53,6 +53,17 @@ def test_load_bearing_words_are_those_of_the_data_and_of_the_schemas_in_parts_to
     assert "change" not in WORDS, "a description is no identity"
 
 
+def test_identifiers_names_and_quotations_of_an_opening_are_load_bearing_wherever_they_stand_again():
+    opening = ["goods(unit_price, stock): see Paris", 'say "quiet now" to the cook']
+    words = load_bearing({}, [], opening)
+    assert {"goods", "unit_price", "price", "stock", "paris", "quiet", "now"} <= words
+    assert words.isdisjoint({"cook", "say", "see"})
+
+
+def test_what_follows_a_quotation_without_a_space_belongs_to_it():
+    assert kept('"big"large `wrong`please', frozenset()) == ['"big"', "large", "`wrong`", "please"]
+
+
 def test_what_is_kept_of_a_request():
     assert kept(TEXT) == [
         "cancel", "the", "order", "mira", "and", '"please wait"', "/notes/big.txt", "but", "not",
