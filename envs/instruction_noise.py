@@ -199,9 +199,13 @@ def _holds(text: str, words: frozenset[str]) -> bool:
 
 
 def _join(around: tuple[str, str], text: str) -> str:
-    """Words before and after a text; on lines of their own where it has several."""
-    gap = "\n" if "\n" in text else " "
-    return gap.join(part for part in (around[0], text, around[1]) if part)
+    """Words before and after a text. After an open end they stand on a line of their own: in "call it blue
+    thanks" they would be part of the name."""
+    before, after = around
+    lines = "\n" in text
+    front = before + ("\n" if lines else " ") if before else ""
+    back = (" " if not lines and text.endswith((".", "!", "?")) else "\n") + after if after else ""
+    return front + text + back
 
 
 def _mistype(token: str, words: frozenset[str], rng: random.Random) -> str:

@@ -229,7 +229,7 @@ def persistent(expert: Expert, level: NoiseLevel, tools: Mapping[str, Offered]) 
     """
     if tools.get(CLARIFY.name) is CLARIFY:
         yield call(CLARIFY.name)
-    heard: dict[str, str] = {}
+    heard: dict[str, tuple[str, str]] = {}
     message = next(expert, None)
     while message is not None:
         if message.tool_calls:
@@ -251,10 +251,14 @@ def _insist(
     one: ToolCall,
     level: NoiseLevel,
     tools: Mapping[str, Offered],
-    heard: dict[str, str],
+    heard: dict[str, tuple[str, str]],
 ) -> Generator[Message, list[str], str]:
-    """Make a call until its answer can be relied on; `heard` keeps the last answer to every call."""
-    key = f"{one.name} {json.dumps(one.arguments, sort_keys=True, default=str)}"
+    """Make a call until its answer can be relied on; `heard` has each tool's last call and answer.
+
+    An error of the environment is handed on at once, even in place of a second answer: what to do about it
+    (to wait, say) is the expert's business, and its next call goes on from what was heard.
+    """
+    asked = json.dumps(one.arguments, sort_keys=True, default=str)
     known = tools.get(one.name)
     doubtful = bool(level.inconsistent) and known is not None and known.options.read_only
     result, failures = "", 0
@@ -266,9 +270,9 @@ def _insist(
         failures = 0
         if level.partial and result.endswith(PARTIAL):
             continue
-        if not doubtful or result.startswith("error:") or heard.get(key) == result:
+        if not doubtful or result.startswith("error:") or heard.get(one.name) == (asked, result):
             return result
-        heard[key] = result
+        heard[one.name] = asked, result
     return result
 
 

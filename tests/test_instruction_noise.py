@@ -165,9 +165,20 @@ def test_other_wordings_replace_words_or_else_frame_the_text():
     rng = random.Random(0)
     assert paraphrase("Please wait", WORDS, rng) == "Kindly wait"
     framed = {paraphrase("read k7", WORDS, rng) for _ in range(50)}
-    assert framed == {" ".join(filter(None, (a, "read k7", b))) for a, b in FRAMES}
+    assert framed == {
+        (f"{a} " if a else "") + "read k7" + (f"\n{b}" if b else "") for a, b in FRAMES
+    }
     taken = frozenset(w.rstrip(":") for frame in FRAMES for part in frame for w in part.split())
     assert paraphrase("read k7", taken, rng) == "read k7", "every frame holds a word of the task"
+
+
+def test_words_after_a_text_never_join_its_last_word():
+    def after(text: str) -> set[str]:
+        made = {add_redundant(text, WORDS, random.Random(seed)) for seed in range(60)}
+        return {one.removeprefix(text)[0] for one in made if one.startswith(text)}
+
+    assert after("call it blue") == after('say "hi"') == after("a\nb.") == {"\n"}
+    assert after("call it blue.") == after("47 times 86 ?") == {" "}
 
 
 def test_redundant_detail_stands_before_or_after_on_a_line_of_its_own_where_there_are_lines():
