@@ -218,6 +218,7 @@ def _key(config: RunConfig) -> str:
         "env": [(t.id, t.config) for t in config.env],
         "format": config.episode.tool_format,
         "learner": [config.learner.dtype, config.learner.micro_batch_tokens],
+        "router": config.learner.router.model_dump(exclude={"replay"}),
         "seed": config.seed,
     }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())

@@ -255,3 +255,20 @@ def test_the_balance_and_z_losses_reach_the_weights_but_not_the_reported_loss(ch
     for name in ("balance", "z"):
         assert found[name]["loss/loss"] == pytest.approx(found["plain"]["loss/loss"], rel=1e-5)
         assert found[name]["optim/grad_norm"] > 1.01 * found["plain"]["optim/grad_norm"]
+
+
+def test_imitation_moves_the_bias_too(checkpoint):
+    """A policy comes to reinforcement learning with the load that it is to keep."""
+    ours = learner(checkpoint, bias_rate=0.5, experts_per_token=1.2)
+    samples = [sample(f"s{i}", n, random.Random(i), version=0) for i, n in enumerate(LENGTHS)]
+
+    def load() -> float:
+        with torch.no_grad():
+            ours.scorer(pack(samples, range(len(samples)), CPU))
+        used = torch.cat([u.flatten() for u in ours.scorer.tape.used_TK.values()])
+        return 3 * (used < ours.experts.computing).float().mean().item()
+
+    before = load()
+    for _ in range(40):
+        ours.imitate(samples)
+    assert abs(load() - 1.2) < 0.25 * abs(before - 1.2)

@@ -268,7 +268,7 @@ class RouterConfig(Section):
     experts_per_token: K_e, how many experts with computation a token should have on average; by default
     in proportion to the experts that there are.
     bias_rate: mu of the bias controller (equation 2), 0 for none. bias_decay_steps: updates in which it falls
-    to 0, 0 for a constant one.
+    to 0, 0 for a constant one. Both losses and the controller are at work in a cold start too.
     balance_weight, balance_groups: alpha and D of the device-level balance loss (equations 3 to 5).
     z_weight: lambda of the hidden z-loss.
     """

@@ -160,10 +160,7 @@ class Learner:
                 sums[name] += value.item()
         grad_norm = self._update(remember=True)
         sums = self.ranks.total(sums)
-        if watch is not None:
-            self.ranks.add_up(watch.tensors())
-        if self.biases is not None and watch is not None:
-            self.biases.update(watch.counts_LE, self.version - 1)
+        self._steer(watch)
         gap, compared = sums.pop("gap"), sums.pop("compared")
         return {
             "loss/loss": sums.pop("loss"),
@@ -184,6 +181,14 @@ class Learner:
         if self.experts is None:
             return None
         return RouterWatch(len(self.scorer.routers), self.experts, self.config.router)
+
+    def _steer(self, watch: RouterWatch | None) -> None:
+        """After an update: the whole batch's loads, and the biases moved by them."""
+        if watch is None:
+            return
+        self.ranks.add_up(watch.tensors())
+        if self.biases is not None:
+            self.biases.update(watch.counts_LE, self.optimizer.updates - 1)
 
     def _router_losses(self, watch: RouterWatch | None, tokens: int, all_tokens: int) -> Tensor:
         """The balance and the z-loss of the micro-batch that was just scored, weighted."""
@@ -229,12 +234,15 @@ class Learner:
     def imitate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One supervised update: mean negative log-likelihood of the policy's tokens."""
         num_tokens = sum(s.num_policy_tokens for s in samples)
+        all_tokens = sum(len(s.token_ids) for s in samples)
         total = 0.0
+        watch = self._watch()
         for batch in self._micro_batches(samples):
             loss = -self._score(batch).logprobs_N.sum() / num_tokens
-            loss.backward()
+            (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
             total += loss.item()
         grad_norm = self._update(remember=False)
+        self._steer(watch)
         return {"sft/loss": self.ranks.total({"loss": total})["loss"], "optim/grad_norm": grad_norm}
 
     @torch.no_grad()
