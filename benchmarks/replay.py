@@ -2,11 +2,11 @@
 
     python benchmarks/replay.py [--json]
 
-One vLLM engine in bfloat16 writes 64 completions of 48 tokens, and notes its expert choices; the learner scores the
-same tokens in bfloat16 and in float32, once with its own routers' choices and once with the engine's. Policies
-are `small` ones with random weights, every matrix multiplied by `scale`: with small weights routers hardly tell
-experts apart, and all differences are small. |d| is the difference of a token's log-prob between engine and
-learner; agreement, the share of tokens and layers whose set of experts is the same.
+One vLLM engine in bfloat16 writes 64 completions of 48 tokens, and notes its expert choices; the learner
+scores the same tokens in bfloat16 and in float32, once with its own routers' choices and once with the
+engine's. Policies are `small` ones with random weights, every matrix times `scale`: with small weights
+routers hardly tell experts apart, and all differences are small. |d| is the difference of a token's log-prob
+between engine and learner; agreement, the share of tokens and layers whose set of experts is the same.
 
 Exits with 1 where agreement with replay is not whole, or the mean |d| of bfloat16 does not fall by it.
 """
