@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +97,6 @@ class Learner:
                 self.biases = BiasController(self.scorer.routers, self.experts, config.router)
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
-        # State of what steers training from step to step; saved and loaded with the rest.
-        self.controllers: dict[str, Any] = {}
         self.writer = CheckpointWriter()
 
     @property
@@ -335,7 +332,6 @@ class Learner:
             optimizer=self.optimizer.adam,
             past_weights=self.past_weights,
             device=self.device,
-            extra=self.controllers,
         )
 
     def _micro_batches(self, samples: Sequence[TrainSample]) -> Iterator[PackedBatch]:
