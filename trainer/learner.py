@@ -39,7 +39,6 @@ from trainer.weights import (
     write_adapter,
     write_adapter_config,
     write_checkpoint,
-    write_weights,
 )
 
 
@@ -264,11 +263,6 @@ class Learner:
             self._help_to_gather(dtype)
             return {}
         return snapshot(self.model, dtype)
-
-    def publish(self, path: Path, dtype: torch.dtype) -> int:
-        """Write the present weights, or adapters, for the engines. Returns the file's size, on rank 0."""
-        weights = self.snapshot(dtype)
-        return 0 if self.ranks.rank else write_weights(weights, path)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights (without the tokenizer).
