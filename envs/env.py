@@ -17,20 +17,33 @@ from envs.message import Message, ToolCall
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.1
+MOST_NOISE = 3
 # What an expert yields (its next message) and what it is sent (the tool results of that message).
 Expert = Generator[Message, list[str], None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One problem, as plain JSON data, e.g. `Task("calculator", {"op": "add", "a": 3, "b": 4})`."""
+    """One problem, as plain JSON data, e.g. `Task("calculator", {"op": "add", "a": 3, "b": 4})`.
+
+    noise: how noisily it is played, from 0 (not at all) to 3 (severely); see `envs.noise`. Raises ValueError
+    for any other number.
+    """
 
     env: str
     data: dict[str, Any]
+    noise: int = 0
+
+    def __post_init__(self) -> None:
+        if self.noise not in range(MOST_NOISE + 1):
+            raise ValueError(
+                f"a task of environment {self.env!r} has noise {self.noise!r}: it has to be a whole "
+                f"number from 0 (none) to {MOST_NOISE} (severe)"
+            )
 
     @property
     def id(self) -> str:
-        """A hash of the content: equal problems have equal ids, whoever made them."""
+        """A hash of the content: equal problems have equal ids, whoever made them, however noisy."""
         text = json.dumps([self.env, self.data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -17,10 +17,13 @@ from typing import Any, Literal, TypeVar
 
 from envs.env import Env, Expert, Task
 from envs.message import Message, ToolCall, ToolSchema
+from envs.noise import Noise, persistent
 from envs.tool import Tool, ToolError, tools_of
 
 T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
+# Latency that noise adds to a call comes before its deadline begins, and is at most this share of it.
+LATENCY_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,26 @@ class StepResult:
 
 
 class EnvSession:
-    """Runs one `Env` through one episode: `open`, `step` until done, `score`, `close`."""
+    """Runs one `Env` through one episode: `open`, `step` until done, `score`, `close`.
+
+    noise_events: what noise did, in order; empty where the task has none.
+    """
 
     def __init__(self, env: Env, deadlines: Deadlines) -> None:
         self.env = env
         self.deadlines = deadlines
         self.tools = tools_of(type(env))
+        self.noise: Noise | None = None
+        self.noise_events: list[str] = []
 
     async def open(self, task: Task) -> Opening:
         """Reset the environment. Raises EnvFault."""
         messages = await self._guard("reset", self.deadlines.reset_seconds, self.env.reset(task))
+        if task.noise:
+            slowest = self.deadlines.tool_seconds * LATENCY_SHARE
+            self.noise = Noise(task, self.tools, self.noise_events, slowest)
+            messages = self.noise.opening(messages)
+            self.tools = self.noise.tools
         return Opening(tuple(messages), tuple(t.schema for t in self.tools.values()))
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
@@ -111,8 +124,14 @@ class EnvSession:
         if tool is None:
             raise ToolError(f"no tool {one.name!r}")
         arguments = tool.parse(one.arguments)
+        if self.noise is None:
+            return await self._execute(tool, arguments)
+        # What noise answers in the tool's place is no refusal: the policy did nothing wrong.
+        return await self.noise.call(tool, arguments, self._execute)
+
+    async def _execute(self, tool: Tool, arguments: dict[str, Any]) -> str:
         limit = self.deadlines.tool_seconds
-        return await self._guard("tool", limit, self._run_in_time(tool, arguments), one.name)
+        return await self._guard("tool", limit, self._run_in_time(tool, arguments), tool.name)
 
     async def _run_in_time(self, tool: Tool, arguments: dict[str, Any]) -> str:
         """The tool's own limit is part of its world: the policy reads of it and goes on."""
@@ -187,6 +206,8 @@ async def demonstrate(
 ) -> tuple[Opening, list[Message], dict[str, float]]:
     """Let the environment's expert play a task; `alter` may change what it is about to say.
 
+    Where the task is noisy, the expert is `envs.noise.persistent`.
+
     Returns the opening, the messages after it (the expert's and the environment's), the rewards.
     """
     session = EnvSession(env, Deadlines())
@@ -194,6 +215,8 @@ async def demonstrate(
     try:
         opening = await session.open(task)
         expert: Expert = env.expert(task)
+        if session.noise is not None:
+            expert = persistent(expert, session.noise.level, session.tools)
         message = next(expert, None)
         while message is not None:
             if alter is not None:

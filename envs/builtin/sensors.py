@@ -67,7 +67,7 @@ class Sensors(Env):
         self.reads: Counter[str] = Counter()
         return [Message("user", " ".join([task.data.get("ask", "read"), *self.sensors]))]
 
-    @tool
+    @tool(read_only=True)
     async def read(self, sensor: str) -> str:
         """the value of a sensor"""
         if sensor not in self.sensors:
