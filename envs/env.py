@@ -64,6 +64,8 @@ class Env:
 
     name: ClassVar[str]
     config_type: ClassVar[type[EnvConfig]] = EnvConfig
+    # The least and the most that a reward can be; what `dorado env check` holds it to.
+    reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config

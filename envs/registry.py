@@ -13,12 +13,19 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from envs.env import Env
+from pydantic import ValidationError
+
+from envs.env import Env, EnvConfig
 
 
 class UnknownEnv(ValueError):
     """No environment of that name; the message says which there are."""
+
+
+class BadSettings(ValueError):
+    """Settings that an environment does not take; the message names the key."""
 
 
 def env_names() -> list[str]:
@@ -70,6 +77,20 @@ def find_env(name: str) -> type[Env]:
     if not (isinstance(found, type) and issubclass(found, Env)):
         raise UnknownEnv(f"environment {name!r} is not a subclass of envs.env.Env")
     return found
+
+
+def settings_of(env_class: type[Env], values: dict[str, Any]) -> EnvConfig:
+    """An environment's own settings. Raises BadSettings with one sentence."""
+    try:
+        return env_class.config_type.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("config", *first["loc"]))
+        known = ", ".join(env_class.config_type.model_fields) or "none"
+        detail = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            detail = f"unknown key; known here are {known}"
+        raise BadSettings(f"{key}: {detail}") from None
 
 
 def _from_file(name: str, file: Path, attribute: str) -> object:
