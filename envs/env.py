@@ -79,6 +79,8 @@ class Env:
     config_type: ClassVar[type[EnvConfig]] = EnvConfig
     # Of a graded environment: its config has `difficulty`, from 1 to this, and its tasks' data too.
     difficulties: ClassVar[int] = 0
+    # The least and the most that a reward can be; what `dorado env check` holds it to.
+    reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
