@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from envs.dynamic_tool import DynamicTool
 from envs.env import Env, Expert, Task
 from envs.message import Message, ToolCall, ToolSchema
 from envs.tool import Tool, ToolError, tools_of
@@ -47,7 +48,10 @@ class EnvFault(Exception):
 
 
 class HostFault(Exception):
-    """The process that ran the environment died or did not answer: infrastructure."""
+    """A process that the environment ran in, or a server that it needs, died or did not answer: infrastructure.
+
+    An environment that speaks to a server may raise it from any of its acts.
+    """
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,18 @@ class EnvSession:
     def __init__(self, env: Env, deadlines: Deadlines) -> None:
         self.env = env
         self.deadlines = deadlines
-        self.tools = tools_of(type(env))
+        self.tools: dict[str, Tool | DynamicTool] = dict(tools_of(type(env)))
 
     async def open(self, task: Task) -> Opening:
         """Reset the environment. Raises EnvFault."""
-        messages = await self._guard("reset", self.deadlines.reset_seconds, self.env.reset(task))
+        messages = await self._guard("reset", self.deadlines.reset_seconds, self._reset(task))
         return Opening(tuple(messages), tuple(t.schema for t in self.tools.values()))
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         """One turn of the policy: its calls in order, or, without any, its plain text.
 
-        Raises EnvFault where the environment failed or did not answer in time.
+        Raises EnvFault where the environment failed or did not answer in time, HostFault where a server
+        that it needs is gone.
         """
         if not calls:
             reply = await self._guard("reply", self.deadlines.tool_seconds, self.env.reply(text))
@@ -92,11 +97,13 @@ class EnvSession:
         bad = 0
         for one in calls:
             try:
+                if self.env.done:
+                    raise ToolError("the episode is over")
                 content = await self._call(one)
             except ToolError as error:
                 content, bad = f"error: {error}", bad + 1
             messages.append(Message("tool", content, name=one.name))
-        return StepResult(tuple(messages), done=False, bad_calls=bad)
+        return StepResult(tuple(messages), done=self.env.done, bad_calls=bad)
 
     async def score(self) -> dict[str, float]:
         """The environment's named rewards. Raises EnvFault."""
@@ -106,6 +113,14 @@ class EnvSession:
         """Close the environment. Raises EnvFault."""
         await self._guard("close", self.deadlines.close_seconds, self.env.close())
 
+    async def _reset(self, task: Task) -> list[Message]:
+        messages = await self.env.reset(task)
+        for tool in await self.env.dynamic_tools():
+            if tool.name in self.tools:
+                raise ValueError(f"two tools are called {tool.name!r}")
+            self.tools[tool.name] = tool
+        return messages
+
     async def _call(self, one: ToolCall) -> str:
         tool = self.tools.get(one.name)
         if tool is None:
@@ -114,7 +129,7 @@ class EnvSession:
         limit = self.deadlines.tool_seconds
         return await self._guard("tool", limit, self._run_in_time(tool, arguments), one.name)
 
-    async def _run_in_time(self, tool: Tool, arguments: dict[str, Any]) -> str:
+    async def _run_in_time(self, tool: Tool | DynamicTool, arguments: dict[str, Any]) -> str:
         """The tool's own limit is part of its world: the policy reads of it and goes on."""
         deadline = asyncio.timeout(tool.options.seconds)
         try:
@@ -125,7 +140,9 @@ class EnvSession:
                 raise
             raise ToolError(f"{tool.name}: no answer within {tool.options.seconds:g} s") from None
 
-    async def _run(self, tool: Tool, arguments: dict[str, Any]) -> str:
+    async def _run(self, tool: Tool | DynamicTool, arguments: dict[str, Any]) -> str:
+        if isinstance(tool, DynamicTool):
+            return str(await tool.call(arguments))
         if tool.is_async:
             return str(await tool.method(self.env, **arguments))
         return str(await _in_daemon_thread(lambda: tool.method(self.env, **arguments)))
@@ -149,7 +166,7 @@ class EnvSession:
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
                 raise EnvFault("timeout", sentence) from None
-            if isinstance(error, ToolError) and kind == "tool":
+            if isinstance(error, HostFault) or (isinstance(error, ToolError) and kind == "tool"):
                 raise
             trace = traceback.format_exc()
             raise EnvFault(kind, f"{where}: {type(error).__name__}: {error}", trace) from None
