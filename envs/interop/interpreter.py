@@ -59,6 +59,11 @@ class ChildInterpreter:
         """`ask` for code that is not asynchronous, such as `Env.sample`."""
         return self._submit(method, arguments).result()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the child runs; a request would otherwise start it."""
+        return self.process is not None and self.process.poll() is None
+
     def end(self) -> None:
         """End the child; a later request starts a new one."""
         if self.process is not None:
@@ -84,7 +89,7 @@ class ChildInterpreter:
                 future.set_exception(error)
 
     def _answer(self, line: bytes) -> Any:
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None or not self.alive:
             self.process = self._start()
             self.versions = self._round(self.process, b"", START_SECONDS)
         return self._round(self.process, line, self.seconds)
