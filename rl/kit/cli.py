@@ -1,11 +1,15 @@
 """`dorado env …`: the commands, and nothing else; what they do is in the modules beside this one."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="Write, prove and try environments.")
+OK, FAILED, BAD_INPUT = 0, 1, 2
+EnvName = Annotated[str, typer.Argument(help="NAME, module:Class or file.py:Class.")]
+EnvSettings = Annotated[str, typer.Option("--config", help="Its settings, as JSON.")]
 
 
 @app.command("list")
@@ -22,3 +26,63 @@ def list_(
     width = max((len(one["name"]) for one in found), default=0)
     for one in found:
         typer.echo(f"{one['name']:{width}}  {one['summary']}  ({one['package']})")
+
+
+@app.command()
+def soak(
+    name: EnvName = "",
+    all_: Annotated[bool, typer.Option("--all", help="Every one that is installed.")] = False,
+    config: EnvSettings = "",
+    episodes: Annotated[int, typer.Option(min=1, help="At once.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="Of so many episodes, undisturbed.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0, help="Instead of --rounds.")] = 0.0,
+    latency: Annotated[float, typer.Option(min=0, help="Mean of a turn, in ms.")] = 20.0,
+    cancel: Annotated[float, typer.Option(min=0, max=1, help="Share cancelled in a call.")] = 0.05,
+    kill_hosts: Annotated[int, typer.Option(min=0, help="Host processes killed.")] = 1,
+    hosts: Annotated[int, typer.Option(min=1, help="Host processes.")] = 2,
+    factor: Annotated[float, typer.Option(min=1, help="Suggested deadline / p99.")] = 10.0,
+    write: Annotated[Path | None, typer.Option(help="Where to write the deadlines.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no sheet.")] = False,
+) -> None:
+    """Many episodes at once, calls cancelled and hosts killed: what leaks, what is lost, how long it takes."""
+    from rl.config_file import ConfigError
+    from rl.kit.soak_figures import Plan
+    from rl.kit.soak_report import soak_and_report
+
+    plan = Plan(
+        episodes=episodes,
+        rounds=rounds,
+        seconds=seconds,
+        latency_ms=latency,
+        cancel=cancel,
+        kills=kill_hosts,
+        hosts=hosts,
+    )
+    try:
+        passed = soak_and_report(
+            name, config, plan, every=all_, factor=factor, write=write, as_json=as_json
+        )
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    raise typer.Exit(OK if passed else FAILED)
+
+
+@app.command()
+def replay(
+    trajectory: Annotated[str, typer.Argument(help="file.jsonl:id, or runs/NAME/id.")],
+    turn: Annotated[int | None, typer.Option(help="Stop after it, show the conversation.")] = None,
+) -> None:
+    """Give what a policy wrote to the environment again, and show where the two part (exit code 1)."""
+    from rl.config_file import ConfigError
+    from rl.kit.replay import replay_and_report
+
+    try:
+        same = replay_and_report(trajectory, turn)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    raise typer.Exit(OK if same else FAILED)
+
+
+def _bad_input(error: Exception) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(BAD_INPUT)
