@@ -108,8 +108,8 @@ class EnvSession:
     async def close(self) -> None:
         """Close the environment. Raises EnvFault.
 
-        The episode may have been given up in the middle of an act. It is cancelled first: a reset that went on
-        would take what nobody gives back.
+        The episode may have been given up in the middle of an act. That is cancelled first: a reset that
+        went on would take what nobody gives back.
         """
         self._closing = True
         if self._acting is not None and (act := self._acting[0]) is not None:

@@ -31,4 +31,5 @@ def join_ray(address: str) -> None:
 def _init(**arguments: Any) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    ray.init(log_to_driver=False, logging_level="error", configure_logging=True, **arguments)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    ray.init(configure_logging=True, **quiet, **arguments)

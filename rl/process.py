@@ -1,4 +1,4 @@
-"""What every actor's process needs: a log file of its own, errors as they were raised or in one line, an end."""
+"""What every actor's process needs: a log file, errors as they were raised or in one line, an end."""
 
 import os
 import signal

@@ -70,13 +70,13 @@ class SlowToOpen(Calculator):
 
     async def reset(self, task: Task) -> list[Message]:
         await asyncio.sleep(0.3)
-        self.file = Path(os.devnull).open()
+        self.file = os.open(os.devnull, os.O_RDONLY)
         self.scratch = Path(tempfile.mkdtemp())
         return await super().reset(task)
 
     async def close(self) -> None:
         if self.file is not None:
-            self.file.close()
+            os.close(self.file)
             self.scratch.rmdir()
 
 

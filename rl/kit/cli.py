@@ -44,7 +44,7 @@ def soak(
     write: Annotated[Path | None, typer.Option(help="Where to write the deadlines.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no sheet.")] = False,
 ) -> None:
-    """Many episodes at once, calls cancelled and hosts killed: what leaks, what is lost, how long it takes."""
+    """Many episodes at once, calls cancelled, hosts killed: what leaks, what is lost, what takes how long."""
     from rl.config_file import ConfigError
     from rl.kit.soak_figures import Plan
     from rl.kit.soak_report import soak_and_report
@@ -65,6 +65,45 @@ def soak(
     except ConfigError as error:
         raise _bad_input(error) from None
     raise typer.Exit(OK if passed else FAILED)
+
+
+@app.command("eval")
+def eval_(
+    name: Annotated[str, typer.Argument(help="NAME, module:Class or file.py:Class.")],
+    model: Annotated[str, typer.Option(help="A checkpoint folder, or a server's URL.")],
+    tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks, each played once.")] = 20,
+    at_once: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 8,
+    temperature: Annotated[float | None, typer.Option(help="0: greedy. [default: 1]")] = None,
+    config: EnvSettings = "",
+    run: Annotated[
+        Path | None, typer.Option(help="A run's TOML: its [episode], [engine] and [sampling].")
+    ] = None,
+    served: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
+    out: Annotated[Path | None, typer.Option(help="[default: runs/eval-NAME-DATE]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the engine's sampling.")] = 0,
+) -> None:
+    """Let a model play held-out tasks, and watch."""
+    from rl.config import load_config
+    from rl.config_file import ConfigError
+    from rl.kit.eval import evaluate_and_report, limits_for
+    from rl.kit.named_env import named_env
+
+    try:
+        limits = limits_for(model, load_config(run) if run else None, temperature)
+        played = evaluate_and_report(
+            named_env(name, config),
+            model,
+            limits,
+            tasks=tasks,
+            at_once=at_once,
+            temperature=temperature,
+            served=served,
+            out=out,
+            seed=seed,
+        )
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    raise typer.Exit(OK if played else FAILED)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""An environment as it is named on the kit's command line: NAME, module:Class or file.py:Class, and settings."""
+"""An environment as the kit's command line names it: NAME, module:Class or file.py:Class, and settings."""
 
 import json
 from pathlib import Path

@@ -70,7 +70,8 @@ def find_record(what: str) -> tuple[ScoredTrajectory, EnvTable]:
         folder, id = Path(what).parent, Path(what).name
         if not folder.is_dir():
             raise ConfigError(
-                f"{what}: a trajectory is named file.jsonl:id or runs/NAME/id, and there is no folder {folder}"
+                f"{what}: there is no folder {folder}; name a trajectory as "
+                "file.jsonl:id or runs/NAME/id"
             )
         found, where = _in_folder(folder, id), str(folder)
     if found is None:

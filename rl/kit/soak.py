@@ -38,6 +38,7 @@ from rl.env_hosts import HostPool, HostSession
 from rl.kit.expert_policy import ExpertPolicy
 from rl.kit.soak_figures import Figures, Left, Percentiles, Plan, Played, percentiles
 from rl.kit.soak_host import Census, SoakHost
+from rl.kit.soak_leaks import given, left, lives
 from rl.local_ray import start_local_ray
 from rl.metrics import passed
 from rl.process import end_processes, first_line
@@ -93,7 +94,7 @@ def soak(table: EnvTable, plan: Plan, say: Say) -> Figures:
     try:
         return asyncio.run(_Soak(table, plan, folder, say).run())
     finally:
-        end_processes(_given(folder))
+        end_processes(given(folder))
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -399,33 +400,10 @@ class _Soak:
 
     def _orphans(self) -> int:
         """Processes that belong to a host that was killed: by descent, or by the folder they were given."""
-        marked = [p for pid in self.killed for p in _given(self.folder / "tmp" / str(pid))]
-        alive = {p.pid: p for p in (*self.outlived, *marked) if _lives(p)}
+        marked = [p for pid in self.killed for p in given(self.folder / "tmp" / str(pid))]
+        alive = {p.pid: p for p in (*self.outlived, *marked) if lives(p)}
         end_processes(list(alive.values()))
         return len(alive)
-
-
-def left(base: Sequence[Census], now: Sequence[Census], *, orphans: int = 0) -> Left:
-    """What is left in the worst of the hosts, each against itself; a new process against any of them."""
-    before = {one.pid: one for one in base}
-
-    def most(count: Callable[[Census], float], *, grown: bool) -> float:
-        return max(
-            count(one) - (count(before.get(one.pid, base[0])) if grown else 0) for one in now
-        )
-
-    return Left(
-        sessions=int(most(lambda c: c.sessions, grown=False)),
-        environments=int(most(lambda c: c.environments, grown=False)),
-        tool_threads=int(most(lambda c: c.tool_threads, grown=False)),
-        tasks=int(most(lambda c: c.tasks, grown=True)),
-        processes=int(most(lambda c: c.processes, grown=True)),
-        orphans=orphans,
-        files=int(most(lambda c: c.files, grown=True)),
-        threads=int(most(lambda c: c.threads, grown=True)),
-        temporary=int(most(lambda c: len(c.temporary), grown=True)),
-        memory_mib=round(most(lambda c: c.memory_mib, grown=True), 1),
-    )
 
 
 def _seen(played: Iterable[Played]) -> dict[str, Percentiles]:
@@ -434,22 +412,3 @@ def _seen(played: Iterable[Played]) -> dict[str, Percentiles]:
         for phase, found in one.seconds.items():
             seconds[phase] += found
     return {phase: percentiles(found) for phase, found in seconds.items()}
-
-
-def _given(folder: Path) -> list[psutil.Process]:
-    """Processes whose $TMPDIR is in this folder: a host's and all that it started, whoever their parent is."""
-
-    def temporary(process: psutil.Process) -> Path:
-        try:
-            return Path(process.environ().get("TMPDIR", ""))
-        except (psutil.Error, OSError):
-            return Path()
-
-    return [p for p in psutil.process_iter() if temporary(p).is_relative_to(folder)]
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

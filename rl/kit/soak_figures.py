@@ -243,8 +243,8 @@ def deadlines_toml(all_figures: Sequence[Figures], factor: float) -> str:
     """`[[env]]` tables that a run's config can take over."""
     tables = [{"id": f.env, "deadlines": deadlines(f, factor)} for f in all_figures]
     said = "".join(
-        f"# {f.env}: p99 of {sum(p.count for p in f.at_host.values())} acts, {f.plan.episodes} episodes at once "
-        f"on {f.plan.hosts} hosts, times {factor:g}\n"
+        f"# {f.env}: p99 of {sum(p.count for p in f.at_host.values())} acts, "
+        f"{f.plan.episodes} episodes at once on {f.plan.hosts} hosts, times {factor:g}\n"
         for f in all_figures
     )
     return said + tomli_w.dumps({"env": tables})

@@ -1,4 +1,4 @@
-"""An environment host that is watched: how long each act takes in it, and what stays when episodes have ended.
+"""An environment host that is watched: how long its acts take, and what stays when episodes have ended.
 
 It is the host of a run (`rl.env_hosts.EnvHost`) with a clock around each act, and a census that is taken
 while no episode is in progress.
