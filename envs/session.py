@@ -88,6 +88,9 @@ class EnvSession:
         self.tools: dict[str, AnyTool] = dict(tools_of(type(env)))
         self.noise: Noise | None = None
         self.noise_events: list[str] = []
+        # The act in progress: the task that awaits it, and what is set when it has ended.
+        self._acting: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
+        self._closing = False
 
     async def open(self, task: Task) -> Opening:
         """Reset the environment. Raises EnvFault, and HostFault where the machine is at fault."""
@@ -126,7 +129,17 @@ class EnvSession:
         return await self._guard("score", self.deadlines.score_seconds, self._score())
 
     async def close(self) -> None:
-        """Close the environment. Raises EnvFault."""
+        """Close the environment. Raises EnvFault.
+
+        The episode may have been given up in the middle of an act. That is cancelled first: a reset that
+        went on would take what nobody gives back.
+        """
+        self._closing = True
+        if self._acting is not None and (act := self._acting[0]) is not None:
+            act.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.deadlines.close_seconds):
+                    await self._acting[1].wait()
         await self._guard("close", self.deadlines.close_seconds, self.env.close())
 
     async def _reset(self, task: Task) -> list[Message]:
@@ -181,11 +194,16 @@ class EnvSession:
     async def _guard(self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = "") -> T:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
         deadline = asyncio.timeout(limit)
+        task, ended = asyncio.current_task(), asyncio.Event()
+        self._acting = (task, ended)
         try:
             async with deadline:
                 return await act
-        except HostFault:
-            raise
+        except asyncio.CancelledError:
+            if task is None or not self._closing or kind == "close":
+                raise
+            task.uncancel()
+            raise EnvFault(kind, f"{where}: the episode was closed in the middle of it") from None
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
@@ -194,6 +212,9 @@ class EnvSession:
                 raise
             trace = traceback.format_exc()
             raise EnvFault(kind, f"{where}: {type(error).__name__}: {error}", trace) from None
+        finally:
+            self._acting = None
+            ended.set()
 
 
 async def _in_daemon_thread(act: Callable[[], T]) -> T:
