@@ -26,12 +26,13 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+from envs.dynamic_tool import AnyTool
 from envs.env import Expert, Task, call
 from envs.instruction_noise import add_redundant, add_typos, load_bearing, paraphrase, withhold
-from envs.message import Message, ToolCall, ToolSchema
-from envs.tool import ToolOptions, tool, tools_of
+from envs.message import Message, ToolCall
+from envs.tool import tool, tools_of
 
 FAILURES = (
     "error: no connection, try again",
@@ -86,17 +87,6 @@ LEVELS = {
 }  # fmt: skip
 
 
-class Offered(Protocol):
-    """What noise has to know of a tool."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def options(self) -> ToolOptions: ...
-    @property
-    def schema(self) -> ToolSchema: ...
-
-
 @dataclass
 class Answers:
     """What one call was answered so far: the answer given last (cut ones are none), the right one seen last
@@ -113,7 +103,7 @@ class Noise:
     """The noise of one episode. `events` is appended to: what it did, in order."""
 
     def __init__(
-        self, task: Task, tools: Mapping[str, Offered], events: list[str], most_seconds: float
+        self, task: Task, tools: Mapping[str, AnyTool], events: list[str], most_seconds: float
     ) -> None:
         """most_seconds: the longest that latency may be."""
         self.task = task
@@ -155,7 +145,7 @@ class Noise:
         return tuple(noisy)
 
     async def call(
-        self, tool: Offered, arguments: dict[str, Any], execute: Callable[[], Awaitable[str]]
+        self, tool: AnyTool, arguments: dict[str, Any], execute: Callable[[], Awaitable[str]]
     ) -> str:
         """Answer a call whose arguments fit; `execute` makes it. Raises what `execute` raises."""
         if tool is CLARIFY:
@@ -220,7 +210,7 @@ class Noise:
 CLARIFY = tools_of(Noise)["clarify"]
 
 
-def persistent(expert: Expert, level: NoiseLevel, tools: Mapping[str, Offered]) -> Expert:
+def persistent(expert: Expert, level: NoiseLevel, tools: Mapping[str, AnyTool]) -> Expert:
     """An expert that lives with noise, made of one that does not: `tools` are those that were offered.
 
     It asks for the request in full where it can, makes calls that failed again, and reads again until two
@@ -250,7 +240,7 @@ def _insist(
     message: Message,
     one: ToolCall,
     level: NoiseLevel,
-    tools: Mapping[str, Offered],
+    tools: Mapping[str, AnyTool],
     heard: dict[str, tuple[str, str]],
 ) -> Generator[Message, list[str], str]:
     """Make a call until its answer can be relied on; `heard` has each tool's last call and answer.
