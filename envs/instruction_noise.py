@@ -195,7 +195,7 @@ def _reword(piece: Piece, words: frozenset[str], rng: random.Random) -> str:
 
 
 def _holds(text: str, words: frozenset[str]) -> bool:
-    return any(w in words or w in _TURNING for w in _WORD.findall(text))
+    return any(word in words for word in _WORD.findall(text))
 
 
 def _join(around: tuple[str, str], text: str) -> str:
