@@ -51,19 +51,19 @@ class Calculator(Env):
         asked = " then ".join(f"{word} {b}" for _, word, b in _steps(task.data))
         return [Message("user", f"{task.data['a']} {asked} ?")]
 
-    @tool
+    @tool(read_only=True)
     async def add(self, a: int, b: int) -> int:
         """a plus b"""
         self.calls += 1
         return a + b
 
-    @tool
+    @tool(read_only=True)
     async def subtract(self, a: int, b: int) -> int:
         """a minus b"""
         self.calls += 1
         return a - b
 
-    @tool
+    @tool(read_only=True)
     async def multiply(self, a: int, b: int) -> int:
         """a times b"""
         self.calls += 1

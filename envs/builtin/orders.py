@@ -67,7 +67,7 @@ class Orders(Env):
             "select customer, id, status from orders order by customer, id"
         ).fetchall()
 
-    @tool
+    @tool(read_only=True)
     async def find(self, customer: str) -> str:
         """the order number of a customer"""
         found = [row[1] for row in self.rows() if row[0] == customer]
