@@ -67,6 +67,8 @@ class Env:
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
+        # Facts of this episode worth keeping, set in `reset`; they end on its trajectory.
+        self.notes: dict[str, str] = {}
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
         """The data of one random task. Called on an instance that plays no episode."""

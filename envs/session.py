@@ -12,7 +12,7 @@ import math
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from envs.env import Env, Expert, Task
@@ -47,15 +47,16 @@ class EnvFault(Exception):
 
 
 class HostFault(Exception):
-    """The process that ran the environment died or did not answer: infrastructure."""
+    """The process that ran the environment died or did not answer, or its machine lacks what it needs."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What the policy sees first."""
+    """What the policy sees first; `notes` are facts for the record, such as {"sandbox": "bubblewrap"}."""
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSchema, ...]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ class EnvSession:
         self.tools = tools_of(type(env))
 
     async def open(self, task: Task) -> Opening:
-        """Reset the environment. Raises EnvFault."""
+        """Reset the environment. Raises EnvFault, and HostFault where the machine is at fault."""
         messages = await self._guard("reset", self.deadlines.reset_seconds, self.env.reset(task))
-        return Opening(tuple(messages), tuple(t.schema for t in self.tools.values()))
+        schemas = tuple(t.schema for t in self.tools.values())
+        return Opening(tuple(messages), schemas, dict(self.env.notes))
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         """One turn of the policy: its calls in order, or, without any, its plain text.
@@ -145,6 +147,8 @@ class EnvSession:
         try:
             async with deadline:
                 return await act
+        except HostFault:
+            raise
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
