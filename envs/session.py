@@ -12,15 +12,18 @@ import math
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from envs.env import Env, Expert, Task
 from envs.message import Message, ToolCall, ToolSchema
+from envs.noise import Noise, persistent
 from envs.tool import Tool, ToolError, tools_of
 
 T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
+# Latency that noise adds to a call comes before its deadline begins, and is at most this share of it.
+LATENCY_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,16 @@ class EnvFault(Exception):
 
 
 class HostFault(Exception):
-    """The process that ran the environment died or did not answer: infrastructure."""
+    """The process that ran the environment died or did not answer, or its machine lacks what it needs."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What the policy sees first."""
+    """What the policy sees first; `notes` are facts for the record, such as {"sandbox": "bubblewrap"}."""
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSchema, ...]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,10 @@ class StepResult:
 
 
 class EnvSession:
-    """Runs one `Env` through one episode: `open`, `step` until done, `score`, `close`."""
+    """Runs one `Env` through one episode: `open`, `step` until done, `score`, `close`.
+
+    noise_events: what noise did, in order; empty where the task has none.
+    """
 
     def __init__(self, env: Env, deadlines: Deadlines) -> None:
         self.env = env
@@ -77,11 +84,19 @@ class EnvSession:
         # The act in progress: the task that awaits it, and what is set when it has ended.
         self._acting: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
         self._closing = False
+        self.noise: Noise | None = None
+        self.noise_events: list[str] = []
 
     async def open(self, task: Task) -> Opening:
-        """Reset the environment. Raises EnvFault."""
+        """Reset the environment. Raises EnvFault, and HostFault where the machine is at fault."""
         messages = await self._guard("reset", self.deadlines.reset_seconds, self.env.reset(task))
-        return Opening(tuple(messages), tuple(t.schema for t in self.tools.values()))
+        if task.noise:
+            slowest = self.deadlines.tool_seconds * LATENCY_SHARE
+            self.noise = Noise(task, self.tools, self.noise_events, slowest)
+            messages = self.noise.opening(messages)
+            self.tools = self.noise.tools
+        schemas = tuple(t.schema for t in self.tools.values())
+        return Opening(tuple(messages), schemas, dict(self.env.notes))
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         """One turn of the policy: its calls in order, or, without any, its plain text.
@@ -124,8 +139,14 @@ class EnvSession:
         if tool is None:
             raise ToolError(f"no tool {one.name!r}")
         arguments = tool.parse(one.arguments)
+        if self.noise is None:
+            return await self._execute(tool, arguments)
+        # What noise answers in the tool's place is no refusal: the policy did nothing wrong.
+        return await self.noise.call(tool, arguments, self._execute)
+
+    async def _execute(self, tool: Tool, arguments: dict[str, Any]) -> str:
         limit = self.deadlines.tool_seconds
-        return await self._guard("tool", limit, self._run_in_time(tool, arguments), one.name)
+        return await self._guard("tool", limit, self._run_in_time(tool, arguments), tool.name)
 
     async def _run_in_time(self, tool: Tool, arguments: dict[str, Any]) -> str:
         """The tool's own limit is part of its world: the policy reads of it and goes on."""
@@ -165,6 +186,8 @@ class EnvSession:
                 raise
             task.uncancel()
             raise EnvFault(kind, f"{where}: the episode was closed in the middle of it") from None
+        except HostFault:
+            raise
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
@@ -210,6 +233,8 @@ async def demonstrate(
 ) -> tuple[Opening, list[Message], dict[str, float]]:
     """Let the environment's expert play a task; `alter` may change what it is about to say.
 
+    Where the task is noisy, the expert is `envs.noise.persistent`.
+
     Returns the opening, the messages after it (the expert's and the environment's), the rewards.
     """
     session = EnvSession(env, Deadlines())
@@ -217,6 +242,8 @@ async def demonstrate(
     try:
         opening = await session.open(task)
         expert: Expert = env.expert(task)
+        if session.noise is not None:
+            expert = persistent(expert, session.noise.level, session.tools)
         message = next(expert, None)
         while message is not None:
             if alter is not None:

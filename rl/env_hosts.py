@@ -150,7 +150,7 @@ class HostSession:
             raise HostFault(
                 f"{where} did not answer within {limit + GRACE_SECONDS:g} s and was started anew"
             ) from None
-        except EnvFault as error:
+        except (EnvFault, HostFault) as error:
             raise cause(error) from None
         except RayActorError:
             self.pool.report(self.index, stuck=False)

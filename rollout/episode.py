@@ -84,6 +84,7 @@ class Episode:
     opening: tuple[Message, ...] = ()
     turns: list[Turn] = field(default_factory=list)
     evidence: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     async def run(self) -> Trajectory:
         """Play to the end. Raises only CancelledError."""
@@ -121,11 +122,12 @@ class Episode:
             phases=tuple(self.clock.phases),
             fault=fault,
             trace=trace,
+            notes=self.notes,
         )
 
     async def _play(self) -> StopReason:
         opening = await self._in_phase("reset", self.session.open(self.task))
-        self.opening = opening.messages
+        self.opening, self.notes = opening.messages, opening.notes
         prompt = tuple(self.renderer.prompt(opening.messages, opening.tools))
         if len(prompt) >= self.config.max_tokens:
             raise NoRoom(

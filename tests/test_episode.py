@@ -57,6 +57,15 @@ async def test_an_episode_with_a_tool_call_and_an_answer_is_completed(renderer):
     assert session.acts == ["open", "step", "step", "score", "close"]
 
 
+async def test_the_environments_notes_end_on_the_trajectory_and_its_line(renderer):
+    session = FakeSession(notes={"sandbox": "bubblewrap"})
+    engine = ScriptedEngine(renderer.tokenizer, [CALL, ANSWER])
+    played = await episode(renderer, session, engine).run()
+    assert played.notes == {"sandbox": "bubblewrap"}
+    line = ScoredTrajectory(played, {"solved": 1.0}, 1.0).as_json()
+    assert json.loads(line)["notes"] == {"sandbox": "bubblewrap"}
+
+
 async def test_a_turn_asks_for_routing_from_the_last_token_of_the_turn_before(renderer):
     trajectory, _, engine = await play(renderer, [CALL, ANSWER])
     first = trajectory.turns[0]

@@ -9,7 +9,7 @@ from fakes import Probe, play
 
 from envs.env import Env, EnvConfig, Task, say
 from envs.message import ToolCall
-from envs.session import Deadlines, EnvFault, EnvSession, demonstrate
+from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 from envs.tool import tool
 
 QUICK = Deadlines(0.2, 0.2, 0.2, 0.2)
@@ -43,6 +43,26 @@ async def test_the_opening_holds_messages_and_tool_schemas():
     opening = await session().open(task())
     assert [m.content for m in opening.messages] == ["go"]
     assert [t.name for t in opening.tools] == ["act", "block"]
+
+
+async def test_what_an_environment_notes_at_its_reset_is_in_the_opening():
+    class Noting(Probe):
+        async def reset(self, task: Task):
+            self.notes["sandbox"] = "landlock"
+            return await super().reset(task)
+
+    opening = await EnvSession(Noting(EnvConfig()), Deadlines()).open(task())
+    assert opening.notes == {"sandbox": "landlock"}
+    assert (await session().open(task())).notes == {}
+
+
+async def test_what_the_machine_lacks_is_no_fault_of_the_environment():
+    class Homeless(Probe):
+        async def reset(self, task: Task):
+            raise HostFault("no sandbox here")
+
+    with pytest.raises(HostFault, match="no sandbox here"):
+        await EnvSession(Homeless(EnvConfig()), Deadlines()).open(task())
 
 
 async def test_plain_text_is_the_answer_and_ends_the_episode():

@@ -6,10 +6,13 @@ from typing import Annotated
 
 import typer
 
+from rl.config_file import ConfigError
+
+FAILED, BAD_INPUT = 1, 2
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Name = Annotated[str, typer.Argument(help="An installed name, module:Name or file.py:Name.")]
+Config = Annotated[str, typer.Option("--config", help="Its settings, as a JSON object.")]
 app = typer.Typer(no_args_is_help=True, help="Write, prove and try environments.")
-OK, FAILED, BAD_INPUT = 0, 1, 2
-EnvName = Annotated[str, typer.Argument(help="NAME, module:Class or file.py:Class.")]
-EnvSettings = Annotated[str, typer.Option("--config", help="Its settings, as JSON.")]
 
 
 @app.command("list")
@@ -29,10 +32,35 @@ def list_(
 
 
 @app.command()
+def check(
+    name: Name,
+    config: Config = "",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Deadline of each of its acts.")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Whether an environment keeps its promises: no model is needed."""
+    from rl.kit.check import check as look
+    from rl.kit.check import read_settings
+    from rl.kit.sheet import rendered
+
+    try:
+        sheet = look(name, read_settings(config), seconds=seconds)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    if as_json:
+        typer.echo(json.dumps(sheet.as_json(), indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(rendered(sheet))
+    raise typer.Exit(0 if sheet.passed else FAILED)
+
+
+@app.command()
 def soak(
-    name: EnvName = "",
+    name: Annotated[str, typer.Argument(help="As in check; or --all.")] = "",
     all_: Annotated[bool, typer.Option("--all", help="Every one that is installed.")] = False,
-    config: EnvSettings = "",
+    config: Config = "",
     episodes: Annotated[int, typer.Option(min=1, help="At once.")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="Of so many episodes, undisturbed.")] = 2,
     seconds: Annotated[float, typer.Option(min=0, help="Instead of --rounds.")] = 0.0,
@@ -42,10 +70,9 @@ def soak(
     hosts: Annotated[int, typer.Option(min=1, help="Host processes.")] = 2,
     factor: Annotated[float, typer.Option(min=1, help="Suggested deadline / p99.")] = 10.0,
     write: Annotated[Path | None, typer.Option(help="Where to write the deadlines.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no sheet.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Many episodes at once, calls cancelled, hosts killed: what leaks, what is lost, what takes how long."""
-    from rl.config_file import ConfigError
     from rl.kit.soak_figures import Plan
     from rl.kit.soak_report import soak_and_report
 
@@ -64,17 +91,17 @@ def soak(
         )
     except ConfigError as error:
         raise _bad_input(error) from None
-    raise typer.Exit(OK if passed else FAILED)
+    raise typer.Exit(0 if passed else FAILED)
 
 
 @app.command("eval")
 def eval_(
-    name: Annotated[str, typer.Argument(help="NAME, module:Class or file.py:Class.")],
+    name: Name,
     model: Annotated[str, typer.Option(help="A checkpoint folder, or a server's URL.")],
     tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks, each played once.")] = 20,
     at_once: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 8,
     temperature: Annotated[float | None, typer.Option(help="0: greedy. [default: 1]")] = None,
-    config: EnvSettings = "",
+    config: Config = "",
     run: Annotated[
         Path | None, typer.Option(help="A run's TOML: its [episode], [engine] and [sampling].")
     ] = None,
@@ -84,7 +111,6 @@ def eval_(
 ) -> None:
     """Let a model play held-out tasks, and watch."""
     from rl.config import load_config
-    from rl.config_file import ConfigError
     from rl.kit.eval import evaluate_and_report, limits_for
     from rl.kit.named_env import named_env
 
@@ -103,7 +129,7 @@ def eval_(
         )
     except ConfigError as error:
         raise _bad_input(error) from None
-    raise typer.Exit(OK if played else FAILED)
+    raise typer.Exit(0 if played else FAILED)
 
 
 @app.command()
@@ -112,16 +138,15 @@ def replay(
     turn: Annotated[int | None, typer.Option(help="Stop after it, show the conversation.")] = None,
 ) -> None:
     """Give what a policy wrote to the environment again, and show where the two part (exit code 1)."""
-    from rl.config_file import ConfigError
     from rl.kit.replay import replay_and_report
 
     try:
         same = replay_and_report(trajectory, turn)
     except ConfigError as error:
         raise _bad_input(error) from None
-    raise typer.Exit(OK if same else FAILED)
+    raise typer.Exit(0 if same else FAILED)
 
 
-def _bad_input(error: Exception) -> typer.Exit:
+def _bad_input(error: ConfigError) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(BAD_INPUT)
