@@ -3,7 +3,6 @@
 from envs.registry import anchored, split_file
 from rl.check import make_env
 from rl.config import EnvTable
-from rl.config_file import ConfigError
 from rl.kit.check import read_settings
 
 
