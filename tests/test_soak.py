@@ -1,4 +1,4 @@
-"""`dorado env soak`: the sheet of given figures, an expert as a policy, and real hosts that leak or are killed."""
+"""`dorado env soak`: the sheet, an expert as a policy, and real hosts that leak or are killed."""
 
 import contextlib
 import io

@@ -6,6 +6,7 @@ The trajectories go to a folder that `dorado env replay FOLDER/ID` reads.
 """
 
 import asyncio
+import gc
 import json
 import time
 from collections import Counter
@@ -121,6 +122,9 @@ async def local_players(
         yield lambda: (generate, renderer)
     finally:
         engine.shutdown()
+        # vLLM's engine is part of a cycle, and complains where it is collected at the interpreter's end.
+        del engine
+        gc.collect()
 
 
 @asynccontextmanager
