@@ -7,12 +7,13 @@ messages; tokens, deadlines, threads and error classes are the business of `envs
 import hashlib
 import json
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from envs.dynamic_tool import DynamicTool
 from envs.message import Message, ToolCall
 
 Split = Literal["train", "heldout"]
@@ -103,6 +104,10 @@ class Env:
         """Build the world of this task and return the opening messages."""
         raise TypeError(f"environment {self.name!r} has to define reset()")
 
+    async def dynamic_tools(self) -> Sequence[DynamicTool]:
+        """Tools known only after `reset`, such as a server's; offered beside the `@tool` methods."""
+        return ()
+
     async def reply(self, text: str) -> Reply:
         """The policy wrote `text` and called no tool. By default that is its final answer."""
         self.answer = text
@@ -119,7 +124,15 @@ class Env:
         """A scripted solver: yields assistant messages, receives the tool results of each."""
         raise TypeError(f"environment {self.name!r} offers no expert")
 
+    def probe(self) -> None:
+        """Look, once before a run, at what the settings name outside of this process: a server, say.
+
+        Raises ValueError, or `envs.session.HostFault`, with one sentence.
+        """
+
     answer: str | None = None
+    # A tool sets this to True where its call ended the world: the episode ends with the turn.
+    done: bool = False
 
 
 def call(name: str, **arguments: Any) -> Message:

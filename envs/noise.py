@@ -28,10 +28,11 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from envs.dynamic_tool import AnyTool
 from envs.env import Expert, Task, call
 from envs.instruction_noise import add_redundant, add_typos, load_bearing, paraphrase, withhold
 from envs.message import Message, ToolCall
-from envs.tool import Tool, tool, tools_of
+from envs.tool import tool, tools_of
 
 FAILURES = (
     "error: no connection, try again",
@@ -39,7 +40,7 @@ FAILURES = (
     "error: call was not taken, try again",
 )
 PARTIAL = " [cut, try again]"
-Execute = Callable[[Tool, dict[str, Any]], Awaitable[str]]
+Execute = Callable[[AnyTool, dict[str, Any]], Awaitable[str]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Noise:
     """The noise of one episode. `events` is appended to: what it did, in order."""
 
     def __init__(
-        self, task: Task, tools: dict[str, Tool], events: list[str], most_seconds: float
+        self, task: Task, tools: dict[str, AnyTool], events: list[str], most_seconds: float
     ) -> None:
         """most_seconds: the longest that latency may be."""
         self.task = task
@@ -122,7 +123,7 @@ class Noise:
         return self.request
 
     @property
-    def tools(self) -> dict[str, Tool]:
+    def tools(self) -> dict[str, AnyTool]:
         """What the policy may call: the environment's tools, and `clarify` where clauses are withheld.
 
         An environment with a tool of that name keeps its own, and nothing is withheld.
@@ -146,7 +147,7 @@ class Noise:
             noisy[i] = replace(noisy[i], content=self._reword(text, words, rng))
         return tuple(noisy)
 
-    async def call(self, tool: Tool, arguments: dict[str, Any], execute: Execute) -> str:
+    async def call(self, tool: AnyTool, arguments: dict[str, Any], execute: Execute) -> str:
         """Make a call whose arguments fit, and answer it. Raises what `execute` raises."""
         if tool is CLARIFY:
             return await self.clarify()
@@ -210,7 +211,7 @@ class Noise:
 CLARIFY = tools_of(Noise)["clarify"]
 
 
-def persistent(expert: Expert, level: NoiseLevel, tools: dict[str, Tool]) -> Expert:
+def persistent(expert: Expert, level: NoiseLevel, tools: dict[str, AnyTool]) -> Expert:
     """An expert that lives with noise, made of one that does not: `tools` are those that were offered.
 
     It asks for the request in full where it can, makes calls that failed again, and reads again until two
@@ -240,7 +241,7 @@ def _insist(
     message: Message,
     one: ToolCall,
     level: NoiseLevel,
-    tools: dict[str, Tool],
+    tools: dict[str, AnyTool],
     heard: dict[str, str],
 ) -> Generator[Message, list[str], str]:
     """Make a call until its answer can be relied on; `heard` keeps the last answer to every call."""

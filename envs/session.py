@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Env, Expert, Task
 from envs.message import Message, ToolCall, ToolSchema
 from envs.noise import Noise, persistent
-from envs.tool import Tool, ToolError, tools_of
+from envs.tool import ToolError, tools_of
 
 T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
@@ -50,7 +51,11 @@ class EnvFault(Exception):
 
 
 class HostFault(Exception):
-    """The process that ran the environment died or did not answer, or its machine lacks what it needs."""
+    """The process that ran the environment, or a server that it needs, died or did not answer, or its machine
+    lacks what it needs: infrastructure.
+
+    An environment that speaks to a server may raise it from any of its acts.
+    """
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,16 @@ class EnvSession:
     def __init__(self, env: Env, deadlines: Deadlines) -> None:
         self.env = env
         self.deadlines = deadlines
-        self.tools = tools_of(type(env))
+        self.tools: dict[str, AnyTool] = dict(tools_of(type(env)))
+        self.noise: Noise | None = None
+        self.noise_events: list[str] = []
         # The act in progress: the task that awaits it, and what is set when it has ended.
         self._acting: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
         self._closing = False
-        self.noise: Noise | None = None
-        self.noise_events: list[str] = []
 
     async def open(self, task: Task) -> Opening:
         """Reset the environment. Raises EnvFault, and HostFault where the machine is at fault."""
-        messages = await self._guard("reset", self.deadlines.reset_seconds, self.env.reset(task))
+        messages = await self._guard("reset", self.deadlines.reset_seconds, self._reset(task))
         if task.noise:
             slowest = self.deadlines.tool_seconds * LATENCY_SHARE
             self.noise = Noise(task, self.tools, self.noise_events, slowest)
@@ -101,7 +106,8 @@ class EnvSession:
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         """One turn of the policy: its calls in order, or, without any, its plain text.
 
-        Raises EnvFault where the environment failed or did not answer in time.
+        Raises EnvFault where the environment failed or did not answer in time, HostFault where a server
+        that it needs is gone.
         """
         if not calls:
             reply = await self._guard("reply", self.deadlines.tool_seconds, self.env.reply(text))
@@ -110,11 +116,13 @@ class EnvSession:
         bad = 0
         for one in calls:
             try:
+                if self.env.done:
+                    raise ToolError("the episode is over")
                 content = await self._call(one)
             except ToolError as error:
                 content, bad = f"error: {error}", bad + 1
             messages.append(Message("tool", content, name=one.name))
-        return StepResult(tuple(messages), done=False, bad_calls=bad)
+        return StepResult(tuple(messages), done=self.env.done, bad_calls=bad)
 
     async def score(self) -> dict[str, float]:
         """The environment's named rewards. Raises EnvFault."""
@@ -134,6 +142,14 @@ class EnvSession:
                     await self._acting[1].wait()
         await self._guard("close", self.deadlines.close_seconds, self.env.close())
 
+    async def _reset(self, task: Task) -> list[Message]:
+        messages = await self.env.reset(task)
+        for tool in await self.env.dynamic_tools():
+            if tool.name in self.tools:
+                raise ValueError(f"two tools are called {tool.name!r}")
+            self.tools[tool.name] = tool
+        return messages
+
     async def _call(self, one: ToolCall) -> str:
         tool = self.tools.get(one.name)
         if tool is None:
@@ -144,11 +160,11 @@ class EnvSession:
         # What noise answers in the tool's place is no refusal: the policy did nothing wrong.
         return await self.noise.call(tool, arguments, self._execute)
 
-    async def _execute(self, tool: Tool, arguments: dict[str, Any]) -> str:
+    async def _execute(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
         limit = self.deadlines.tool_seconds
         return await self._guard("tool", limit, self._run_in_time(tool, arguments), tool.name)
 
-    async def _run_in_time(self, tool: Tool, arguments: dict[str, Any]) -> str:
+    async def _run_in_time(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
         """The tool's own limit is part of its world: the policy reads of it and goes on."""
         deadline = asyncio.timeout(tool.options.seconds)
         try:
@@ -159,7 +175,9 @@ class EnvSession:
                 raise
             raise ToolError(f"{tool.name}: no answer within {tool.options.seconds:g} s") from None
 
-    async def _run(self, tool: Tool, arguments: dict[str, Any]) -> str:
+    async def _run(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
+        if isinstance(tool, DynamicTool):
+            return str(await tool.call(arguments))
         if tool.is_async:
             return str(await tool.method(self.env, **arguments))
         return str(await _in_daemon_thread(lambda: tool.method(self.env, **arguments)))
@@ -186,13 +204,11 @@ class EnvSession:
                 raise
             task.uncancel()
             raise EnvFault(kind, f"{where}: the episode was closed in the middle of it") from None
-        except HostFault:
-            raise
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
                 raise EnvFault("timeout", sentence) from None
-            if isinstance(error, ToolError) and kind == "tool":
+            if isinstance(error, HostFault) or (isinstance(error, ToolError) and kind == "tool"):
                 raise
             trace = traceback.format_exc()
             raise EnvFault(kind, f"{where}: {type(error).__name__}: {error}", trace) from None

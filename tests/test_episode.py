@@ -1,6 +1,7 @@
 """`run_episode` with a scripted engine: every way an episode ends, and what its record says then."""
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from envs.session import Deadlines, EnvFault, EnvSession
 from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault, VersionSpan
 from rollout.episode import Episode, HostFault
-from rollout.trajectory import JUDGED
+from rollout.trajectory import JUDGED, ScoredTrajectory
 
 CALL = (
     "<longcat_tool_call>multiply"

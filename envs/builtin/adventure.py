@@ -91,7 +91,7 @@ class Adventure(Env):
 
     @tool
     async def go(self, room: str) -> str:
-        """to a next room"""
+        """walk"""
         return self._act("go", room)
 
     @tool

@@ -3,9 +3,9 @@
     user: read k7    assistant: read(sensor=k7)    tool: error: busy    assistant: read(sensor=k7)
     tool: 318        assistant: 318
 
-Harder tasks ask for the largest or the smallest of several. How often the link drops is part of the task,
-so a task is equally hard whoever plays it. Asking for another sensor does not use up the failures of the right
-one.
+Harder tasks ask for the largest or the smallest of several. How often the link drops is part of the
+task, which is so equally hard whoever plays it. Asking for another sensor does not use up the failures of
+the right one.
 """
 
 import random

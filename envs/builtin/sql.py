@@ -1,6 +1,6 @@
 """A small SQLite database: change rows, or write the result of a question into a table.
 
-user: goods(name,price,stock): set price of fig to 7
+user: goods(name,price): set price of fig to 7
 assistant: execute(sql=update goods set price=7 where name='fig')    tool: 1 row    assistant: done
 
 Judged on the whole database: any statements that lead there count, a row or a table too much or too few
@@ -36,7 +36,8 @@ _WRITE = _READ | {
     sqlite3.SQLITE_DROP_TABLE,
 }
 _SCHEMA = {
-    1: {"goods": "name text, price int, stock int"},
+    1: {"goods": "name text, price int"},
+    2: {"goods": "name text, price int, stock int"},
     3: {
         "people": "id int, name text, place text",
         "orders": "person int, thing text, price int",
@@ -48,10 +49,9 @@ _SCHEMA = {
         "result": "name text, total int",
     },
 }
-_SCHEMA[2] = _SCHEMA[1]
 _ASK = {
-    "set": "set {column} of {name} to {n}",
-    "insert": "add {name}, price {price}, stock {stock}",
+    "set": "set price of {name} to {n}",
+    "insert": "add {name} with price {n}",
     "delete": "delete {name}",
     "raise_below": "add {n} to the price of all with stock below {limit}",
     "delete_above": "delete all with price above {limit}",
@@ -87,7 +87,7 @@ class Sql(Env):
         level = self.config.difficulty
         kind = rng.choice(KINDS[level])
         data = {"difficulty": level, "kind": kind}
-        return data | (_sample_goods(rng, kind) if level < 3 else _sample_orders(rng))
+        return data | (_sample_goods(rng, level, kind) if level < 3 else _sample_orders(rng))
 
     async def reset(self, task: Task) -> list[Message]:
         self.task = task.data
@@ -98,7 +98,7 @@ class Sql(Env):
         for name, columns in schema.items():
             self.db.execute(f"create table {name} ({columns})")
             for row in task.data["tables"].get(name, []):
-                self.db.execute(f"insert into {name} values (?, ?, ?)", row)
+                self.db.execute(f"insert into {name} values ({','.join('?' * len(row))})", row)
         self.before = self._schema()
         self.db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
         told = " ".join(
@@ -168,8 +168,8 @@ class Sql(Env):
 # The expert's way, in SQL; `wanted` says the same in Python, and the two check each other.
 _SUMS = "select {0}, {1} from orders join people on person = id group by {0}"
 _STATEMENTS = {
-    "set": ["update goods set {column}={n} where name='{name}'"],
-    "insert": ["insert into goods values('{name}',{price},{stock})"],
+    "set": ["update goods set price={n} where name='{name}'"],
+    "insert": ["insert into goods values('{name}',{n})"],
     "delete": ["delete from goods where name='{name}'"],
     "raise_below": ["update goods set price=price+{n} where stock<{limit}"],
     "delete_above": ["delete from goods where price>{limit}"],
@@ -185,19 +185,17 @@ _STATEMENTS = {
 }
 
 
-def _sample_goods(rng: random.Random, kind: str) -> dict[str, Any]:
+def _sample_goods(rng: random.Random, level: int, kind: str) -> dict[str, Any]:
     """Words under which the rows change: another value than now, a limit that some row passes."""
     *names, new = rng.sample(THINGS, 7)
     rows = [[name, rng.randint(2, 99), rng.randint(0, 98)] for name in names]
-    row, column = rng.choice(rows), rng.choice((1, 2))
-    words = {
-        "name": new if kind == "insert" else row[0],
-        "column": ("name", "price", "stock")[column],
-        "n": rng.choice([n for n in range(2, 100) if n != row[column]]),
-        "price": rng.randint(2, 99),
-        "stock": rng.randint(0, 98),
-        "limit": row[1] - 1 if kind == "delete_above" else row[2] + 1,
-    }
+    row = rng.choice(rows)
+    words: dict[str, Any] = {"n": rng.choice([n for n in range(2, 100) if n != row[1]])}
+    if level == 1:
+        words["name"] = new if kind == "insert" else row[0]
+        rows = [row[:2] for row in rows]
+    else:
+        words["limit"] = row[1] - 1 if kind == "delete_above" else row[2] + 1
     return {"tables": {"goods": rows}, "words": words}
 
 
@@ -238,18 +236,14 @@ def wanted(data: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
 def _wanted_goods(
     rows: list[tuple[Any, ...]], kind: str, words: dict[str, Any]
 ) -> list[tuple[Any, ...]]:
-    name = words["name"]
+    n, name, limit = words["n"], words.get("name"), words.get("limit")
     match kind:
+        case "set":
+            return [(row[0], n) if row[0] == name else row for row in rows]
         case "insert":
-            return [*rows, (name, words["price"], words["stock"])]
+            return [*rows, (name, n)]
         case "delete":
             return [row for row in rows if row[0] != name]
         case "delete_above":
-            return [row for row in rows if row[1] <= words["limit"]]
-        case "raise_below":
-            limit, n = words["limit"], words["n"]
-            return [(a, price + n if stock < limit else price, stock) for a, price, stock in rows]
-    column = ("name", "price", "stock").index(words["column"])
-    return [
-        (*row[:column], words["n"], *row[column + 1 :]) if row[0] == name else row for row in rows
-    ]
+            return [row for row in rows if row[1] <= limit]
+    return [(thing, p + n if stock < limit else p, stock) for thing, p, stock in rows]

@@ -8,7 +8,7 @@ import typer
 
 from rl.config_file import ConfigError
 
-FAILED, BAD_INPUT = 1, 2
+OK, FAILED, BAD_INPUT = 0, 1, 2
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Name = Annotated[str, typer.Argument(help="An installed name, module:Name or file.py:Name.")]
 Config = Annotated[str, typer.Option("--config", help="Its settings, as a JSON object.")]
@@ -58,7 +58,7 @@ def check(
 
 @app.command()
 def soak(
-    name: Annotated[str, typer.Argument(help="As in check; or --all.")] = "",
+    name: Name = "",
     all_: Annotated[bool, typer.Option("--all", help="Every one that is installed.")] = False,
     config: Config = "",
     episodes: Annotated[int, typer.Option(min=1, help="At once.")] = 512,
@@ -70,7 +70,7 @@ def soak(
     hosts: Annotated[int, typer.Option(min=1, help="Host processes.")] = 2,
     factor: Annotated[float, typer.Option(min=1, help="Suggested deadline / p99.")] = 10.0,
     write: Annotated[Path | None, typer.Option(help="Where to write the deadlines.")] = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no sheet.")] = False,
 ) -> None:
     """Many episodes at once, calls cancelled, hosts killed: what leaks, what is lost, what takes how long."""
     from rl.kit.soak_figures import Plan
@@ -91,12 +91,12 @@ def soak(
         )
     except ConfigError as error:
         raise _bad_input(error) from None
-    raise typer.Exit(0 if passed else FAILED)
+    raise typer.Exit(OK if passed else FAILED)
 
 
 @app.command("eval")
 def eval_(
-    name: Name,
+    name: Annotated[str, typer.Argument(help="NAME, module:Class or file.py:Class.")],
     model: Annotated[str, typer.Option(help="A checkpoint folder, or a server's URL.")],
     tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks, each played once.")] = 20,
     at_once: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 8,
@@ -129,7 +129,7 @@ def eval_(
         )
     except ConfigError as error:
         raise _bad_input(error) from None
-    raise typer.Exit(0 if played else FAILED)
+    raise typer.Exit(OK if played else FAILED)
 
 
 @app.command()
@@ -144,7 +144,7 @@ def replay(
         same = replay_and_report(trajectory, turn)
     except ConfigError as error:
         raise _bad_input(error) from None
-    raise typer.Exit(0 if same else FAILED)
+    raise typer.Exit(OK if same else FAILED)
 
 
 def _bad_input(error: ConfigError) -> typer.Exit:

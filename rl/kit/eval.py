@@ -122,9 +122,6 @@ async def local_players(
         yield lambda: (generate, renderer)
     finally:
         engine.shutdown()
-        # vLLM's engine is part of a cycle, and complains where it is collected at the interpreter's end.
-        del engine
-        gc.collect()
 
 
 @asynccontextmanager
@@ -275,6 +272,8 @@ def evaluate_and_report(
     try:
         with view:
             played = asyncio.run(main())
+            # vLLM's engine is part of a cycle, and complains where it is collected at the very end.
+            gc.collect()
     except (EngineFault, TimeoutError) as error:
         view.note(f"error: {error or 'the engine did not start in time'}")
     finally:
