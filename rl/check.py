@@ -10,6 +10,7 @@ from pathlib import Path
 
 from envs.env import Env
 from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
+from envs.session import HostFault
 from reward.registry import UnknownJudge, find_judge
 from rl.config import EnvTable, RunConfig, usable_cpus
 from rl.config_file import ConfigError
@@ -19,7 +20,11 @@ from trainer.config import LORA_TARGETS
 def check_run(config: RunConfig) -> None:
     """Raise ConfigError with one sentence for the first thing that cannot work."""
     for table in config.env:
-        make_env(table)
+        env = make_env(table)
+        try:
+            env.probe()
+        except (ValueError, HostFault) as error:
+            raise ConfigError(f"env {table.label!r}: {error}") from None
         for judge in table.judges:
             try:
                 find_judge(judge)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from envs.env import Task, say
 from envs.message import Message, ToolCall
 from envs.registry import split_file
-from envs.session import EnvFault, Opening, demonstrate
+from envs.session import EnvFault, HostFault, Opening, demonstrate
 from rl.check import make_env
 from rl.config import EnvTable, RunConfig
 
@@ -128,7 +128,7 @@ def _play(
         async with room:
             try:
                 return await demonstrate(make_env(table), task, alter)
-            except EnvFault as fault:
+            except (EnvFault, HostFault) as fault:
                 raise ColdStartError(f"env {table.label!r}: task {task.id}: {fault}") from fault
 
     async def play_all() -> list[Demonstration]:
@@ -219,6 +219,7 @@ def _key(config: RunConfig) -> str:
         "env": [(t.id, t.config) for t in config.env],
         "format": config.episode.tool_format,
         "learner": [config.learner.dtype, config.learner.micro_batch_tokens],
+        "router": config.learner.router.model_dump(exclude={"replay"}),
         "seed": config.seed,
     }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())

@@ -65,6 +65,8 @@ class EnvHost:
             await held.close()
         except EnvFault as fault:
             print(f"{session}: {fault}\n{fault.trace}", file=sys.stderr, flush=True)
+        except HostFault as fault:
+            print(f"{session}: {fault}", file=sys.stderr, flush=True)
 
     async def ping(self) -> None:
         """Answers while the event loop is alive."""
@@ -150,7 +152,8 @@ class HostSession:
             raise HostFault(
                 f"{where} did not answer within {limit + GRACE_SECONDS:g} s and was started anew"
             ) from None
-        except EnvFault as error:
+        except (EnvFault, HostFault) as error:
+            # A server that the environment needs may be gone while the host itself is well.
             raise cause(error) from None
         except RayActorError:
             self.pool.report(self.index, stuck=False)
