@@ -3,13 +3,13 @@
 import json
 import os
 import uuid
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import psutil
 import pytest
 from typer.testing import CliRunner
 
-from envs.registry import env_names
 from rl.cli import app
 from rl.config_file import ConfigError
 from rl.kit.check import check
@@ -86,10 +86,16 @@ def _mark(process: psutil.Process) -> str | None:
         return None
 
 
-@pytest.mark.parametrize("name", [*(n for n in env_names() if n != "dataset"), "slow_calculator"])
+BUILT_IN = [
+    point.value
+    for point in entry_points(group="dorado.envs")
+    if point.value.startswith("envs.builtin.")
+]
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN, "envs.builtin.slow_calculator:SlowCalculator"])
 def test_the_built_in_environments_keep_every_promise(name):
-    path = "envs.builtin.slow_calculator:SlowCalculator"
-    sheet = check(path if name == "slow_calculator" else name)
+    sheet = check(name)
     assert sheet.passed, str(sheet)
     assert {one.outcome for one in sheet.findings} == {"pass"}
 
