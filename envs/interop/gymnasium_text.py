@@ -62,7 +62,10 @@ class GymnasiumText(Env):
         self.session, self.total = uuid.uuid4().hex, 0.0
         world = await self.child.ask("open", session=self.session, **task.data)
         self.action = world["action"]
-        return [Message("user", "\n\n".join(filter(None, (self.config.instructions, world["text"]))))]
+        self.notes: dict[str, str] = await self.child.ask("versions")
+        return [
+            Message("user", "\n\n".join(filter(None, (self.config.instructions, world["text"]))))
+        ]
 
     async def dynamic_tools(self) -> Sequence[DynamicTool]:
         properties = {"action": self._named(self.action)}

@@ -64,7 +64,10 @@ class OpenEnv(Env):
 
     async def reset(self, task: Task) -> list[Message]:
         self.total = 0.0
-        self.actions, self.metadata = await self._facts()
+        self.actions, about = await self._facts()
+        self.notes: dict[str, str] = {
+            "openenv": f"{about.get('name', '')} {about.get('version', '')}"
+        }
         websockets = imported("websockets.asyncio.client", "openenv")
         try:
             self.socket = await websockets.connect(
