@@ -48,7 +48,7 @@ class EnvFault(Exception):
 
 
 class HostFault(Exception):
-    """A process that the environment ran in, or a server that it needs, died or did not answer: infrastructure.
+    """Infrastructure: the environment's process, or a server that it needs, died or did not answer.
 
     An environment that speaks to a server may raise it from any of its acts.
     """

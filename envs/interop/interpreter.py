@@ -133,6 +133,7 @@ class ChildInterpreter:
         finally:
             timer.cancel()
         if late.is_set():
+            timer.join()  # until then the dead child would look alive
             raise HostFault(f"{self.where}, gave no answer within {seconds:g} s and was ended")
         try:
             read = json.loads(answer)
@@ -161,7 +162,7 @@ _LOCK = threading.Lock()
 
 
 def child_interpreter(python: str, script: str, seconds: float) -> ChildInterpreter:
-    """The child that all episodes of this process share, by interpreter and script (a file beside this one)."""
+    """The child that all episodes of this process share; the script is a file of this folder."""
     key = (python, HERE / script, seconds)
     with _LOCK:
         if key not in _CHILDREN:

@@ -3,8 +3,8 @@
 In: requests, many at once. Out: their results. A server that ends, does not answer a ping, or writes what is
 no JSON-RPC is HostFault, for everybody who waits for it; an error that it answers with is McpError.
 
-Leaves out: resources, prompts, sampling, roots (a server that asks for them is told so), and resuming a broken
-HTTP stream.
+Leaves out: resources, prompts, sampling, roots (a server that asks for them is told so), and resuming a
+broken HTTP stream.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from envs.interop.lazy import imported
@@ -274,7 +274,7 @@ class HttpConnection(Connection):
         await self.client.aclose()
 
 
-async def _messages(response: Any) -> Any:
+async def _messages(response: Any) -> AsyncIterator[str]:
     """The JSON texts of a reply: one, or those of a stream of events."""
     if "text/event-stream" not in response.headers.get("content-type", ""):
         yield (await response.aread()).decode()

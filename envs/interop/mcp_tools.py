@@ -102,7 +102,7 @@ class McpEnv(Env):
             for tool in await self._tools(server):
                 if tool.name in tools:
                     raise ValueError(
-                        f"server {server.name!r} has a tool {tool.name!r}, and so has another: give it a prefix"
+                        f"server {server.name!r}: another has a tool {tool.name!r} too: give it a prefix"
                     )
                 tools[tool.name] = tool
         return list(tools.values())

@@ -140,7 +140,10 @@ class OpenEnv(Env):
         return texts[0] if len(seen) == len(texts) == 1 else json.dumps(seen, ensure_ascii=False)
 
     async def _ask(self, type: str, data: dict[str, Any]) -> dict[str, Any]:
-        """One exchange. Raises ToolError for an action that the server refuses, HostFault where it is gone."""
+        """One exchange.
+
+        Raises ToolError for an action that the server refuses, HostFault where it is gone.
+        """
         try:
             await self.socket.send(json.dumps({"type": type, "data": data}))
             answer = json.loads(await self.socket.recv())

@@ -20,8 +20,8 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class ReasoningGymConfig(EnvConfig):
-    """python: an interpreter that has reasoning-gym. datasets: names, drawn from alike. settings: by name, what
-    `create_dataset` takes. difficulty: a level of the data sets' curricula; without it their own defaults.
+    """python: an interpreter that has reasoning-gym. datasets: names, drawn from alike. settings: by name,
+    what `create_dataset` takes. difficulty: a level of their curricula; without it the data sets' defaults.
     system: a system message. request_seconds: for making or scoring one problem.
     """
 
