@@ -64,6 +64,8 @@ class Env:
 
     name: ClassVar[str]
     config_type: ClassVar[type[EnvConfig]] = EnvConfig
+    # Of a graded environment: its config has `difficulty`, from 1 to this, and its tasks' data too.
+    difficulties: ClassVar[int] = 0
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config

@@ -44,14 +44,18 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": round(median(values), 3), "max": round(max(values), 3)}
 
 
+def passed(member: MemberReport) -> bool:
+    """Whether a judged episode has full reward: `solved`, or a total of at least 1."""
+    return member.rewards.get("solved", member.reward) >= 1
+
+
 def pass_rates(reports: Iterable[GroupReport]) -> dict[str, float]:
-    """Share of judged held-out episodes with full reward `solved` (or total reward >= 1), per environment."""
+    """Share of judged held-out episodes with full reward, per environment."""
     results: dict[str, list[float]] = defaultdict(list)
     for report in reports:
         for member in report.members:
             if member.judged:
-                full = member.rewards.get("solved", member.reward) >= 1
-                results[report.spec.env].append(float(full))
+                results[report.spec.env].append(float(passed(member)))
     return {env: round(fmean(values), 4) for env, values in sorted(results.items())}
 
 
