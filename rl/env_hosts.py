@@ -123,7 +123,7 @@ class HostPool:
         self.idle_cpus: dict[str, float] = {}
         self.heard = [time.monotonic()] * len(self.hosts)
         self.down: dict[int, asyncio.Task[None]] = {}
-        self.asking: set[asyncio.Task[None]] = set()
+        self.asking: set[asyncio.Task[bool]] = set()
         self.turn = 0
 
     async def acquire(self, avoid: Collection[int] = ()) -> int:

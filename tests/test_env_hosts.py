@@ -4,6 +4,7 @@ The hosts here are plain objects with the methods of an actor's handle; nothing 
 """
 
 import asyncio
+from typing import Any
 
 import pytest
 from fakes import TASK, Remote
@@ -24,12 +25,14 @@ class FakeHost(EnvHost):
     def __init__(self, error: Exception | None = None, node: str = "node") -> None:
         self.error = error
         self.asked: list[tuple] = []
-        self.sessions, self.lanes, self.owners = {}, {}, {}
+        self.sessions: dict[str, Any] = {}
+        self.lanes, self.owners = {}, {}
         self.node, self.idle_cpus, self.measured = node, 1.0, float("inf")
         for act in ("open", "step", "score", "close"):
             setattr(self, act, self._answer(act))
-        self.exchange = Remote(self._exchange)
-        self.ping = Remote(self._answer("ping"))
+        handle: Any = self
+        handle.exchange = Remote(self._exchange)
+        handle.ping = Remote(self._answer("ping"))
 
     async def _exchange(self, *arguments):
         if isinstance(self.error, RayActorError):
