@@ -7,30 +7,44 @@ messages; tokens, deadlines, threads and error classes are the business of `envs
 import hashlib
 import json
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from envs.dynamic_tool import DynamicTool
 from envs.message import Message, ToolCall
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.1
+MOST_NOISE = 3
 # What an expert yields (its next message) and what it is sent (the tool results of that message).
 Expert = Generator[Message, list[str], None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One problem, as plain JSON data, e.g. `Task("calculator", {"op": "add", "a": 3, "b": 4})`."""
+    """One problem, as plain JSON data, e.g. `Task("calculator", {"op": "add", "a": 3, "b": 4})`.
+
+    noise: how noisily it is played, from 0 (not at all) to 3 (severely); see `envs.noise`. Raises ValueError
+    for any other number.
+    """
 
     env: str
     data: dict[str, Any]
+    noise: int = 0
+
+    def __post_init__(self) -> None:
+        if self.noise not in range(MOST_NOISE + 1):
+            raise ValueError(
+                f"a task of environment {self.env!r} has noise {self.noise!r}: it has to be a whole "
+                f"number from 0 (none) to {MOST_NOISE} (severe)"
+            )
 
     @property
     def id(self) -> str:
-        """A hash of the content: equal problems have equal ids, whoever made them."""
+        """A hash of the content: equal problems have equal ids, whoever made them, however noisy."""
         text = json.dumps([self.env, self.data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -66,9 +80,13 @@ class Env:
     config_type: ClassVar[type[EnvConfig]] = EnvConfig
     # Of a graded environment: its config has `difficulty`, from 1 to this, and its tasks' data too.
     difficulties: ClassVar[int] = 0
+    # The least and the most that a reward can be; what `dorado env check` holds it to.
+    reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
+        # Facts of this episode worth keeping, set in `reset`; they end on its trajectory.
+        self.notes: dict[str, str] = {}
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
         """The data of one random task. Called on an instance that plays no episode."""
@@ -86,6 +104,10 @@ class Env:
         """Build the world of this task and return the opening messages."""
         raise TypeError(f"environment {self.name!r} has to define reset()")
 
+    async def dynamic_tools(self) -> Sequence[DynamicTool]:
+        """Tools known only after `reset`, such as a server's; offered beside the `@tool` methods."""
+        return ()
+
     async def reply(self, text: str) -> Reply:
         """The policy wrote `text` and called no tool. By default that is its final answer."""
         self.answer = text
@@ -102,7 +124,15 @@ class Env:
         """A scripted solver: yields assistant messages, receives the tool results of each."""
         raise TypeError(f"environment {self.name!r} offers no expert")
 
+    def probe(self) -> None:
+        """Look, once before a run, at what the settings name outside of this process: a server, say.
+
+        Raises ValueError, or `envs.session.HostFault`, with one sentence.
+        """
+
     answer: str | None = None
+    # A tool sets this to True where its call ended the world: the episode ends with the turn.
+    done: bool = False
 
 
 def call(name: str, **arguments: Any) -> Message:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from envs.env import Task, say
 from envs.message import Message, ToolCall
-from envs.session import EnvFault, Opening, demonstrate
+from envs.registry import split_file
+from envs.session import EnvFault, HostFault, Opening, demonstrate
 from rl.check import make_env
 from rl.config import EnvTable, RunConfig
 
@@ -127,7 +128,7 @@ def _play(
         async with room:
             try:
                 return await demonstrate(make_env(table), task, alter)
-            except EnvFault as fault:
+            except (EnvFault, HostFault) as fault:
                 raise ColdStartError(f"env {table.label!r}: task {task.id}: {fault}") from fault
 
     async def play_all() -> list[Demonstration]:
@@ -227,6 +228,10 @@ def _key(config: RunConfig) -> str:
         for file in sorted((root / package).rglob("*.py")):
             digest.update(file.read_bytes())
     digest.update(Path(__file__).read_bytes())
+    for table in config.env:
+        file = split_file(table.id)
+        if file is not None:
+            digest.update(file[0].read_bytes())
     if config.model.path is not None:
         for file in sorted(Path(config.model.path).glob("*.safetensors")):
             digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())

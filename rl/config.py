@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
+from envs.registry import anchored, split_file
 from rl.config_file import Section, read_config
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
 from rollout.scheduler import Limits
@@ -103,8 +104,8 @@ class NoiseConfig(Section):
 class EnvTable(Section):
     """One environment of the mixture.
 
-    id: entry point name or module:Name. name: how metrics call it (default: the id). weight: share
-    of the groups. rewards: weight of each named reward in the total (default: all 1).
+    id: entry point name, module:Name or file.py:Name. name: how metrics call it (default: the id).
+    weight: share of the groups. rewards: weight of each named reward in the total (default: all 1).
     judges: reward functions (name or module:function) besides the environment's own rewards.
     over_sample: times its share of groups that are begun. concurrency: instances at once, over all hosts.
     retries: times that an episode whose host fails before the opening is begun on another one.
@@ -124,10 +125,17 @@ class EnvTable(Section):
     curriculum: CurriculumConfig | None = None
     noise: NoiseConfig | None = None
 
+    @field_validator("id")
+    @classmethod
+    def _absolute(cls, id: str) -> str:
+        """Every process of the run has to find the same file, wherever it runs."""
+        return anchored(id, Path.cwd())
+
     @property
     def label(self) -> str:
-        """The name that metrics and ledger use."""
-        return self.name or self.id
+        """The name that metrics and ledger use; of a file without its folder."""
+        file = split_file(self.id)
+        return self.name or (f"{file[0].name}:{file[1]}" if file else self.id)
 
 
 class BatchConfig(Section):
@@ -259,6 +267,15 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     wandb: WandbConfig = WandbConfig()
+
+    @classmethod
+    def anchored(cls, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """An environment's file is seen from the folder of the configuration that names it."""
+        tables = values.get("env")
+        for table in tables if isinstance(tables, list) else ():
+            if isinstance(table, dict) and isinstance(table.get("id"), str):
+                table["id"] = anchored(table["id"], folder)
+        return values
 
     @validator(mode="after")
     def _consistent(self) -> "RunConfig":

@@ -96,6 +96,8 @@ class EnvHost:
             await held.close()
         except EnvFault as fault:
             print(f"{session}: {fault}\n{fault.trace}", file=sys.stderr, flush=True)
+        except HostFault as fault:
+            print(f"{session}: {fault}", file=sys.stderr, flush=True)
 
     async def ping(self) -> Load:
         """Answers while the event loop is alive."""
@@ -209,6 +211,8 @@ class HostSession:
             except HostFault:
                 if self.retries == self.table.retries:
                     raise
+                # The host may be well, and something that the environment needs beside it away.
+                self.pool.lanes[self.index].tell("close", self.id)
                 self.retries += 1
                 failed.add(self.index)
 

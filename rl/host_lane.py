@@ -69,7 +69,7 @@ class HostEnd:
         outcome: tuple[Any, Exception | None]
         try:
             outcome = await self.play(method, *arguments), None
-        except asyncio.CancelledError:  # nobody else cancels these tasks
+        except asyncio.CancelledError:  # by a close, and nobody waits; or by the environment itself
             outcome = None, EnvFault("reply", f"{method}: the environment cancelled its own task")
         except Exception as error:
             outcome = None, error

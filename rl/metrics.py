@@ -1,7 +1,7 @@
 """Numbers of a run: per-step metrics, and the summary at the end. Every rate exists per environment."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -44,9 +44,9 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": round(median(values), 3), "max": round(max(values), 3)}
 
 
-def passed(member: MemberReport) -> bool:
-    """Whether a judged episode has full reward: `solved`, or a total of at least 1."""
-    return member.rewards.get("solved", member.reward) >= 1
+def passed(rewards: Mapping[str, float], reward: float) -> bool:
+    """Whether a judged episode has full reward `solved` or, where there is none, a total of at least 1."""
+    return rewards.get("solved", reward) >= 1
 
 
 def pass_rates(reports: Iterable[GroupReport]) -> dict[str, float]:
@@ -55,7 +55,7 @@ def pass_rates(reports: Iterable[GroupReport]) -> dict[str, float]:
     for report in reports:
         for member in report.members:
             if member.judged:
-                results[report.spec.env].append(float(passed(member)))
+                results[report.spec.env].append(float(passed(member.rewards, member.reward)))
     return {env: round(fmean(values), 4) for env, values in sorted(results.items())}
 
 

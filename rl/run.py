@@ -8,15 +8,14 @@ All modes are this one loop: admission decides how far rollouts may run ahead of
 control data passes here; tokens go from controllers to the learner by reference.
 
 Backpressure: the rollout loop waits for room (unblocked by a finished group, a learner step or a new
-version); the learner loop waits for a batch (unblocked by a finished group). A watcher ends the run
-when neither has moved for `timeouts.stall_seconds`, and says what every episode is waiting for.
+version); the learner loop waits for a batch (unblocked by a finished group). The run ends
+when neither has moved for `timeouts.stall_seconds`, and says what every episode is waiting for (`rl.watch`).
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -44,9 +43,9 @@ from rl.replay import Replay
 from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 from rl.selection import Selection
-from rl.status import ROWS, WRITE_SECONDS, Status, sentence, suspect
 from rl.supervision import Supervision
 from rl.wandb_sink import WandbSink
+from rl.watch import Watch
 from rl.weight_sync import SyncTimes, WeightSync
 from rollout.scheduler import Backlog
 from rollout.window import may_step
@@ -57,8 +56,6 @@ TASK_SEED_OFFSET = 1_000_003
 # So many groups in a row (or four times what is played at once) without one judged trajectory end the
 # run: nothing can be learned any more.
 MAX_FAILED_GROUPS = 50
-# Rows of the waiting-for table that a stalled run prints.
-STALL_ROWS = 20
 
 
 T = TypeVar("T")
@@ -129,9 +126,8 @@ class Run:
         self.background: set[asyncio.Task[None]] = set()
         self.number = 0
         self.changed = asyncio.Event()
-        self.progressed = time.monotonic()
+        self.watch = Watch(self)
         self.made: asyncio.Queue[Made] = asyncio.Queue()
-        self.busy_elsewhere: list[str] = []
         self.reports: list[GroupReport] = []
         self.failed_in_a_row = 0
         self.faults: Counter[str] = Counter()
@@ -146,7 +142,7 @@ class Run:
 
     async def main(self) -> None:
         """Evaluate, train, evaluate. Raises RunError, SyncError, LedgerError."""
-        reporting = asyncio.create_task(self._report())
+        reporting = asyncio.create_task(self.watch.report())
         reporting.add_done_callback(self._say_why_it_ended)
         try:
             await self._main()
@@ -164,14 +160,14 @@ class Run:
         if self.config.eval.before:
             await self.evaluate("before")
         self.progress.stage("training: first rollouts")
-        self.progressed = time.monotonic()
+        self.watch.moved()
         loops = [
             asyncio.create_task(loop)
             for loop in (
                 self._learner_loop(),
                 self._sync_loop(),
                 self._rollout_loop(),
-                self._watch(),
+                self._end_when_stalled(),
             )
         ]
         try:
@@ -189,7 +185,7 @@ class Run:
         """Play the held-out tasks once each, at the training temperature."""
         self.progress.stage(f"evaluation {when} training")
         start = time.time()
-        with self._not_stalled("waits for the evaluation"):
+        with self.watch.busy("waits for the evaluation"):
             reports, wanted = await evaluate(
                 self.config, self.dispatcher, when, self.progress.episodes
             )
@@ -230,55 +226,9 @@ class Run:
             "faults": dict(self.faults.most_common(20)),
         }
 
-    async def status(self) -> Status:
-        """What the run is doing now."""
-        table = await self.dispatcher.waiting(ROWS)
-        counts: dict[str, dict[str, int]] = {}
-        for (env, phase), count in table.counts.items():
-            counts.setdefault(env, {})[phase] = count
-        window = self.fleet.window
-        return Status(
-            time=time.time(),
-            stage=self.progress.stage_text,
-            step=self.learner_version,
-            steps=self.config.steps,
-            learner=self._learner_waits_for(),
-            window=window.versions,
-            pending=window.pending,
-            engines=dict(self.fleet.serves),
-            asleep=tuple(sorted(self.fleet.asleep)),
-            in_flight=sum(table.counts.values()),
-            buffered=sum(len(group.ids) for group in self.queue.groups),
-            counts=counts,
-            waiting=table.rows,
-            silent=table.silent,
-        )
-
     def _say_why_it_ended(self, reporting: asyncio.Task[None]) -> None:
         if not reporting.cancelled() and (error := reporting.exception()) is not None:
             self.progress.note(f"status.json is not written any more: {first_line(error)}")
-
-    async def _report(self) -> None:
-        """Keeps status.json true. A disk that is full must not end the run for it."""
-        while True:
-            state = await self.status()
-            self._write_status(state)
-            await asyncio.sleep(WRITE_SECONDS)
-
-    def _write_status(self, state: Status) -> None:
-        with suppress(OSError):
-            self.folder.status(state.as_json())
-
-    def _learner_waits_for(self) -> str:
-        if self.busy_elsewhere:
-            return ", ".join(self.busy_elsewhere)
-        ready = len(self.queue.groups)
-        wanted = self.config.batch.groups - self.replay.available
-        if ready < wanted:
-            rests = self.supervision.resting
-            resting = f"; resting after faults: {', '.join(rests)}" if rests else ""
-            return f"waits for a batch: {ready} of {wanted} groups are there{resting}"
-        return "waits for stragglers: a step now would leave them too old to be trained on"
 
     async def _rollout_loop(self) -> None:
         """Admits groups.
@@ -430,7 +380,7 @@ class Run:
         self.supervision.end(report, time.monotonic())
         if any(m.judged for m in report.members):
             self.failed_in_a_row = 0
-            self.progressed = time.monotonic()
+            self.watch.moved()
             return
         self.failed_in_a_row += 1
         limit = max(MAX_FAILED_GROUPS, 4 * self.config.rollout.max_in_flight_groups)
@@ -453,7 +403,7 @@ class Run:
             ready = time.time()
             if self.fleet.lent:  # an engine that sleeps takes no weights
                 await self.made.join()
-            with self._not_stalled(f"step {step}"):
+            with self.watch.busy(f"step {step}"):
                 await self.fleet.lend()
                 metrics = await self._bounded(
                     self.actors.learner.step.remote(
@@ -471,7 +421,7 @@ class Run:
             self.replay.trained(self.training, self.learner_version)
             self.training, self.reused = [], []
             self._drop_stale()
-            with self._not_stalled(f"copies the weights of version {self.learner_version}"):
+            with self.watch.busy(f"copies the weights of version {self.learner_version}"):
                 snapshot_ms = await self.fleet.snapshot(self.learner_version)
             copied = time.time()
             self.training_seconds += copied - start
@@ -497,7 +447,7 @@ class Run:
         while True:
             made = await self.made.get()
             start = time.time()
-            with self._not_stalled(f"publishes version {made.version}"):
+            with self.watch.busy(f"publishes version {made.version}"):
                 times = await self.fleet.publish(made.version)
             times = replace(times, snapshot_ms=made.snapshot_ms)
             self.syncs.append(times)
@@ -574,7 +524,7 @@ class Run:
         """A checkpoint that fails is told and the run goes on; without the last one it has failed."""
         step, seconds = self.saving, self.config.timeouts.step_seconds
         try:
-            with self._not_stalled(f"writes checkpoint {step}"):
+            with self.watch.busy(f"writes checkpoint {step}"):
                 await self._bounded(act, seconds, f"checkpoint of step {step}")
         except CheckpointError as error:
             if step == self.config.steps:
@@ -586,35 +536,8 @@ class Run:
         waiting = {id for group in (*self.queue.groups, *self.training) for id in group.ids}
         self.ledger.check(playing, waiting)
 
-    async def _watch(self) -> None:
-        """Ends the run when nothing has moved for too long, with what every episode waits for."""
-        limit = self.config.timeouts.stall_seconds
-        while True:
-            await asyncio.sleep(min(5.0, limit / 4))
-            before = self.progressed
-            still = time.monotonic() - before
-            if still < limit or self.busy_elsewhere:
-                continue
-            status = await self.status()
-            if self.progressed > before:
-                continue
-            self._write_status(status)
-            for row in status.waiting[:STALL_ROWS]:
-                self.progress.note(f"waiting: {sentence(row)}")
-            raise RunError(
-                f"nothing finished and nothing was trained for {still:.0f} s; the learner "
-                f"{status.learner}; suspect: {suspect(status)}"
-            )
-
-    @contextmanager
-    def _not_stalled(self, what: str) -> Iterator[None]:
-        """While the learner or a weight sync is at work, its own deadline watches over it."""
-        self.busy_elsewhere.append(what)
-        try:
-            yield
-        finally:
-            self.busy_elsewhere.remove(what)
-            self.progressed = time.monotonic()
+    async def _end_when_stalled(self) -> None:
+        raise RunError(await self.watch.until_stalled())
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         """Stop the loops and what they still play; book it as cancelled, and balance the books."""

@@ -88,7 +88,7 @@ class Supervision:
         else:  # whoever failed, it was not the environment
             breaker.forget(group)
         curriculum = self.curricula[label]
-        rate = fmean(map(passed, judged)) if judged else None
+        rate = fmean(passed(m.rewards, m.reward) for m in judged) if judged else None
         for moved in curriculum.ended(play, rate):
             self._say(label, moved)
         self.again[label] += [(task, extra) for extra in curriculum.again(play, rate)]

@@ -70,8 +70,14 @@ class FakeSession:
 
     HANG = object()
 
-    def __init__(self, opening: str = "6 times 7 ?", fail: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        opening: str = "6 times 7 ?",
+        fail: dict[str, Any] | None = None,
+        notes: dict[str, str] | None = None,
+    ) -> None:
         self.opening = opening
+        self.notes = notes or {}
         self.fail = fail or {}
         self.acts: list[str] = []
         self.calls: list[ToolCall] = []
@@ -80,7 +86,7 @@ class FakeSession:
     async def open(self, task: Task) -> Opening:
         await self._act("open")
         schema = ToolSchema("multiply", "a times b", {"properties": {"a": {"type": "integer"}}})
-        return Opening((Message("user", self.opening),), (schema,))
+        return Opening((Message("user", self.opening),), (schema,), self.notes)
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         await self._act("step")

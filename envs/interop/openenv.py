@@ -1,0 +1,193 @@
+"""An OpenEnv server by WebSocket: one socket is one episode, its actions are the policy's tools.
+
+    config = { url = "http://127.0.0.1:8000", reset = { difficulty = "hard" } }
+
+`GET /schema` gives the actions: a tool per kind of action, called by its title (`GuessAction` is `guess`); a
+server whose action is "call a tool" offers its own tools. A task is a seed and the settings of `reset`: the
+server has to make the same world of the same seed. The episode ends where the server says `done`.
+
+Leaves out: task sets of a server (`/tasks`), and images in observations.
+"""
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pydantic import PositiveFloat, field_validator
+
+from envs.dynamic_tool import DynamicTool, object_schema, resolve
+from envs.env import Env, EnvConfig, Task
+from envs.interop.lazy import imported, run_now
+from envs.message import Message, ToolSchema
+from envs.session import HostFault
+from envs.tool import ToolError
+
+LONGEST_MESSAGE = 16 * 2**20
+_OURS = ("reward", "done", "metadata")
+
+
+class OpenEnvConfig(EnvConfig):
+    """url: of the server. reset: what its reset takes besides the seed. instructions: the rules, before the
+    first observation. connect_seconds: for reaching the server.
+    """
+
+    url: str
+    reset: dict[str, Any] = {}
+    instructions: str = ""
+    connect_seconds: PositiveFloat = 10.0
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} has to begin with http:// or https://")
+        return url.rstrip("/")
+
+
+class OpenEnv(Env):
+    """An environment on an OpenEnv server."""
+
+    name = "openenv"
+    config_type = OpenEnvConfig
+    config: OpenEnvConfig
+    socket: Any = None
+
+    def probe(self) -> None:
+        """The server answers and has actions."""
+        run_now(self._facts())
+
+    def sample(self, rng: random.Random) -> dict[str, Any]:
+        return {"seed": rng.randrange(2**31), "reset": self.config.reset}
+
+    async def reset(self, task: Task) -> list[Message]:
+        self.total = 0.0
+        self.actions, self.metadata = await self._facts()
+        websockets = imported("websockets.asyncio.client", "openenv")
+        try:
+            self.socket = await websockets.connect(
+                f"ws{self.config.url.removeprefix('http')}/ws",
+                open_timeout=self.config.connect_seconds,
+                max_size=LONGEST_MESSAGE,
+            )
+        except Exception as error:  # refused, no WebSocket, too slow: all of them the server's
+            raise self._gone(error) from None
+        data = {"seed": task.data["seed"], **task.data["reset"]}
+        text = self._seen(await self._ask("reset", data))
+        return [Message("user", "\n\n".join(filter(None, (self.config.instructions, text))))]
+
+    async def dynamic_tools(self) -> Sequence[DynamicTool]:
+        if {"tool_name", "arguments"} <= set(self.actions.get("properties", {})):
+            return await self._server_tools()
+        root = self.actions
+        variants = [resolve(one, root) for one in root.get("oneOf", root.get("anyOf", [root]))]
+        return [self._action_tool(variant) for variant in variants]
+
+    def _action_tool(self, variant: dict[str, Any]) -> DynamicTool:
+        """One kind of action; a field that can have one value only is not asked for."""
+        title = str(variant.get("title", "act")).removesuffix("Action") or "act"
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", title).lower()
+        known = {k: v for k, v in variant.get("properties", {}).items() if k != "metadata"}
+        fixed = {k: v["const"] for k, v in known.items() if "const" in v}
+        wanted = {
+            "properties": {k: v for k, v in known.items() if k not in fixed},
+            "required": [k for k in variant.get("required", []) if k not in fixed],
+            "additionalProperties": False,
+        }
+        if "$defs" in self.actions:
+            wanted["$defs"] = self.actions["$defs"]
+        description = str(variant.get("description", "")).split("\n", 1)[0]
+        schema = ToolSchema(name, description, object_schema(wanted))
+        return DynamicTool(schema, lambda arguments: self._step({**arguments, **fixed}))
+
+    async def _server_tools(self) -> list[DynamicTool]:
+        request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+        listed = (await self._ask("mcp", request)).get("result") or {}
+        return [
+            DynamicTool(
+                ToolSchema(
+                    tool["name"],
+                    (tool.get("description") or "").split("\n", 1)[0],
+                    object_schema(tool.get("inputSchema") or tool.get("input_schema") or {}),
+                ),
+                partial(self._call_tool, tool["name"]),
+            )
+            for tool in listed.get("tools", [])
+        ]
+
+    async def _call_tool(self, name: str, arguments: dict[str, Any]) -> str:
+        return await self._step({"type": "call_tool", "tool_name": name, "arguments": arguments})
+
+    async def _step(self, action: dict[str, Any]) -> str:
+        return self._seen(await self._ask("step", action))
+
+    def _seen(self, data: dict[str, Any]) -> str:
+        """An observation as text, its reward counted."""
+        self.total += float(data.get("reward") or 0.0)
+        self.done = bool(data.get("done"))
+        seen = {k: v for k, v in (data.get("observation") or {}).items() if k not in _OURS}
+        if seen.get("error") and "tool_name" in seen:
+            raise ToolError(str(seen["error"].get("message", seen["error"])))
+        result = seen.get("result") if "tool_name" in seen else None
+        if isinstance(result, dict) and "content" in result:
+            return "\n".join(str(part.get("text", "")) for part in result["content"])
+        texts = [value for value in seen.values() if isinstance(value, str)]
+        return texts[0] if len(seen) == len(texts) == 1 else json.dumps(seen, ensure_ascii=False)
+
+    async def _ask(self, type: str, data: dict[str, Any]) -> dict[str, Any]:
+        """One exchange. Raises ToolError for an action that the server refuses, HostFault where it is gone."""
+        try:
+            await self.socket.send(json.dumps({"type": type, "data": data}))
+            answer = json.loads(await self.socket.recv())
+            kind, body = answer["type"], answer["data"]
+            if not isinstance(body, dict):
+                raise TypeError(f"data is {body!r}")
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"{type}: {error.__class__.__name__}: {error}"
+            raise HostFault(f"{self.config.url} does not speak OpenEnv: {why}") from None
+        except Exception as error:  # the socket's own errors
+            raise self._gone(error) from None
+        if kind != "error":
+            return body
+        code, message = body.get("code"), body.get("message", "")
+        if code == "VALIDATION_ERROR" and type == "step":
+            first = (body.get("errors") or [{}])[0]
+            where = ".".join(str(part) for part in first.get("loc", ()))
+            raise ToolError(f"argument {where}: {first.get('msg', message)}" if where else message)
+        if code in ("EXECUTION_ERROR", "VALIDATION_ERROR"):
+            raise RuntimeError(f"{self.config.url}, {type}: {message}")
+        raise HostFault(f"{self.config.url}, {type}: {code}: {message}")
+
+    async def score(self) -> dict[str, float]:
+        """`return`: the sum of the server's rewards."""
+        return {"return": self.total}
+
+    async def close(self) -> None:
+        if self.socket is not None:
+            await self.socket.close()
+
+    async def _facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The schema of an action, and the server's description of itself ({}: it gives none)."""
+        httpx = imported("httpx", "openenv")
+        # Certificates take a while to load, and plain HTTP needs none.
+        secure = self.config.url.startswith("https")
+        seconds = self.config.connect_seconds
+        try:
+            async with httpx.AsyncClient(timeout=seconds, verify=secure) as client:
+                schema = await client.get(f"{self.config.url}/schema")
+                schema.raise_for_status()
+                about = await client.get(f"{self.config.url}/metadata")
+                actions, metadata = schema.json()["action"], {}
+                if about.is_success:
+                    metadata = about.json()
+        except httpx.HTTPError as error:
+            raise self._gone(error) from None
+        except (ValueError, KeyError, TypeError):
+            raise HostFault(f"{self.config.url}/schema is not OpenEnv's") from None
+        return actions, metadata
+
+    def _gone(self, error: Exception) -> HostFault:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return HostFault(f"OpenEnv server {self.config.url} does not answer: {reason}")
