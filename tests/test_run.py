@@ -388,7 +388,7 @@ async def test_while_every_environment_rests_the_run_waits_for_a_probe(start):
     async with asyncio.timeout(20):
         while not run.supervision.resting:
             await asyncio.sleep(0.001)
-        assert "resting after faults: calculator" in run._learner_waits_for()
+        assert "resting after faults: calculator" in run.watch._learner_waits_for()
         broken = False
         await running
     assert run.learner_version == 5
