@@ -83,8 +83,8 @@ class _Facts:
 async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
     """Run it to its end; closes `command.fds`. Raises OSError where it cannot be started."""
     began = time.monotonic()
-    try:
-        proc = await asyncio.create_subprocess_exec(
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             *command.argv,
             stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -94,6 +94,15 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
             env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
             cwd="/",
         )
+    )
+    try:
+        proc = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # asyncio can wait for ever for a process whose start was cut off: let it start, then end it.
+        proc = await starting
+        await _end(proc, _Facts(command.status_fd), command)
+        proc._transport.close()  # pyright: ignore
+        raise
     finally:
         for fd in command.fds:  # as long as we hold them the pipes do not end
             os.close(fd)
