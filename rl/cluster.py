@@ -123,8 +123,10 @@ class Cluster:
 
     def _place_hosts(self) -> dict[str, Any]:
         names = [f"host-{index}" for index in range(self.config.rollout.hosts)]
+        # Over as many nodes as there are: an environment's work wants CPUs, whichever.
+        options: dict[str, Any] = {"max_restarts": -1, "scheduling_strategy": "SPREAD"}
         return {
-            name: self._place(EnvHost, name, (self.config.env, self._log(name)), max_restarts=-1)
+            name: self._place(EnvHost, name, (self.config.env, self._log(name)), **options)
             for name in names
         }
 

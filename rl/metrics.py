@@ -50,7 +50,7 @@ def passed(rewards: Mapping[str, float], reward: float) -> bool:
 
 
 def pass_rates(reports: Iterable[GroupReport]) -> dict[str, float]:
-    """Share of judged held-out episodes with full reward `solved` (or total reward >= 1), per environment."""
+    """Share of judged held-out episodes with full reward, per environment."""
     results: dict[str, list[float]] = defaultdict(list)
     for report in reports:
         for member in report.members:

@@ -13,7 +13,6 @@ when neither has moved for `timeouts.stall_seconds`, and says what every episode
 """
 
 import asyncio
-import itertools
 import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
@@ -44,7 +43,7 @@ from rl.replay import Replay
 from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 from rl.selection import Selection
-from rl.tasks import TaskStream
+from rl.supervision import Supervision
 from rl.wandb_sink import WandbSink
 from rl.watch import Watch
 from rl.weight_sync import SyncTimes, WeightSync
@@ -112,7 +111,8 @@ class Run:
         share = config.batch.groups - config.batch.fresh_groups
         self.replay = Replay(share, config.rules.max_staleness, config.seed)
         envs = [make_env(table) for table in config.env]
-        self.tasks = TaskStream(config.env, envs, "train", config.seed + TASK_SEED_OFFSET)
+        seed = config.seed + TASK_SEED_OFFSET
+        self.supervision = Supervision(config, envs, seed, self._changed)
         self.learner_version = 0
         self.saving = 0  # step of the last checkpoint begun
         self.in_flight: dict[str, GroupSpec] = {}
@@ -124,7 +124,7 @@ class Run:
         self.groups: set[asyncio.Task[None]] = set()
         self.failed_groups: list[asyncio.Task[None]] = []
         self.background: set[asyncio.Task[None]] = set()
-        self.number = itertools.count()
+        self.number = 0
         self.changed = asyncio.Event()
         self.watch = Watch(self)
         self.made: asyncio.Queue[Made] = asyncio.Queue()
@@ -241,8 +241,9 @@ class Run:
                 await self.fleet.rebalance("unserved")
             for version, count in self.fleet.admit().items():
                 # Without an engine even now, while many of them sleep, it has to wait for a change.
-                for _ in range(count if self.fleet.served(version) else 0):
-                    self._begin_group(version)
+                room = count if self.fleet.served(version) else 0
+                while room and self._begin_group(version, room):
+                    room -= 1
             self.changed.clear()
             why = await self._wait_for_change()
             for group in self.failed_groups:
@@ -253,17 +254,24 @@ class Run:
     async def _wait_for_change(self) -> str | None:
         """Wait until something has changed. Returns why a rebalance is due, if it is."""
         period = self.config.rollout.rebalance_seconds
+        probe = self.supervision.next_probe(time.monotonic())
         try:
-            await within(self.changed.wait(), period)
+            await within(self.changed.wait(), period if probe is None else min(period, probe))
         except TimeoutError:
-            return "timer" if self.fleet.rules.live > 1 else None
+            due = probe is None or probe >= period
+            return "timer" if due and self.fleet.rules.live > 1 else None
         window = self.fleet.window
         drained = not self.playing[window.versions[0]]
         return "drained" if window.pending is not None and drained else None
 
-    def _begin_group(self, version: int) -> None:
-        label, task = self.tasks.next()
-        id = f"g{next(self.number):06}"
+    def _begin_group(self, version: int, room: int) -> bool:
+        """Begin one of `room` groups; False where no environment may begin one now."""
+        id = f"g{self.number:06}"
+        begun = self.supervision.begin(id, time.monotonic(), room)
+        if begun is None:
+            return False
+        label, task = begun
+        self.number += 1
         ids = tuple(f"{id}.{index}" for index in range(self.config.batch.group_size))
         pinned = None if self.fleet.rules.in_place else version
         spec = GroupSpec(id, label, task, ids, train=True, version=pinned)
@@ -273,6 +281,7 @@ class Run:
         self.playing[pinned] += 1
         self.groups.add(group := asyncio.create_task(self._train_group(spec)))
         group.add_done_callback(self._group_ended)
+        return True
 
     def _group_ended(self, group: asyncio.Task[None]) -> None:
         """What went wrong in booking a group ends the run, by way of the rollout loop."""
@@ -310,6 +319,7 @@ class Run:
                 return
             self._leave(spec)
             if played is None:
+                self.supervision.lost(spec.id)
                 self.ledger.close(spec.ids, "failed", "controller_fault")
                 return
             report, samples = played
@@ -343,7 +353,7 @@ class Run:
         for spec in [s for s in self.in_flight.values() if s.version in versions]:
             self._leave(spec)
             self.ledger.close(spec.ids, "stale", "evicted")
-            self.tasks.put_back(spec.env, spec.task)
+            self.supervision.put_back(spec.id)
             self.dispatcher.give_up(spec.id)
         self.changed.set()
 
@@ -354,24 +364,31 @@ class Run:
         task.add_done_callback(self.background.discard)
         self.progress.note(f"group {spec.id} ({spec.env}) was lost: {why}")
 
+    def _changed(self, label: str, sentence: str) -> None:
+        """Supervision has changed something of an environment."""
+        now = time.time()
+        self.progress.note(sentence)
+        self.folder.event("supervision", label, now, now, what=sentence)
+
     def _count_faults(self, report: GroupReport) -> None:
-        """Say each new fault once; end the run when there is nothing but faults."""
+        """Say each new fault once, and what it changes; end the run when there is nothing but faults."""
         for member in report.members:
             if member.fault:
                 if member.fault not in self.faults:
                     self.progress.note(f"{member.id} ({report.spec.env}): {member.fault}")
                 self.faults[member.fault] += 1
+        self.supervision.end(report, time.monotonic())
         if any(m.judged for m in report.members):
             self.failed_in_a_row = 0
             self.watch.moved()
             return
         self.failed_in_a_row += 1
         limit = max(MAX_FAILED_GROUPS, 4 * self.config.rollout.max_in_flight_groups)
+        last = f"most recently: {report.members[-1].fault}"
         if self.failed_in_a_row >= limit:
-            raise RunError(
-                f"the last {limit} groups all ended in faults, most recently: "
-                f"{report.members[-1].fault}"
-            )
+            raise RunError(f"the last {limit} groups all ended in faults, {last}")
+        if self.supervision.hopeless:
+            raise RunError(f"no environment has worked so far, {last}")
 
     async def _learner_loop(self) -> None:
         """Trains.
@@ -461,6 +478,7 @@ class Run:
             gaps += [self.learner_version - oldest for oldest in group.versions]
         for group in self.training:
             self.ledger.close(group.ids, "trained")
+        self.supervision.train(group.env for group in self.training)
         self.staleness.update(gaps)
         self.totals["trained_tokens"] += int(metrics["learner/tokens"])
         if metrics["parity/tokens"]:
@@ -470,6 +488,7 @@ class Run:
             **metrics,
             **rollout_metrics(reports),
             **self.selection.metrics(),
+            **self.supervision.metrics(),
             "rollout_tokens": float(sum(m.num_tokens for r in reports for m in r.members)),
             "staleness/mean": sum(gaps) / len(gaps),
             "staleness/max": float(max(gaps)),

@@ -120,5 +120,7 @@ class Watch:
         ready = len(self.run.queue.groups)
         wanted = self.run.config.batch.groups - self.run.replay.available
         if ready < wanted:
-            return f"waits for a batch: {ready} of {wanted} groups are there"
+            rests = self.run.supervision.resting
+            resting = f"; resting after faults: {', '.join(rests)}" if rests else ""
+            return f"waits for a batch: {ready} of {wanted} groups are there{resting}"
         return "waits for stragglers: a step now would leave them too old to be trained on"

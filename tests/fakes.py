@@ -450,6 +450,7 @@ class FakeDispatcher:
         self.played: list[tuple[int, GroupSpec]] = []
         self.cancelled = False
         self.given_up: set[str] = set()
+        self.pace = 0.0  # seconds of each turn of a group
 
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
         version = self.served_version() if spec.version is None else spec.version
@@ -461,7 +462,7 @@ class FakeDispatcher:
         self.last = mine
         try:
             for _ in range(self.rng.randint(1, 40)):
-                await asyncio.sleep(0)
+                await asyncio.sleep(self.pace)
                 if spec.id in self.given_up:
                     return None
             if self.in_order:

@@ -274,7 +274,7 @@ PLAYS = st.lists(
 
 
 def answer_with(value: str):
-    async def execute(tool: Tool, arguments: dict[str, Any]) -> str:
+    async def execute() -> str:
         return value
 
     return execute
@@ -289,7 +289,7 @@ async def test_bounds_on_failures_and_spoiled_answers_hold_whatever_is_called(le
     last: dict[str, str] = {}
     executed: list[str] = []
 
-    async def execute(tool: Tool, arguments: dict[str, Any]) -> str:
+    async def execute() -> str:
         executed.append(value)
         return value
 
@@ -342,9 +342,9 @@ async def test_an_expert_that_persists_hears_the_truth_of_a_world_that_changes(l
         (one,) = message.tool_calls
         calls += 1
 
-        async def execute(tool: Tool, arguments: dict[str, Any]) -> str:
-            if tool.name == "put":
-                written.append(arguments["at"])
+        async def execute(one: ToolCall = one) -> str:
+            if one.name == "put":
+                written.append(one.arguments["at"])
             return written[-1]
 
         message = player.send(
@@ -365,19 +365,38 @@ async def test_errors_of_the_environment_reach_the_expert_unchanged(errors, at_o
 
 
 async def test_an_error_of_the_environment_that_sounds_like_noise_reaches_the_expert_in_the_end():
-    level = NoiseLevel(
-        paraphrase=0, typos=0, failure=0.5, failures_in_row=2, slow=0, slow_seconds=0
-    )
-
     def expert() -> Expert:
         assert (yield call("put", what="x")) == [FAILURES[0]]
         yield say("done")
 
-    player = persistent(expert(), level, tools_of(Desk))
+    player = persistent(expert(), LEVELS[3], tools_of(Desk))
     message, calls = next(player), 0
     while message.tool_calls:
         message, calls = player.send([FAILURES[0]]), calls + 1
-    assert calls == 3
+    assert calls == LEVELS[3].failures_in_row + 1
+
+
+async def test_an_error_that_a_tool_returns_as_text_is_told_as_it_is():
+    noise, _ = tool_noise(3)
+    answers = [
+        await noise.call(tools_of(Desk)["look"], {"at": "x"}, answer_with("error: no row 7"))
+        for _ in range(300)
+    ]
+    assert set(answers) == {"error: no row 7", *FAILURES}
+
+
+async def test_a_wrong_answer_may_be_one_that_was_right_before():
+    level = replace(AT_ONCE[3], failure=0, partial=0, inconsistent=0.5, spoiled_in_row=3)
+    noise, _ = tool_noise(level)
+    said = []
+    for state in ("open", "shut", "open", "shut", "open"):
+        for _ in range(30):
+            said.append(
+                (state, await noise.call(tools_of(Desk)["look"], {"at": "x"}, answer_with(state)))
+            )
+    assert set(said[:30]) == {("open", "open")}, "a single word that was always right stays"
+    assert {("open", "shut"), ("shut", "open")} <= set(said[60:])
+    assert {answer for _, answer in said} == {"open", "shut"}
 
 
 async def test_a_failure_of_noise_is_no_refused_call_and_a_tool_error_is_one(at_once):

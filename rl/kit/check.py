@@ -192,10 +192,13 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     if process.returncode is None:
         process.kill()
         process.wait()
+    left: list[psutil.Process] = []
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if one.environ().get(_MARK) == mark:
                 one.kill()
+                left.append(one)
+    psutil.wait_procs(left, timeout=2.0)
 
 
 def read_settings(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`dorado env …`: the commands, and nothing else; what they do is in the modules beside this one."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,50 @@ def check(
 
         Console().print(rendered(sheet))
     raise typer.Exit(0 if sheet.passed else FAILED)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Small letters, digits, - and _.")],
+    folder: Annotated[Path, typer.Option("--in", help="Where to write its folder.")] = Path(),
+) -> None:
+    """Write a package with an environment, a test and a README, to begin with."""
+    from rl.kit.scaffold import write_package
+
+    try:
+        written = write_package(name, folder)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    typer.echo(f"{written}: read {written / 'README.md'}, then change the environment to yours")
+
+
+@app.command()
+def play(
+    name: Name,
+    config: Config = "",
+    seed: Annotated[int, typer.Option(help="Which task.")] = 0,
+    difficulty: Annotated[int | None, typer.Option(help="Of a graded environment.")] = None,
+) -> None:
+    """Play an environment yourself: tool(argument=value), or plain text, or :quit."""
+    # Lines can be edited and called back. Not everywhere there.
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
+
+    from envs.session import EnvFault
+    from rl.kit.check import read_settings
+    from rl.kit.play import Player, find_task
+
+    try:
+        env_class, settings, task = find_task(name, read_settings(config), seed, difficulty)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    try:
+        player = Player(env_class(settings), lambda: input("> "), typer.echo)
+        rewards = player.play(task)
+    except EnvFault as fault:
+        typer.echo(f"{fault.trace}error: {fault}", err=True)
+        raise typer.Exit(FAILED) from None
+    typer.echo("rewards: " + (", ".join(f"{k} {v:g}" for k, v in rewards.items()) or "none"))
 
 
 @app.command()
