@@ -37,7 +37,7 @@ def foreign_python(requirements: Sequence[str], without_dependencies: Sequence[s
 
 def _install(python: Path, arguments: Sequence[str]) -> None:
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    command = [*pip, "install", "--quiet", "--retries", "1", "--timeout", "20"]
+    command = [*pip, "install", "--quiet", "--no-compile", "--retries", "1", "--timeout", "20"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     if done.returncode == 0:
         return
