@@ -2,12 +2,15 @@
 
 Each row has a question and a reference answer; the policy answers in plain text, and a reward function
 judges the answer against the reference (`reward.answer`). Rows of a split that the data set itself
-calls `test` or `validation` can serve as held-out tasks.
+calls `test` or `validation`, or of a second file, can serve as held-out tasks.
+
+Refuses a row whose question or answer is neither text nor a number: no answer could ever equal it.
 """
 
 import hashlib
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +28,26 @@ class DatasetConfig(EnvConfig):
     path: str | None = None
     train_split: str = "train"
     heldout_split: str | None = None
+    heldout_path: str | None = None
     question: str = "question"
     answer: str = "answer"
+    answer_after: str = ""
     system: str = ""
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetConfig":
         if (self.hub is None) == (self.path is None):
             raise ValueError("give exactly one of hub (a name on the Hub) and path (a local file)")
-        if self.path is not None and Path(self.path).suffix not in (".jsonl", ".json", ".parquet"):
-            raise ValueError(f"path {self.path!r} has to end in .jsonl, .json or .parquet")
-        if self.path is not None and not Path(self.path).is_file():
-            raise ValueError(f"path {self.path!r} does not exist")
+        of_hub = (self.subset, self.heldout_split)
+        if self.path is not None and of_hub != (None, None):
+            raise ValueError("subset and heldout_split go with hub; with path, give heldout_path")
+        if self.hub is not None and self.heldout_path is not None:
+            raise ValueError("heldout_path goes with path; with hub, give heldout_split")
+        for path in (self.path, self.heldout_path):
+            if path is not None and Path(path).suffix not in (".jsonl", ".json", ".parquet"):
+                raise ValueError(f"path {path!r} has to end in .jsonl, .json or .parquet")
+            if path is not None and not Path(path).is_file():
+                raise ValueError(f"path {path!r} does not exist")
         return self
 
 
@@ -59,35 +70,54 @@ class DatasetEnv(Env):
             for row in rng.sample(rows, len(rows)):
                 yield Task(self.name, row)
 
-    def _rows(self, split: Split) -> list[dict[str, Any]]:
-        import datasets
-
+    def _rows(self, split: Split) -> list[dict[str, str]]:
         config = self.config
-        own_split = config.heldout_split if split == "heldout" else None
-        name = own_split or config.train_split
-        if config.hub is not None:
-            table: Any = datasets.load_dataset(config.hub, config.subset, split=name)
-        else:
-            kind = "parquet" if str(config.path).endswith(".parquet") else "json"
-            table = datasets.load_dataset(kind, data_files=config.path, split="train")
-        for column in (config.question, config.answer):
-            if column not in table.column_names:
-                raise ValueError(
-                    f"data set {config.hub or config.path}: there is no column {column!r}, "
-                    f"there are {', '.join(table.column_names)}"
-                )
-        rows = [
-            {"question": str(row[config.question]), "answer": str(row[config.answer])}
-            for row in table
-        ]
-        # Without a held-out split of its own, a data set is cut by the hash of the question, so that
-        # the same question, however often it occurs, is in one split only.
-        if config.heldout_split is None or config.path is not None:
+        own = config.heldout_split or config.heldout_path
+        # Without held-out rows of its own, a data set is cut by the hash of the question, so that the
+        # same question, however often it occurs, is in one split only.
+        if own is None:
+            rows = self._read(config.path or config.train_split)
             return [row for row in rows if _split_of(row["question"]) == split]
-        if split == "train":
-            kept_out = {row["question"] for row in self._rows("heldout")}
-            return [row for row in rows if row["question"] not in kept_out]
-        return rows
+        if split == "heldout":
+            return self._read(own)
+        kept_out = {row["question"] for row in self._read(own)}
+        rows = self._read(config.path or config.train_split)
+        return [row for row in rows if row["question"] not in kept_out]
+
+    def _read(self, part: str) -> list[dict[str, str]]:
+        """Question and answer of every row of a local file or of a split on the Hub."""
+        config = self.config
+        where = f"data set {part}" if config.hub is None else f"data set {config.hub}, split {part}"
+        try:
+            rows = _file_rows(part) if config.hub is None else _hub_rows(config, part)
+        except Exception as error:  # a file or a library of others: it can fail in any way
+            # `datasets` wraps what went wrong in a sentence that says nothing of it.
+            cause = error.__cause__ or error
+            reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+            raise ValueError(f"{where} cannot be read: {reason}") from error
+        return list(self._checked(rows, where))
+
+    def _checked(self, rows: Iterable[Any], where: str) -> Iterator[dict[str, str]]:
+        config = self.config
+        for number, row in enumerate(rows, 1):
+            found: dict[str, str] = {}
+            for name, column in (("question", config.question), ("answer", config.answer)):
+                if column not in row:
+                    raise ValueError(
+                        f"{where}: there is no column {column!r}, there are {', '.join(row)}"
+                    )
+                value = row[column]
+                if isinstance(value, float) and value.is_integer():
+                    value = int(value)  # one 1.5 makes the column's every 1 a 1.0
+                # `value != value`: what a table holds where a number is missing.
+                if not isinstance(value, str | int | float) or value != value:
+                    raise ValueError(
+                        f"{where}: row {number}: {column!r} has to be text or a number, not {value!r}"
+                    )
+                found[name] = str(value)
+            if config.answer_after:
+                found["answer"] = found["answer"].rpartition(config.answer_after)[2].strip()
+            yield found
 
     async def reset(self, task: Task) -> list[Message]:
         self.task = task.data
@@ -102,3 +132,21 @@ class DatasetEnv(Env):
 def _split_of(question: str) -> Split:
     share = int(hashlib.sha256(question.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
     return "heldout" if share < HELDOUT_SHARE else "train"
+
+
+def _file_rows(path: str) -> Iterable[Any]:
+    """JSON is read as it is written: a table's column types would make a date of a text."""
+    if path.endswith(".parquet"):
+        import datasets
+
+        return datasets.load_dataset("parquet", data_files=path, split="train")
+    text = Path(path).read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _hub_rows(config: DatasetConfig, split: str) -> Iterable[Any]:
+    import datasets
+
+    return datasets.load_dataset(str(config.hub), config.subset, split=split)

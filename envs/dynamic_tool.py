@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envs.message import ToolSchema
-from envs.tool import ToolError, ToolOptions
+from envs.tool import Tool, ToolError, ToolOptions
 
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "string": lambda v: isinstance(v, str),
@@ -60,6 +60,9 @@ class DynamicTool:
                 raise ToolError(f"{self.name}: argument {name}: {problem}")
             read[name] = found
         return read
+
+
+AnyTool = Tool | DynamicTool
 
 
 def object_schema(schema: dict[str, Any]) -> dict[str, Any]:

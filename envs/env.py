@@ -18,20 +18,33 @@ from envs.message import Message, ToolCall
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.1
+MOST_NOISE = 3
 # What an expert yields (its next message) and what it is sent (the tool results of that message).
 Expert = Generator[Message, list[str], None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One problem, as plain JSON data, e.g. `Task("calculator", {"op": "add", "a": 3, "b": 4})`."""
+    """One problem, as plain JSON data, e.g. `Task("calculator", {"op": "add", "a": 3, "b": 4})`.
+
+    noise: how noisily it is played, from 0 (not at all) to 3 (severely); see `envs.noise`. Raises ValueError
+    for any other number.
+    """
 
     env: str
     data: dict[str, Any]
+    noise: int = 0
+
+    def __post_init__(self) -> None:
+        if self.noise not in range(MOST_NOISE + 1):
+            raise ValueError(
+                f"a task of environment {self.env!r} has noise {self.noise!r}: it has to be a whole "
+                f"number from 0 (none) to {MOST_NOISE} (severe)"
+            )
 
     @property
     def id(self) -> str:
-        """A hash of the content: equal problems have equal ids, whoever made them."""
+        """A hash of the content: equal problems have equal ids, whoever made them, however noisy."""
         text = json.dumps([self.env, self.data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -65,9 +78,15 @@ class Env:
 
     name: ClassVar[str]
     config_type: ClassVar[type[EnvConfig]] = EnvConfig
+    # Of a graded environment: its config has `difficulty`, from 1 to this, and its tasks' data too.
+    difficulties: ClassVar[int] = 0
+    # The least and the most that a reward can be; what `dorado env check` holds it to.
+    reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
+        # Facts of this episode worth keeping, set in `reset`; they end on its trajectory.
+        self.notes: dict[str, str] = {}
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
         """The data of one random task. Called on an instance that plays no episode."""

@@ -1,14 +1,31 @@
-"""Finds an environment class by entry point (`dorado.envs`) or as `module:Name`."""
+"""Finds an environment class: by entry point (`dorado.envs`), as `module:Name`, or as `file.py:Name`.
+
+A file is a module of its own, called after its path, so that two files of one name do not clash and what
+it defines can be pickled. Its folder is not importable: an environment of several files is a package.
+"""
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
+import os
+import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from envs.env import Env
+from pydantic import ValidationError
+
+from envs.env import Env, EnvConfig
 
 
 class UnknownEnv(ValueError):
     """No environment of that name; the message says which there are."""
+
+
+class BadSettings(ValueError):
+    """Settings that an environment does not take; the message names the key."""
 
 
 def env_names() -> list[str]:
@@ -16,18 +33,34 @@ def env_names() -> list[str]:
     return sorted(point.name for point in entry_points(group="dorado.envs"))
 
 
+def split_file(name: str) -> tuple[Path, str] | None:
+    """`worlds/doubling.py:Doubling` as its file and its class; None for a name of another kind."""
+    path, _, attribute = name.rpartition(":")
+    return (Path(path), attribute) if path.endswith(".py") else None
+
+
+def anchored(name: str, folder: str | Path) -> str:
+    """The name with its file, if it has one, as an absolute path: relative ones are seen from `folder`."""
+    file = split_file(name)
+    if file is None:
+        return name
+    return f"{os.path.abspath(Path(folder) / file[0])}:{file[1]}"
+
+
 def find_env(name: str) -> type[Env]:
-    """The environment class called `name` (entry point) or at `module:Name`.
+    """The environment class called `name` (entry point), at `module:Name`, or at `file.py:Name`.
 
     Raises UnknownEnv with one sentence.
     """
-    if ":" in name:
+    file = split_file(name)
+    if file is not None:
+        found = _from_file(name, Path(os.path.abspath(file[0])), file[1])
+    elif ":" in name:
         module_name, _, attribute = name.partition(":")
         try:
             found = getattr(importlib.import_module(module_name), attribute)
         except Exception as error:  # a plugin can fail in any way
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UnknownEnv(f"environment {name!r} cannot be imported: {reason}") from None
+            raise UnknownEnv(f"environment {name!r} cannot be imported: {_reason(error)}") from None
     else:
         matching = [p for p in entry_points(group="dorado.envs") if p.name == name]
         if not matching:
@@ -35,9 +68,71 @@ def find_env(name: str) -> type[Env]:
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise UnknownEnv(
                 f"environment {name!r} does not exist: {hint}"
-                f"installed are {', '.join(env_names())}; or give module:Name"
+                f"installed are {', '.join(env_names())}; or give module:Name or file.py:Name"
             )
-        found = matching[0].load()
+        try:
+            found = matching[0].load()
+        except Exception as error:
+            raise UnknownEnv(f"environment {name!r} cannot be imported: {_reason(error)}") from None
     if not (isinstance(found, type) and issubclass(found, Env)):
         raise UnknownEnv(f"environment {name!r} is not a subclass of envs.env.Env")
     return found
+
+
+def settings_of(env_class: type[Env], values: dict[str, Any]) -> EnvConfig:
+    """An environment's own settings. Raises BadSettings with one sentence."""
+    try:
+        return env_class.config_type.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("config", *first["loc"]))
+        known = ", ".join(env_class.config_type.model_fields) or "none"
+        detail = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            detail = f"unknown key; known here are {known}"
+        raise BadSettings(f"{key}: {detail}") from None
+
+
+def _from_file(name: str, file: Path, attribute: str) -> object:
+    if not file.is_file():
+        raise UnknownEnv(f"environment {name!r}: there is no file {file}")
+    try:
+        module = _load(file)
+    except Exception as error:
+        raise UnknownEnv(
+            f"environment {name!r}: {file} cannot be imported: {_reason(error)}"
+        ) from None
+    if not hasattr(module, attribute):
+        own = [
+            value.__name__
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and issubclass(value, Env)
+            and value.__module__ == module.__name__
+        ]
+        there = f"its environments are {', '.join(own)}" if own else "it defines no environment"
+        raise UnknownEnv(f"environment {name!r}: {file} has no class {attribute!r}; {there}")
+    return getattr(module, attribute)
+
+
+def _load(file: Path) -> ModuleType:
+    """The module of a file, imported once per process."""
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
+    module_name = f"dorado_env_{file.stem}_{digest}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: pickle and dataclasses look a class up in the module it says it is of.
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

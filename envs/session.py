@@ -12,16 +12,19 @@ import math
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from envs.dynamic_tool import DynamicTool
+from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Env, Expert, Task
 from envs.message import Message, ToolCall, ToolSchema
-from envs.tool import Tool, ToolError, tools_of
+from envs.noise import CLARIFY, Noise, persistent
+from envs.tool import ToolError, tools_of
 
 T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
+# Latency that noise adds to a call comes before its deadline begins, and is at most this share of it.
+LATENCY_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class EnvFault(Exception):
 
 
 class HostFault(Exception):
-    """Infrastructure: the environment's process, or a server that it needs, died or did not answer.
+    """The process that ran the environment, or a server that it needs, died or did not answer, or its machine
+    lacks what it needs: infrastructure.
 
     An environment that speaks to a server may raise it from any of its acts.
     """
@@ -56,10 +60,11 @@ class HostFault(Exception):
 
 @dataclass(frozen=True)
 class Opening:
-    """What the policy sees first."""
+    """What the policy sees first; `notes` are facts for the record, such as {"sandbox": "bubblewrap"}."""
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSchema, ...]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,17 +77,32 @@ class StepResult:
 
 
 class EnvSession:
-    """Runs one `Env` through one episode: `open`, `step` until done, `score`, `close`."""
+    """Runs one `Env` through one episode: `open`, `step` until done, `score`, `close`.
+
+    noise_events: what noise did, in order; empty where the task has none.
+    """
 
     def __init__(self, env: Env, deadlines: Deadlines) -> None:
         self.env = env
         self.deadlines = deadlines
-        self.tools: dict[str, Tool | DynamicTool] = dict(tools_of(type(env)))
+        self.tools: dict[str, AnyTool] = dict(tools_of(type(env)))
+        self.noise: Noise | None = None
+        self.noise_events: list[str] = []
+        # The act in progress: the task that awaits it, and what is set when it has ended.
+        self._acting: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
+        self._closing = False
 
     async def open(self, task: Task) -> Opening:
-        """Reset the environment. Raises EnvFault."""
+        """Reset the environment. Raises EnvFault, and HostFault where the machine is at fault."""
         messages = await self._guard("reset", self.deadlines.reset_seconds, self._reset(task))
-        return Opening(tuple(messages), tuple(t.schema for t in self.tools.values()))
+        if task.noise:
+            slowest = self.deadlines.tool_seconds * LATENCY_SHARE
+            self.noise = Noise(task, self.tools, self.noise_events, slowest)
+            messages = self.noise.opening(messages)
+            if self.noise.clarifies:
+                self.tools = {**self.tools, CLARIFY.name: CLARIFY}
+        schemas = tuple(t.schema for t in self.tools.values())
+        return Opening(tuple(messages), schemas, dict(self.env.notes))
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         """One turn of the policy: its calls in order, or, without any, its plain text.
@@ -110,7 +130,17 @@ class EnvSession:
         return await self._guard("score", self.deadlines.score_seconds, self._score())
 
     async def close(self) -> None:
-        """Close the environment. Raises EnvFault."""
+        """Close the environment. Raises EnvFault.
+
+        The episode may have been given up in the middle of an act. That is cancelled first: a reset that
+        went on would take what nobody gives back.
+        """
+        self._closing = True
+        if self._acting is not None and (act := self._acting[0]) is not None:
+            act.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.deadlines.close_seconds):
+                    await self._acting[1].wait()
         await self._guard("close", self.deadlines.close_seconds, self.env.close())
 
     async def _reset(self, task: Task) -> list[Message]:
@@ -126,10 +156,16 @@ class EnvSession:
         if tool is None:
             raise ToolError(f"no tool {one.name!r}")
         arguments = tool.parse(one.arguments)
-        limit = self.deadlines.tool_seconds
-        return await self._guard("tool", limit, self._run_in_time(tool, arguments), one.name)
+        if self.noise is None:
+            return await self._execute(tool, arguments)
+        # What noise answers in the tool's place is no refusal: the policy did nothing wrong.
+        return await self.noise.call(tool, arguments, lambda: self._execute(tool, arguments))
 
-    async def _run_in_time(self, tool: Tool | DynamicTool, arguments: dict[str, Any]) -> str:
+    async def _execute(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
+        limit = self.deadlines.tool_seconds
+        return await self._guard("tool", limit, self._run_in_time(tool, arguments), tool.name)
+
+    async def _run_in_time(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
         """The tool's own limit is part of its world: the policy reads of it and goes on."""
         deadline = asyncio.timeout(tool.options.seconds)
         try:
@@ -140,7 +176,7 @@ class EnvSession:
                 raise
             raise ToolError(f"{tool.name}: no answer within {tool.options.seconds:g} s") from None
 
-    async def _run(self, tool: Tool | DynamicTool, arguments: dict[str, Any]) -> str:
+    async def _run(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
         if isinstance(tool, DynamicTool):
             return str(await tool.call(arguments))
         if tool.is_async:
@@ -159,9 +195,16 @@ class EnvSession:
     async def _guard(self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = "") -> T:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
         deadline = asyncio.timeout(limit)
+        task, ended = asyncio.current_task(), asyncio.Event()
+        self._acting = (task, ended)
         try:
             async with deadline:
                 return await act
+        except asyncio.CancelledError:
+            if task is None or not self._closing or kind == "close":
+                raise
+            task.uncancel()
+            raise EnvFault(kind, f"{where}: the episode was closed in the middle of it") from None
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
@@ -170,6 +213,9 @@ class EnvSession:
                 raise
             trace = traceback.format_exc()
             raise EnvFault(kind, f"{where}: {type(error).__name__}: {error}", trace) from None
+        finally:
+            self._acting = None
+            ended.set()
 
 
 async def _in_daemon_thread(act: Callable[[], T]) -> T:
@@ -204,6 +250,8 @@ async def demonstrate(
 ) -> tuple[Opening, list[Message], dict[str, float]]:
     """Let the environment's expert play a task; `alter` may change what it is about to say.
 
+    Where the task is noisy, the expert is `envs.noise.persistent`.
+
     Returns the opening, the messages after it (the expert's and the environment's), the rewards.
     """
     session = EnvSession(env, Deadlines())
@@ -211,6 +259,8 @@ async def demonstrate(
     try:
         opening = await session.open(task)
         expert: Expert = env.expert(task)
+        if session.noise is not None:
+            expert = persistent(expert, session.noise.level, session.tools)
         message = next(expert, None)
         while message is not None:
             if alter is not None:

@@ -116,13 +116,14 @@ class Controller:
         self.config = config
         handles = {name: ray.get_actor(name, namespace) for name in engines}
         self.pool = EnginePool(handles, config.engine.request_seconds)
-        self.hosts = HostPool([ray.get_actor(name, namespace) for name in hosts])
+        self.hosts = HostPool([ray.get_actor(host, namespace) for host in hosts], name)
         self.tables = {table.label: table for table in config.env}
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
         self.renderer = Renderer(checkpoint, config.episode.tool_format)
         self.writer = TrajectoryWriter(Path(folder), name)
         self.episodes: dict[str, tuple[Episode, HostSession]] = {}
         self.times = PhaseTimes()
+        self.retries: Counter[str] = Counter()
 
     async def ready(self) -> None:
         """Answers once the renderer is loaded."""
@@ -144,7 +145,14 @@ class Controller:
         sample_ids = tuple(s.id for s in samples)
         again, self.pool.prefilled_again = self.pool.prefilled_again, 0
         report = GroupReport(
-            spec, reports, sample_ids, tuple(dropped), start, time.time(), prefilled_again=again
+            spec,
+            reports,
+            sample_ids,
+            tuple(dropped),
+            start,
+            time.time(),
+            prefilled_again=again,
+            retries=self.retries.pop(spec.id, 0),
         )
         return report, samples
 
@@ -219,6 +227,8 @@ class Controller:
             with episode.clock.phase("judge"):
                 return await self._judged(trajectory)
         finally:
+            if session.retries:
+                self.retries[spec.id] += session.retries
             del self.episodes[id]
             self.pool.end(id)
 

@@ -7,20 +7,14 @@ settings, the policy is there and is a causal language model, the engines fit th
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from pydantic import ValidationError
 
 from envs.env import Env
-from envs.registry import UnknownEnv, find_env
+from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
 from envs.session import HostFault
 from reward.registry import UnknownJudge, find_judge
 from rl.config import EnvTable, RunConfig, usable_cpus
 from rl.config_file import ConfigError
 from trainer.config import LORA_TARGETS
-
-if TYPE_CHECKING:
-    from envs.env import EnvConfig
 
 
 def check_run(config: RunConfig) -> None:
@@ -110,15 +104,9 @@ def make_env(table: EnvTable) -> Env:
     except UnknownEnv as error:
         raise ConfigError(f"env.id: {error}") from None
     try:
-        settings: EnvConfig = env_class.config_type.model_validate(table.config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in ("config", *first["loc"]))
-        known = ", ".join(env_class.config_type.model_fields) or "none"
-        detail = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            detail = f"unknown key; known here are {known}"
-        raise ConfigError(f"env {table.label!r}: {key}: {detail}") from None
+        settings = settings_of(env_class, table.config)
+    except BadSettings as error:
+        raise ConfigError(f"env {table.label!r}: {error}") from None
     return env_class(settings)
 
 

@@ -3,9 +3,8 @@
 import asyncio
 import os
 import re
-import signal
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from rl.config import RunConfig, usable_cpus
 from rl.deadline import within
 from rl.env_hosts import EnvHost
 from rl.learner_ranks import LearnerRanks
-from rl.process import first_line
+from rl.local_ray import join_ray, start_local_ray
+from rl.process import end_processes, first_line
 from rollout.renderer import Renderer
 
 # Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
@@ -55,22 +55,11 @@ class Cluster:
 
     def connect(self) -> None:
         """Start Ray on this machine, or join a cluster. Raises StartError."""
-        quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         try:
             if self.config.cluster.address == "local":
-                ray.init(
-                    address="local",
-                    num_cpus=usable_cpus(),
-                    include_dashboard=False,
-                    object_store_memory=512 * 2**20,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=f"/tmp/ray-{os.getuid()}",
-                    **quiet,  # pyright: ignore[reportArgumentType]
-                )
+                start_local_ray(object_store_mib=512)
             else:
-                ray.init(address=self.config.cluster.address, **quiet)  # pyright: ignore
+                join_ray(self.config.cluster.address)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise StartError(f"cluster.address: Ray did not start: {first_line(error)}") from None
         self._check_resources()
@@ -134,8 +123,10 @@ class Cluster:
 
     def _place_hosts(self) -> dict[str, Any]:
         names = [f"host-{index}" for index in range(self.config.rollout.hosts)]
+        # Over as many nodes as there are: an environment's work wants CPUs, whichever.
+        options: dict[str, Any] = {"max_restarts": -1, "scheduling_strategy": "SPREAD"}
         return {
-            name: self._place(EnvHost, name, (self.config.env, self._log(name)), max_restarts=-1)
+            name: self._place(EnvHost, name, (self.config.env, self._log(name)), **options)
             for name in names
         }
 
@@ -227,15 +218,3 @@ def root_cause(log: Path) -> str:
         if found:
             return found.group(1)[:300]
     return ""
-
-
-def end_processes(processes: Sequence[psutil.Process]) -> None:
-    """SIGTERM, five seconds, SIGKILL; by process object, so a number used again is never hit."""
-    alive = [p for p in processes if p.is_running()]
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        for process in alive:
-            try:
-                process.send_signal(sign)
-            except psutil.NoSuchProcess:
-                continue
-        _, alive = psutil.wait_procs(alive, timeout=5)

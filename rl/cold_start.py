@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from envs.env import Task, say
 from envs.message import Message, ToolCall
+from envs.registry import split_file
 from envs.session import EnvFault, HostFault, Opening, demonstrate
 from rl.check import make_env
 from rl.config import EnvTable, RunConfig
@@ -218,6 +219,7 @@ def _key(config: RunConfig) -> str:
         "env": [(t.id, t.config) for t in config.env],
         "format": config.episode.tool_format,
         "learner": [config.learner.dtype, config.learner.micro_batch_tokens],
+        "router": config.learner.router.model_dump(exclude={"replay"}),
         "seed": config.seed,
     }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
@@ -226,6 +228,10 @@ def _key(config: RunConfig) -> str:
         for file in sorted((root / package).rglob("*.py")):
             digest.update(file.read_bytes())
     digest.update(Path(__file__).read_bytes())
+    for table in config.env:
+        file = split_file(table.id)
+        if file is not None:
+            digest.update(file[0].read_bytes())
     if config.model.path is not None:
         for file in sorted(Path(config.model.path).glob("*.safetensors")):
             digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())

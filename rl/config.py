@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
+from envs.registry import anchored, split_file
 from rl.config_file import Section, read_config
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
 from rollout.scheduler import Limits
@@ -49,12 +50,65 @@ class DeadlineConfig(Section):
     close_seconds: PositiveFloat = 10
 
 
+class BreakerConfig(Section):
+    """When an environment gets no new groups, and for how long.
+
+    It opens when at least `faults` episodes, and at least `share` of those that ended within
+    `window_seconds`, ended in a fault of the environment or of its host. After `cooldown_seconds` one group
+    probes it; each probe that fails doubles that, up to `max_cooldown_seconds`.
+    """
+
+    faults: PositiveInt = 8
+    share: float = Field(default=0.75, gt=0, le=1)
+    window_seconds: PositiveFloat = 60
+    cooldown_seconds: PositiveFloat = 10
+    max_cooldown_seconds: PositiveFloat = 300
+
+
+class CurriculumConfig(Section):
+    """Difficulty by pass rate, of environments that have difficulties; more groups for hard tasks.
+
+    groups: so many at the present difficulty decide; above raise_at it rises, below lower_at it falls.
+    extra_groups: played in addition of a task whose group passed in no more than hard_below of its episodes.
+    """
+
+    groups: PositiveInt = 16
+    raise_at: float = Field(default=0.75, ge=0, le=1)
+    lower_at: float = Field(default=0.25, ge=0, le=1)
+    extra_groups: int = Field(default=0, ge=0)
+    hard_below: float = Field(default=0.25, ge=0, le=1)
+
+    @validator(mode="after")
+    def _apart(self) -> "CurriculumConfig":
+        if self.lower_at >= self.raise_at:
+            raise ValueError(
+                f"lower_at ({self.lower_at:g}) has to be below raise_at ({self.raise_at:g})"
+            )
+        return self
+
+
+class NoiseConfig(Section):
+    """Noise of training tasks, which rises from `level` to `max_level` as the policy gets robust.
+
+    pair_share of the tasks is played twice, clean and noisy; the level rises when over the last `pairs` of
+    them the clean ones passed no more than `gap` more often.
+    """
+
+    level: int = Field(default=1, ge=1, le=3)
+    max_level: int = Field(default=3, ge=1, le=3)
+    pair_share: float = Field(default=0.25, ge=0, le=1)
+    pairs: PositiveInt = 16
+    gap: float = Field(default=0.05, ge=0, le=1)
+
+
 class EnvTable(Section):
     """One environment of the mixture.
 
-    id: entry point name or module:Name. name: how metrics call it (default: the id). weight: share
-    of the groups. rewards: weight of each named reward in the total (default: all 1).
+    id: entry point name, module:Name or file.py:Name. name: how metrics call it (default: the id).
+    weight: share of the groups. rewards: weight of each named reward in the total (default: all 1).
     judges: reward functions (name or module:function) besides the environment's own rewards.
+    over_sample: times its share of groups that are begun. concurrency: instances at once, over all hosts.
+    retries: times that an episode whose host fails before the opening is begun on another one.
     """
 
     id: str
@@ -64,11 +118,24 @@ class EnvTable(Section):
     deadlines: DeadlineConfig = DeadlineConfig()
     rewards: dict[str, float] = {}
     judges: tuple[str, ...] = ()
+    over_sample: float = Field(default=1.0, ge=1)
+    concurrency: PositiveInt | None = None
+    retries: int = Field(default=1, ge=0)
+    breaker: BreakerConfig = BreakerConfig()
+    curriculum: CurriculumConfig | None = None
+    noise: NoiseConfig | None = None
+
+    @field_validator("id")
+    @classmethod
+    def _absolute(cls, id: str) -> str:
+        """Every process of the run has to find the same file, wherever it runs."""
+        return anchored(id, Path.cwd())
 
     @property
     def label(self) -> str:
-        """The name that metrics and ledger use."""
-        return self.name or self.id
+        """The name that metrics and ledger use; of a file without its folder."""
+        file = split_file(self.id)
+        return self.name or (f"{file[0].name}:{file[1]}" if file else self.id)
 
 
 class BatchConfig(Section):
@@ -201,6 +268,15 @@ class RunConfig(Section):
     timeouts: TimeoutConfig = TimeoutConfig()
     wandb: WandbConfig = WandbConfig()
 
+    @classmethod
+    def anchored(cls, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """An environment's file is seen from the folder of the configuration that names it."""
+        tables = values.get("env")
+        for table in tables if isinstance(tables, list) else ():
+            if isinstance(table, dict) and isinstance(table.get("id"), str):
+                table["id"] = anchored(table["id"], folder)
+        return values
+
     @validator(mode="after")
     def _consistent(self) -> "RunConfig":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -255,6 +331,12 @@ class RunConfig(Section):
                 f"{self.rules.max_staleness}: {allowed} new groups may be on their way, and a step without "
                 f"any to reuse takes {self.batch.groups} (batch.groups)"
             )
+        for table in self.env:
+            if table.concurrency is not None and table.concurrency < self.batch.group_size:
+                raise ValueError(
+                    f"environment {table.label!r}: concurrency ({table.concurrency}) has to hold a whole "
+                    f"group, batch.group_size ({self.batch.group_size})"
+                )
         labels = [table.label for table in self.env]
         for label in labels:
             if label == "all":

@@ -12,8 +12,6 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-Settings = TypeVar("Settings", bound=BaseModel)
-
 
 class ConfigError(Exception):
     """A setting that cannot be; the message is one sentence for the user."""
@@ -25,13 +23,21 @@ class Section(BaseModel):
     # An infinite setting is written out as such, not as none.
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
+    @classmethod
+    def anchored(cls, values: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Values as a file in `folder` has them, with what is relative to that folder made absolute."""
+        return values
+
+
+Settings = TypeVar("Settings", bound=Section)
+
 
 def read_config(path: str | Path, overrides: Sequence[str], kind: type[Settings]) -> Settings:
     """Settings of this kind from a TOML file and overrides (`["--learner.optim.lr", "1e-4", "--seed=1"]`).
 
     Raises ConfigError.
     """
-    values = read_toml(path)
+    values = kind.anchored(read_toml(path), Path(path).parent)
     given: set[str] = set()
     for key, text in _pairs(overrides):
         given.add(key)

@@ -1,15 +1,19 @@
 """Environment hosts: processes that run environment instances, and how an episode reaches them.
 
-`EnvHost` lives in a Ray actor. A controller's `HostPool` spreads episodes over the hosts and leaves one
-that died alone until it answers again; `HostSession` is one episode's environment on a host.
+`EnvHost` lives in a Ray actor. A controller's `HostPool` gives each episode the least busy host and leaves
+one that died alone until it answers again; `HostSession` is one episode's environment on a host. What
+episodes ask of a host goes through a lane (`rl.host_lane`), many acts in one call.
 """
 
 import asyncio
 import sys
+import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayActorError
 
@@ -19,12 +23,15 @@ from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening, St
 from rl.check import make_env
 from rl.config import EnvTable
 from rl.deadline import within
-from rl.process import cause, log_to
+from rl.host_lane import Answers, HostEnd, Lane, Load
+from rl.process import log_to
 
-T = TypeVar("T")
 # A host may take this much longer than an environment's own deadline before it counts as stuck.
 GRACE_SECONDS = 10.0
 PING_SECONDS = 5.0
+# A host that has said nothing of its load for so long is asked. CPU use is measured over a second.
+LOAD_SECONDS = 2.0
+CPU_SECONDS = 1.0
 
 
 class EnvHost:
@@ -35,6 +42,29 @@ class EnvHost:
         self.tables = {table.label: table for table in tables}
         self.patterns = {table.label: make_env(table) for table in tables}
         self.sessions: dict[str, EnvSession] = {}
+        self.lanes: dict[str, tuple[int, HostEnd]] = {}
+        self.owners: dict[str, str] = {}  # session -> lane
+        self.node = ray.util.get_node_ip_address()
+        self.idle_cpus = 0.0
+        self.measured = 0.0
+
+    async def exchange(self, lane: str, born: int, acts: tuple[tuple[int, bytes], ...]) -> Answers:
+        """A call of a controller's lane: acts to begin, results to bring back.
+
+        A lane of a controller that was started anew closes what the one before it has left open.
+        """
+        known, end = self.lanes.get(lane, (0, None))
+        if end is None or known < born:
+            left = [session for session, owner in self.owners.items() if owner == lane]
+            end = HostEnd(partial(self._play, lane))
+            self.lanes[lane] = (born, end)
+            await asyncio.gather(*(self.close(session) for session in left))
+        return Answers(await end.exchange(acts), self.load())
+
+    async def _play(self, lane: str, method: str, session: str, *arguments: Any) -> Any:
+        if method == "open":
+            self.owners[session] = lane
+        return await getattr(self, method)(session, *arguments)
 
     async def open(self, session: str, label: str, task: Task) -> Opening:
         """Start an environment. Raises EnvFault."""
@@ -58,6 +88,7 @@ class EnvHost:
 
     async def close(self, session: str) -> None:
         """Close and forget. A fault here changes no outcome; it goes to the host's log."""
+        self.owners.pop(session, None)
         held = self.sessions.pop(session, None)
         if held is None:
             return
@@ -68,26 +99,76 @@ class EnvHost:
         except HostFault as fault:
             print(f"{session}: {fault}", file=sys.stderr, flush=True)
 
-    async def ping(self) -> None:
+    async def ping(self) -> Load:
         """Answers while the event loop is alive."""
+        return self.load()
+
+    def load(self) -> Load:
+        """How busy this host and its node are."""
+        if (now := time.monotonic()) - self.measured >= CPU_SECONDS:
+            self.measured = now
+            self.idle_cpus = (1 - psutil.cpu_percent() / 100) * (psutil.cpu_count() or 1)
+        return Load(self.node, len(self.sessions), self.idle_cpus)
 
 
 class HostPool:
     """The hosts as one controller sees them."""
 
-    def __init__(self, hosts: Sequence[Any]) -> None:
+    def __init__(self, hosts: Sequence[Any], name: str = "controller") -> None:
         self.hosts = list(hosts)
+        born = time.time_ns()
+        self.lanes = [
+            Lane(host, name, born, partial(self._hear, index)) for index, host in enumerate(hosts)
+        ]
+        self.sessions = [0] * len(self.hosts)  # as last heard, and those opened since
+        self.nodes = [""] * len(self.hosts)
+        self.idle_cpus: dict[str, float] = {}
+        self.heard = [time.monotonic()] * len(self.hosts)
         self.down: dict[int, asyncio.Task[None]] = {}
+        self.asking: set[asyncio.Task[bool]] = set()
         self.turn = 0
 
-    async def acquire(self) -> int:
-        """The next host that is up; waits where all are down (under the episode's deadline)."""
+    async def acquire(self, avoid: Collection[int] = ()) -> int:
+        """The least busy host that is up; waits where all are down (under the episode's deadline).
+
+        Busy: sessions per idle CPU of its node. Hosts of `avoid` are taken only where no other is up.
+        """
         while len(self.down) == len(self.hosts):
             await asyncio.wait(self.down.values(), return_when=asyncio.FIRST_COMPLETED)
-        while True:
-            self.turn = (self.turn + 1) % len(self.hosts)
-            if self.turn not in self.down:
-                return self.turn
+        self._ask_silent_hosts()
+        up = [index for index in range(len(self.hosts)) if index not in self.down]
+        up = [index for index in up if index not in avoid] or up
+        count, last = len(self.hosts), self.turn
+        self.turn = min(up, key=lambda index: (self._busy(index), (index - last - 1) % count))
+        self.sessions[self.turn] += 1
+        return self.turn
+
+    def _busy(self, index: int) -> float:
+        unheard = max(self.idle_cpus.values(), default=0.0)
+        idle = self.idle_cpus.get(self.nodes[index], unheard)
+        # Half a CPU more: on a node without any, a host with fewer sessions is still the better one.
+        return (self.sessions[index] + 1) / (0.5 + idle)
+
+    def _hear(self, index: int, load: Load) -> None:
+        self.sessions[index] = load.sessions
+        self.nodes[index] = load.node
+        self.idle_cpus[load.node] = load.idle_cpus
+        self.heard[index] = time.monotonic()
+
+    def _ask_silent_hosts(self) -> None:
+        for index, heard in enumerate(self.heard):
+            if time.monotonic() - heard > LOAD_SECONDS and index not in self.down:
+                self.heard[index] = time.monotonic()
+                self.asking.add(task := asyncio.create_task(self._answers(index)))
+                task.add_done_callback(self.asking.discard)
+
+    async def _answers(self, index: int) -> bool:
+        """Whether a host answers; then its load is known."""
+        try:
+            self._hear(index, await within(self.hosts[index].ping.remote(), PING_SECONDS))
+        except (TimeoutError, RayActorError):
+            return False
+        return True
 
     def report(self, index: int, *, stuck: bool) -> None:
         """A host died, or does not answer any more; Ray starts it anew."""
@@ -98,14 +179,9 @@ class HostPool:
         self.down[index] = asyncio.create_task(self._recover(index))
 
     async def _recover(self, index: int) -> None:
-        while True:
-            try:
-                await within(self.hosts[index].ping.remote(), PING_SECONDS)
-            except (TimeoutError, RayActorError):
-                await asyncio.sleep(0.2)
-                continue
-            del self.down[index]
-            return
+        while not await self._answers(index):
+            await asyncio.sleep(0.2)
+        del self.down[index]
 
 
 class HostSession:
@@ -116,6 +192,7 @@ class HostSession:
         self.id = id
         self.table = table
         self.index: int | None = None
+        self.retries = 0
 
     @property
     def host(self) -> str:
@@ -123,28 +200,40 @@ class HostSession:
         return "" if self.index is None else f"host-{self.index}"
 
     async def open(self, task: Task) -> Opening:
-        self.index = await self.pool.acquire()
-        limit = self.table.deadlines.reset_seconds
-        return await self._ask(lambda h: h.open.remote(self.id, self.table.label, task), limit)
+        """The opening. Before it the policy has done nothing: a host that fails is replaced by another one,
+        as often as the environment's `retries` say. An environment that fails is not."""
+        failed: set[int] = set()
+        while True:
+            self.index = await self.pool.acquire(failed)
+            try:
+                limit = self.table.deadlines.reset_seconds
+                return await self._ask(limit, "open", self.table.label, task)
+            except HostFault:
+                if self.retries == self.table.retries:
+                    raise
+                # The host may be well, and something that the environment needs beside it away.
+                self.pool.lanes[self.index].tell("close", self.id)
+                self.retries += 1
+                failed.add(self.index)
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         limit = self.table.deadlines.tool_seconds * max(1, len(calls))
-        return await self._ask(lambda h: h.step.remote(self.id, text, calls), limit)
+        return await self._ask(limit, "step", text, calls)
 
     async def score(self) -> dict[str, float]:
-        limit = self.table.deadlines.score_seconds
-        return await self._ask(lambda h: h.score.remote(self.id), limit)
+        return await self._ask(self.table.deadlines.score_seconds, "score")
 
     async def close(self) -> None:
         """The episode does not wait for its end: the host runs it under a deadline of its own."""
         if self.index is not None:
-            self.pool.hosts[self.index].close.remote(self.id)
+            self.pool.lanes[self.index].tell("close", self.id)
 
-    async def _ask(self, act: Callable[[Any], Awaitable[T]], limit: float) -> T:
+    async def _ask(self, limit: float, method: str, *arguments: Any) -> Any:
         assert self.index is not None, "open() comes first"
         where = f"the host of environment {self.table.label!r}"
+        act = self.pool.lanes[self.index].ask(method, self.id, *arguments)
         try:
-            return await within(act(self.pool.hosts[self.index]), limit + GRACE_SECONDS)
+            return await within(act, limit + GRACE_SECONDS)
         except TimeoutError:
             # The host itself does not answer, say because an environment blocks its event loop.
             # Its other sessions are lost with it.
@@ -152,9 +241,6 @@ class HostSession:
             raise HostFault(
                 f"{where} did not answer within {limit + GRACE_SECONDS:g} s and was started anew"
             ) from None
-        except (EnvFault, HostFault) as error:
-            # A server that the environment needs may be gone while the host itself is well.
-            raise cause(error) from None
         except RayActorError:
             self.pool.report(self.index, stuck=False)
             raise HostFault(f"{where} died") from None

@@ -37,12 +37,14 @@ async def evaluate(
         for task in heldout_tasks(table, config.eval.tasks):
             id = f"eval-{when}-{len(specs)}"
             specs.append(GroupSpec(id, table.label, task, (f"{id}.0",), train=False))
-    room = asyncio.Semaphore(config.rollout.max_in_flight_groups * config.batch.group_size)
+    most = config.rollout.max_in_flight_groups * config.batch.group_size
+    room = asyncio.Semaphore(most)
+    own = {table.label: asyncio.Semaphore(table.concurrency or most) for table in config.env}
     done = 0
 
     async def play(spec: GroupSpec) -> GroupReport | None:
         nonlocal done
-        async with room:
+        async with own[spec.env], room:
             played = await dispatcher.play(spec)
         done += 1
         progress(done, len(specs))

@@ -48,7 +48,8 @@ class MemberReport:
 class GroupReport:
     """A finished group: its members, which of them gave samples, and why the others did not.
 
-    prefilled_again: tokens that engines computed again since the controller's report before.
+    prefilled_again: tokens that engines computed again since the controller's report before. retries: times
+    that an episode was begun on another host.
     """
 
     spec: GroupSpec
@@ -58,6 +59,7 @@ class GroupReport:
     start: float
     end: float
     prefilled_again: int = 0
+    retries: int = 0
 
 
 def member_report(scored: ScoredTrajectory, file: str, offset: int) -> MemberReport:

@@ -1,7 +1,7 @@
 """Numbers of a run: per-step metrics, and the summary at the end. Every rate exists per environment."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -44,14 +44,18 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": round(median(values), 3), "max": round(max(values), 3)}
 
 
+def passed(rewards: Mapping[str, float], reward: float) -> bool:
+    """Whether a judged episode has full reward `solved` or, where there is none, a total of at least 1."""
+    return rewards.get("solved", reward) >= 1
+
+
 def pass_rates(reports: Iterable[GroupReport]) -> dict[str, float]:
-    """Share of judged held-out episodes with full reward `solved` (or total reward >= 1), per environment."""
+    """Share of judged held-out episodes with full reward, per environment."""
     results: dict[str, list[float]] = defaultdict(list)
     for report in reports:
         for member in report.members:
             if member.judged:
-                full = member.rewards.get("solved", member.reward) >= 1
-                results[report.spec.env].append(float(full))
+                results[report.spec.env].append(float(passed(member.rewards, member.reward)))
     return {env: round(fmean(values), 4) for env, values in sorted(results.items())}
 
 

@@ -10,7 +10,7 @@ metric `replay/reused_groups` counts each time more.
 import random
 from collections.abc import Sequence
 
-from rl.sample_queue import BufferedGroup
+from rl.sample_queue import BufferedGroup, assert_fresh
 from rollout.window import staleness
 
 
@@ -41,11 +41,7 @@ class Replay:
     def draw(self, count: int, learner_version: int) -> list[BufferedGroup]:
         """`count` different groups; they stay."""
         drawn = self._random.sample(self.groups, count)
-        for group in drawn:
-            gap = staleness(learner_version, group.versions)
-            assert gap <= self.max_staleness, (
-                f"reused group {group.id} is {gap} versions old, {self.max_staleness} are allowed"
-            )
+        assert_fresh(drawn, learner_version, self.max_staleness, "reused group")
         return drawn
 
     def mix(

@@ -8,16 +8,14 @@ All modes are this one loop: admission decides how far rollouts may run ahead of
 control data passes here; tokens go from controllers to the learner by reference.
 
 Backpressure: the rollout loop waits for room (unblocked by a finished group, a learner step or a new
-version); the learner loop waits for a batch (unblocked by a finished group). A watcher ends the run
-when neither has moved for `timeouts.stall_seconds`, and says what every episode is waiting for.
+version); the learner loop waits for a batch (unblocked by a finished group). The run ends
+when neither has moved for `timeouts.stall_seconds`, and says what every episode is waiting for (`rl.watch`).
 """
 
 import asyncio
-import itertools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -45,9 +43,9 @@ from rl.replay import Replay
 from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 from rl.selection import Selection
-from rl.status import ROWS, WRITE_SECONDS, Status, sentence, suspect
-from rl.tasks import TaskStream
+from rl.supervision import Supervision
 from rl.wandb_sink import WandbSink
+from rl.watch import Watch
 from rl.weight_sync import SyncTimes, WeightSync
 from rollout.scheduler import Backlog
 from rollout.window import may_step
@@ -58,8 +56,6 @@ TASK_SEED_OFFSET = 1_000_003
 # So many groups in a row (or four times what is played at once) without one judged trajectory end the
 # run: nothing can be learned any more.
 MAX_FAILED_GROUPS = 50
-# Rows of the waiting-for table that a stalled run prints.
-STALL_ROWS = 20
 
 
 T = TypeVar("T")
@@ -115,7 +111,8 @@ class Run:
         share = config.batch.groups - config.batch.fresh_groups
         self.replay = Replay(share, config.rules.max_staleness, config.seed)
         envs = [make_env(table) for table in config.env]
-        self.tasks = TaskStream(config.env, envs, "train", config.seed + TASK_SEED_OFFSET)
+        seed = config.seed + TASK_SEED_OFFSET
+        self.supervision = Supervision(config, envs, seed, self._changed)
         self.learner_version = 0
         self.saving = 0  # step of the last checkpoint begun
         self.in_flight: dict[str, GroupSpec] = {}
@@ -127,11 +124,10 @@ class Run:
         self.groups: set[asyncio.Task[None]] = set()
         self.failed_groups: list[asyncio.Task[None]] = []
         self.background: set[asyncio.Task[None]] = set()
-        self.number = itertools.count()
+        self.number = 0
         self.changed = asyncio.Event()
-        self.progressed = time.monotonic()
+        self.watch = Watch(self)
         self.made: asyncio.Queue[Made] = asyncio.Queue()
-        self.busy_elsewhere: list[str] = []
         self.reports: list[GroupReport] = []
         self.failed_in_a_row = 0
         self.faults: Counter[str] = Counter()
@@ -146,7 +142,7 @@ class Run:
 
     async def main(self) -> None:
         """Evaluate, train, evaluate. Raises RunError, SyncError, LedgerError."""
-        reporting = asyncio.create_task(self._report())
+        reporting = asyncio.create_task(self.watch.report())
         reporting.add_done_callback(self._say_why_it_ended)
         try:
             await self._main()
@@ -164,14 +160,14 @@ class Run:
         if self.config.eval.before:
             await self.evaluate("before")
         self.progress.stage("training: first rollouts")
-        self.progressed = time.monotonic()
+        self.watch.moved()
         loops = [
             asyncio.create_task(loop)
             for loop in (
                 self._learner_loop(),
                 self._sync_loop(),
                 self._rollout_loop(),
-                self._watch(),
+                self._end_when_stalled(),
             )
         ]
         try:
@@ -189,7 +185,7 @@ class Run:
         """Play the held-out tasks once each, at the training temperature."""
         self.progress.stage(f"evaluation {when} training")
         start = time.time()
-        with self._not_stalled("waits for the evaluation"):
+        with self.watch.busy("waits for the evaluation"):
             reports, wanted = await evaluate(
                 self.config, self.dispatcher, when, self.progress.episodes
             )
@@ -230,53 +226,9 @@ class Run:
             "faults": dict(self.faults.most_common(20)),
         }
 
-    async def status(self) -> Status:
-        """What the run is doing now."""
-        table = await self.dispatcher.waiting(ROWS)
-        counts: dict[str, dict[str, int]] = {}
-        for (env, phase), count in table.counts.items():
-            counts.setdefault(env, {})[phase] = count
-        window = self.fleet.window
-        return Status(
-            time=time.time(),
-            stage=self.progress.stage_text,
-            step=self.learner_version,
-            steps=self.config.steps,
-            learner=self._learner_waits_for(),
-            window=window.versions,
-            pending=window.pending,
-            engines=dict(self.fleet.serves),
-            asleep=tuple(sorted(self.fleet.asleep)),
-            in_flight=sum(table.counts.values()),
-            buffered=sum(len(group.ids) for group in self.queue.groups),
-            counts=counts,
-            waiting=table.rows,
-            silent=table.silent,
-        )
-
     def _say_why_it_ended(self, reporting: asyncio.Task[None]) -> None:
         if not reporting.cancelled() and (error := reporting.exception()) is not None:
             self.progress.note(f"status.json is not written any more: {first_line(error)}")
-
-    async def _report(self) -> None:
-        """Keeps status.json true. A disk that is full must not end the run for it."""
-        while True:
-            state = await self.status()
-            self._write_status(state)
-            await asyncio.sleep(WRITE_SECONDS)
-
-    def _write_status(self, state: Status) -> None:
-        with suppress(OSError):
-            self.folder.status(state.as_json())
-
-    def _learner_waits_for(self) -> str:
-        if self.busy_elsewhere:
-            return ", ".join(self.busy_elsewhere)
-        ready = len(self.queue.groups)
-        wanted = self.config.batch.groups - self.replay.available
-        if ready < wanted:
-            return f"waits for a batch: {ready} of {wanted} groups are there"
-        return "waits for stragglers: a step now would leave them too old to be trained on"
 
     async def _rollout_loop(self) -> None:
         """Admits groups.
@@ -289,8 +241,9 @@ class Run:
                 await self.fleet.rebalance("unserved")
             for version, count in self.fleet.admit().items():
                 # Without an engine even now, while many of them sleep, it has to wait for a change.
-                for _ in range(count if self.fleet.served(version) else 0):
-                    self._begin_group(version)
+                room = count if self.fleet.served(version) else 0
+                while room and self._begin_group(version, room):
+                    room -= 1
             self.changed.clear()
             why = await self._wait_for_change()
             for group in self.failed_groups:
@@ -301,17 +254,24 @@ class Run:
     async def _wait_for_change(self) -> str | None:
         """Wait until something has changed. Returns why a rebalance is due, if it is."""
         period = self.config.rollout.rebalance_seconds
+        probe = self.supervision.next_probe(time.monotonic())
         try:
-            await within(self.changed.wait(), period)
+            await within(self.changed.wait(), period if probe is None else min(period, probe))
         except TimeoutError:
-            return "timer" if self.fleet.rules.live > 1 else None
+            due = probe is None or probe >= period
+            return "timer" if due and self.fleet.rules.live > 1 else None
         window = self.fleet.window
         drained = not self.playing[window.versions[0]]
         return "drained" if window.pending is not None and drained else None
 
-    def _begin_group(self, version: int) -> None:
-        label, task = self.tasks.next()
-        id = f"g{next(self.number):06}"
+    def _begin_group(self, version: int, room: int) -> bool:
+        """Begin one of `room` groups; False where no environment may begin one now."""
+        id = f"g{self.number:06}"
+        begun = self.supervision.begin(id, time.monotonic(), room)
+        if begun is None:
+            return False
+        label, task = begun
+        self.number += 1
         ids = tuple(f"{id}.{index}" for index in range(self.config.batch.group_size))
         pinned = None if self.fleet.rules.in_place else version
         spec = GroupSpec(id, label, task, ids, train=True, version=pinned)
@@ -321,6 +281,7 @@ class Run:
         self.playing[pinned] += 1
         self.groups.add(group := asyncio.create_task(self._train_group(spec)))
         group.add_done_callback(self._group_ended)
+        return True
 
     def _group_ended(self, group: asyncio.Task[None]) -> None:
         """What went wrong in booking a group ends the run, by way of the rollout loop."""
@@ -358,6 +319,7 @@ class Run:
                 return
             self._leave(spec)
             if played is None:
+                self.supervision.lost(spec.id)
                 self.ledger.close(spec.ids, "failed", "controller_fault")
                 return
             report, samples = played
@@ -391,7 +353,7 @@ class Run:
         for spec in [s for s in self.in_flight.values() if s.version in versions]:
             self._leave(spec)
             self.ledger.close(spec.ids, "stale", "evicted")
-            self.tasks.put_back(spec.env, spec.task)
+            self.supervision.put_back(spec.id)
             self.dispatcher.give_up(spec.id)
         self.changed.set()
 
@@ -402,24 +364,31 @@ class Run:
         task.add_done_callback(self.background.discard)
         self.progress.note(f"group {spec.id} ({spec.env}) was lost: {why}")
 
+    def _changed(self, label: str, sentence: str) -> None:
+        """Supervision has changed something of an environment."""
+        now = time.time()
+        self.progress.note(sentence)
+        self.folder.event("supervision", label, now, now, what=sentence)
+
     def _count_faults(self, report: GroupReport) -> None:
-        """Say each new fault once; end the run when there is nothing but faults."""
+        """Say each new fault once, and what it changes; end the run when there is nothing but faults."""
         for member in report.members:
             if member.fault:
                 if member.fault not in self.faults:
                     self.progress.note(f"{member.id} ({report.spec.env}): {member.fault}")
                 self.faults[member.fault] += 1
+        self.supervision.end(report, time.monotonic())
         if any(m.judged for m in report.members):
             self.failed_in_a_row = 0
-            self.progressed = time.monotonic()
+            self.watch.moved()
             return
         self.failed_in_a_row += 1
         limit = max(MAX_FAILED_GROUPS, 4 * self.config.rollout.max_in_flight_groups)
+        last = f"most recently: {report.members[-1].fault}"
         if self.failed_in_a_row >= limit:
-            raise RunError(
-                f"the last {limit} groups all ended in faults, most recently: "
-                f"{report.members[-1].fault}"
-            )
+            raise RunError(f"the last {limit} groups all ended in faults, {last}")
+        if self.supervision.hopeless:
+            raise RunError(f"no environment has worked so far, {last}")
 
     async def _learner_loop(self) -> None:
         """Trains.
@@ -434,7 +403,7 @@ class Run:
             ready = time.time()
             if self.fleet.lent:  # an engine that sleeps takes no weights
                 await self.made.join()
-            with self._not_stalled(f"step {step}"):
+            with self.watch.busy(f"step {step}"):
                 await self.fleet.lend()
                 metrics = await self._bounded(
                     self.actors.learner.step.remote(
@@ -452,7 +421,7 @@ class Run:
             self.replay.trained(self.training, self.learner_version)
             self.training, self.reused = [], []
             self._drop_stale()
-            with self._not_stalled(f"copies the weights of version {self.learner_version}"):
+            with self.watch.busy(f"copies the weights of version {self.learner_version}"):
                 snapshot_ms = await self.fleet.snapshot(self.learner_version)
             copied = time.time()
             self.training_seconds += copied - start
@@ -478,7 +447,7 @@ class Run:
         while True:
             made = await self.made.get()
             start = time.time()
-            with self._not_stalled(f"publishes version {made.version}"):
+            with self.watch.busy(f"publishes version {made.version}"):
                 times = await self.fleet.publish(made.version)
             times = replace(times, snapshot_ms=made.snapshot_ms)
             self.syncs.append(times)
@@ -509,6 +478,7 @@ class Run:
             gaps += [self.learner_version - oldest for oldest in group.versions]
         for group in self.training:
             self.ledger.close(group.ids, "trained")
+        self.supervision.train(group.env for group in self.training)
         self.staleness.update(gaps)
         self.totals["trained_tokens"] += int(metrics["learner/tokens"])
         if metrics["parity/tokens"]:
@@ -518,6 +488,7 @@ class Run:
             **metrics,
             **rollout_metrics(reports),
             **self.selection.metrics(),
+            **self.supervision.metrics(),
             "rollout_tokens": float(sum(m.num_tokens for r in reports for m in r.members)),
             "staleness/mean": sum(gaps) / len(gaps),
             "staleness/max": float(max(gaps)),
@@ -553,7 +524,7 @@ class Run:
         """A checkpoint that fails is told and the run goes on; without the last one it has failed."""
         step, seconds = self.saving, self.config.timeouts.step_seconds
         try:
-            with self._not_stalled(f"writes checkpoint {step}"):
+            with self.watch.busy(f"writes checkpoint {step}"):
                 await self._bounded(act, seconds, f"checkpoint of step {step}")
         except CheckpointError as error:
             if step == self.config.steps:
@@ -565,35 +536,8 @@ class Run:
         waiting = {id for group in (*self.queue.groups, *self.training) for id in group.ids}
         self.ledger.check(playing, waiting)
 
-    async def _watch(self) -> None:
-        """Ends the run when nothing has moved for too long, with what every episode waits for."""
-        limit = self.config.timeouts.stall_seconds
-        while True:
-            await asyncio.sleep(min(5.0, limit / 4))
-            before = self.progressed
-            still = time.monotonic() - before
-            if still < limit or self.busy_elsewhere:
-                continue
-            status = await self.status()
-            if self.progressed > before:
-                continue
-            self._write_status(status)
-            for row in status.waiting[:STALL_ROWS]:
-                self.progress.note(f"waiting: {sentence(row)}")
-            raise RunError(
-                f"nothing finished and nothing was trained for {still:.0f} s; the learner "
-                f"{status.learner}; suspect: {suspect(status)}"
-            )
-
-    @contextmanager
-    def _not_stalled(self, what: str) -> Iterator[None]:
-        """While the learner or a weight sync is at work, its own deadline watches over it."""
-        self.busy_elsewhere.append(what)
-        try:
-            yield
-        finally:
-            self.busy_elsewhere.remove(what)
-            self.progressed = time.monotonic()
+    async def _end_when_stalled(self) -> None:
+        raise RunError(await self.watch.until_stalled())
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         """Stop the loops and what they still play; book it as cancelled, and balance the books."""

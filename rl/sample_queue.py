@@ -45,6 +45,17 @@ def count_by_version(groups: Sequence[BufferedGroup]) -> dict[int, int]:
     return counts
 
 
+def assert_fresh(
+    groups: Sequence[BufferedGroup], learner_version: int, max_staleness: int, what: str = "group"
+) -> None:
+    """No sample older than the bound is trained on; `what` the message calls one of the groups."""
+    for group in groups:
+        gap = staleness(learner_version, group.versions)
+        assert gap <= max_staleness, (
+            f"{what} {group.id} is {gap} versions old, {max_staleness} are allowed"
+        )
+
+
 class SampleQueue:
     """Oldest version first; what has become too old is handed back as stale."""
 
@@ -86,11 +97,7 @@ class SampleQueue:
             self._changed.clear()
             await self._changed.wait()
         batch, self.groups = self.groups[:size], self.groups[size:]
-        for group in batch:
-            gap = staleness(learner_version, group.versions)
-            assert gap <= self.max_staleness, (
-                f"group {group.id} is {gap} versions old, {self.max_staleness} are allowed"
-            )
+        assert_fresh(batch, learner_version, self.max_staleness)
         return batch
 
     def _first_ready(

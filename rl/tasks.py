@@ -1,10 +1,8 @@
-"""Which task comes next: the environments' task streams, mixed by weight.
+"""Which tasks there are: every environment's stream, at every difficulty that is asked for.
 
-Deterministic in (seed, settings): the mix is the smooth weighted round robin of nginx, so any prefix
-of the stream is as close to the asked-for shares as whole groups allow.
+Deterministic in (seed, settings): the n-th task of an environment at a difficulty is the same in every run.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 from envs.env import Env, Split, Task
@@ -15,30 +13,26 @@ class OutOfTasks(Exception):
     """An environment's stream of tasks ended."""
 
 
-class TaskStream:
-    """An endless stream of (environment's label, task) of one split."""
+class TaskStreams:
+    """Endless streams of tasks of one split, one per environment and difficulty."""
 
     def __init__(self, tables: Sequence[EnvTable], envs: Sequence[Env], split: Split, seed: int):
-        self.weights = {table.label: table.weight for table in tables}
-        self.again: deque[tuple[str, Task]] = deque()
-        self.credit = dict.fromkeys(self.weights, 0.0)
-        self.streams: dict[str, Iterator[Task]] = {
-            table.label: env.tasks(split, seed) for table, env in zip(tables, envs, strict=True)
-        }
+        self.envs = {table.label: env for table, env in zip(tables, envs, strict=True)}
+        self.split: Split = split
+        self.seed = seed
+        self.streams: dict[tuple[str, int], Iterator[Task]] = {}
 
-    def next(self) -> tuple[str, Task]:
-        """The next task and the label of its environment; those put back come first."""
-        if self.again:
-            return self.again.popleft()
-        for label, weight in self.weights.items():
-            self.credit[label] += weight
-        label = max(self.credit, key=lambda name: self.credit[name])
-        self.credit[label] -= sum(self.weights.values())
-        task = next(self.streams[label], None)
+    def next(self, label: str, difficulty: int = 0) -> Task:
+        """The next task of an environment; difficulty: 0 is what its own settings say. Raises OutOfTasks."""
+        if (label, difficulty) not in self.streams:
+            self.streams[label, difficulty] = self._begin(label, difficulty)
+        task = next(self.streams[label, difficulty], None)
         if task is None:
             raise OutOfTasks(f"environment {label!r} has no more tasks: tasks() has to be endless")
-        return label, task
+        return task
 
-    def put_back(self, label: str, task: Task) -> None:
-        """A task is to be played anew."""
-        self.again.append((label, task))
+    def _begin(self, label: str, difficulty: int) -> Iterator[Task]:
+        env = self.envs[label]
+        if difficulty:
+            env = type(env)(env.config.model_copy(update={"difficulty": difficulty}))
+        return env.tasks(self.split, self.seed)

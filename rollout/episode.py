@@ -8,17 +8,16 @@ a reward of 0. Every await stamps its phase and stands under the episode's deadl
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from envs.env import Task
-from envs.message import Message, ToolCall
+from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvFault, HostFault, Opening, StepResult
 from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault, Generate, Request
-from rollout.renderer import Renderer
 from rollout.tool_format import MalformedCall
 from rollout.trajectory import Phase, StopReason, Trajectory, Turn
 
@@ -36,6 +35,15 @@ class Session(Protocol):
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult: ...
     async def score(self) -> dict[str, float]: ...
     async def close(self) -> None: ...
+
+
+class Rendering(Protocol):
+    """Messages to tokens and back (`rollout.renderer.Renderer`)."""
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]: ...
+    def suffix(self, messages: Sequence[Message], completion: Sequence[int]) -> list[int]: ...
+    def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]: ...
+    def text(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass
@@ -70,12 +78,13 @@ class Episode:
     task: Task
     session: Session
     generate: Generate
-    renderer: Renderer
+    renderer: Rendering
     config: EpisodeConfig
     clock: PhaseClock = field(default_factory=PhaseClock)
     opening: tuple[Message, ...] = ()
     turns: list[Turn] = field(default_factory=list)
     evidence: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     async def run(self) -> Trajectory:
         """Play to the end. Raises only CancelledError."""
@@ -113,11 +122,12 @@ class Episode:
             phases=tuple(self.clock.phases),
             fault=fault,
             trace=trace,
+            notes=self.notes,
         )
 
     async def _play(self) -> StopReason:
         opening = await self._in_phase("reset", self.session.open(self.task))
-        self.opening = opening.messages
+        self.opening, self.notes = opening.messages, opening.notes
         prompt = tuple(self.renderer.prompt(opening.messages, opening.tools))
         if len(prompt) >= self.config.max_tokens:
             raise NoRoom(

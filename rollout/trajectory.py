@@ -70,7 +70,8 @@ class Trajectory:
     """The record of one episode.
 
     evidence: the environment's own named rewards; empty where it could not be judged. fault: what
-    went wrong, in one sentence, and where there is one the first traceback.
+    went wrong, in one sentence, and where there is one the first traceback. notes: facts of the
+    environment's side, such as {"sandbox": "bubblewrap"}.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Trajectory:
     phases: tuple[Phase, ...]
     fault: str = ""
     trace: str = ""
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def judged(self) -> bool:

@@ -31,3 +31,6 @@ fi
 "${pip[@]}" -r requirements/cpu.lock
 "${pip[@]}" --no-build-isolation -e .
 touch .venv/.installed
+if ! command -v bwrap >/dev/null; then
+    echo "setup: bubblewrap is not installed; sandboxes take a fallback (docs/sandbox.md). To get it: apt-get install bubblewrap"
+fi

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import time
+from pathlib import Path
 
-from envs.builtin.calculator import Calculator
+from envs.builtin.calculator import Calculator, CalculatorConfig
 from envs.env import Task
 from envs.message import Message
 from envs.tool import tool
@@ -57,3 +58,52 @@ class HostExits(Calculator):
         if _unlucky(task, 4):
             os._exit(1)
         return await super().reset(task)
+
+
+class BreaksConfig(CalculatorConfig):
+    """The file that says how it fails; it works while there is none, or an empty one."""
+
+    file: str
+
+
+class Breaks(Calculator):
+    """Fails while a file says so: `raise` at reset, `tool` in its tools, `hang` for ever in its tools."""
+
+    name = "breaks"
+    config_type = BreaksConfig
+    config: BreaksConfig
+
+    def how(self) -> str:
+        """What the file says."""
+        file = Path(self.config.file)
+        return file.read_text() if file.exists() else ""
+
+    async def reset(self, task: Task) -> list[Message]:
+        if self.how() == "raise":
+            raise RuntimeError("the service behind it is away")
+        return await super().reset(task)
+
+    async def act(self) -> None:
+        """What each tool does first."""
+        if self.how() == "tool":
+            raise RuntimeError("the service behind it is away")
+        if self.how() == "hang":
+            await asyncio.Event().wait()
+
+    @tool
+    async def add(self, a: int, b: int) -> int:
+        """a plus b"""
+        await self.act()
+        return a + b
+
+    @tool
+    async def subtract(self, a: int, b: int) -> int:
+        """a minus b"""
+        await self.act()
+        return a - b
+
+    @tool
+    async def multiply(self, a: int, b: int) -> int:
+        """a times b"""
+        await self.act()
+        return a * b

@@ -70,8 +70,14 @@ class FakeSession:
 
     HANG = object()
 
-    def __init__(self, opening: str = "6 times 7 ?", fail: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        opening: str = "6 times 7 ?",
+        fail: dict[str, Any] | None = None,
+        notes: dict[str, str] | None = None,
+    ) -> None:
         self.opening = opening
+        self.notes = notes or {}
         self.fail = fail or {}
         self.acts: list[str] = []
         self.calls: list[ToolCall] = []
@@ -80,7 +86,7 @@ class FakeSession:
     async def open(self, task: Task) -> Opening:
         await self._act("open")
         schema = ToolSchema("multiply", "a times b", {"properties": {"a": {"type": "integer"}}})
-        return Opening((Message("user", self.opening),), (schema,))
+        return Opening((Message("user", self.opening),), (schema,), self.notes)
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         await self._act("step")
@@ -444,6 +450,7 @@ class FakeDispatcher:
         self.played: list[tuple[int, GroupSpec]] = []
         self.cancelled = False
         self.given_up: set[str] = set()
+        self.pace = 0.0  # seconds of each turn of a group
 
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
         version = self.served_version() if spec.version is None else spec.version
@@ -455,7 +462,7 @@ class FakeDispatcher:
         self.last = mine
         try:
             for _ in range(self.rng.randint(1, 40)):
-                await asyncio.sleep(0)
+                await asyncio.sleep(self.pace)
                 if spec.id in self.given_up:
                     return None
             if self.in_order:

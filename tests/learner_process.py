@@ -91,9 +91,8 @@ def toy() -> tuple[nn.Module, torch.optim.Optimizer]:
 def toy_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, past: dict[int, dict[str, torch.Tensor]]
 ) -> LearnerState:
-    """The toy's state, with a controller of each kind."""
-    extra = {"bias": torch.arange(4.0), "held": [1, 2]}
-    return LearnerState(named_weights(model), optimizer, past, torch.device("cpu"), extra)
+    """The toy's state."""
+    return LearnerState(named_weights(model), optimizer, past, torch.device("cpu"))
 
 
 def toy_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -112,7 +111,6 @@ def whole(state: LearnerState) -> dict[str, torch.Tensor]:
             found[f"{key} {name}"] = value
     for version, weights in state.past_weights.items():
         found |= {f"version {version} {name}": tensor for name, tensor in weights.items()}
-    found["bias"] = state.extra["bias"]
     return {
         k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().clone()
         for k, v in found.items()
@@ -147,7 +145,6 @@ def rank(number: int, ranks: int, folder: Path, act: str) -> None:
         except CheckpointError as error:
             (folder / f"refused-{number}").write_text(str(error))
     else:
-        state.extra.clear()
         load(folder / "step_1", state, config, past_like=dict(model.named_parameters()))
         saved = whole(state)
     if number == 0:

@@ -1,4 +1,4 @@
-"""Rows of local files as tasks, read by the real `datasets` library."""
+"""Rows as tasks: JSON as it is written, Parquet and data sets in the Hub's form by the real `datasets`."""
 
 import itertools
 import json
@@ -106,8 +106,82 @@ def test_a_column_that_is_not_there_is_an_error_that_names_it_and_those_there_ar
         ({"hub": "a/b", "path": "rows.jsonl"}, "exactly one of hub"),
         ({"path": "no_such_rows.jsonl"}, "'no_such_rows.jsonl' does not exist"),
         ({"path": "rows.csv"}, "has to end in .jsonl, .json or .parquet"),
+        ({"path": "rows.jsonl", "heldout_split": "test"}, "with path, give heldout_path"),
+        ({"hub": "a/b", "heldout_path": "rows.jsonl"}, "with hub, give heldout_split"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused_before_anything_is_read(config, sentence):
     with pytest.raises(ValidationError, match=sentence):
         DatasetConfig(**config)
+
+
+def answers(e: DatasetEnv, count: int = 300) -> dict[str, str]:
+    found = [*tasks(e, "train", count), *tasks(e, "heldout", count)]
+    return {t.data["question"]: t.data["answer"] for t in found}
+
+
+def test_an_answer_in_json_is_what_was_written_whatever_the_other_rows_hold(tmp_path):
+    odd = [1, 1.5, "x", "2020-01-01", True]
+    rows = [{"question": f"q{n}", "answer": odd[n % len(odd)]} for n in range(60)]
+    found = answers(env(path=write(tmp_path, "jsonl", rows)))
+    assert found == {row["question"]: str(row["answer"]) for row in rows}
+
+
+def test_a_whole_number_stays_one_beside_fractions_in_a_parquet_column(tmp_path):
+    rows = [{"question": f"q{n}", "answer": n / 2} for n in range(60)]
+    found = answers(env(path=write(tmp_path, "parquet", rows)))
+    assert (found["q6"], found["q7"]) == ("3", "3.5")
+
+
+def test_a_json_array_and_blank_lines_are_rows_too(tmp_path):
+    array, lines = tmp_path / "rows.json", tmp_path / "rows.jsonl"
+    array.write_text(json.dumps(ROWS))
+    lines.write_text("\n\n".join(json.dumps(row) for row in ROWS))
+    wanted = {row["question"]: str(row["answer"]) for row in ROWS}
+    assert answers(env(path=str(array))) == answers(env(path=str(lines))) == wanted
+
+
+def test_of_a_worked_answer_what_follows_the_mark_is_the_reference(tmp_path):
+    rows = [{"question": f"q{n}", "answer": f"{n} #### plus 1\n#### {n + 1} "} for n in range(60)]
+    found = answers(env(path=write(tmp_path, "jsonl", rows), answer_after="####"))
+    assert found == {f"q{n}": str(n + 1) for n in range(60)}
+
+
+def test_a_second_file_is_held_out_and_none_of_its_questions_is_trained_on(tmp_path):
+    (tmp_path / "test").mkdir()
+    heldout = write(tmp_path / "test", "jsonl", ROWS[:20])
+    e = env(path=write(tmp_path, "jsonl", ROWS[10:]), heldout_path=heldout)
+    assert questions(tasks(e, "heldout", 100)) == {row["question"] for row in ROWS[:20]}
+    assert questions(tasks(e, "train", 200)) == {row["question"] for row in ROWS[20:]}
+
+
+def test_a_data_set_in_the_form_of_the_hub_has_splits_of_its_own(tmp_path):
+    for name, rows in (("train", ROWS[10:]), ("test", ROWS[:20])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    e = env(hub=str(tmp_path), heldout_split="test")
+    assert questions(tasks(e, "heldout", 100)) == {row["question"] for row in ROWS[:20]}
+    assert questions(tasks(e, "train", 200)) == {row["question"] for row in ROWS[20:]}
+    with pytest.raises(ValueError, match=rf"{tmp_path}, split tset cannot be read: Unknown split"):
+        tasks(env(hub=str(tmp_path), heldout_split="tset"), "heldout", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "split train is empty"),
+        ('{"question": "a"', "cannot be read: "),
+        (
+            '{"question": "a", "answer": null}',
+            "row 1: 'answer' has to be text or a number, not None",
+        ),
+        ('{"question": "a", "answer": NaN}', "row 1: 'answer' has to be text or a number, not nan"),
+        ('{"question": "a", "answer": ["1"]}', "row 1: 'answer' has to be text or a number, not"),
+    ],
+    ids=["empty", "broken", "no answer", "no number", "a list"],
+)
+def test_rows_that_cannot_be_tasks_are_one_sentence_that_names_the_file(tmp_path, text, sentence):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        tasks(env(path=str(path)), "train", 1)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ The hosts here are plain objects with the methods of an actor's handle; nothing 
 """
 
 import asyncio
+from typing import Any
 
 import pytest
 from fakes import TASK, Remote
@@ -12,26 +13,40 @@ from ray.exceptions import RayActorError, RayTaskError
 from envs.message import ToolCall
 from envs.session import EnvFault, HostFault
 from rl.config import EnvTable
-from rl.env_hosts import HostPool, HostSession
+from rl.env_hosts import EnvHost, HostPool, HostSession
+from rl.host_lane import Load
 
 TABLE = EnvTable(id="calculator")
 
 
-class FakeHost:
+class FakeHost(EnvHost):
     """Answers every act with its name, or raises `error` while it is set."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, node: str = "node") -> None:
         self.error = error
         self.asked: list[tuple] = []
-        for act in ("open", "step", "score", "close", "ping"):
-            setattr(self, act, Remote(self._answer(act)))
+        self.sessions: dict[str, Any] = {}
+        self.lanes, self.owners = {}, {}
+        self.node, self.idle_cpus, self.measured = node, 1.0, float("inf")
+        for act in ("open", "step", "score", "close"):
+            setattr(self, act, self._answer(act))
+        handle: Any = self
+        handle.exchange = Remote(self._exchange)
+        handle.ping = Remote(self._answer("ping"))
+
+    async def _exchange(self, *arguments):
+        if isinstance(self.error, RayActorError):
+            raise self.error
+        return await EnvHost.exchange(self, *arguments)
 
     def _answer(self, act: str):
         async def answer(*arguments):
             self.asked.append((act, *arguments))
             if self.error is not None:
                 raise self.error
-            return act
+            if act == "open":
+                self.sessions[arguments[0]] = None
+            return self.load() if act == "ping" else act
 
         return answer
 
@@ -51,7 +66,7 @@ async def test_an_episodes_acts_all_go_to_the_host_it_opened_on():
     assert await session.step("", (call,)) == "step"
     assert await session.score() == "score"
     await session.close()
-    await asyncio.sleep(0)
+    await until(lambda: any("close" in act for host in hosts for act in host.asked))
     asked = [host.asked for host in hosts if host.asked]
     assert asked == [
         [
@@ -124,7 +139,7 @@ async def test_a_host_that_died_is_left_alone_until_it_answers_again():
     assert {await pool.acquire() for _ in range(4)} == {1}
     dead.error = None
     await until(lambda: not pool.down)
-    assert {await pool.acquire() for _ in range(4)} == {0, 1}
+    assert [await pool.acquire() for _ in range(5)] == [0, 0, 0, 0, 1], "it has none yet"
 
 
 async def test_where_all_hosts_are_down_an_episode_waits_for_the_first_to_answer():
@@ -136,3 +151,62 @@ async def test_where_all_hosts_are_down_an_episode_waits_for_the_first_to_answer
     assert not opening.done()
     host.error = None
     assert await asyncio.wait_for(opening, 10) == "open"
+
+
+async def test_an_episode_whose_host_dies_before_the_opening_is_begun_on_another_one():
+    hosts = [FakeHost(RayActorError()), FakeHost()]
+    pool = HostPool(hosts)
+    pool.turn = 1
+    session = HostSession(pool, "g0.0", TABLE)
+    assert await session.open(TASK) == "open"
+    assert (session.host, session.retries) == ("host-1", 1)
+    for task in pool.down.values():
+        task.cancel()
+
+
+@pytest.mark.parametrize(
+    ("error", "retries", "begun"),
+    [(RayActorError(), 0, 0), (RayActorError(), 2, 2), (EnvFault("reset", "broken"), 2, 0)],
+)
+async def test_an_opening_is_tried_again_for_a_hosts_fault_only_and_so_often(error, retries, begun):
+    pool = HostPool([FakeHost(error) for _ in range(4)])
+    table = EnvTable(id="calculator", retries=retries)
+    session = HostSession(pool, "g0.0", table)
+    with pytest.raises((HostFault, EnvFault)):
+        await session.open(TASK)
+    assert session.retries == begun
+    for task in pool.down.values():
+        task.cancel()
+
+
+async def test_a_host_on_a_node_with_idle_cpus_is_preferred_until_it_has_as_many_sessions_for_each():
+    pool = HostPool([FakeHost(), FakeHost()])
+    pool._hear(0, Load("busy", 0, 0.5))
+    pool._hear(1, Load("idle", 0, 3.5))
+    placed = [await pool.acquire() for _ in range(10)]
+    assert placed.count(1) == 8
+
+
+async def test_the_sessions_of_other_controllers_count():
+    pool = HostPool([FakeHost(), FakeHost()])
+    pool._hear(0, Load("node", 6, 1.0))
+    pool._hear(1, Load("node", 0, 1.0))
+    assert [await pool.acquire() for _ in range(6)] == [1] * 6
+
+
+async def test_a_host_that_has_said_nothing_for_long_is_asked_for_its_load():
+    hosts = [FakeHost(), FakeHost()]
+    pool = HostPool(hosts)
+    pool.heard[1] = 0.0
+    await pool.acquire()
+    await pool.acquire()
+    await until(lambda: not pool.asking)
+    assert [len(host.asked) for host in hosts] == [0, 1], "once"
+
+
+async def test_what_a_controller_left_open_is_closed_when_the_next_one_of_its_name_calls():
+    host = FakeHost()
+    for number, name in enumerate(("controller-0", "controller-1", "controller-0")):
+        pool = HostPool([host], name)
+        await HostSession(pool, f"g{number}", TABLE).open(TASK)
+    assert [act for act in host.asked if act[0] == "close"] == [("close", "g0")]

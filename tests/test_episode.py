@@ -1,6 +1,7 @@
 """`run_episode` with a scripted engine: every way an episode ends, and what its record says then."""
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -13,7 +14,7 @@ from envs.session import Deadlines, EnvFault, EnvSession
 from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault, VersionSpan
 from rollout.episode import Episode, HostFault
-from rollout.trajectory import JUDGED
+from rollout.trajectory import JUDGED, ScoredTrajectory
 
 CALL = (
     "<longcat_tool_call>multiply"
@@ -55,6 +56,15 @@ async def test_an_episode_with_a_tool_call_and_an_answer_is_completed(renderer):
     assert first.observations == (Message("tool", "42", name="multiply"),)
     assert (second.text, second.calls) == ("42", ())
     assert session.acts == ["open", "step", "step", "score", "close"]
+
+
+async def test_the_environments_notes_end_on_the_trajectory_and_its_line(renderer):
+    session = FakeSession(notes={"sandbox": "bubblewrap"})
+    engine = ScriptedEngine(renderer.tokenizer, [CALL, ANSWER])
+    played = await episode(renderer, session, engine).run()
+    assert played.notes == {"sandbox": "bubblewrap"}
+    line = ScoredTrajectory(played, {"solved": 1.0}, 1.0).as_json()
+    assert json.loads(line)["notes"] == {"sandbox": "bubblewrap"}
 
 
 async def test_a_turn_asks_for_routing_from_the_last_token_of_the_turn_before(renderer):

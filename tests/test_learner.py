@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -401,3 +402,15 @@ def test_a_step_that_computes_activations_again_is_the_same_step(family_checkpoi
         found.append({k: v for k, v in metrics.items() if not k.startswith("time/")})
         found.append(ours.logprobs(samples()))
     assert found[0] == found[2] and found[1] == found[3]
+
+
+@pytest.mark.engine  # neither Ray nor vLLM, but a compiler that works for minutes
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_compiled_layers_train_as_the_others_do(checkpoint):
+    plain, compiled = learner(checkpoint), learner(checkpoint, compile=True)
+    batch = samples()
+    for _ in range(2):
+        ours, theirs = compiled.step(batch), plain.step(batch)
+        assert ours["loss/loss"] == pytest.approx(theirs["loss/loss"], rel=1e-4, abs=1e-6)
+        assert ours["optim/grad_norm"] == pytest.approx(theirs["optim/grad_norm"], rel=1e-4)

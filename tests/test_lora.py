@@ -15,6 +15,7 @@ from trainer.export import export_policy
 from trainer.learner import Learner
 from trainer.lora import LoraLinear, adapters, add_adapters
 from trainer.policy import load_policy
+from trainer.weights import write_weights
 
 RANK, ALPHA = 4, 12.0
 
@@ -79,7 +80,7 @@ def test_every_layer_of_a_targets_name_is_adapted_and_no_other(family_checkpoint
 
 def test_after_training_the_policy_is_that_of_w_plus_scaled_b_a(family_checkpoint, tmp_path):
     ours = trained(family_checkpoint)
-    ours.publish(tmp_path / "version-2.safetensors", torch.float32)
+    write_weights(ours.snapshot(torch.float32), tmp_path / "version-2.safetensors")
     tensors = load_file(tmp_path / "version-2.safetensors")
     found = flat(ours.logprobs(samples()))
     assert_close(found, stock_scores(by_hand(family_checkpoint, tensors)), 1e-5, "by hand")
@@ -156,7 +157,7 @@ def test_of_past_versions_the_adapters_are_kept_and_score_as_they_did(family_che
 
 def test_what_is_published_is_small_and_named_as_peft_names_it(family_checkpoint, tmp_path):
     ours = trained(family_checkpoint, steps=1)
-    size = ours.publish(tmp_path / "version-1.safetensors", torch.bfloat16)
+    size = write_weights(ours.snapshot(torch.bfloat16), tmp_path / "version-1.safetensors")
     tensors = load_file(tmp_path / "version-1.safetensors")
     whole = sum(2 * p.numel() for p in load_policy(family_checkpoint, torch.float32).parameters())
     assert size < whole / 8

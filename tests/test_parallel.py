@@ -74,14 +74,12 @@ def train(
     expert_parallel: int,
     config: dict,
     batches: Sequence[Sequence[TrainSample]],
-    out: Path,
 ) -> Trained:
-    """Steps, and what the policy then is; rank 0 writes to `out`."""
+    """Steps, and what the policy then is; rank 0 has its weights."""
     ours = learner(join, folder, expert_parallel, **config)
     metrics = [ours.step(batch) for batch in batches]
     logprobs = ours.logprobs(batches[-1])
-    ours.publish(out, torch.float32)
-    return Trained(metrics, logprobs, load_file(out) if ours.ranks.rank == 0 else {})
+    return Trained(metrics, logprobs, ours.snapshot(torch.float32))
 
 
 def assert_same(found: Trained, wanted: Trained, relative: float, absolute: float = 1e-7) -> None:
@@ -102,45 +100,41 @@ def assert_same(found: Trained, wanted: Trained, relative: float, absolute: floa
 
 
 def compared(
-    ranks: RankProcesses, folder: Path, out: Path, expert_parallel: int, config: dict, batches
+    ranks: RankProcesses, folder: Path, expert_parallel: int, config: dict, batches
 ) -> tuple[Trained, Trained]:
     """Rank 0's answers beside those of one rank; the other ranks answer the same, but for the weights."""
-    wanted = train(alone, folder, 1, config, batches, out / "one.safetensors")
-    first, *others = ranks(train, folder, expert_parallel, config, batches, out / "all.safetensors")
+    wanted = train(alone, folder, 1, config, batches)
+    first, *others = ranks(train, folder, expert_parallel, config, batches)
     for other in others:
         assert_same(replace(other, weights={}), replace(first, weights={}), 1e-12)
     return first, wanted
 
 
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
-def test_two_ranks_train_as_one_does(two_ranks, family_checkpoint, tmp_path, expert_parallel):
+def test_two_ranks_train_as_one_does(two_ranks, family_checkpoint, expert_parallel):
     """Loss, gradient norm and all other metrics, log-probs and published weights; the second batch is of
     the version before, so it is scored under earlier weights as well."""
     batches = [samples(0), samples(0, seed=4)]
-    found, wanted = compared(two_ranks, family_checkpoint, tmp_path, expert_parallel, {}, batches)
+    found, wanted = compared(two_ranks, family_checkpoint, expert_parallel, {}, batches)
     assert_same(found, wanted, 1e-5)
     moved = found.metrics[1]["loss/clipped_pos"] + found.metrics[1]["loss/clipped_neg"]
     assert moved > 0, "the first step changed what the second one sees"
 
 
-def test_experts_on_two_ranks_each_of_which_is_sharded_over_two_more(
-    four_ranks, checkpoint, tmp_path
-):
+def test_experts_on_two_ranks_each_of_which_is_sharded_over_two_more(four_ranks, checkpoint):
     batches = [samples(0), samples(0, seed=4)]
-    found, wanted = compared(four_ranks, checkpoint, tmp_path, 2, {}, batches)
+    found, wanted = compared(four_ranks, checkpoint, 2, {}, batches)
     assert_same(found, wanted, 1e-5)
 
 
 @pytest.mark.parametrize(("expert_parallel", "kind"), [(1, "longcat"), (2, "longcat"), (2, "ppo")])
 def test_a_step_in_bfloat16_is_close_to_that_of_one_rank(
-    two_ranks, family_checkpoint, tmp_path, expert_parallel, kind
+    two_ranks, family_checkpoint, expert_parallel, kind
 ):
     """The critic of `ppo`, and LongCat-Flash's router, stay float32 among weights that do not."""
     config = {"dtype": "bfloat16", "loss": LossConfig(kind=kind, max_completion_tokens=20)}
     batches = [samples(0), samples(0, seed=4)]
-    found, wanted = compared(
-        two_ranks, family_checkpoint, tmp_path, expert_parallel, config, batches
-    )
+    found, wanted = compared(two_ranks, family_checkpoint, expert_parallel, config, batches)
     for name in ("loss/loss", "loss/entropy", "optim/grad_norm"):
         gap = abs(found.metrics[0][name] - wanted.metrics[0][name])
         assert gap <= 0.03 * abs(wanted.metrics[0][name]), name
@@ -149,36 +143,32 @@ def test_a_step_in_bfloat16_is_close_to_that_of_one_rank(
 
 
 @pytest.mark.parametrize("kind", ["reinforce_pp", "ppo"])
-def test_advantages_over_the_whole_batch_are_those_of_one_rank(
-    two_ranks, checkpoint, tmp_path, kind
-):
+def test_advantages_over_the_whole_batch_are_those_of_one_rank(two_ranks, checkpoint, kind):
     config = {"loss": LossConfig(kind=kind)}
     batches = [
         [replace(s, reward=float(i % 3)) for i, s in enumerate(samples(0, seed=seed))]
         for seed in (3, 4)
     ]
-    found, wanted = compared(two_ranks, checkpoint, tmp_path, 2, config, batches)
+    found, wanted = compared(two_ranks, checkpoint, 2, config, batches)
     assert_same(found, wanted, 1e-5, absolute=1e-6)
 
 
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
-def test_a_rank_without_a_sample_takes_part(two_ranks, checkpoint, tmp_path, expert_parallel):
+def test_a_rank_without_a_sample_takes_part(two_ranks, checkpoint, expert_parallel):
     batches = [samples(0)[:1], samples(0)[3:4]]
     plan = plan_micro_batches([len(s.token_ids) for s in batches[0]], 64, ranks=2)
     assert plan == [[[0]], [[]]], "the second rank has nothing to do"
-    found, wanted = compared(two_ranks, checkpoint, tmp_path, expert_parallel, {}, batches)
+    found, wanted = compared(two_ranks, checkpoint, expert_parallel, {}, batches)
     assert_same(found, wanted, 1e-5)
 
 
-def test_ranks_whose_samples_are_of_other_versions_score_them_together(
-    two_ranks, checkpoint, tmp_path
-):
+def test_ranks_whose_samples_are_of_other_versions_score_them_together(two_ranks, checkpoint):
     """A sample begun under version 0 and ended under 1, beside one that is all of version 0."""
     batch = samples(0)[:2]
     wrote = [t for t, m in enumerate(batch[0].loss_mask) if m]
     versions = tuple(1 if t == wrote[-1] else v for t, v in enumerate(batch[0].versions))
     mixed = [replace(batch[0], versions=versions), batch[1]]
-    found, wanted = compared(two_ranks, checkpoint, tmp_path, 1, {}, [samples(0), mixed])
+    found, wanted = compared(two_ranks, checkpoint, 1, {}, [samples(0), mixed])
     assert_same(found, wanted, 1e-5)
 
 
@@ -418,12 +408,10 @@ def test_a_checkpoint_of_one_rank_goes_on_on_two(two_ranks, checkpoint, tmp_path
 
 
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
-def test_the_routers_biases_move_by_the_loads_of_all_ranks(
-    two_ranks, checkpoint, tmp_path, expert_parallel
-):
+def test_the_routers_biases_move_by_the_loads_of_all_ranks(two_ranks, checkpoint, expert_parallel):
     config = {"router": RouterConfig(bias_rate=0.1, z_weight=0.01)}
     batches = [samples(0)[:5], samples(0)[:1], samples(1, seed=4)]
-    found, wanted = compared(two_ranks, checkpoint, tmp_path, expert_parallel, config, batches)
+    found, wanted = compared(two_ranks, checkpoint, expert_parallel, config, batches)
     assert_same(found, wanted, 1e-5)
     biases = [n for n in wanted.weights if n.endswith("e_score_correction_bias")]
     started = load_file(checkpoint / "model.safetensors")
@@ -431,11 +419,9 @@ def test_the_routers_biases_move_by_the_loads_of_all_ranks(
 
 
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
-def test_two_ranks_recompute_activations_as_one_does(
-    two_ranks, family_checkpoint, tmp_path, expert_parallel
-):
+def test_two_ranks_recompute_activations_as_one_does(two_ranks, family_checkpoint, expert_parallel):
     batches = [samples(0), samples(0, seed=4)]
     found, wanted = compared(
-        two_ranks, family_checkpoint, tmp_path, expert_parallel, {"recompute": True}, batches
+        two_ranks, family_checkpoint, expert_parallel, {"recompute": True}, batches
     )
     assert_same(found, wanted, 1e-5)

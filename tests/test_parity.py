@@ -26,6 +26,7 @@ from trainer.config import LORA_TARGETS, LearnerConfig, LoraConfig, OptimConfig,
 from trainer.learner import Learner
 from trainer.lora import adapters
 from trainer.sample import TrainSample
+from trainer.weights import write_weights
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
 
@@ -82,7 +83,7 @@ async def _compare(checkpoint: Path, dtype: str, folder: Path) -> None:
             learner.model.load_state_dict(before)
             if not _disturb(learner, chosen):
                 continue
-            learner.publish(published, getattr(torch, dtype))
+            write_weights(learner.snapshot(getattr(torch, dtype)), published)
             await engine.load(str(published), version)
             gaps[group] = await _gap(engine, learner, prompts)
         learner.model.load_state_dict(before)
@@ -129,7 +130,7 @@ async def _compare_adapters(checkpoint: Path, dtype: str, folder: Path) -> None:
         for version in range(4):
             if version:
                 _draw_adapters(learner, seed=version)
-            learner.publish(published, getattr(torch, dtype))
+            write_weights(learner.snapshot(getattr(torch, dtype)), published)
             times = await engine.load(str(published), version)
             assert 0 < times.flip_ms <= times.pause_ms
             gaps[f"version {version}"] = await _gap(engine, learner, prompts)
@@ -194,7 +195,7 @@ async def _gap_across_update(
 ) -> float:
     """The same for tokens written after an update, to what the learner holds, that caught their requests
     half-way."""
-    learner.publish(published, getattr(torch, dtype))
+    write_weights(learner.snapshot(getattr(torch, dtype)), published)
     requests = [
         asyncio.create_task(engine.generate(Request(f"in-flight-{i}", "", prompts[i % 24], 48)))
         for i in range(96)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import sample
+from torch import Tensor
 
 from trainer.batch import pack
 from trainer.config import LearnerConfig, LossConfig, OptimConfig, RouterConfig
@@ -18,6 +19,7 @@ from trainer.moe.balance import (
     balance_loss,
     experts_of,
     hidden_z_loss,
+    load_factors,
 )
 from trainer.moe.router import RouterTape
 from trainer.policy import load_policy
@@ -133,6 +135,11 @@ def random_scores(tokens: int):
     return scores, scores.detach().topk(EXPERTS.per_token, dim=-1).indices
 
 
+def balance_of(scores: Tensor, chosen: Tensor, groups: int) -> Tensor:
+    counts = torch.bincount(chosen.flatten(), minlength=EXPERTS.total)
+    return balance_loss(scores, load_factors(counts, len(scores), EXPERTS, groups))
+
+
 def test_the_balance_loss_is_its_formula_and_its_gradient_goes_through_the_probabilities():
     tokens, groups = 50, 3
     scores, chosen = random_scores(tokens)
@@ -144,7 +151,7 @@ def test_the_balance_loss_is_its_formula_and_its_gradient_goes_through_the_proba
         f = hits * groups / (2.4 * tokens) if j < groups else hits / ((3 - 2.4) * tokens)
         wanted += f * sum(scores[t, e].item() for t in range(tokens) for e in inside) / tokens
         per_expert[list(inside)] = f / tokens
-    found = balance_loss(scores, chosen, EXPERTS, groups)
+    found = balance_of(scores, chosen, groups)
     assert found.item() == pytest.approx(wanted, rel=1e-5)
     found.backward()
     assert torch.allclose(scores.grad, per_expert.expand(tokens, -1), rtol=1e-5)
@@ -154,7 +161,7 @@ def test_the_balance_loss_is_one_where_the_load_is_as_wanted():
     """12 of 15 choices on 6 experts, 3 on 2 zero experts, over 5 tokens; any probabilities."""
     chosen = torch.tensor([[0, 1, 2], [3, 4, 5], [0, 1, 6], [2, 3, 7], [4, 5, 6]])
     scores = torch.rand(5, 8).softmax(-1)
-    assert balance_loss(scores, chosen, EXPERTS, 3).item() == pytest.approx(1.0)
+    assert balance_of(scores, chosen, 3).item() == pytest.approx(1.0)
 
 
 def test_the_z_loss_is_its_formula():
@@ -238,7 +245,7 @@ def test_load_and_gradients_are_watched_as_defined():
     assert found["router/ffn_experts"] == pytest.approx(load[:6].sum().item() / 40)
     assert found["router/zero_share"] == pytest.approx(load[6:].sum().item() / 120)
     again, _ = random_scores(40)
-    balance = torch.autograd.grad(0.125 * balance_loss(again, chosen, EXPERTS, 2), again)[0].sum(0)
+    balance = torch.autograd.grad(0.125 * balance_of(again, chosen, 2), again)[0].sum(0)
     ratio = balance.norm() / weight.sum(0).norm()
     assert found["router/gradient_ratio"] == pytest.approx(ratio.item(), rel=1e-4)
 
@@ -255,3 +262,20 @@ def test_the_balance_and_z_losses_reach_the_weights_but_not_the_reported_loss(ch
     for name in ("balance", "z"):
         assert found[name]["loss/loss"] == pytest.approx(found["plain"]["loss/loss"], rel=1e-5)
         assert found[name]["optim/grad_norm"] > 1.01 * found["plain"]["optim/grad_norm"]
+
+
+def test_imitation_moves_the_bias_too(checkpoint):
+    """A policy comes to reinforcement learning with the load that it is to keep."""
+    ours = learner(checkpoint, bias_rate=0.5, experts_per_token=1.2)
+    samples = [sample(f"s{i}", n, random.Random(i), version=0) for i, n in enumerate(LENGTHS)]
+
+    def load() -> float:
+        with torch.no_grad():
+            ours.scorer(pack(samples, range(len(samples)), CPU))
+        used = torch.cat([u.flatten() for u in ours.scorer.tape.used_TK.values()])
+        return 3 * (used < ours.experts.computing).float().mean().item()
+
+    before = load()
+    for _ in range(40):
+        ours.imitate(samples)
+    assert abs(load() - 1.2) < 0.25 * abs(before - 1.2)

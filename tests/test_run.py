@@ -344,8 +344,54 @@ async def test_groups_are_counted_per_version_as_they_come_and_go(start):
 
 async def test_a_run_of_nothing_but_faults_ends_with_the_last_of_them(start):
     run = start(outcome=lambda spec: "fault")
-    with pytest.raises(RunError, match=r"groups all ended in faults, most recently: the world is"):
+    sentence = "no environment has worked so far, most recently: the world is gone"
+    with pytest.raises(RunError, match=sentence):
         await asyncio.wait_for(run.main(), 30)
+    assert_closed(run)
+
+
+async def test_an_environment_that_fails_for_a_while_rests_and_comes_back(start):
+    """Nothing of it is trained on while it fails; the others go on, and the books balance."""
+    ends = Counter()
+
+    def outcome(spec):
+        ends[spec.env] += 1
+        return "fault" if spec.env == "sensors" and 6 < ends["sensors"] <= 14 else "samples"
+
+    breaker = {"faults": 6, "share": 0.3, "cooldown_seconds": 0.02}
+    env = [{"id": "calculator"}, {"id": "sensors", "breaker": breaker}]
+    run = start(outcome=outcome, steps=60, env=env)
+    run.dispatcher.pace = 0.0005
+    await asyncio.wait_for(run.main(), 60)
+    assert_closed(run)
+    text = said(run)
+    assert "environment 'sensors': " in text and "gets no new groups for 0.02 s" in text
+    assert "environment 'sensors' works again" in text
+    books = run.summary()["ledger"]["sensors"]
+    assert 6 <= books["failed:env_fault"] <= 16
+    assert books["trained"] > 20, "before and after"
+    lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").open()]
+    levels = {line["env/sensors/breaker"] for line in lines if "env/sensors/breaker" in line}
+    assert {0.0, 1.0} <= levels
+    assert lines[-1]["mix/sensors/asked"] == 0.5
+    events = [json.loads(line) for line in (run.folder.path / "events.jsonl").open()]
+    assert sum(event["lane"] == "supervision" for event in events) >= 3
+
+
+async def test_while_every_environment_rests_the_run_waits_for_a_probe(start):
+    broken = True
+    run = start(
+        outcome=lambda spec: "fault" if broken and run.supervision.judged else "samples",
+        env=[{"id": "calculator", "breaker": {"cooldown_seconds": 0.05}}],
+    )
+    running = asyncio.create_task(run.main())
+    async with asyncio.timeout(20):
+        while not run.supervision.resting:
+            await asyncio.sleep(0.001)
+        assert "resting after faults: calculator" in run.watch._learner_waits_for()
+        broken = False
+        await running
+    assert run.learner_version == 5
     assert_closed(run)
 
 

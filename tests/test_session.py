@@ -1,6 +1,7 @@
 """An environment under deadlines: the policy's mistakes go back to it, the environment's are raised."""
 
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from fakes import Probe, play
 
 from envs.env import Env, EnvConfig, Task, say
 from envs.message import ToolCall
-from envs.session import Deadlines, EnvFault, EnvSession, demonstrate
+from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 from envs.tool import tool
 
 QUICK = Deadlines(0.2, 0.2, 0.2, 0.2)
@@ -42,6 +43,26 @@ async def test_the_opening_holds_messages_and_tool_schemas():
     opening = await session().open(task())
     assert [m.content for m in opening.messages] == ["go"]
     assert [t.name for t in opening.tools] == ["act", "block"]
+
+
+async def test_what_an_environment_notes_at_its_reset_is_in_the_opening():
+    class Noting(Probe):
+        async def reset(self, task: Task):
+            self.notes["sandbox"] = "landlock"
+            return await super().reset(task)
+
+    opening = await EnvSession(Noting(EnvConfig()), Deadlines()).open(task())
+    assert opening.notes == {"sandbox": "landlock"}
+    assert (await session().open(task())).notes == {}
+
+
+async def test_what_the_machine_lacks_is_no_fault_of_the_environment():
+    class Homeless(Probe):
+        async def reset(self, task: Task):
+            raise HostFault("no sandbox here")
+
+    with pytest.raises(HostFault, match="no sandbox here"):
+        await EnvSession(Homeless(EnvConfig()), Deadlines()).open(task())
 
 
 async def test_plain_text_is_the_answer_and_ends_the_episode():
@@ -229,3 +250,60 @@ async def test_a_timeout_that_a_tool_raises_itself_is_its_fault():
     await s.open(task())
     with pytest.raises(EnvFault, match="TimeoutError: mine"):
         await s.step("", (ToolCall("give_up", {}),))
+
+
+async def test_closing_in_the_middle_of_an_act_ends_the_act_first():
+    class Slow(Probe):
+        order: list[str]
+
+        async def reset(self, task: Task):
+            self.order = ["reset"]
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.order.append("reset ended")
+
+        async def close(self):
+            self.order.append("close")
+
+    env = Slow(EnvConfig())
+    s = EnvSession(env, Deadlines())
+    opening = asyncio.create_task(s.open(task()))
+    await asyncio.sleep(0)
+    await s.close()
+    with pytest.raises(EnvFault, match="closed in the middle of it"):
+        await opening
+    assert env.order == ["reset", "reset ended", "close"]
+
+
+async def test_an_act_that_will_not_be_cancelled_delays_close_up_to_its_deadline():
+    class Stubborn(Probe):
+        async def reset(self, task: Task):
+            self.free = asyncio.Event()
+            while not self.free.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self.free.wait()
+            return []
+
+        async def close(self):
+            self.closed += 1
+
+    env = Stubborn(EnvConfig())
+    s = EnvSession(env, QUICK)
+    opening = asyncio.create_task(s.open(task()))
+    await asyncio.sleep(0)
+    await s.close()
+    assert env.closed == 1
+    assert not opening.done()
+    env.free.set()
+    await opening
+
+
+async def test_an_episode_that_is_cancelled_itself_stays_cancelled():
+    s = session()
+    opening = asyncio.create_task(s.open(task(reset="hang")))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await s.close()

@@ -15,6 +15,7 @@ from rollout.vllm_engine import VllmEngine, slices_of
 from trainer.config import LearnerConfig
 from trainer.learner import Learner
 from trainer.sample import TrainSample
+from trainer.weights import write_weights
 
 LIMIT = 2e-5
 PROMPTS = [tuple(20 + (5 * i + 3 * n) % 300 for i in range(24)) for n in range(8)]
@@ -30,7 +31,7 @@ class Policies:
         self.weights: dict[str, dict[str, torch.Tensor]] = {}
         for name, file in self.files.items():
             self.weights[name] = {n: t.clone() for n, t in learner.model.state_dict().items()}
-            learner.publish(file, torch.float32)
+            write_weights(learner.snapshot(torch.float32), file)
             torch.manual_seed(3)
             with torch.no_grad():
                 for parameter in learner.model.parameters():

@@ -155,6 +155,43 @@ def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Pa
     assert len(weights[0]) == len(weights[1]) and weights[0] != weights[1]
 
 
+def test_an_environment_that_fails_for_a_while_rests_and_comes_back_by_itself(
+    policy: Path, tmp_path: Path
+) -> None:
+    """Of five environments one fails half-way; none of its trajectories gets a 0 for it."""
+    switch = tmp_path / "how"
+    config = tmp_path / "breaks.toml"
+    envs = "".join(f'[[env]]\nid = "calculator"\nname = "steady-{n}"\n' for n in range(4))
+    config.write_text(
+        f'name = "breaks"\nsteps = 1000\nmodel = {{ path = "{policy}" }}\n{COMMON}'
+        f"eval = {{ before = false, after = false }}\nrollout = {{ hosts = 2 }}\n{envs}"
+        f'[[env]]\nid = "chaos_envs:Breaks"\nname = "breaks"\nconfig = {{ file = "{switch}" }}\n'
+        "breaker = { cooldown_seconds = 2 }\n"
+    )
+    command = Command(tmp_path, "train", str(config))
+    output = command.read_until("step 2/1000")
+    switch.write_text("raise")
+    output += command.read_until("gets no new groups")
+    output += command.read_until("one group tries whether it works again")
+    switch.unlink()
+    output += command.read_until("environment 'breaks' works again")
+    assert "works again" in output, output
+    command.process.send_signal(signal.SIGINT)
+    code, rest = command.wait()
+    assert code == 130, output + rest
+    assert command.left_behind() == []
+    ledger = _summary(tmp_path, "breaks")["ledger"]
+    _assert_books_balance(ledger)
+    assert ledger["breaks"]["failed:env_fault"] >= 8
+    assert all(ledger[f"steady-{n}"]["trained"] > 0 for n in range(4))
+    rows = sqlite3.connect(tmp_path / "runs/breaks/trajectories.sqlite").execute(
+        "select count(*), count(reward) from trajectories where stop_reason = 'env_fault'"
+    )
+    assert rows.fetchone() == (ledger["breaks"]["failed:env_fault"], 0)
+    events = (tmp_path / "runs/breaks/events.jsonl").read_text()
+    assert events.count('"lane": "supervision"') >= 3
+
+
 def _assert_records_agree(folder: Path, ledger: dict[str, dict[str, int]]) -> None:
     """The index, the trajectories on disk and the ledger tell the same story."""
     rows = sqlite3.connect(folder / "trajectories.sqlite").execute(

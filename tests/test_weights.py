@@ -152,7 +152,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(family_checkpoint, 
 
 def test_a_learner_publishes_what_it_holds(checkpoint, tmp_path):
     learner = Learner(checkpoint, LearnerConfig(threads=1), temperature=1.0, keep_versions=0)
-    size = learner.publish(tmp_path / "version-1.safetensors", torch.bfloat16)
+    size = write_weights(learner.snapshot(torch.bfloat16), tmp_path / "version-1.safetensors")
     tensors = load_file(tmp_path / "version-1.safetensors")
     assert size == (tmp_path / "version-1.safetensors").stat().st_size
     own = dict(published_weights(learner.model, torch.bfloat16))

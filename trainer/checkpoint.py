@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,15 +49,13 @@ class LearnerState:
     """A learner's tensors, by name: what is saved, and what is loaded into, in place.
 
     weights: what the optimizer steps (float32), and the model's buffers, by the model's own names.
-    past_weights: version -> weights under whatever names the learner keeps them. extra: state of the
-    learner's controllers; tensors, or what JSON can hold.
+    past_weights: version -> weights under whatever names the learner keeps them.
     """
 
     weights: Mapping[str, Tensor]
     optimizer: torch.optim.Optimizer
     past_weights: dict[int, dict[str, Tensor]]
     device: torch.device
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointWriter:
@@ -100,7 +98,6 @@ class CheckpointWriter:
                 updates=updates,
                 version=version,
                 past_versions=sorted(state.past_weights),
-                extra={k: v for k, v in state.extra.items() if not isinstance(v, Tensor)},
             )
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             saving = async_save(
@@ -185,7 +182,6 @@ def load(
     targets = {n: _target(n, there, state.weights, past_like) for n, there in saved.items()}
     _read(folder, targets)
     _put(targets, state)
-    state.extra.update(record.extra)
     _set_random_states(targets, state.device)
     return record
 
@@ -212,7 +208,6 @@ def _tensors(state: LearnerState) -> dict[str, Tensor]:
                 found[f"optimizer/{name}/{key}"] = value
     for version, weights in state.past_weights.items():
         found |= {f"past/{version}/{name}": tensor for name, tensor in weights.items()}
-    found |= {f"extra/{k}": v for k, v in state.extra.items() if isinstance(v, Tensor)}
     return found
 
 
@@ -244,8 +239,6 @@ def _put(loaded: Mapping[str, Tensor], state: LearnerState) -> None:
         elif kind == "past":
             version, _, weight = rest.partition("/")
             state.past_weights.setdefault(int(version), {})[weight] = tensor
-        elif kind == "extra":
-            state.extra[rest] = tensor
 
 
 def _random_states(device: torch.device, rank: int) -> dict[str, Tensor]:

@@ -32,15 +32,13 @@ class CheckpointError(Exception):
 class Record:
     """learner.json, e.g. `{"schema": 1, "updates": 40, "version": 40, "past_versions": [39], …}`.
 
-    model: the model's config. extra: the part of `LearnerState.extra` that is no tensor.
-    files: size in bytes of every other file of the folder.
+    model: the model's config. files: size in bytes of every other file of the folder.
     """
 
     model: dict[str, Any]
     updates: int
     version: int
     past_versions: list[int]
-    extra: dict[str, Any]
     files: dict[str, int] = field(default_factory=dict)
     schema: int = SCHEMA
 

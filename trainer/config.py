@@ -54,21 +54,7 @@ class Section(BaseModel):
 
 
 class ClipConfig(Section):
-    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
-
-    clip_low: PositiveFloat
-    clip_high: PositiveFloat
-
-
-class GrpoConfig(ClipConfig):
-    """PPO's epsilon on both sides."""
-
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
-
-
-class DrGrpoConfig(ClipConfig):
-    """PPO's epsilon on both sides."""
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]: PPO's epsilon on both sides."""
 
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
@@ -77,7 +63,6 @@ class DrGrpoConfig(ClipConfig):
 class DapoConfig(ClipConfig):
     """Clip-higher, arXiv 2503.14476, section 4.1."""
 
-    clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.28
 
 
@@ -95,13 +80,6 @@ class CispoConfig(Section):
     max_ratio: PositiveFloat = 5.0
 
 
-class ReinforcePpConfig(ClipConfig):
-    """PPO's epsilon on both sides."""
-
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
-
-
 class PpoConfig(ClipConfig):
     """PPO's epsilon, the critic's loss and GAE's horizon.
 
@@ -110,19 +88,10 @@ class PpoConfig(ClipConfig):
     lambda, per turn.
     """
 
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
     value_clip: PositiveFloat = 0.2
     value_weight: PositiveFloat = 0.5
     gamma: float = Field(default=1.0, ge=0, le=1)
     lam: float = Field(default=0.95, ge=0, le=1)
-
-
-class DecoupledPpoConfig(ClipConfig):
-    """PPO's epsilon, around the proximal policy."""
-
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
 
 
 class LongcatConfig(Section):
@@ -184,15 +153,15 @@ class LossConfig(Section):
     behaviour: Literal["learner", "engine"] = "learner"
     correction: CorrectionName = "tis"
     longcat: LongcatConfig = LongcatConfig()
-    grpo: GrpoConfig = GrpoConfig()
-    dr_grpo: DrGrpoConfig = DrGrpoConfig()
+    grpo: ClipConfig = ClipConfig()
+    dr_grpo: ClipConfig = ClipConfig()
     dapo: DapoConfig = DapoConfig()
     gspo: GspoConfig = GspoConfig()
     cispo: CispoConfig = CispoConfig()
-    reinforce_pp: ReinforcePpConfig = ReinforcePpConfig()
+    reinforce_pp: ClipConfig = ClipConfig()
     ppo: PpoConfig = PpoConfig()
     hispo: HispoConfig = HispoConfig()
-    decoupled_ppo: DecoupledPpoConfig = DecoupledPpoConfig()
+    decoupled_ppo: ClipConfig = ClipConfig()
     tis: TisConfig = TisConfig()
     icepop: IcepopConfig = IcepopConfig()
     mis: MisConfig = MisConfig()
@@ -268,7 +237,7 @@ class RouterConfig(Section):
     experts_per_token: K_e, how many experts with computation a token should have on average; by default
     in proportion to the experts that there are.
     bias_rate: mu of the bias controller (equation 2), 0 for none. bias_decay_steps: updates in which it falls
-    to 0, 0 for a constant one.
+    to 0, 0 for a constant one. Both losses and the controller are at work in a cold start too.
     balance_weight, balance_groups: alpha and D of the device-level balance loss (equations 3 to 5).
     z_weight: lambda of the hidden z-loss.
     """

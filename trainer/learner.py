@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,6 @@ from trainer.weights import (
     write_adapter,
     write_adapter_config,
     write_checkpoint,
-    write_weights,
 )
 
 
@@ -98,8 +96,6 @@ class Learner:
                 self.biases = BiasController(self.scorer.routers, self.experts, config.router)
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
-        # State of what steers training from step to step; saved and loaded with the rest.
-        self.controllers: dict[str, Any] = {}
         self.writer = CheckpointWriter()
 
     @property
@@ -115,7 +111,6 @@ class Learner:
         start = time.perf_counter()
         check_samples(samples, self.config.micro_batch_tokens)
         samples, targets = self._estimated(samples)
-        config = self.config.loss
         sums: dict[str, float] = defaultdict(float)
         tokens_S = torch.tensor([s.num_policy_tokens for s in samples], device=self.device)
         num_tokens = int(tokens_S.sum())
@@ -127,28 +122,11 @@ class Learner:
             past_N = self._past_logprobs(batch)
             behaviour_seconds += time.perf_counter() - before
             scores = self._score(batch)
-            logprobs_N = scores.logprobs_N
-            present_N = batch.versions_N == self.version
-            past_N = torch.where(present_N, logprobs_N.detach(), past_N)
-            critic = None
-            if scores.values_N is not None:
-                critic = value_inputs(scores.values_N, batch.sample_N, targets)
-            inputs = LossInputs(
-                learner_logprobs_N=logprobs_N,
-                behaviour_logprobs_N=(
-                    past_N if config.behaviour == "learner" else batch.rollout_logprobs_N
-                ),
-                # One update per batch: the policy that it starts from is the present one.
-                proximal_logprobs_N=logprobs_N.detach(),
-                rollout_logprobs_N=batch.rollout_logprobs_N,
-                advantages_N=batch.advantages_N,
-                sample_N=batch.sample_N,
-                sample_tokens_N=tokens_S[batch.sample_N],
-                num_samples=len(samples),
-                num_tokens=num_tokens,
-                critic=critic,
+            past_N = torch.where(
+                batch.versions_N == self.version, scores.logprobs_N.detach(), past_N
             )
-            loss, metrics = objective(inputs, config)
+            inputs = self._loss_inputs(batch, scores, past_N, tokens_S, num_tokens, targets)
+            loss, metrics = objective(inputs, self.config.loss)
             (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
@@ -160,10 +138,7 @@ class Learner:
                 sums[name] += value.item()
         grad_norm = self._update(remember=True)
         sums = self.ranks.total(sums)
-        if watch is not None:
-            self.ranks.add_up(watch.tensors())
-        if self.biases is not None and watch is not None:
-            self.biases.update(watch.counts_LE, self.version - 1)
+        self._steer(watch)
         gap, compared = sums.pop("gap"), sums.pop("compared")
         return {
             "loss/loss": sums.pop("loss"),
@@ -180,10 +155,47 @@ class Learner:
             **(watch.metrics() if watch is not None else {}),
         }
 
+    def _loss_inputs(
+        self,
+        batch: PackedBatch,
+        scores: Scores,
+        past_N: Tensor,
+        tokens_S: Tensor,
+        num_tokens: int,
+        targets: Sequence[Targets],
+    ) -> LossInputs:
+        """What the objective sees of a micro-batch. past_N: log-probs under the versions that wrote the
+        tokens. tokens_S, num_tokens: policy tokens of each sample, and of the whole batch."""
+        own = self.config.loss.behaviour == "learner"
+        critic = None
+        if scores.values_N is not None:
+            critic = value_inputs(scores.values_N, batch.sample_N, targets)
+        return LossInputs(
+            learner_logprobs_N=scores.logprobs_N,
+            behaviour_logprobs_N=past_N if own else batch.rollout_logprobs_N,
+            # One update per batch: the policy that it starts from is the present one.
+            proximal_logprobs_N=scores.logprobs_N.detach(),
+            rollout_logprobs_N=batch.rollout_logprobs_N,
+            advantages_N=batch.advantages_N,
+            sample_N=batch.sample_N,
+            sample_tokens_N=tokens_S[batch.sample_N],
+            num_samples=len(tokens_S),
+            num_tokens=num_tokens,
+            critic=critic,
+        )
+
     def _watch(self) -> RouterWatch | None:
         if self.experts is None:
             return None
         return RouterWatch(len(self.scorer.routers), self.experts, self.config.router)
+
+    def _steer(self, watch: RouterWatch | None) -> None:
+        """After an update: the whole batch's loads, and the biases moved by them."""
+        if watch is None:
+            return
+        self.ranks.add_up(watch.tensors())
+        if self.biases is not None:
+            self.biases.update(watch.counts_LE, self.optimizer.updates - 1)
 
     def _router_losses(self, watch: RouterWatch | None, tokens: int, all_tokens: int) -> Tensor:
         """The balance and the z-loss of the micro-batch that was just scored, weighted."""
@@ -205,46 +217,49 @@ class Learner:
             return batch_normalised(samples), ()
         if self.config.loss.kind != "ppo":
             return samples, ()
-        values = self._behaviour_values(samples)
+        values = self._by_sample(samples, self._behaviour_values)
         targets = [
             turn_targets(s, v, self.config.loss.ppo) for s, v in zip(samples, values, strict=True)
         ]
         return [with_advantages(s, t) for s, t in zip(samples, targets, strict=True)], targets
 
-    @torch.no_grad()
-    def _behaviour_values(self, samples: Sequence[TrainSample]) -> list[list[float]]:
-        """The value at each of a sample's policy tokens under the version that wrote the token; the
-        present version's where no weights are kept."""
-        found: list[list[float]] = [[] for _ in samples]
-        for batch in self._micro_batches(samples):
-            values_N = self._values(batch)
-            if self.config.loss.behaviour == "learner":
-                for version in sorted(batch.versions & set(self.past_weights)):
-                    past_N = self._values(batch, self.past_weights[version])
-                    values_N = torch.where(batch.versions_N == version, past_N, values_N)
-            for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
-                found[index].append(value)
-        return self.ranks.merged(found)
+    def _behaviour_values(self, batch: PackedBatch) -> Tensor:
+        """(N,): the value at each token under the version that wrote it; the present version's where no
+        weights are kept."""
+        values_N = self._values(batch)
+        if self.config.loss.behaviour == "learner":
+            for version in sorted(batch.versions & set(self.past_weights)):
+                past_N = self._values(batch, self.past_weights[version])
+                values_N = torch.where(batch.versions_N == version, past_N, values_N)
+        return values_N
 
     def imitate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One supervised update: mean negative log-likelihood of the policy's tokens."""
         num_tokens = sum(s.num_policy_tokens for s in samples)
+        all_tokens = sum(len(s.token_ids) for s in samples)
         total = 0.0
+        watch = self._watch()
         for batch in self._micro_batches(samples):
             loss = -self._score(batch).logprobs_N.sum() / num_tokens
-            loss.backward()
+            (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
             total += loss.item()
         grad_norm = self._update(remember=False)
+        self._steer(watch)
         return {"sft/loss": self.ranks.total({"loss": total})["loss"], "optim/grad_norm": grad_norm}
 
-    @torch.no_grad()
     def logprobs(self, samples: Sequence[TrainSample]) -> list[list[float]]:
         """Log-probs of each sample's policy tokens under the present weights."""
+        return self._by_sample(samples, lambda batch: self._score(batch).logprobs_N)
+
+    @torch.no_grad()
+    def _by_sample(
+        self, samples: Sequence[TrainSample], numbers: Callable[[PackedBatch], Tensor]
+    ) -> list[list[float]]:
+        """`numbers(micro-batch)`, (N,), as a list per sample; every rank has all of them."""
         found: list[list[float]] = [[] for _ in samples]
         for batch in self._micro_batches(samples):
-            values_N = self._score(batch).logprobs_N
-            for index, value in zip(batch.sample_N.tolist(), values_N.tolist(), strict=True):
-                found[index].append(value)
+            for index, number in zip(batch.sample_N.tolist(), numbers(batch).tolist(), strict=True):
+                found[index].append(number)
         return self.ranks.merged(found)
 
     def snapshot(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -256,11 +271,6 @@ class Learner:
             self._help_to_gather(dtype)
             return {}
         return snapshot(self.model, dtype)
-
-    def publish(self, path: Path, dtype: torch.dtype) -> int:
-        """Write the present weights, or adapters, for the engines. Returns the file's size, on rank 0."""
-        weights = self.snapshot(dtype)
-        return 0 if self.ranks.rank else write_weights(weights, path)
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights (without the tokenizer).
@@ -324,7 +334,6 @@ class Learner:
             optimizer=self.optimizer.adam,
             past_weights=self.past_weights,
             device=self.device,
-            extra=self.controllers,
         )
 
     def _micro_batches(self, samples: Sequence[TrainSample]) -> Iterator[PackedBatch]:

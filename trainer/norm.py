@@ -1,6 +1,6 @@
 """Root-mean-square normalisation, x / sqrt(mean(x^2) + eps) * weight in float32 (arXiv 1910.07467).
 
-On CPU rows are worked off in blocks that stay in the cache, with a backward pass written out: several times
+On CPU rows are worked off in blocks (`trainer.row_blocks`), with a backward pass written out: several times
 as fast there as one pass over memory per operation. Elsewhere torch's own kernel does it.
 
 Shapes: T rows (all leading dimensions), D width.
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Elements of a block: in float32 and with its neighbours about a core's second-level cache.
-BLOCK = 1 << 17
+from trainer.row_blocks import row_blocks
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -22,8 +21,7 @@ class _RMSNorm(torch.autograd.Function):
         ctx.save_for_backward(x_TD, weight_D)
         ctx.eps = eps
         out_TD = torch.empty_like(x_TD)
-        size = max(1, BLOCK // len(weight_D))
-        for x, out in zip(x_TD.split(size), out_TD.split(size), strict=True):
+        for x, out in row_blocks(x_TD, out_TD):
             torch.mul(_normalised(x, eps)[0], weight_D, out=out)
         return out_TD
 
@@ -32,9 +30,7 @@ class _RMSNorm(torch.autograd.Function):
         x_TD, weight_D = ctx.saved_tensors
         weight = weight_D.float()
         dweight, dx_TD = torch.zeros_like(weight), torch.empty_like(x_TD)
-        size = max(1, BLOCK // len(weight))
-        parts = [t.split(size) for t in (x_TD, grad_TD, dx_TD)]
-        for x, grad, dx in zip(*parts, strict=True):
+        for x, grad, dx in row_blocks(x_TD, grad_TD, dx_TD):
             x, scale = _normalised(x, ctx.eps)
             grad = grad.to(torch.float32, copy=True)
             along = x * grad

@@ -1,6 +1,6 @@
 """The gated activation silu(gate) x up, and the dense feed-forward layer that uses it.
 
-On CPU rows are worked off in blocks that stay in the cache, forward and backward. Nothing but the input is
+On CPU rows are worked off in blocks (`trainer.row_blocks`), forward and backward. Nothing but the input is
 kept for the backward pass.
 
 Shapes: S rows, F inner width, D model width.
@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-# Elements of a block: with its neighbours about a core's second-level cache.
-BLOCK = 1 << 17
+from trainer.row_blocks import row_blocks
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -23,10 +22,7 @@ class _SwiGLU(torch.autograd.Function):
         ctx.save_for_backward(inner_S2F, weight_S)
         width = inner_S2F.shape[1] // 2
         out_SF = inner_S2F.new_empty(len(inner_S2F), width)
-        size = _rows(inner_S2F)
-        for inner, weight, out in zip(
-            inner_S2F.split(size), weight_S.split(size), out_SF.split(size), strict=True
-        ):
+        for inner, weight, out in row_blocks(inner_S2F, weight_S, out_SF):
             gate, up = inner.split(width, dim=-1)
             torch.mul(F.silu(gate), up, out=out)
             out.mul_(weight[:, None])
@@ -37,9 +33,8 @@ class _SwiGLU(torch.autograd.Function):
         inner_S2F, weight_S = ctx.saved_tensors
         width = grad_SF.shape[1]
         dinner_S2F, dweight_S = torch.empty_like(inner_S2F), torch.empty_like(weight_S)
-        size = _rows(inner_S2F)
-        parts = [t.split(size) for t in (inner_S2F, weight_S, grad_SF, dinner_S2F, dweight_S)]
-        for inner, weight, grad, dinner, dweight in zip(*parts, strict=True):
+        blocks = row_blocks(inner_S2F, weight_S, grad_SF, dinner_S2F, dweight_S)
+        for inner, weight, grad, dinner, dweight in blocks:
             gate, up = inner.split(width, dim=-1)
             dgate, dup = dinner.split(width, dim=-1)
             act = F.silu(gate)
@@ -48,10 +43,6 @@ class _SwiGLU(torch.autograd.Function):
             torch.mul(grad, act, out=dup)
             torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=dgate)
         return dinner_S2F, dweight_S
-
-
-def _rows(inner_S2F: Tensor) -> int:
-    return max(1, BLOCK // inner_S2F.shape[1]) if inner_S2F.device.type == "cpu" else len(inner_S2F)
 
 
 def swiglu(inner_S2F: Tensor, weight_S: Tensor | None = None) -> Tensor:

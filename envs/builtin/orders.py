@@ -1,50 +1,73 @@
-"""A shop's order desk over a real SQLite database: two dependent calls, judged on the final rows.
+"""A shop's order desk over a real SQLite database: dependent calls, judged on the final rows.
 
 user: cancel the order of mira     assistant: find(customer=mira)      tool: 731
 assistant: set_status(order=731, status=cancelled)      tool: ok      assistant: done
+
+Harder tasks name two customers, and then all the orders that each has.
 """
 
 import random
 import sqlite3
 from typing import Any
 
-from envs.env import Env, Expert, Task, call, say
+from pydantic import Field
+
+from envs.builtin.words import PEOPLE
+from envs.env import Env, EnvConfig, Expert, Task, call, say
 from envs.message import Message
 from envs.tool import ToolError, tool
 
-CUSTOMERS = (
-    "ada", "ben", "cleo", "dora", "eli", "finn", "gina", "hugo", "iris", "jack", "kira", "leo",
-    "mira", "nico", "olga", "paul", "rosa", "sam", "tina", "zoe",
-)  # fmt: skip
 STATUS = {"cancel": "cancelled", "ship": "shipped", "refund": "refunded", "hold": "held"}
 
 
+class OrdersConfig(EnvConfig):
+    """1: the order of one customer. 2: of two. 3: all orders of two."""
+
+    difficulty: int = Field(default=1, ge=1, le=3)
+
+
 class Orders(Env):
-    """Change the status of one customer's order; every other row has to stay as it was."""
+    """Change the status of customers' orders; every other row has to stay as it was."""
 
     name = "orders"
+    config_type = OrdersConfig
+    config: OrdersConfig
+    difficulties = 3
     db: sqlite3.Connection | None = None
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
-        customers = rng.sample(CUSTOMERS, 4)
-        rows = dict(zip(customers, rng.sample(range(100, 1000), 4), strict=True))
-        return {"verb": rng.choice(sorted(STATUS)), "customer": rng.choice(customers), "rows": rows}
+        level = self.config.difficulty
+        customers = rng.sample(PEOPLE, 4)
+        if level == 1:
+            rows = dict(zip(customers, rng.sample(range(100, 1000), 4), strict=True))
+            verb = rng.choice(sorted(STATUS))
+            return {"verb": verb, "customer": rng.choice(customers), "rows": rows}
+        verbs = [rng.choice(sorted(STATUS)) for _ in range(2)]
+        orders = [name for name in customers for _ in range(1 if level == 2 else rng.randint(1, 3))]
+        numbers = rng.sample(range(100, 1000), len(orders))
+        return {
+            "difficulty": level,
+            "acts": [list(act) for act in zip(verbs, rng.sample(customers, 2), strict=True)],
+            "orders": [list(order) for order in zip(numbers, orders, strict=True)],
+        }
 
     async def reset(self, task: Task) -> list[Message]:
         self.task = task.data
         self.db = sqlite3.connect(":memory:", check_same_thread=False)
         self.db.execute("create table orders (id integer primary key, customer text, status text)")
-        rows = [(number, name, "open") for name, number in task.data["rows"].items()]
+        rows = [(number, name, "open") for number, name in _orders(task.data)]
         self.db.executemany("insert into orders values (?, ?, ?)", rows)
-        return [Message("user", "{verb} the order of {customer}".format(**task.data))]
+        which = "all orders" if task.data.get("difficulty", 1) == 3 else "the order"
+        asked = [f"{verb} {which} of {customer}" for verb, customer in _acts(task.data)]
+        return [Message("user", " and ".join(asked))]
 
     def rows(self) -> list[tuple[Any, ...]]:
         assert self.db is not None, "reset() opens the database"
         return self.db.execute(
-            "select customer, id, status from orders order by customer"
+            "select customer, id, status from orders order by customer, id"
         ).fetchall()
 
-    @tool
+    @tool(read_only=True)
     async def find(self, customer: str) -> str:
         """the order number of a customer"""
         found = [row[1] for row in self.rows() if row[0] == customer]
@@ -64,11 +87,10 @@ class Orders(Env):
         return "ok"
 
     async def score(self) -> dict[str, float]:
-        target, status = self.task["customer"], STATUS[self.task["verb"]]
-        wanted = [
-            (name, number, status if name == target else "open")
-            for name, number in sorted(self.task["rows"].items())
-        ]
+        status = {customer: STATUS[verb] for verb, customer in _acts(self.task)}
+        wanted = sorted(
+            (name, number, status.get(name, "open")) for number, name in _orders(self.task)
+        )
         return {"solved": float(self.answer is not None and self.rows() == wanted)}
 
     async def close(self) -> None:
@@ -76,6 +98,20 @@ class Orders(Env):
             self.db.close()
 
     def expert(self, task: Task) -> Expert:
-        number = (yield call("find", customer=task.data["customer"]))[0]
-        yield call("set_status", order=number, status=STATUS[task.data["verb"]])
+        for verb, customer in _acts(task.data):
+            found = (yield call("find", customer=customer))[0]
+            for number in found.split():
+                yield call("set_status", order=number, status=STATUS[verb])
         yield say("done")
+
+
+def _acts(data: dict[str, Any]) -> list[list[str]]:
+    """(verb, customer) of all that is asked; a task of difficulty 1 holds its only one itself."""
+    return data["acts"] if "acts" in data else [[data["verb"], data["customer"]]]
+
+
+def _orders(data: dict[str, Any]) -> list[list[Any]]:
+    """(number, customer) of all orders; in a task of difficulty 1 every customer has one."""
+    if "orders" in data:
+        return data["orders"]
+    return [[number, name] for name, number in data["rows"].items()]

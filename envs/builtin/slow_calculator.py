@@ -51,21 +51,21 @@ class SlowCalculator(Calculator):
         """Take as long as a call takes."""
         await asyncio.sleep(self.rng.lognormvariate(self.median, self.sigma))
 
-    @tool
+    @tool(read_only=True)
     async def add(self, a: int, b: int) -> int:
         """a plus b"""
         await self.wait()
         self.calls += 1
         return a + b
 
-    @tool
+    @tool(read_only=True)
     async def subtract(self, a: int, b: int) -> int:
         """a minus b"""
         await self.wait()
         self.calls += 1
         return a - b
 
-    @tool
+    @tool(read_only=True)
     async def multiply(self, a: int, b: int) -> int:
         """a times b"""
         await self.wait()

@@ -62,7 +62,7 @@ class GymnasiumText(Env):
         self.session, self.total = uuid.uuid4().hex, 0.0
         world = await self.child.ask("open", session=self.session, **task.data)
         self.action = world["action"]
-        self.notes: dict[str, str] = await self.child.ask("versions")
+        self.notes |= await self.child.ask("versions")
         return [
             Message("user", "\n\n".join(filter(None, (self.config.instructions, world["text"]))))
         ]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.config import RouterConfig
 from trainer.moe.router import UNKNOWN, LongcatRouter, Router, RouterTape
+from trainer.weights import routed_experts
 
 
 @dataclass(frozen=True)
@@ -33,32 +34,26 @@ class Experts:
         return self.computing + self.zero
 
 
-def balance_loss(scores_TE: Tensor, chosen_TK: Tensor, experts: Experts, groups: int) -> Tensor:
-    """sum_j f_j P_j over D groups of computing experts and one of all zero-computation experts.
+def load_factors(counts_E: Tensor, tokens: int, experts: Experts, groups: int) -> Tensor:
+    """(E,): for each expert the f_j of its group; there are D of computing experts and one of all others.
 
-    Equations 3 to 5. P_j is the mean probability of group j; f_j counts the choices that fall on it, over
-    T K_e / D (zero experts: over T (K - K_e)), so that each f_j is 1 when the load is as wanted. The
-    gradient goes through P_j.
+    f_j counts the choices that fell on group j, over T K_e / D (zero experts: over T (K - K_e)), so that each
+    is 1 when the load is as wanted. Zero experts that should not be chosen at all have 0.
     """
-    f, P = _shares(scores_TE, chosen_TK, experts, groups)
-    return (f * P).sum()
-
-
-def _shares(
-    scores_TE: Tensor, chosen_TK: Tensor, experts: Experts, groups: int
-) -> tuple[Tensor, Tensor]:
-    """f_j and P_j of the D + 1 groups (D where no expert is zero-computation, or none should be chosen)."""
-    counts_E = torch.bincount(chosen_TK.flatten(), minlength=experts.total).float()
-    mean_E = scores_TE.mean(0)
-    tokens = len(scores_TE)
-    own = slice(0, experts.computing)
-    f = counts_E[own].unflatten(0, (groups, -1)).sum(1) * groups / (experts.wanted * tokens)
-    P = mean_E[own].unflatten(0, (groups, -1)).sum(1)
+    own_N, zero_Z = counts_E.float().split((experts.computing, experts.zero))
+    own_D = own_N.unflatten(0, (groups, -1)).sum(1) * groups / (experts.wanted * tokens)
     rest = experts.per_token - experts.wanted
-    if not experts.zero or rest <= 0:
-        return f, P
-    f_zero = counts_E[experts.computing :].sum() / (rest * tokens)
-    return torch.cat((f, f_zero[None])), torch.cat((P, mean_E[experts.computing :].sum()[None]))
+    zero = zero_Z.sum() / (rest * tokens) if rest > 0 else zero_Z.new_zeros(())
+    group_size = experts.computing // groups
+    return torch.cat((own_D.repeat_interleave(group_size), zero.expand(experts.zero)))
+
+
+def balance_loss(scores_TE: Tensor, f_E: Tensor) -> Tensor:
+    """sum_j f_j P_j (equations 3 to 5); P_j, the mean probability of group j, is the sum of its experts'.
+
+    The gradient goes through P_j.
+    """
+    return (f_E * scores_TE.mean(0)).sum()
 
 
 def hidden_z_loss(hidden_TD: Tensor) -> Tensor:
@@ -117,17 +112,16 @@ class RouterWatch:
         loss = torch.zeros(())
         for layer, used_TK in tape.used_TK.items():
             scores_TE = tape.scores_TE[layer]
-            self.counts_LE[layer] += torch.bincount(
-                used_TK.flatten(), minlength=self.experts.total
-            ).cpu()
+            counts_E = torch.bincount(used_TK.flatten(), minlength=self.experts.total)
+            self.counts_LE[layer] += counts_E.cpu()
             if tape.engine_TLK is not None:
                 self._compare(tape.engine_TLK[:, layer], used_TK, tape.own_TK[layer])
             weight = self.config.balance_weight * share
             if weight:
                 groups = self.config.balance_groups
-                f, P = _shares(scores_TE, used_TK, self.experts, groups)
-                loss = loss.to(f.device) + weight * (f * P).sum()
-                self.balance_LE[layer] += weight * self._per_expert(f, groups).cpu()
+                f_E = load_factors(counts_E, len(scores_TE), self.experts, groups)
+                loss = loss.to(f_E.device) + weight * balance_loss(scores_TE, f_E)
+                self.balance_LE[layer] += weight * f_E.cpu()
                 scores_TE.register_hook(self._gradient_of(layer))
         return loss
 
@@ -136,12 +130,6 @@ class RouterWatch:
         wanted = engine_TK[known_T].sort(-1).values
         equal = [(x[known_T].sort(-1).values == wanted).all(-1).sum() for x in (used_TK, own_TK)]
         self.agreement_3 += torch.stack((known_T.sum(), *equal)).float().cpu()
-
-    def _per_expert(self, f: Tensor, groups: int) -> Tensor:
-        """d (sum_j f_j P_j) / d P_i for every expert i: the f of its group."""
-        own = f[:groups].repeat_interleave(self.experts.computing // groups)
-        zero = f[groups] if len(f) > groups else f.new_zeros(())
-        return torch.cat((own, zero.expand(self.experts.zero)))
 
     def _gradient_of(self, layer: int):
         def note(gradient_TE: Tensor) -> None:
@@ -186,11 +174,8 @@ def experts_of(config: Any, experts_per_token: float | None) -> Experts:
 
     Raises ValueError where K_e is above K.
     """
-    zero = 0
-    if config.model_type == "longcat_flash":
-        computing, zero = config.n_routed_experts, config.zero_expert_num or 0
-    else:
-        computing = config.num_experts
+    computing = routed_experts(config)
+    zero = (config.zero_expert_num or 0) if config.model_type == "longcat_flash" else 0
     per_token: int = config.num_experts_per_tok
     share = computing / (computing + zero)
     wanted = per_token * share if experts_per_token is None else experts_per_token

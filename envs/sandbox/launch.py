@@ -1,0 +1,377 @@
+"""The program that confines itself and becomes the sandboxed one; run as a script, it imports none of ours.
+
+    python -I -S launch.py JOB_FD STATUS_FD
+
+Flows in: a job as JSON. Flows out, as lines of JSON on STATUS_FD: `child-pid` (the first process of the
+sandbox, as the host counts), then `exit-code`, or `error` where it could not be set up. Levels: `namespaces`
+(a world of its own, whose first process is a minimal init), `landlock` and `none` (in the host's world;
+this process stays as supervisor, and ends all that is left). It refuses to outlive its parent.
+"""
+
+import base64
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+
+libc = ctypes.CDLL(None, use_errno=True)
+NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
+    0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
+)  # fmt: skip
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1, 2, 4, 8, 32, 4096, 16384, 1 << 18,
+)  # fmt: skip
+PDEATHSIG, DUMPABLE, SECCOMP, CAPBSET_DROP, SUBREAPER, NO_NEW_PRIVS = 1, 4, 22, 24, 36, 38
+MOUNT_SETATTR, CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 442, 444, 445, 446
+INSIDE = 65534  # who the program is in a user namespace
+
+
+def check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def prctl(option: int, value: int = 0, more: object = 0) -> None:
+    more = ctypes.c_ulong(more) if isinstance(more, int) else more
+    done = libc.prctl(option, ctypes.c_ulong(value), more, ctypes.c_ulong(0), ctypes.c_ulong(0))
+    check(done, f"prctl {option}")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    texts = [text.encode() if text else None for text in (source, target, kind)]
+    done = libc.mount(*texts, ctypes.c_ulong(flags), data.encode() if data else None)
+    check(done, f"mount {target}")
+
+
+def die_with(parent: int, sign: int) -> None:
+    prctl(PDEATHSIG, sign)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def become(uid: int | None) -> None:
+    """Give up root for good."""
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+
+
+def limit(job: dict) -> None:
+    """Bounds that the kernel keeps for each process."""
+    limits = job["limits"]
+    kept = {
+        resource.RLIMIT_AS: limits["memory_bytes"],
+        resource.RLIMIT_FSIZE: limits["file_bytes"],
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: 256,
+        resource.RLIMIT_MSGQUEUE: 0,
+    }
+    if job["own_count"]:
+        kept[resource.RLIMIT_NPROC] = limits["processes"]
+    for which, most in kept.items():
+        highest = resource.getrlimit(which)[1]
+        most = most if highest == resource.RLIM_INFINITY else min(most, highest)
+        resource.setrlimit(which, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_seconds"], limits["cpu_seconds"] + 1))
+
+
+def filter_calls(program: bytes) -> None:
+    if program:
+        code = ctypes.create_string_buffer(program)
+        head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+        prctl(SECCOMP, 2, ctypes.create_string_buffer(head))
+
+
+def start(job: dict, environment: dict) -> None:
+    """Become the program. Whatever was opened on the way here stays behind."""
+    for number in range(1, signal.NSIG):
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    filter_calls(base64.b64decode(job["filter"]))
+    keep = job["keep_fd"]
+    os.closerange(3, max(3, keep))
+    os.closerange(max(3, keep + 1), 4096)
+    try:
+        os.execvpe(job["argv"][0], job["argv"], environment)
+    except OSError as error:
+        os.write(2, f"{job['argv'][0]}: {error.strerror}\n".encode())
+        os._exit(127)
+
+
+def write_files(job: dict, directory: str) -> None:
+    for name, content in job["files"].items():
+        path = os.path.join(directory, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(content))
+    if job["uid"] is not None:
+        for root, directories, files in os.walk(directory):
+            for name in [root] + [os.path.join(root, one) for one in directories + files]:
+                os.chown(name, job["uid"], job["uid"])
+
+
+# --- a world of its own ---------------------------------------------------------------------------
+
+
+def in_namespaces(job: dict, tell) -> int:
+    uid, gid = os.getuid(), os.getgid()
+    flags = NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET | (NEWUSER if uid else 0)
+    check(libc.unshare(flags), "unshare")
+    if uid:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{INSIDE} {uid} 1"),
+            ("gid_map", f"{INSIDE} {gid} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        prctl(PDEATHSIG, signal.SIGKILL)
+    ours, theirs = os.pipe()
+    first = os.fork()
+    if first == 0:
+        os.close(theirs)
+        prctl(PDEATHSIG, signal.SIGKILL)
+        # A parent outside has no number in here; what it holds open says whether it still lives.
+        os.set_blocking(ours, False)
+        with contextlib.suppress(BlockingIOError):
+            os._exit(1 if os.read(ours, 1) == b"" else 0)
+        in_child(tell, lambda: init(job))
+    tell({"child-pid": first})
+    return wait_for(first)
+
+
+def init(job: dict) -> None:
+    """The first process: builds the world, starts the program in it, buries orphans, ends with it."""
+    build(job)
+    write_files(job, "/tmp")
+    for capability in range(64):
+        if libc.prctl(CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0):
+            break
+    prctl(NO_NEW_PRIVS, 1)
+    prctl(DUMPABLE, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    program = os.fork()
+    if program == 0:
+        become(job["uid"])
+        drop_capabilities()
+        os.chdir("/tmp")
+        limit(job)
+        start(job, job["environment"])
+    os._exit(wait_for(program))
+
+
+def drop_capabilities() -> None:
+    header = struct.pack("Ii", 0x20080522, 0)
+    check(libc.capset(header, bytes(24)), "capset")
+
+
+def build(job: dict) -> None:
+    """Mount the root and move into it."""
+    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    # Opened now: some may lie below the directory that the new root is about to cover.
+    sources = {path: os.open(path, os.O_PATH) for path in job["binds"] + job["devices"]}
+    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
+    os.umask(0o022)
+    # Before the rest: what is shown may lie below it.
+    os.mkdir("/tmp/tmp")
+    size = f"mode=777,size={job['limits']['disk_bytes']},nr_inodes=65536"
+    mount("tmpfs", "/tmp/tmp", "tmpfs", MS_NOSUID | MS_NODEV, size)
+    for path, held in sources.items():
+        target = "/tmp" + path
+        if stat.S_ISDIR(os.fstat(held).st_mode):
+            os.makedirs(target, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        mount(f"/proc/self/fd/{held}", target, flags=MS_BIND | MS_REC)
+        # read only, and no set-uid; devices stay devices
+        attributes = struct.pack("QQQQ", 3 if path in job["binds"] else 2, 0, 0, 0)
+        done = libc.syscall(MOUNT_SETATTR, -100, target.encode(), 0x8000, attributes, 32)
+        check(done, f"mount_setattr {path}")
+        os.close(held)
+    for path, points_to in job["links"].items():
+        os.symlink(points_to, "/tmp" + path)
+    os.makedirs("/tmp/proc")
+    mount("proc", "/tmp/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    os.symlink("/proc/self/fd", "/tmp/dev/fd")
+    os.symlink("/tmp", "/tmp/dev/shm")
+    os.chdir("/tmp")
+    check(libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
+    check(libc.umount2(b".", 2), "umount")
+    os.chdir("/")
+    mount("none", "/", flags=MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+
+# --- in the host's world --------------------------------------------------------------------------
+
+
+class Ended(BaseException):
+    """The parent is gone, or asks for the end."""
+
+
+def supervised(job: dict, tell) -> int:
+    """Start the program as a child and, when it ends or is to end, end all it started."""
+    prctl(SUBREAPER, 1)
+    write_files(job, job["work"])
+    here = os.getpid()
+    program = os.fork()
+    if program == 0:
+        os.setpgid(0, 0)
+        in_child(tell, lambda: confine(job, here))
+
+    def on_end(*_: object) -> None:
+        raise Ended
+
+    code = 128 + signal.SIGKILL
+    try:
+        signal.signal(signal.SIGTERM, on_end)
+        tell({"child-pid": program})
+        code = wait_for(program)
+    except Ended:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end_all(job["uid"])
+        remove(job["work"])
+    return code
+
+
+def confine(job: dict, supervisor: int) -> None:
+    os.chdir(job["work"])
+    become(job["uid"])
+    die_with(supervisor, signal.SIGKILL)
+    limit(job)
+    prctl(NO_NEW_PRIVS, 1)
+    if job["level"] == "landlock":
+        landlock(job)
+    start(job, job["environment"])
+
+
+def landlock_version() -> int:
+    """Of the kernel; 0 where it has none."""
+    return max(0, libc.syscall(CREATE_RULESET, None, ctypes.c_ulong(0), ctypes.c_ulong(1)))
+
+
+def landlock(job: dict) -> None:
+    """Files below the readable paths may be read, those in the working directory changed, others nothing."""
+    abi = landlock_version()
+    every = (1 << 13) - 1 | 1 << 13 | 1 << 14 | (1 << 15 if abi >= 5 else 0)
+    rules = [every, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0]
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    ruleset = check(libc.syscall(CREATE_RULESET, struct.pack("QQQ", *rules), size, 0), "landlock")
+    on_files = 1 | 2 | 4 | 1 << 14
+    allowed = dict.fromkeys(job["binds"], 1 | 4 | 8)
+    allowed |= dict.fromkeys(job["devices"], 2 | 4) | {job["work"]: every}
+    for path, access in allowed.items():
+        held = os.open(path, os.O_PATH)
+        if not stat.S_ISDIR(os.fstat(held).st_mode):
+            access &= on_files
+        done = libc.syscall(ADD_RULE, ruleset, 1, struct.pack("=Qi", access, held), 0)
+        check(done, f"landlock {path}")
+        os.close(held)
+    check(libc.syscall(RESTRICT_SELF, ruleset, 0), "landlock")
+
+
+def end_all(uid: int | None) -> None:
+    """Kill what the program left until there is nothing left to wait for."""
+    while True:
+        if uid is not None:
+            killer = os.fork()
+            if killer == 0:
+                become(uid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)
+                os._exit(0)
+        else:
+            for number in children_of(os.getpid()):
+                with contextlib.suppress(OSError):
+                    os.kill(number, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.002)  # for the dead to become waitable; what forked meanwhile is killed next
+
+
+def children_of(parent: int) -> list[int]:
+    """Every process below `parent`."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(name)}/stat") as file:
+            parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+    found, added = {parent}, True
+    while added:
+        new = {child for child, above in parents.items() if above in found} - found
+        found, added = found | new, bool(new)
+    return sorted(found - {parent})
+
+
+def remove(directory: str) -> None:
+    """Delete a tree that a stranger made: of any depth, with any permissions."""
+    tools = {"PATH": "/usr/bin:/bin"}
+    if os.getuid():
+        subprocess.run(
+            ["chmod", "-R", "u+rwx", "--", directory], env=tools, stderr=subprocess.DEVNULL
+        )
+    subprocess.run(["rm", "-rf", "--", directory], env=tools, stderr=subprocess.DEVNULL)
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+def in_child(tell, act) -> None:
+    """Run what ends in another program; what fails before is told, not raised into the parent's code."""
+    try:
+        act()
+    except BaseException as error:
+        tell({"error": f"{type(error).__name__}: {error}"})
+    os._exit(1)
+
+
+def wait_for(program: int) -> int:
+    """The program's exit code, as a shell gives it. Buries orphans meanwhile."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == program:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def main() -> None:
+    status = int(sys.argv[2])
+    os.set_inheritable(status, False)
+    with open(int(sys.argv[1])) as file:
+        job = json.load(file)
+
+    def tell(fact: dict) -> None:
+        os.write(status, json.dumps(fact).encode() + b"\n")
+
+    own_world = job["level"] == "namespaces"
+    # Alone in its namespace everything dies with this process; else it has to live to end the rest.
+    die_with(job["parent"], signal.SIGKILL if own_world else signal.SIGTERM)
+    try:
+        code = (in_namespaces if own_world else supervised)(job, tell)
+    except BaseException as error:
+        tell({"error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    tell({"exit-code": code})
+    os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    main()

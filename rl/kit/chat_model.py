@@ -1,0 +1,152 @@
+"""A model behind an OpenAI-compatible server (`/v1/chat/completions` with tools), as an episode's policy.
+
+What comes back is text and tool calls. So there are no token ids, and none are made up: the turns of such
+a trajectory have empty ids and log-probs, and are no training data.
+"""
+
+import asyncio
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from envs.message import Message, ToolCall, ToolSchema
+from rollout.engine import Completion, EngineFault, Request
+from rollout.tool_format import MalformedCall
+
+# Of an answer that is an error, so much is shown.
+_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class ChatServer:
+    """base: such as `http://127.0.0.1:8000/v1`. model: as the server calls it. seconds: of one request.
+
+    The key, where one is needed, is read from $OPENAI_API_KEY.
+    """
+
+    base: str
+    model: str
+    temperature: float
+    seconds: float
+    threads: ThreadPoolExecutor
+
+    async def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The server's JSON answer. Raises EngineFault."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self.threads, request, self.base + path, body, self.seconds
+        )
+
+
+def request(url: str, body: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+    """POST this body, or GET where there is none; the JSON object that comes back. Raises EngineFault."""
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("OPENAI_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, headers), timeout=seconds
+        ) as answer:
+            found = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")[:_SHOWN]
+        raise EngineFault(f"{url}: HTTP {error.code}: {said}") from None
+    except (OSError, ValueError) as error:  # no connection, no answer in time, no JSON
+        raise EngineFault(f"{url}: {error}") from None
+    if not isinstance(found, dict):
+        raise EngineFault(f"{url}: the answer is no JSON object")
+    return found
+
+
+def base_of(url: str) -> str:
+    """The base of a server's API, however it was given: with or without `/v1` and what follows."""
+    url = url.rstrip("/").removesuffix("/chat/completions")
+    return url if url.endswith("/v1") else f"{url}/v1"
+
+
+class ChatPolicy:
+    """One episode's conversation (`rollout.episode.Rendering`, and its `generate` an engine's)."""
+
+    def __init__(self, server: ChatServer) -> None:
+        self.server = server
+        self.chat: list[dict[str, Any]] = []
+        self.tools: list[dict[str, Any]] = []
+        self.said: dict[str, Any] = {}
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
+        """Begin the conversation. No ids."""
+        self.chat = [message.as_chat() for message in messages]
+        self.tools = [tool.as_chat() for tool in tools]
+        return []
+
+    def suffix(self, messages: Sequence[Message], completion: Sequence[int]) -> list[int]:
+        """Go on with what the environment said. No ids."""
+        calls = [call["id"] for call in self._calls()]
+        results = [message for message in messages if message.role == "tool"]
+        if len(results) == 1:  # of a call that cannot be read: every call has to have an answer
+            results *= max(1, len(calls))
+        self.chat += [
+            {"role": "tool", "tool_call_id": id, "content": result.content}
+            for id, result in zip(calls, results, strict=False)
+        ]
+        self.chat += [message.as_chat() for message in messages if message.role != "tool"]
+        return []
+
+    async def generate(self, request: Request) -> Completion:
+        """The next turn. Raises EngineFault."""
+        body = {
+            "model": self.server.model,
+            "messages": self.chat,
+            "temperature": self.server.temperature,
+            "max_tokens": request.max_tokens,
+        }
+        if self.tools:
+            body["tools"] = self.tools
+        answer = await self.server.ask("/chat/completions", body)
+        try:
+            choice = answer["choices"][0]
+            self.said = choice["message"]
+            reason = choice.get("finish_reason")
+            calls = [{"id": c["id"], **_plain(c)} for c in self._calls()]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise EngineFault(
+                f"{self.server.base}: the answer has no choices[0].message: "
+                f"{json.dumps(answer)[:_SHOWN]}"
+            ) from None
+        mine: dict[str, Any] = {"role": "assistant", "content": self.said.get("content") or ""}
+        self.chat.append({**mine, "tool_calls": calls} if calls else mine)
+        return Completion(
+            (), (), (), "length" if reason == "length" else "stop", engine=self.server.base
+        )
+
+    def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]:
+        """What the last answer said. Raises MalformedCall."""
+        calls: list[ToolCall] = []
+        for call in self._calls():
+            name, written = call["function"]["name"], call["function"].get("arguments") or "{}"
+            try:
+                arguments = json.loads(written)
+            except ValueError:
+                arguments = None
+            if not isinstance(arguments, dict):
+                raise MalformedCall(f"{name}: the arguments have to be a JSON object")
+            calls.append(ToolCall(name, arguments))
+        return self.text(completion), tuple(calls)
+
+    def text(self, ids: Sequence[int]) -> str:
+        return (self.said.get("content") or "").strip()
+
+    def _calls(self) -> list[dict[str, Any]]:
+        return self.said.get("tool_calls") or []
+
+
+def _plain(call: dict[str, Any]) -> dict[str, Any]:
+    written = call["function"]
+    function = {"name": written["name"], "arguments": written.get("arguments") or "{}"}
+    return {"type": "function", "function": function}
