@@ -27,7 +27,7 @@ def foreign_python(requirements: Sequence[str], without_dependencies: Sequence[s
         if (folder / "ready").exists():
             return str(python)
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         _install(python, [*requirements])
         if without_dependencies:
             _install(python, ["--no-deps", *without_dependencies])
@@ -36,7 +36,8 @@ def foreign_python(requirements: Sequence[str], without_dependencies: Sequence[s
 
 
 def _install(python: Path, arguments: Sequence[str]) -> None:
-    command = [str(python), "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "20"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    command = [*pip, "install", "--quiet", "--no-compile", "--retries", "1", "--timeout", "20"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     if done.returncode == 0:
         return

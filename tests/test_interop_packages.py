@@ -1,4 +1,4 @@
-"""The real foreign packages and servers, each in an interpreter of its own; skipped where no index is reached."""
+"""The real foreign packages and servers, in interpreters of their own; skipped where no index is reached."""
 
 import asyncio
 import contextlib
@@ -28,13 +28,19 @@ NEEDLESS = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush
 
 
 @pytest.fixture(scope="session")
-def reasoning_gym() -> str:
-    return foreign_python(["reasoning-gym==0.1.25"])
+def packages() -> str:
+    """Those that do not get in each other's way; of the MCP SDK the second generation."""
+    return foreign_python(["reasoning-gym==0.1.25", "gymnasium==1.4.0", "mcp==2.3.0"])
 
 
-@pytest.fixture(scope="session")
-def gymnasium() -> str:
-    return foreign_python(["gymnasium==1.4.0"])
+@pytest.fixture
+def reasoning_gym(packages: str) -> str:
+    return packages
+
+
+@pytest.fixture
+def gymnasium(packages: str) -> str:
+    return packages
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +48,6 @@ def servers() -> str:
     """OpenEnv without its browser interface, and the MCP SDK of the first generation."""
     needed = ["fastmcp==3.2.0", "uvicorn", "fastapi", "websockets"]
     return foreign_python(needed, without_dependencies=["openenv==0.10.0"])
-
-
-@pytest.fixture(scope="session")
-def mcp_two() -> str:
-    return foreign_python(["mcp==2.3.0"])
 
 
 @contextlib.contextmanager
@@ -255,13 +256,14 @@ class Guess(Environment):
     def state(self):
         return State()
 
-uvicorn.run(create_fastapi_app(Guess, GuessAction, Seen, max_concurrent_envs=MOST), port=PORT, log_level="error")
+app = create_fastapi_app(Guess, GuessAction, Seen, max_concurrent_envs=MOST)
+uvicorn.run(app, port=THE_PORT, log_level="error")
 """
 
 
 async def test_an_openenv_server_is_played_to_its_end_by_several_at_once(servers, tmp_path):
     script, port = tmp_path / "server.py", free_port()
-    script.write_text(OPENENV_SERVER.replace("PORT", str(port)).replace("MOST", "9"))
+    script.write_text(OPENENV_SERVER.replace("THE_PORT", str(port)).replace("MOST", "9"))
     config = OpenEnvConfig(url=f"http://127.0.0.1:{port}", reset={"most": 50})
     tasks = list(itertools.islice(OpenEnv(config).tasks("train", 0), 8))
 
@@ -327,13 +329,14 @@ class Desk(MCPEnvironment):
     def state(self):
         return State()
 
-uvicorn.run(create_fastapi_app(Desk, CallToolAction, CallToolObservation, max_concurrent_envs=4), port=PORT, log_level="error")
+app = create_fastapi_app(Desk, CallToolAction, CallToolObservation, max_concurrent_envs=4)
+uvicorn.run(app, port=THE_PORT, log_level="error")
 """
 
 
 async def test_an_openenv_server_with_tools_offers_them(servers, tmp_path):
     script, port = tmp_path / "server.py", free_port()
-    script.write_text(OPENENV_TOOLS.replace("PORT", str(port)))
+    script.write_text(OPENENV_TOOLS.replace("THE_PORT", str(port)))
     config = OpenEnvConfig(url=f"http://127.0.0.1:{port}")
     with served(servers, script, OpenEnv(config).probe):
         session = EnvSession(OpenEnv(config), Deadlines())
@@ -368,9 +371,9 @@ def count() -> int:
     called.append(1)
     return len(called)
 
-if PORT:
+if THE_PORT:
     import uvicorn
-    uvicorn.run(server.streamable_http_app(), port=PORT, log_level="error")
+    uvicorn.run(server.streamable_http_app(), port=THE_PORT, log_level="error")
 else:
     server.run("stdio")
 """
@@ -403,14 +406,14 @@ async def use(config: EnvConfig) -> list[str]:
     return [m.content for m in result.messages]
 
 
-@pytest.mark.parametrize("generation", ["mcp_two", "servers"])
+@pytest.mark.parametrize("generation", ["packages", "servers"])
 @pytest.mark.parametrize("transport", ["stdio", "http"])
 async def test_tools_of_a_real_server_by_both_transports_and_generations(
     request, generation, transport, tmp_path
 ):
     python: str = request.getfixturevalue(generation)
     script, port = tmp_path / "server.py", free_port() if transport == "http" else 0
-    script.write_text(MCP_SERVER.replace("PORT", str(port)))
+    script.write_text(MCP_SERVER.replace("THE_PORT", str(port)))
     way: dict[str, Any] = {"command": [python, str(script)]}
     if port:
         way = {"url": f"http://127.0.0.1:{port}/mcp"}
