@@ -119,11 +119,14 @@ def host(directory: Path):
         os.chmod(directory / "raylet", 0o777)
         (directory / "auth_token").write_text(secret)
         (directory / "victim").write_text("here")
+        (directory / "mine").write_text("")
         yield attempts(directory, tcp.getsockname()[1], secret)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "mode"])
+@pytest.mark.parametrize("name", NAMES)
 async def test_the_attempts_work_where_nothing_is_isolated(name, host_directory):
+    if name == "mode" and os.getuid() == 0:
+        pytest.skip("as root the program is another user, whom the file does not belong to")
     with host(host_directory) as programs:
         result = await run("none", programs[name])
     assert result.stdout == "got it\n", result
