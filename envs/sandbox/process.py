@@ -118,7 +118,8 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
         for task in (*acts, watcher):
             task.cancel()
         await asyncio.shield(_end(proc, facts, command))
-        await asyncio.gather(everything, *acts, watcher, return_exceptions=True)
+        await asyncio.gather(everything, return_exceptions=True)
+        await asyncio.gather(*acts, watcher, return_exceptions=True)
         # Also where the pipes are still held, as a program that got away at level "none" may do.
         proc._transport.close()  # pyright: ignore
     told = facts.read()
