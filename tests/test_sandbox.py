@@ -491,11 +491,18 @@ async def test_a_sandbox_that_is_killed_from_outside_says_nothing_about_the_prog
     argv = [python_at(level), "-S", "-c", "import time; time.sleep(600)", mark]
     before = set(children())
     act = asyncio.create_task((await box(level)).run(argv))
-    await until(lambda: running(mark))
+    # The program itself, and not only what is on its way to it.
+    await until(lambda: any(name_of(pid) == argv[0] for pid in running(mark)))
     for pid in set(children()) - before:
         os.kill(pid, signal.SIGKILL)
     result = await act
     assert (result.status, result.returncode) == ("infra", -1), result
+
+
+def name_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
+    return ""
 
 
 def children() -> list[int]:
