@@ -110,9 +110,9 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
     texts = (bytearray(), bytearray(), bytearray())
     acts = [asyncio.create_task(act) for act in _acts(proc, command, limits, stdin, texts)]
     watcher = asyncio.create_task(_watch(proc.pid, facts, command, limits))
+    everything = asyncio.gather(*acts)
     passed: Passed | None = None
     try:
-        everything = asyncio.gather(*acts)
         done, _ = await asyncio.wait(
             {everything, watcher}, timeout=limits.wall_seconds, return_when=asyncio.FIRST_COMPLETED
         )
@@ -127,6 +127,7 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
         for task in (*acts, watcher):
             task.cancel()
         await asyncio.shield(_end(proc, facts, command))
+        await asyncio.gather(everything, return_exceptions=True)
         await asyncio.gather(*acts, watcher, return_exceptions=True)
         # Also where the pipes are still held, as a program that got away at level "none" may do.
         proc._transport.close()  # pyright: ignore
