@@ -1,1 +1,1 @@
-"""`dorado env soak`: many episodes at once on real hosts, some disturbed: what leaks, is lost, takes how long."""
+"""`dorado env soak`: many episodes at once on real hosts, some disturbed: what leaks, what is lost."""
