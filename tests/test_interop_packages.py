@@ -127,7 +127,7 @@ async def test_an_answer_is_what_stands_in_the_tags_and_a_wrong_one_scores_less(
         assert [m.role for m in opening.messages] == ["system", "user"]
         assert (await session.step(text, ())).done
         assert ((await session.score())["score"] == 1.0) is solved
-        assert session.env.notes["reasoning-gym"] == "0.1.25"  # type: ignore[attr-defined]
+        assert session.env.notes["reasoning-gym"] == "0.1.25"
 
 
 @pytest.mark.parametrize(
