@@ -154,7 +154,7 @@ class StandInEngine:
 class StandInLearner:
     """Stands where the learner stands: fetches its samples, as the learner does, and steps."""
 
-    def ready(self) -> int:
+    def ready(self, meeting: str = "") -> int:
         """There is nothing to load."""
         return 0
 
@@ -178,6 +178,9 @@ class StandInLearner:
     def save(self, folder: str) -> None:
         """There is no policy."""
 
+    def saved(self) -> None:
+        """There is nothing to wait for."""
+
 
 class StandInCluster(Cluster):
     """The cluster with stand-ins for what needs a policy."""
@@ -188,8 +191,8 @@ class StandInCluster(Cluster):
             name = f"engine-{index}"
             self._engines[name] = self._place(StandInEngine, name, (name, calls, answer))
 
-    def _place_learner(self, checkpoint: str) -> Any:
-        return self._place(StandInLearner, "learner", (), max_concurrency=1)
+    def _place_learner(self, checkpoint: str) -> dict[str, Any]:
+        return {"learner": self._place(StandInLearner, "learner", (), max_concurrency=1)}
 
 
 def turns(renderer: Renderer) -> tuple[list[list[int]], list[int]]:

@@ -17,6 +17,7 @@ overhead p99 at most 5 ms at that rate. Exits with 1 where it is missed.
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -128,7 +129,7 @@ def main() -> int:
         log_to_driver=False,
         object_store_memory=256 * 2**20,
         _node_ip_address="127.0.0.1",
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(measure(asked.hosts, asked.sessions, folder))

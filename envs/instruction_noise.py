@@ -42,7 +42,8 @@ _TURNING = frozenset((
     "next", "least", "most", "more", "less", "fewer", "than", "left", "right", "above",
     "below", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
     "ten", "eleven", "twelve", "twenty", "thirty", "hundred", "thousand", "half", "quarter",
-    "double", "once", "twice",
+    "double", "once", "twice", "up", "down", "even", "odd", "same", "other", "greater",
+    "smaller", "larger", "longer", "shorter",
 ))  # fmt: skip
 _CLAUSE_OPENERS = frozenset(
     ("and", "then", "of", "from", "to", "for", "with", "in", "at", "by", "on")

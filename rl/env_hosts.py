@@ -9,6 +9,7 @@ import asyncio
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
@@ -114,9 +115,10 @@ class EnvHost:
 class HostPool:
     """The hosts as one controller sees them."""
 
-    def __init__(self, hosts: Sequence[Any], name: str = "controller") -> None:
+    def __init__(self, hosts: Sequence[Any], name: str = "") -> None:
+        """name: the controller's; one that was started anew closes what the one before it left open."""
         self.hosts = list(hosts)
-        born = time.time_ns()
+        name, born = name or uuid.uuid4().hex, time.time_ns()
         self.lanes = [
             Lane(host, name, born, partial(self._hear, index)) for index, host in enumerate(hosts)
         ]

@@ -18,6 +18,7 @@ from rl.replay import Replay
 from rl.run_folder import RunFolder
 from rl.sample_queue import SampleQueue
 from rl.status import ROWS, WRITE_SECONDS, Status, sentence, suspect
+from rl.supervision import Supervision
 
 # Rows of the waiting-for table that a stalled run prints.
 STALL_ROWS = 20
@@ -33,6 +34,7 @@ class Watched(Protocol):
     fleet: Fleet
     queue: SampleQueue
     replay: Replay
+    supervision: Supervision
     learner_version: int
 
 

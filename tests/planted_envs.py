@@ -218,6 +218,14 @@ class DeafReset(Calculator):
                 continue
 
 
+class NeverEnding(DeafReset):
+    """Deaf from the start."""
+
+    async def reset(self, task):
+        await self._try_for_ever()
+        return []
+
+
 class RaisingClose(Calculator):
     """Its close() raises."""
 

@@ -66,6 +66,13 @@ def test_a_block_is_shown_with_the_line_that_blocks():
     assert last_call[1].strip() == "time.sleep(0.2)"
 
 
+def test_an_act_that_goes_on_is_shown_with_the_line_where_it_waits():
+    sheet = check(f"{FILE}:NeverEnding", seconds=1)
+    assert [one.check for one in sheet.failures] == ["deadlines"]
+    assert "planted_envs.py" in sheet.failures[0].detail
+    assert "in _try_for_ever" in sheet.failures[0].detail
+
+
 @pytest.mark.parametrize("name", ["DeclaredRange", "WarmingUp"])
 def test_what_is_no_defect_passes(name):
     assert check(f"{FILE}:{name}", seconds=5).passed

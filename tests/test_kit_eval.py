@@ -262,20 +262,9 @@ def test_the_view_shows_the_running_rate_and_the_last_trajectories():
 @pytest.mark.timeout(280)
 def test_a_checkpoint_plays_on_a_real_engine_and_its_tokens_are_recorded(checkpoint, tmp_path):
     out = tmp_path / "out"
-    done = CliRunner().invoke(
-        app,
-        [
-            "env",
-            "eval",
-            "calculator",
-            "--model",
-            str(checkpoint),
-            "--tasks",
-            "3",
-            "--out",
-            str(out),
-        ],
-    )
+    command = ["env", "eval", "calculator", "--model", str(checkpoint), "--tasks", "3"]
+    short = ["--run", str(ROOT / "configs" / "quickstart.toml"), "--out", str(out)]
+    done = CliRunner().invoke(app, [*command, *short])
     assert done.exit_code == 0, done.output
     played = written(tmp_path)
     assert len(played) == 3

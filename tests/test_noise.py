@@ -22,7 +22,7 @@ from envs.env import Env, EnvConfig, Expert, Task, call, say
 from envs.message import Message, ToolCall
 from envs.noise import CLARIFY, FAILURES, LEVELS, PARTIAL, Noise, NoiseLevel, persistent
 from envs.registry import find_env
-from envs.session import Deadlines, EnvFault, EnvSession, demonstrate
+from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 from envs.tool import Tool, ToolError, tool, tools_of
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +33,8 @@ BUILT_IN = [
     for name, where in POINTS["dorado.envs"].items()
     if find_env(where).expert is not Env.expert and ".builtin." in where
 ]
+# Tasks per level; each of `python_code`'s episodes starts several interpreters.
+NUM_TASKS = dict.fromkeys(BUILT_IN, 30) | {"python_code": 10}
 CALL = ToolCall("look", {"at": "x"})
 # Without waiting: that latency comes is seen in the events.
 AT_ONCE = {number: replace(level, slow_seconds=0.0) for number, level in LEVELS.items()}
@@ -109,14 +111,24 @@ def tasks_of(id: str, count: int) -> list[tuple[Env, Task]]:
     return found
 
 
+async def skip_where_it_cannot_run(id: str) -> None:
+    """A machine may lack what an environment needs, such as a sandbox."""
+    env, task = tasks_of(id, 1)[0]
+    try:
+        await env.reset(task)
+    except HostFault as error:
+        pytest.skip(str(error))
+    finally:
+        await env.close()
+
+
 @pytest.mark.parametrize("noise", LEVELS)
 @pytest.mark.parametrize("id", BUILT_IN)
 async def test_the_expert_with_retries_scores_full_through_every_level(id, noise, at_once):
-    for env, task in tasks_of(id, 30):
+    await skip_where_it_cannot_run(id)
+    for env, task in tasks_of(id, NUM_TASKS[id]):
         _, said, rewards = await demonstrate(env, replace(task, noise=noise))
-        _, _, clean = await demonstrate(type(env)(env.config), task)
-        assert rewards == clean, (task, said)
-        assert rewards["solved"] == 1.0, (task, said)
+        assert rewards == {"solved": 1.0}, (task, said)
 
 
 async def test_an_expert_that_does_not_persist_fails_in_noise(at_once):
@@ -142,6 +154,7 @@ async def test_without_noise_not_one_byte_changes(id, monkeypatch):
     def refuse(*arguments: Any) -> None:
         raise AssertionError("a task without noise has nothing to do with it")
 
+    await skip_where_it_cannot_run(id)
     for env, task in tasks_of(id, 5):
         bare = type(env)(env.config)
         said_by_itself = tuple(await bare.reset(task))

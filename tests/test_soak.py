@@ -6,6 +6,7 @@ import json
 import random
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -38,6 +39,7 @@ from rl.metrics import passed
 from rollout.episode import Episode
 from rollout.trajectory import Trajectory
 
+LEAKY = Path(__file__).parent / "leaky_envs.py"
 QUICK = Percentiles(1024, 0.1, 0.5, 2.0, 3.0)
 SLOW = Percentiles(1024, 200.0, 300.0, 312.0, 500.0)
 GOOD = Figures(
@@ -206,7 +208,7 @@ def test_a_soak_that_cannot_be_is_refused_with_a_sentence_before_anything_starts
 
 
 def leaking(leak: str, plan: Plan) -> list[str]:
-    table = named_env("leaky_envs:Leaky", json.dumps({"leak": leak}))
+    table = named_env(f"{LEAKY}:Leaky", json.dumps({"leak": leak}))
     return failed(soak(table, plan, lambda text: None))
 
 
@@ -215,7 +217,7 @@ def leaking(leak: str, plan: Plan) -> list[str]:
 def test_real_hosts_that_are_killed_lose_nothing_and_each_leak_is_found():
     with own_ray(), contextlib.redirect_stdout(io.StringIO()):
         plan = Plan(episodes=24, rounds=1, latency_ms=1, cancel=0.2, kills=2, hosts=2)
-        figures = soak(named_env("leaky_envs:Leaky"), plan, lambda text: None)
+        figures = soak(named_env(f"{LEAKY}:Leaky"), plan, lambda text: None)
         assert failed(figures) == []
         assert figures.outcomes["cancelled"] > 0
         assert figures.outcomes["host_fault"] == figures.played_again > 0
@@ -226,7 +228,7 @@ def test_real_hosts_that_are_killed_lose_nothing_and_each_leak_is_found():
         assert leaking("process", replace(plan, hosts=1, kills=1)) == ["processes ended"]
         # A cancelled reset takes nothing that its close, which came meanwhile, does not give back.
         slow = replace(plan, cancel=1.0, kills=0)
-        assert failed(soak(named_env("leaky_envs:SlowToOpen"), slow, lambda text: None)) == []
+        assert failed(soak(named_env(f"{LEAKY}:SlowToOpen"), slow, lambda text: None)) == []
 
 
 def test_the_deadlines_of_an_environment_are_its_own_settings():

@@ -156,14 +156,14 @@ def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Pa
 
 
 def test_an_environment_that_fails_for_a_while_rests_and_comes_back_by_itself(
-    policy: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """Of five environments one fails half-way; none of its trajectories gets a 0 for it."""
     switch = tmp_path / "how"
     config = tmp_path / "breaks.toml"
     envs = "".join(f'[[env]]\nid = "calculator"\nname = "steady-{n}"\n' for n in range(4))
     config.write_text(
-        f'name = "breaks"\nsteps = 1000\nmodel = {{ path = "{policy}" }}\n{COMMON}'
+        f'name = "breaks"\nsteps = 1000\nmodel = {{ init = {{}} }}\n{COMMON}'
         f"eval = {{ before = false, after = false }}\nrollout = {{ hosts = 2 }}\n{envs}"
         f'[[env]]\nid = "chaos_envs:Breaks"\nname = "breaks"\nconfig = {{ file = "{switch}" }}\n'
         "breaker = { cooldown_seconds = 2 }\n"

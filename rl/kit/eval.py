@@ -6,7 +6,6 @@ The trajectories go to a folder that `dorado env replay FOLDER/ID` reads.
 """
 
 import asyncio
-import gc
 import json
 import time
 from collections import Counter
@@ -272,8 +271,6 @@ def evaluate_and_report(
     try:
         with view:
             played = asyncio.run(main())
-            # vLLM's engine is part of a cycle, and complains where it is collected at the very end.
-            gc.collect()
     except (EngineFault, TimeoutError) as error:
         view.note(f"error: {error or 'the engine did not start in time'}")
     finally:

@@ -33,6 +33,8 @@ DRAWN, PLAYED = 200, {"train": 5, "heldout": 3}
 CONFIRMATIONS = 2
 # An act may go on for so long after its deadline, so that the session's own sentence comes first.
 GRACE_SECONDS = 2.0
+# An act that is cut off may take so long to let go; then a run gives up its host (`rl.env_hosts`).
+LET_GO_SECONDS = 10.0
 # A policy writes anything where a tool takes text.
 ODD_VALUES = ("", "x", "-1", "é漢🙂")
 
@@ -299,7 +301,7 @@ async def _cut_off(probe: Probe, task: Task) -> None:
 async def _suffer(probe: Probe, label: str, act: Awaitable[object]) -> None:
     """Await what is cut off where it first waits."""
     try:
-        await probe.act(label, act, seconds=GRACE_SECONDS)
+        await probe.act(label, act, seconds=LET_GO_SECONDS)
     except EnvFault as fault:
         if fault.kind != "timeout":
             probe.fail(
