@@ -82,7 +82,6 @@ class McpEnv(Env):
     def __init__(self, config: EnvConfig) -> None:
         super().__init__(config)
         self.connections: dict[str, Connection] = {}
-        self.notes: dict[str, str] = {}
 
     def probe(self) -> None:
         """Every server starts and has the tools that are asked for."""

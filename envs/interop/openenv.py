@@ -65,9 +65,7 @@ class OpenEnv(Env):
     async def reset(self, task: Task) -> list[Message]:
         self.total = 0.0
         self.actions, about = await self._facts()
-        self.notes: dict[str, str] = {
-            "openenv": f"{about.get('name', '')} {about.get('version', '')}"
-        }
+        self.notes["openenv"] = f"{about.get('name', '')} {about.get('version', '')}"
         websockets = imported("websockets.asyncio.client", "openenv")
         try:
             self.socket = await websockets.connect(

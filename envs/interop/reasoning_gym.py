@@ -63,7 +63,7 @@ class ReasoningGym(Env):
 
     async def reset(self, task: Task) -> list[Message]:
         self.task = task.data
-        self.notes: dict[str, str] = await self.child.ask("versions")
+        self.notes |= await self.child.ask("versions")
         system = [Message("system", self.config.system)] if self.config.system else []
         return [*system, Message("user", task.data["entry"]["question"])]
 
