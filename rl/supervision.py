@@ -120,7 +120,7 @@ class Supervision:
         return not self.judged and len(self.resting) == len(self.breakers)
 
     def next_probe(self, now: float) -> float | None:
-        """Seconds until a cool-down is over; None where none goes on (one that is over waits for room alone)."""
+        """Seconds until a cool-down is over; None where none goes on. A probe that is due waits for room."""
         waits = [b.ready_at - now for b in self.breakers.values() if b.state == "open"]
         return min((seconds for seconds in waits if seconds > 0), default=None)
 
