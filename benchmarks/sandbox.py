@@ -3,8 +3,8 @@
     python benchmarks/sandbox.py [--rounds 40]
 
 The program is `python -S -c pass`. Plain and sandboxed runs take turns, so that what else the machine does
-falls on both; figures are medians of one run at a time. `side by side` is how many runs end per second when 64
-are asked for at once. Target: at the strongest level that works here at most 4 times a plain subprocess.
+falls on both; figures are medians of one run at a time. `side by side` is how many runs end per second when
+64 are asked for at once. Target: at the strongest level that works here at most 4 times a plain subprocess.
 Exits with 1 where it is missed.
 """
 

@@ -7,7 +7,7 @@ light one (required, unknown, types, enum, bounds; `$ref` within the schema); th
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from envs.message import ToolSchema
@@ -33,7 +33,7 @@ class DynamicTool:
 
     schema: ToolSchema
     call: Callable[[dict[str, Any]], Awaitable[str]]
-    options: ToolOptions = ToolOptions()
+    options: ToolOptions = field(default_factory=ToolOptions)
 
     @property
     def name(self) -> str:

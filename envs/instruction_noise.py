@@ -42,7 +42,8 @@ _TURNING = frozenset((
     "next", "least", "most", "more", "less", "fewer", "than", "left", "right", "above",
     "below", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
     "ten", "eleven", "twelve", "twenty", "thirty", "hundred", "thousand", "half", "quarter",
-    "double", "once", "twice",
+    "double", "once", "twice", "up", "down", "even", "odd", "same", "other", "greater",
+    "smaller", "larger", "longer", "shorter",
 ))  # fmt: skip
 _CLAUSE_OPENERS = frozenset(
     ("and", "then", "of", "from", "to", "for", "with", "in", "at", "by", "on")
@@ -63,11 +64,19 @@ class Piece:
     kind: Literal["space", "free", "kept"]
 
 
-def load_bearing(data: Any, tools: Sequence[ToolSchema]) -> frozenset[str]:
-    """The words, in lower case, of a task's data and of the names and values in tools' schemas."""
+def load_bearing(
+    data: Any, tools: Sequence[ToolSchema], messages: Sequence[str] = ()
+) -> frozenset[str]:
+    """The words, in lower case, that carry a task.
+
+    Those of its data, of the names and values in the tools' schemas, and of what is quoted, a name or no
+    plain word somewhere in the opening: `goods(name, price)` makes a `price` elsewhere one of them.
+    """
     texts = [*_strings(data), *(t.name for t in tools)]
     for schema in tools:
         texts += _strings(schema.parameters)
+    for message in messages:
+        texts += [piece.text for piece in pieces(message, frozenset()) if piece.kind == "kept"]
     words = {w for text in texts for w in _WORD.findall(text.lower())}
     # `set_status` is also asked for as "set the status".
     return frozenset(words | {part for word in words for part in word.split("_") if part})
@@ -187,13 +196,17 @@ def _reword(piece: Piece, words: frozenset[str], rng: random.Random) -> str:
 
 
 def _holds(text: str, words: frozenset[str]) -> bool:
-    return any(w in words or w in _TURNING for w in _WORD.findall(text))
+    return any(word in words for word in _WORD.findall(text))
 
 
 def _join(around: tuple[str, str], text: str) -> str:
-    """Words before and after a text; on lines of their own where it has several."""
-    gap = "\n" if "\n" in text else " "
-    return gap.join(part for part in (around[0], text, around[1]) if part)
+    """Words before and after a text. After an open end they stand on a line of their own: in "call it blue
+    thanks" they would be part of the name."""
+    before, after = around
+    lines = "\n" in text
+    front = before + ("\n" if lines else " ") if before else ""
+    back = (" " if not lines and text.endswith((".", "!", "?")) else "\n") + after if after else ""
+    return front + text + back
 
 
 def _mistype(token: str, words: frozenset[str], rng: random.Random) -> str:

@@ -24,7 +24,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +40,6 @@ FAILURES = (
     "error: call was not taken, try again",
 )
 PARTIAL = " [cut, try again]"
-Execute = Callable[[AnyTool, dict[str, Any]], Awaitable[str]]
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,12 @@ class Noise:
     """The noise of one episode. `events` is appended to: what it did, in order."""
 
     def __init__(
-        self, task: Task, tools: dict[str, AnyTool], events: list[str], most_seconds: float
+        self, task: Task, tools: Mapping[str, AnyTool], events: list[str], most_seconds: float
     ) -> None:
         """most_seconds: the longest that latency may be."""
         self.task = task
         self.level = LEVELS[task.noise]
-        self.env_tools = tools
+        self.tools = tools
         self.events = events
         self.most_seconds = most_seconds
         self.request = ""
@@ -123,34 +122,34 @@ class Noise:
         return self.request
 
     @property
-    def tools(self) -> dict[str, AnyTool]:
-        """What the policy may call: the environment's tools, and `clarify` where clauses are withheld.
+    def clarifies(self) -> bool:
+        """Whether the policy is offered `clarify`: at a level that withholds clauses, where a user asked.
 
         An environment with a tool of that name keeps its own, and nothing is withheld.
         """
-        if not self.request or not self.level.withheld or CLARIFY.name in self.env_tools:
-            return self.env_tools
-        return {**self.env_tools, CLARIFY.name: CLARIFY}
+        return bool(self.level.withheld and self.request) and CLARIFY.name not in self.tools
 
     def opening(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The opening as the policy sees it; only what the user says is changed."""
         asked = [i for i, message in enumerate(messages) if message.role == "user"]
         self.request = "\n".join(messages[i].content for i in asked)
-        words = load_bearing(self.task.data, [t.schema for t in self.env_tools.values()])
-        may_withhold = self.tools is not self.env_tools
+        schemas = [offered.schema for offered in self.tools.values()]
+        words = load_bearing(self.task.data, schemas, [message.content for message in messages])
         noisy = list(messages)
         for i in asked:
             rng = random.Random(f"{self.task.id}/opening/{i}")
             text = noisy[i].content
-            if may_withhold and i == asked[-1] and rng.random() < self.level.withheld:
+            if self.clarifies and i == asked[-1] and rng.random() < self.level.withheld:
                 text = self._note("a clause withheld", text, withhold(text, words, rng))
             noisy[i] = replace(noisy[i], content=self._reword(text, words, rng))
         return tuple(noisy)
 
-    async def call(self, tool: AnyTool, arguments: dict[str, Any], execute: Execute) -> str:
-        """Make a call whose arguments fit, and answer it. Raises what `execute` raises."""
+    async def call(
+        self, tool: AnyTool, arguments: dict[str, Any], execute: Callable[[], Awaitable[str]]
+    ) -> str:
+        """Answer a call whose arguments fit; `execute` makes it. Raises what `execute` raises."""
         if tool is CLARIFY:
-            return await self.clarify()
+            return self.request
         self.calls[tool.name] += 1
         name = f"{tool.name} {self.calls[tool.name]}"
         rng = random.Random(f"{self.task.id}/{name}")
@@ -163,7 +162,7 @@ class Noise:
             self.events.append(f"{name}: failure")
             return rng.choice(FAILURES)
         self.failed[tool.name] = 0
-        right = await execute(tool, arguments)
+        right = await execute()
         if not tool.options.read_only or right.startswith("error:"):
             return right
         answers = self.answers.setdefault(f"{tool.name} {arguments!r}", Answers())
@@ -211,7 +210,7 @@ class Noise:
 CLARIFY = tools_of(Noise)["clarify"]
 
 
-def persistent(expert: Expert, level: NoiseLevel, tools: dict[str, AnyTool]) -> Expert:
+def persistent(expert: Expert, level: NoiseLevel, tools: Mapping[str, AnyTool]) -> Expert:
     """An expert that lives with noise, made of one that does not: `tools` are those that were offered.
 
     It asks for the request in full where it can, makes calls that failed again, and reads again until two
@@ -220,7 +219,7 @@ def persistent(expert: Expert, level: NoiseLevel, tools: dict[str, AnyTool]) -> 
     """
     if tools.get(CLARIFY.name) is CLARIFY:
         yield call(CLARIFY.name)
-    heard: dict[str, str] = {}
+    heard: dict[str, tuple[str, str]] = {}
     message = next(expert, None)
     while message is not None:
         if message.tool_calls:
@@ -241,11 +240,15 @@ def _insist(
     message: Message,
     one: ToolCall,
     level: NoiseLevel,
-    tools: dict[str, AnyTool],
-    heard: dict[str, str],
+    tools: Mapping[str, AnyTool],
+    heard: dict[str, tuple[str, str]],
 ) -> Generator[Message, list[str], str]:
-    """Make a call until its answer can be relied on; `heard` keeps the last answer to every call."""
-    key = f"{one.name} {json.dumps(one.arguments, sort_keys=True, default=str)}"
+    """Make a call until its answer can be relied on; `heard` has each tool's last call and answer.
+
+    An error of the environment is handed on at once, even in place of a second answer: what to do about it
+    (to wait, say) is the expert's business, and its next call goes on from what was heard.
+    """
+    asked = json.dumps(one.arguments, sort_keys=True, default=str)
     known = tools.get(one.name)
     doubtful = bool(level.inconsistent) and known is not None and known.options.read_only
     result, failures = "", 0
@@ -257,9 +260,9 @@ def _insist(
         failures = 0
         if level.partial and result.endswith(PARTIAL):
             continue
-        if not doubtful or result.startswith("error:") or heard.get(key) == result:
+        if not doubtful or result.startswith("error:") or heard.get(one.name) == (asked, result):
             return result
-        heard[key] = result
+        heard[one.name] = asked, result
     return result
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Env, Expert, Task
 from envs.message import Message, ToolCall, ToolSchema
-from envs.noise import Noise, persistent
+from envs.noise import CLARIFY, Noise, persistent
 from envs.tool import ToolError, tools_of
 
 T = TypeVar("T")
@@ -99,7 +99,8 @@ class EnvSession:
             slowest = self.deadlines.tool_seconds * LATENCY_SHARE
             self.noise = Noise(task, self.tools, self.noise_events, slowest)
             messages = self.noise.opening(messages)
-            self.tools = self.noise.tools
+            if self.noise.clarifies:
+                self.tools = {**self.tools, CLARIFY.name: CLARIFY}
         schemas = tuple(t.schema for t in self.tools.values())
         return Opening(tuple(messages), schemas, dict(self.env.notes))
 
@@ -158,7 +159,7 @@ class EnvSession:
         if self.noise is None:
             return await self._execute(tool, arguments)
         # What noise answers in the tool's place is no refusal: the policy did nothing wrong.
-        return await self.noise.call(tool, arguments, self._execute)
+        return await self.noise.call(tool, arguments, lambda: self._execute(tool, arguments))
 
     async def _execute(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
         limit = self.deadlines.tool_seconds

@@ -26,7 +26,8 @@ class ToolError(Exception):
 
 @dataclass(frozen=True)
 class ToolOptions:
-    """read_only: a call changes nothing, so it may be made again. seconds: how long a call may take, where
+    """read_only: a call changes nothing, so it may be made again, and answers the same until something else
+    changes the world (noise may spoil its answers). seconds: how long a call may take, where
     that is shorter than the environment's deadline; then the policy is told so, and the episode goes on."""
 
     read_only: bool = False

@@ -186,9 +186,8 @@ class UndescribedTool(Calculator):
     """A tool the policy is told nothing of."""
 
     @tool
-    async def add(self, a: int, b: int) -> int:
-        self.calls += 1
-        return a + b
+    async def power(self, a: int, b: int) -> int:
+        return a**b
 
 
 class HangingReset(Calculator):
@@ -217,6 +216,14 @@ class DeafReset(Calculator):
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 continue
+
+
+class NeverEnding(DeafReset):
+    """Deaf from the start."""
+
+    async def reset(self, task):
+        await self._try_for_ever()
+        return []
 
 
 class RaisingClose(Calculator):
@@ -252,6 +259,15 @@ class DatedReset(Calculator):
         return [*await super().reset(task), Message("user", f"{datetime.now():%Y-%m-%d}")]
 
 
+class DatedByHand(Calculator):
+    """Asks for the time with what it imports late."""
+
+    async def reset(self, task):
+        from datetime import date
+
+        return [*await super().reset(task), Message("user", str(date.today()))]
+
+
 class FailingExpert(Calculator):
     """Its expert cannot do sums."""
 
@@ -285,9 +301,10 @@ class RaisingTool(Calculator):
 
 
 class ExitingReset(Calculator):
-    """Ends the process that runs it."""
+    """Ends the process that runs it, and leaves another behind."""
 
     async def reset(self, task):
+        subprocess.Popen(["sleep", "1000"])
         os._exit(7)
 
 

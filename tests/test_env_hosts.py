@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fakes import TASK, Remote
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from envs.message import ToolCall
 from envs.session import EnvFault, HostFault
@@ -112,6 +112,21 @@ async def test_each_failure_is_the_fault_of_who_failed(error, kind, sentence, do
     assert bool(pool.down) is down
     host.error = None
     await until(lambda: not pool.down)
+
+
+@pytest.mark.parametrize(
+    "fault", [EnvFault("tool", "the world is gone"), HostFault("the server is gone")], ids=repr
+)
+async def test_a_fault_inside_the_host_comes_back_as_it_was_raised(fault):
+    host = FakeHost()
+    pool = HostPool([host])
+    session = HostSession(pool, "g0.0", TABLE)
+    await session.open(TASK)
+    host.error = RayTaskError("step", "Traceback ...", fault).as_instanceof_cause()
+    with pytest.raises(type(fault)) as caught:
+        await session.step("", ())
+    assert str(caught.value) == str(fault)
+    assert not pool.down
 
 
 async def test_a_host_that_died_is_left_alone_until_it_answers_again():

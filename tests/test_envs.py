@@ -18,6 +18,7 @@ from envs.message import Message, ToolCall
 from envs.registry import UnknownEnv, env_names, find_env
 from envs.session import Deadlines, EnvSession, demonstrate
 from envs.tool import tools_of
+from rl.cold_start import Slips
 
 BUILT_INS = {
     name: f"envs.builtin.{name}:{''.join(map(str.title, name.split('_')))}"
@@ -96,6 +97,13 @@ async def test_doing_nothing_to_the_end_does_not_solve_a_task(id):
             pass
         assert await session.score() == {"solved": 0.0}, task
         await session.close()
+
+
+async def test_the_expert_goes_on_after_a_wrong_call_and_ends(id):
+    """As in the demonstrations of a cold start: `slip` puts another tool, or nothing, in a call's place."""
+    for number, task in enumerate(train_tasks(id)):
+        _, said, _ = await demonstrate(make(id), task, Slips(0.3, str(number)))
+        assert sum(m.role == "assistant" for m in said) < 100
 
 
 async def test_a_call_marked_read_only_can_be_made_again_at_any_time(id):

@@ -53,6 +53,17 @@ def test_load_bearing_words_are_those_of_the_data_and_of_the_schemas_in_parts_to
     assert "change" not in WORDS, "a description is no identity"
 
 
+def test_identifiers_names_and_quotations_of_an_opening_are_load_bearing_wherever_they_stand_again():
+    opening = ["goods(unit_price, stock): see Paris", 'say "quiet now" to the cook']
+    words = load_bearing({}, [], opening)
+    assert {"goods", "unit_price", "price", "stock", "paris", "quiet", "now"} <= words
+    assert words.isdisjoint({"cook", "say", "see"})
+
+
+def test_what_follows_a_quotation_without_a_space_belongs_to_it():
+    assert kept('"big"large `wrong`please', frozenset()) == ['"big"', "large", "`wrong`", "please"]
+
+
 def test_what_is_kept_of_a_request():
     assert kept(TEXT) == [
         "cancel", "the", "order", "mira", "and", '"please wait"', "/notes/big.txt", "but", "not",
@@ -154,9 +165,20 @@ def test_other_wordings_replace_words_or_else_frame_the_text():
     rng = random.Random(0)
     assert paraphrase("Please wait", WORDS, rng) == "Kindly wait"
     framed = {paraphrase("read k7", WORDS, rng) for _ in range(50)}
-    assert framed == {" ".join(filter(None, (a, "read k7", b))) for a, b in FRAMES}
+    assert framed == {
+        (f"{a} " if a else "") + "read k7" + (f"\n{b}" if b else "") for a, b in FRAMES
+    }
     taken = frozenset(w.rstrip(":") for frame in FRAMES for part in frame for w in part.split())
     assert paraphrase("read k7", taken, rng) == "read k7", "every frame holds a word of the task"
+
+
+def test_words_after_a_text_never_join_its_last_word():
+    def after(text: str) -> set[str]:
+        made = {add_redundant(text, WORDS, random.Random(seed)) for seed in range(60)}
+        return {one.removeprefix(text)[0] for one in made if one.startswith(text)}
+
+    assert after("call it blue") == after('say "hi"') == after("a\nb.") == {"\n"}
+    assert after("call it blue.") == after("47 times 86 ?") == {" "}
 
 
 def test_redundant_detail_stands_before_or_after_on_a_line_of_its_own_where_there_are_lines():

@@ -2,17 +2,18 @@
 
 import json
 import os
+import uuid
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import psutil
 import pytest
 from typer.testing import CliRunner
 
-from envs.registry import env_names
 from rl.cli import app
 from rl.config_file import ConfigError
-from rl.kit.check import check
-from rl.kit.sheet import PROMISES, Finding, filled
+from rl.kit.check.run import check
+from rl.kit.check.sheet import PROMISES, Finding, filled
 
 FILE = Path(__file__).parent / "planted_envs.py"
 # class, check, what its sentence says
@@ -35,13 +36,14 @@ DEFECTS = [
     ("UnpicklableFromBirth", "pickle", "the environment cannot be pickled before reset()"),
     ("RewardOutsideRange", "range", "'solved' was 5, and reward_range is (0, 1)"),
     ("UntypedTool", "tools", "UntypedTool.add: argument 'b' needs a type hint"),
-    ("UndescribedTool", "tools", "tool 'add' needs a docstring"),
+    ("UndescribedTool", "tools", "tool 'power' needs a docstring"),
     ("HangingReset", "deadlines", "reset: no answer within 2 s"),
     ("DeafReset", "deadlines", "it catches CancelledError"),
     ("RaisingClose", "close", "close(): RuntimeError: there is no connection"),
     ("CloseNeedsReset", "close", "close() without reset(): AttributeError"),
     ("HurriedScore", "clock", "score() gave {'solved': 1.0}, and then {'solved': 0.5}"),
     ("DatedReset", "clock", "reset() gave '20"),
+    ("DatedByHand", "clock", "reset() gave '20"),
     ("FailingExpert", "expert", "the expert scores {'solved': 0.0} on task {\"op\""),
     ("GenerousScore", "idle", "an answer without a word scores {'solved': 1.0}"),
     ("RaisingScore", "acts", "score: AttributeError"),
@@ -64,29 +66,43 @@ def test_a_block_is_shown_with_the_line_that_blocks():
     assert last_call[1].strip() == "time.sleep(0.2)"
 
 
+def test_an_act_that_goes_on_is_shown_with_the_line_where_it_waits():
+    sheet = check(f"{FILE}:NeverEnding", seconds=1)
+    assert [one.check for one in sheet.failures] == ["deadlines"]
+    assert "planted_envs.py" in sheet.failures[0].detail
+    assert "in _try_for_ever" in sheet.failures[0].detail
+
+
 @pytest.mark.parametrize("name", ["DeclaredRange", "WarmingUp"])
 def test_what_is_no_defect_passes(name):
     assert check(f"{FILE}:{name}", seconds=5).passed
 
 
-def test_a_check_leaves_no_process_behind():
-    before = {process.pid for process in psutil.process_iter()}
-    check(f"{FILE}:LeakingOrphan", seconds=2)
-    left = [p for p in psutil.process_iter() if p.pid not in before and _name(p) == "sleep"]
-    assert left == []
+@pytest.mark.parametrize("name", ["LeakingOrphan", "ExitingReset"])
+def test_a_check_leaves_no_process_behind(monkeypatch, name):
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("DORADO_TEST_MARK", mark)
+    check(f"{FILE}:{name}", seconds=2)
+    assert [p for p in psutil.process_iter() if _mark(p) == mark and p.pid != os.getpid()] == []
 
 
-def _name(process: psutil.Process) -> str:
+def _mark(process: psutil.Process) -> str | None:
     try:
-        return process.name()
+        return process.environ().get("DORADO_TEST_MARK")
     except psutil.Error:
-        return ""
+        return None
 
 
-@pytest.mark.parametrize("name", [*(n for n in env_names() if n != "dataset"), "slow_calculator"])
+BUILT_IN = [
+    point.value
+    for point in entry_points(group="dorado.envs")
+    if point.value.startswith("envs.builtin.")
+]
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN, "envs.builtin.slow_calculator:SlowCalculator"])
 def test_the_built_in_environments_keep_every_promise(name):
-    path = "envs.builtin.slow_calculator:SlowCalculator"
-    sheet = check(path if name == "slow_calculator" else name)
+    sheet = check(name)
     assert sheet.passed, str(sheet)
     assert {one.outcome for one in sheet.findings} == {"pass"}
 
@@ -112,7 +128,7 @@ def test_a_data_set_is_checked_as_far_as_it_can_be(tmp_path):
     ],
 )
 def test_a_bad_input_is_one_sentence(name, config, sentence):
-    with pytest.raises(ConfigError, match="") as caught:
+    with pytest.raises(ConfigError) as caught:
         check(name, config)
     assert sentence.lower() in str(caught.value).lower()
 

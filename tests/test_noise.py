@@ -22,7 +22,7 @@ from envs.env import Env, EnvConfig, Expert, Task, call, say
 from envs.message import Message, ToolCall
 from envs.noise import CLARIFY, FAILURES, LEVELS, PARTIAL, Noise, NoiseLevel, persistent
 from envs.registry import find_env
-from envs.session import Deadlines, EnvFault, EnvSession, demonstrate
+from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 from envs.tool import Tool, ToolError, tool, tools_of
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +33,8 @@ BUILT_IN = [
     for name, where in POINTS["dorado.envs"].items()
     if find_env(where).expert is not Env.expert and ".builtin." in where
 ]
+# Tasks per level; each of `python_code`'s episodes starts several interpreters.
+NUM_TASKS = dict.fromkeys(BUILT_IN, 30) | {"python_code": 10}
 CALL = ToolCall("look", {"at": "x"})
 # Without waiting: that latency comes is seen in the events.
 AT_ONCE = {number: replace(level, slow_seconds=0.0) for number, level in LEVELS.items()}
@@ -109,14 +111,24 @@ def tasks_of(id: str, count: int) -> list[tuple[Env, Task]]:
     return found
 
 
+async def skip_where_it_cannot_run(id: str) -> None:
+    """A machine may lack what an environment needs, such as a sandbox."""
+    env, task = tasks_of(id, 1)[0]
+    try:
+        await env.reset(task)
+    except HostFault as error:
+        pytest.skip(str(error))
+    finally:
+        await env.close()
+
+
 @pytest.mark.parametrize("noise", LEVELS)
 @pytest.mark.parametrize("id", BUILT_IN)
 async def test_the_expert_with_retries_scores_full_through_every_level(id, noise, at_once):
-    for env, task in tasks_of(id, 30):
+    await skip_where_it_cannot_run(id)
+    for env, task in tasks_of(id, NUM_TASKS[id]):
         _, said, rewards = await demonstrate(env, replace(task, noise=noise))
-        _, _, clean = await demonstrate(type(env)(env.config), task)
-        assert rewards == clean, (task, said)
-        assert rewards["solved"] == 1.0, (task, said)
+        assert rewards == {"solved": 1.0}, (task, said)
 
 
 async def test_an_expert_that_does_not_persist_fails_in_noise(at_once):
@@ -142,6 +154,7 @@ async def test_without_noise_not_one_byte_changes(id, monkeypatch):
     def refuse(*arguments: Any) -> None:
         raise AssertionError("a task without noise has nothing to do with it")
 
+    await skip_where_it_cannot_run(id)
     for env, task in tasks_of(id, 5):
         bare = type(env)(env.config)
         said_by_itself = tuple(await bare.reset(task))
@@ -274,7 +287,7 @@ PLAYS = st.lists(
 
 
 def answer_with(value: str):
-    async def execute(tool: Tool, arguments: dict[str, Any]) -> str:
+    async def execute() -> str:
         return value
 
     return execute
@@ -289,7 +302,7 @@ async def test_bounds_on_failures_and_spoiled_answers_hold_whatever_is_called(le
     last: dict[str, str] = {}
     executed: list[str] = []
 
-    async def execute(tool: Tool, arguments: dict[str, Any]) -> str:
+    async def execute() -> str:
         executed.append(value)
         return value
 
@@ -342,9 +355,9 @@ async def test_an_expert_that_persists_hears_the_truth_of_a_world_that_changes(l
         (one,) = message.tool_calls
         calls += 1
 
-        async def execute(tool: Tool, arguments: dict[str, Any]) -> str:
-            if tool.name == "put":
-                written.append(arguments["at"])
+        async def execute(one: ToolCall = one) -> str:
+            if one.name == "put":
+                written.append(one.arguments["at"])
             return written[-1]
 
         message = player.send(
@@ -365,19 +378,38 @@ async def test_errors_of_the_environment_reach_the_expert_unchanged(errors, at_o
 
 
 async def test_an_error_of_the_environment_that_sounds_like_noise_reaches_the_expert_in_the_end():
-    level = NoiseLevel(
-        paraphrase=0, typos=0, failure=0.5, failures_in_row=2, slow=0, slow_seconds=0
-    )
-
     def expert() -> Expert:
         assert (yield call("put", what="x")) == [FAILURES[0]]
         yield say("done")
 
-    player = persistent(expert(), level, tools_of(Desk))
+    player = persistent(expert(), LEVELS[3], tools_of(Desk))
     message, calls = next(player), 0
     while message.tool_calls:
         message, calls = player.send([FAILURES[0]]), calls + 1
-    assert calls == 3
+    assert calls == LEVELS[3].failures_in_row + 1
+
+
+async def test_an_error_that_a_tool_returns_as_text_is_told_as_it_is():
+    noise, _ = tool_noise(3)
+    answers = [
+        await noise.call(tools_of(Desk)["look"], {"at": "x"}, answer_with("error: no row 7"))
+        for _ in range(300)
+    ]
+    assert set(answers) == {"error: no row 7", *FAILURES}
+
+
+async def test_a_wrong_answer_may_be_one_that_was_right_before():
+    level = replace(AT_ONCE[3], failure=0, partial=0, inconsistent=0.5, spoiled_in_row=3)
+    noise, _ = tool_noise(level)
+    said = []
+    for state in ("open", "shut", "open", "shut", "open"):
+        for _ in range(30):
+            said.append(
+                (state, await noise.call(tools_of(Desk)["look"], {"at": "x"}, answer_with(state)))
+            )
+    assert set(said[:30]) == {("open", "open")}, "a single word that was always right stays"
+    assert {("open", "shut"), ("shut", "open")} <= set(said[60:])
+    assert {answer for _, answer in said} == {"open", "shut"}
 
 
 async def test_a_failure_of_noise_is_no_refused_call_and_a_tool_error_is_one(at_once):

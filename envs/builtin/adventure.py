@@ -36,7 +36,7 @@ class State:
 
 
 class AdventureConfig(EnvConfig):
-    """1: three rooms. 2: five, one locked. 3: seven, two locked, keys in boxes. 4: ten, three locked."""
+    """1: three rooms. 2: five, one locked. 3: seven, two locked, keys in boxes. 4: nine, three locked."""
 
     difficulty: int = Field(default=1, ge=1, le=4)
 

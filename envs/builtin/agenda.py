@@ -137,7 +137,7 @@ class Agenda(Env):
             yield call("inbox")
         for ask in task.data["asks"]:
             listed = (yield call("meetings", day=ask["day"]))[0]
-            events = [line.split() for line in listed.split("; ")]
+            events = [line.split() for line in listed.split("; ") if " at " in line]
             mine = next((e for e in events if ask["who"] in e[3:]), [])
             hour = ask["hour"] if level == 1 else first_free([int(e[2]) for e in events])
             if not mine:

@@ -262,7 +262,8 @@ def _total(data: dict[str, Any]) -> Expert:
     paths = [f"{data['word']}/{name}" for name in names]
     total = 0
     for path in paths:
-        total += int((yield call("cat", path=path))[0])
+        text = (yield call("cat", path=path))[0]
+        total += int(text) if text.isdigit() else 0
     yield call("write", path=data["new"], text=str(total))
     for path in paths:
         yield call("rm", path=path)

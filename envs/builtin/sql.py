@@ -7,8 +7,10 @@ Judged on the whole database: any statements that lead there count, a row or a t
 does not. The policy's SQL reaches neither files nor settings, and is cut off where it grows without end.
 """
 
+import asyncio
 import random
 import sqlite3
+import threading
 from collections import Counter
 from typing import Any
 
@@ -91,6 +93,7 @@ class Sql(Env):
 
     async def reset(self, task: Task) -> list[Message]:
         self.task = task.data
+        self.in_use = threading.Lock()
         schema = _SCHEMA[task.data["difficulty"]]
         self.db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self.db.execute(f"pragma max_page_count = {MAX_PAGES}")
@@ -128,17 +131,18 @@ class Sql(Env):
         def authorize(action: int, *_: str | None) -> int:
             return sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY
 
-        self.db.set_authorizer(authorize)
-        # Called once after so many steps: a statement that is still running then is ended.
-        self.db.set_progress_handler(lambda: 1, MAX_STEPS)
-        try:
-            cursor = self.db.execute(sql)
-            return cursor.fetchmany(MAX_ROWS + 1), cursor.rowcount
-        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-            raise ToolError(str(error)) from None
-        finally:
-            self.db.set_authorizer(None)
-            self.db.set_progress_handler(None, 0)
+        with self.in_use:
+            self.db.set_authorizer(authorize)
+            # Called once after so many steps: a statement that is still running then is ended.
+            self.db.set_progress_handler(lambda: 1, MAX_STEPS)
+            try:
+                cursor = self.db.execute(sql)
+                return cursor.fetchmany(MAX_ROWS + 1), cursor.rowcount
+            except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+                raise ToolError(str(error)) from None
+            finally:
+                self.db.set_authorizer(None)
+                self.db.set_progress_handler(None, 0)
 
     def _schema(self) -> list[tuple[str, str]]:
         """Name and definition of all that the database has."""
@@ -157,7 +161,12 @@ class Sql(Env):
 
     async def close(self) -> None:
         if self.db is not None:
-            self.db.close()
+            await asyncio.to_thread(self._close, self.db)
+
+    def _close(self, db: sqlite3.Connection) -> None:
+        """A call that a deadline cut off may still run in its thread: closing under it ends the process."""
+        with self.in_use:
+            db.close()
 
     def expert(self, task: Task) -> Expert:
         for statement in _STATEMENTS[task.data["kind"]]:

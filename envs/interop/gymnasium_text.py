@@ -1,6 +1,6 @@
 """Gymnasium's environments that can be read as text, played in an interpreter that has them.
 
-    config = { python = "/opt/gym/bin/python", id = "FrozenLake-v1", actions = ["left", "down", "right", "up"] }
+    config = { python = "gym/bin/python", id = "FrozenLake-v1", actions = ["left", "down", "right", "up"] }
 
 The policy acts by one tool, `act(action)`, whose schema is the action space; the tool's result is the next
 observation. The episode ends where the world says so (terminated or truncated).
@@ -22,7 +22,7 @@ from envs.tool import ToolError
 
 
 class GymnasiumTextConfig(EnvConfig):
-    """python: an interpreter that has gymnasium. id, kwargs: what `gymnasium.make` takes (`module:Name-v0` works).
+    """python: an interpreter that has gymnasium. id, kwargs: what `gymnasium.make` takes.
     actions: names for the actions of a Discrete space, in order; without them they are numbers.
     instructions: the rules, before the first observation. request_seconds: for one step of the world.
     """
@@ -62,6 +62,7 @@ class GymnasiumText(Env):
         self.session, self.total = uuid.uuid4().hex, 0.0
         world = await self.child.ask("open", session=self.session, **task.data)
         self.action = world["action"]
+        self.notes |= await self.child.ask("versions")
         return [
             Message("user", "\n\n".join(filter(None, (self.config.instructions, world["text"]))))
         ]

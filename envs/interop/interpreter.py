@@ -10,6 +10,7 @@ the foreign code itself raised is ForeignError, which makes it the environment's
 
 import asyncio
 import atexit
+import contextlib
 import json
 import os
 import queue
@@ -42,7 +43,6 @@ class ChildInterpreter:
         self.script = script
         self.seconds = seconds
         self.where = f"{python}, which runs {script.stem}"
-        self.versions: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.said: deque[str] = deque(maxlen=5)
         self.jobs: queue.SimpleQueue[tuple[bytes, Future[Any]] | None] = queue.SimpleQueue()
@@ -66,7 +66,7 @@ class ChildInterpreter:
 
     def end(self) -> None:
         """End the child; a later request starts a new one."""
-        if self.process is not None:
+        if self.process is not None and self.alive:
             _kill(self.process)
 
     def _submit(self, method: str, arguments: dict[str, Any]) -> "Future[Any]":
@@ -91,7 +91,7 @@ class ChildInterpreter:
     def _answer(self, line: bytes) -> Any:
         if self.process is None or not self.alive:
             self.process = self._start()
-            self.versions = self._round(self.process, b"", START_SECONDS)
+            self._round(self.process, b"", START_SECONDS)
         return self._round(self.process, line, self.seconds)
 
     def _start(self) -> "subprocess.Popen[bytes]":
@@ -133,6 +133,7 @@ class ChildInterpreter:
         finally:
             timer.cancel()
         if late.is_set():
+            timer.join()  # until then the dead child would look alive
             raise HostFault(f"{self.where}, gave no answer within {seconds:g} s and was ended")
         try:
             read = json.loads(answer)
@@ -161,7 +162,7 @@ _LOCK = threading.Lock()
 
 
 def child_interpreter(python: str, script: str, seconds: float) -> ChildInterpreter:
-    """The child that all episodes of this process share, by interpreter and script (a file beside this one)."""
+    """The child that all episodes of this process share; the script is a file of this folder."""
     key = (python, HERE / script, seconds)
     with _LOCK:
         if key not in _CHILDREN:
@@ -179,7 +180,6 @@ def end_children() -> None:
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
     """End the child and what it started: a grandchild could hold its output open."""
-    if process.poll() is None:
-        with_group = os.getpgid(process.pid) == process.pid
-        os.killpg(process.pid, signal.SIGKILL) if with_group else process.kill()
-        process.wait()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

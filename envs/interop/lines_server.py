@@ -4,8 +4,9 @@
     in:  {"method": "score", "arguments": {...}}      out: {"result": 1.0} or {"error": "ValueError: ..."}
 
 SCRIPT has `load()`, which imports the foreign package and returns (functions by name, versions by
-distribution). The first line out, before any request, is the versions. Ends when its input ends, in the
-middle of a request too. What the foreign code prints goes to stderr.
+distribution); `versions` is a method of every server. The first line out, before any request, says that the
+import is done. Ends when its input ends, in the middle of a request too. What the foreign code prints goes
+to stderr.
 """
 
 import json
@@ -41,7 +42,8 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
     methods, versions = runpy.run_path(sys.argv[1])["load"]()
-    write({"result": versions})
+    methods["versions"] = lambda: versions
+    write({"result": "ready"})
     while True:
         request = json.loads(lines.get())
         try:

@@ -64,7 +64,10 @@ class OpenEnv(Env):
 
     async def reset(self, task: Task) -> list[Message]:
         self.total = 0.0
-        self.actions, self.metadata = await self._facts()
+        self.actions, about = await self._facts()
+        self.notes: dict[str, str] = {
+            "openenv": f"{about.get('name', '')} {about.get('version', '')}"
+        }
         websockets = imported("websockets.asyncio.client", "openenv")
         try:
             self.socket = await websockets.connect(
@@ -137,7 +140,10 @@ class OpenEnv(Env):
         return texts[0] if len(seen) == len(texts) == 1 else json.dumps(seen, ensure_ascii=False)
 
     async def _ask(self, type: str, data: dict[str, Any]) -> dict[str, Any]:
-        """One exchange. Raises ToolError for an action that the server refuses, HostFault where it is gone."""
+        """One exchange.
+
+        Raises ToolError for an action that the server refuses, HostFault where it is gone.
+        """
         try:
             await self.socket.send(json.dumps({"type": type, "data": data}))
             answer = json.loads(await self.socket.recv())

@@ -20,8 +20,8 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class ReasoningGymConfig(EnvConfig):
-    """python: an interpreter that has reasoning-gym. datasets: names, drawn from alike. settings: by name, what
-    `create_dataset` takes. difficulty: a level of the data sets' curricula; without it their own defaults.
+    """python: an interpreter that has reasoning-gym. datasets: names, drawn from alike. settings: by name,
+    what `create_dataset` takes. difficulty: a level of their curricula; without it the data sets' defaults.
     system: a system message. request_seconds: for making or scoring one problem.
     """
 
@@ -63,6 +63,7 @@ class ReasoningGym(Env):
 
     async def reset(self, task: Task) -> list[Message]:
         self.task = task.data
+        self.notes: dict[str, str] = await self.child.ask("versions")
         system = [Message("system", self.config.system)] if self.config.system else []
         return [*system, Message("user", task.data["entry"]["question"])]
 

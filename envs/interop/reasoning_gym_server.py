@@ -16,7 +16,7 @@ Functions = dict[str, Callable[..., Any]]
 
 
 def load() -> tuple[Functions, dict[str, str]]:
-    """The functions `check`, `problem` and `score`, and the package's version."""
+    """The functions `names`, `check`, `problem` and `score`, and the package's version."""
     factory: Any = importlib.import_module("reasoning_gym.factory")
     importlib.import_module("reasoning_gym")  # registers every data set
 
@@ -58,7 +58,8 @@ def load() -> tuple[Functions, dict[str, str]]:
         return float(judge.score_answer(answer, unpack(entry)))
 
     version = importlib.metadata.version("reasoning-gym")
-    return {"check": check, "problem": problem, "score": score}, {"reasoning-gym": version}
+    methods = {"check": check, "problem": problem, "score": score}
+    return {**methods, "names": lambda: sorted(factory.DATASETS)}, {"reasoning-gym": version}
 
 
 def _level(curriculum: Any, level: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import marshal
 import os
 import platform
 import shutil
@@ -94,7 +95,7 @@ async def _command(level: LevelName, job: Job, keep: tuple[str, ...]):
                 job, status_fd=status_end, filter_fd=filter_fd, file_fds=file_fds
             )
         else:
-            job_fd = _memory_file(_as_json(level, job, filtered, directory, files_end))
+            job_fd = _memory_file(_marshalled(level, job, filtered, directory, files_end))
             handed += [job_fd]
             argv = [own_python(), "-I", "-S", launch.__file__, str(job_fd), str(status_end)]
         uncounted = level not in _OWN_WORLD and job.uid is None
@@ -111,13 +112,13 @@ def _may_signal(level: LevelName, job: Job) -> bool:
     return level != "landlock" or job.uid is not None or launch.landlock_version() >= 6
 
 
-def _as_json(
+def _marshalled(
     level: LevelName, job: Job, filtered: bytes, directory: str | None, keep: int
 ) -> bytes:
     fields = {
         "level": level,
         "argv": job.argv,
-        "files": {n: base64.b64encode(content).decode() for n, content in job.files.items()},
+        "files": dict(job.files),
         "limits": asdict(job.limits),
         "binds": job.binds,
         "links": job.links,
@@ -126,11 +127,11 @@ def _as_json(
         "own_count": level == "namespaces" or job.uid is not None,
         "environment": job.environment if directory is None else variables(directory),
         "work": directory,
-        "filter": base64.b64encode(filtered).decode(),
+        "filter": filtered,
         "keep_fd": keep,
         "parent": os.getpid(),
     }
-    return json.dumps(fields).encode()
+    return marshal.dumps(fields)
 
 
 def _result(level: LevelName, ended: Ended) -> Result:

@@ -2,22 +2,21 @@
 
     python -I -S launch.py JOB_FD STATUS_FD
 
-Flows in: a job as JSON. Flows out, as lines of JSON on STATUS_FD: `child-pid` (the first process of the
-sandbox, as the host counts), then `exit-code`, or `error` where it could not be set up. Levels: `namespaces`
+Flows in: a job, marshalled, since what is imported here is most of a short run's time. Flows out, as lines
+of JSON on STATUS_FD: `child-pid` (the first process of the sandbox, as the host counts), then `exit-code`, or
+`error` where it could not be set up. Levels: `namespaces`
 (a world of its own, whose first process is a minimal init), `landlock` and `none` (in the host's world;
 this process stays as supervisor, and ends all that is left). It refuses to outlive its parent.
 """
 
-import base64
 import contextlib
 import ctypes
-import json
+import marshal
 import os
 import resource
 import signal
 import stat
 import struct
-import subprocess
 import sys
 import time
 
@@ -98,7 +97,7 @@ def start(job: dict, environment: dict) -> None:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    filter_calls(base64.b64decode(job["filter"]))
+    filter_calls(job["filter"])
     keep = job["keep_fd"]
     os.closerange(3, max(3, keep))
     os.closerange(max(3, keep + 1), 4096)
@@ -114,7 +113,7 @@ def write_files(job: dict, directory: str) -> None:
         path = os.path.join(directory, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
-            file.write(base64.b64decode(content))
+            file.write(content)
     if job["uid"] is not None:
         for root, directories, files in os.walk(directory):
             for name in [root] + [os.path.join(root, one) for one in directories + files]:
@@ -147,7 +146,7 @@ def in_namespaces(job: dict, tell) -> int:
         with contextlib.suppress(BlockingIOError):
             os._exit(1 if os.read(ours, 1) == b"" else 0)
         in_child(tell, lambda: init(job))
-    tell({"child-pid": first})
+    tell("child-pid", first)
     return wait_for(first)
 
 
@@ -213,6 +212,8 @@ def build(job: dict) -> None:
     mount("none", "/", flags=MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
+# What may not stand in a JSON string as it is.
+UNQUOTED = dict.fromkeys([*range(32), ord('"'), ord("\\")], " ")
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 
@@ -239,7 +240,7 @@ def supervised(job: dict, tell) -> int:
     code = 128 + signal.SIGKILL
     try:
         signal.signal(signal.SIGTERM, on_end)
-        tell({"child-pid": program})
+        tell("child-pid", program)
         code = wait_for(program)
     except Ended:
         pass
@@ -288,7 +289,7 @@ def landlock(job: dict) -> None:
 
 def end_all(uid: int | None) -> None:
     """Kill what the program left until there is nothing left to wait for."""
-    while True:
+    while alive():
         if uid is not None:
             killer = os.fork()
             if killer == 0:
@@ -300,12 +301,17 @@ def end_all(uid: int | None) -> None:
             for number in children_of(os.getpid()):
                 with contextlib.suppress(OSError):
                     os.kill(number, signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
         time.sleep(0.002)  # for the dead to become waitable; what forked meanwhile is killed next
+
+
+def alive() -> bool:
+    """Bury the dead; whether a child is left. Orphans become our children."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def children_of(parent: int) -> list[int]:
@@ -323,12 +329,12 @@ def children_of(parent: int) -> list[int]:
 
 def remove(directory: str) -> None:
     """Delete a tree that a stranger made: of any depth, with any permissions."""
-    tools = {"PATH": "/usr/bin:/bin"}
-    if os.getuid():
-        subprocess.run(
-            ["chmod", "-R", "u+rwx", "--", directory], env=tools, stderr=subprocess.DEVNULL
-        )
-    subprocess.run(["rm", "-rf", "--", directory], env=tools, stderr=subprocess.DEVNULL)
+    chmod = ["chmod", "-R", "u+rwx", "--", directory] if os.getuid() else []
+    for command in (chmod, ["rm", "-rf", "--", directory]):
+        if command:
+            quiet = [(os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
+            environment = {"PATH": "/usr/bin:/bin"}
+            os.waitpid(os.posix_spawnp(command[0], command, environment, file_actions=quiet), 0)
 
 
 # --- both -----------------------------------------------------------------------------------------
@@ -339,7 +345,7 @@ def in_child(tell, act) -> None:
     try:
         act()
     except BaseException as error:
-        tell({"error": f"{type(error).__name__}: {error}"})
+        tell("error", f"{type(error).__name__}: {error}")
     os._exit(1)
 
 
@@ -355,11 +361,12 @@ def wait_for(program: int) -> int:
 def main() -> None:
     status = int(sys.argv[2])
     os.set_inheritable(status, False)
-    with open(int(sys.argv[1])) as file:
-        job = json.load(file)
+    with open(int(sys.argv[1]), "rb") as file:
+        job = marshal.load(file)
 
-    def tell(fact: dict) -> None:
-        os.write(status, json.dumps(fact).encode() + b"\n")
+    def tell(name: str, value: int | str) -> None:
+        text = str(value) if isinstance(value, int) else '"' + value.translate(UNQUOTED) + '"'
+        os.write(status, f'{{"{name}": {text}}}\n'.encode())
 
     own_world = job["level"] == "namespaces"
     # Alone in its namespace everything dies with this process; else it has to live to end the rest.
@@ -367,9 +374,9 @@ def main() -> None:
     try:
         code = (in_namespaces if own_world else supervised)(job, tell)
     except BaseException as error:
-        tell({"error": f"{type(error).__name__}: {error}"})
+        tell("error", f"{type(error).__name__}: {error}")
         os._exit(1)
-    tell({"exit-code": code})
+    tell("exit-code", code)
     os._exit(code & 0xFF)
 
 

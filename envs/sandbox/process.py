@@ -83,8 +83,8 @@ class _Facts:
 async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
     """Run it to its end; closes `command.fds`. Raises OSError where it cannot be started."""
     began = time.monotonic()
-    try:
-        proc = await asyncio.create_subprocess_exec(
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             *command.argv,
             stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -94,6 +94,15 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
             env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
             cwd="/",
         )
+    )
+    try:
+        proc = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # asyncio can wait for ever for a process whose start was cut off: let it start, then end it.
+        proc = await starting
+        await _end(proc, _Facts(command.status_fd), command)
+        proc._transport.close()  # pyright: ignore
+        raise
     finally:
         for fd in command.fds:  # as long as we hold them the pipes do not end
             os.close(fd)
@@ -101,9 +110,9 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
     texts = (bytearray(), bytearray(), bytearray())
     acts = [asyncio.create_task(act) for act in _acts(proc, command, limits, stdin, texts)]
     watcher = asyncio.create_task(_watch(proc.pid, facts, command, limits))
+    everything = asyncio.gather(*acts)
     passed: Passed | None = None
     try:
-        everything = asyncio.gather(*acts)
         done, _ = await asyncio.wait(
             {everything, watcher}, timeout=limits.wall_seconds, return_when=asyncio.FIRST_COMPLETED
         )
@@ -118,6 +127,7 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
         for task in (*acts, watcher):
             task.cancel()
         await asyncio.shield(_end(proc, facts, command))
+        await asyncio.gather(everything, return_exceptions=True)
         await asyncio.gather(*acts, watcher, return_exceptions=True)
         # Also where the pipes are still held, as a program that got away at level "none" may do.
         proc._transport.close()  # pyright: ignore

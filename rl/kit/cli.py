@@ -1,5 +1,6 @@
 """`dorado env …`: the commands, and nothing else; what they do is in the modules beside this one."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -39,9 +40,9 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Whether an environment keeps its promises: no model is needed."""
-    from rl.kit.check import check as look
-    from rl.kit.check import read_settings
-    from rl.kit.sheet import rendered
+    from rl.kit.check.run import check as look
+    from rl.kit.check.run import read_settings
+    from rl.kit.check.sheet import rendered
 
     try:
         sheet = look(name, read_settings(config), seconds=seconds)
@@ -54,6 +55,50 @@ def check(
 
         Console().print(rendered(sheet))
     raise typer.Exit(0 if sheet.passed else FAILED)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Small letters, digits, - and _.")],
+    folder: Annotated[Path, typer.Option("--in", help="Where to write its folder.")] = Path(),
+) -> None:
+    """Write a package with an environment, a test and a README, to begin with."""
+    from rl.kit.scaffold import write_package
+
+    try:
+        written = write_package(name, folder)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    typer.echo(f"{written}: read {written / 'README.md'}, then change the environment to yours")
+
+
+@app.command()
+def play(
+    name: Name,
+    config: Config = "",
+    seed: Annotated[int, typer.Option(help="Which task.")] = 0,
+    difficulty: Annotated[int | None, typer.Option(help="Of a graded environment.")] = None,
+) -> None:
+    """Play an environment yourself: tool(argument=value), or plain text, or :quit."""
+    # Lines can be edited and called back. Not everywhere there.
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
+
+    from envs.session import EnvFault
+    from rl.kit.check.run import read_settings
+    from rl.kit.play import Player, find_task
+
+    try:
+        env_class, settings, task = find_task(name, read_settings(config), seed, difficulty)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    try:
+        player = Player(env_class(settings), lambda: input("> "), typer.echo)
+        rewards = player.play(task)
+    except EnvFault as fault:
+        typer.echo(f"{fault.trace}error: {fault}", err=True)
+        raise typer.Exit(FAILED) from None
+    typer.echo("rewards: " + (", ".join(f"{k} {v:g}" for k, v in rewards.items()) or "none"))
 
 
 @app.command()
@@ -73,8 +118,8 @@ def soak(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no sheet.")] = False,
 ) -> None:
     """Many episodes at once, calls cancelled, hosts killed: what leaks, what is lost, what takes how long."""
-    from rl.kit.soak_figures import Plan
-    from rl.kit.soak_report import soak_and_report
+    from rl.kit.soak.figures import Plan
+    from rl.kit.soak.report import soak_and_report
 
     plan = Plan(
         episodes=episodes,
@@ -111,7 +156,7 @@ def eval_(
 ) -> None:
     """Let a model play held-out tasks, and watch."""
     from rl.config import load_config
-    from rl.kit.eval import evaluate_and_report, limits_for
+    from rl.kit.eval.run import evaluate_and_report, limits_for
     from rl.kit.named_env import named_env
 
     try:

@@ -1,24 +1,20 @@
-"""An environment as the kit's command line names it: NAME, module:Class or file.py:Class, and settings."""
+"""An environment as the kit's command line names it, with its settings, as a run's config would hold it."""
 
-import json
-from pathlib import Path
-
+from envs.registry import anchored, split_file
 from rl.check import make_env
 from rl.config import EnvTable
-from rl.config_file import ConfigError
+from rl.kit.check.run import read_settings
 
 
-def named_env(id: str, config: str = "") -> EnvTable:
-    """Its table, after it was made once. config: its settings as JSON. Raises ConfigError."""
-    try:
-        settings = json.loads(config or "{}")
-    except ValueError as error:
-        raise ConfigError(f"--config: not valid JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--config: has to be a JSON object, not {config}")
-    file, _, name = id.partition(":")
-    if file.endswith(".py"):  # A host may run in another folder.
-        id = f"{Path(file).absolute()}:{name}"
-    table = EnvTable(id=id, name=name if file.endswith(".py") else "", config=settings)
+def named_env(name: str, config: str = "") -> EnvTable:
+    """The table of NAME, module:Name or file.py:Name, made once to see that it can be.
+
+    config: its settings as JSON. Raises ConfigError.
+    """
+    file = split_file(name)
+    # A host may run in another folder; a table's label is part of names of files.
+    table = EnvTable(
+        id=anchored(name, "."), name=file[1] if file else "", config=read_settings(config)
+    )
     make_env(table)
     return table

@@ -1,7 +1,7 @@
 """`dorado env soak`: an environment under load, played by its expert over real host processes.
 
 The path is a run's: `rollout.episode`, `HostSession`, `HostPool`, hosts in Ray actors. Only the policy
-is the expert's, and the hosts are watched (`rl.kit.soak_host`). Ray is real because what is proved here,
+is the expert's, and the hosts are watched (`rl.kit.soak.host`). Ray is real because what is proved here,
 that a killed host comes back and nobody waits for the dead one, is half Ray's doing; it is an instance
 of this command's own, ended with it.
 
@@ -17,37 +17,35 @@ import signal
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import ray
 from ray.exceptions import RayActorError, RayError
 
 from envs.env import Env, Task
-from envs.message import ToolCall
-from envs.session import Opening, StepResult
 from rl.check import make_env
 from rl.config import EnvTable
 from rl.config_file import ConfigError
 from rl.deadline import within
 from rl.env_hosts import HostPool, HostSession
-from rl.kit.expert_policy import ExpertPolicy
-from rl.kit.soak_figures import Figures, Left, Percentiles, Plan, Played, percentiles
-from rl.kit.soak_host import Census, SoakHost
-from rl.kit.soak_leaks import given, left, lives
+from rl.kit.soak.expert_policy import ExpertPolicy
+from rl.kit.soak.figures import Figures, Left, Percentiles, Plan, Played, percentiles
+from rl.kit.soak.host import Census, SoakHost
+from rl.kit.soak.leaks import given, left, lives
+from rl.kit.soak.session import Gate, Load, Watched
 from rl.local_ray import start_local_ray
 from rl.metrics import passed
 from rl.process import end_processes, first_line
 from rollout.config import EpisodeConfig
 from rollout.engine import Completion, Request
-from rollout.episode import Episode, Session
+from rollout.episode import Episode
 from rollout.trajectory import Trajectory
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 # A host's process has to start, and import what the environment imports.
 START_SECONDS = 120.0
@@ -98,57 +96,6 @@ def soak(table: EnvTable, plan: Plan, say: Say) -> Figures:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Gate:
-    """Lets no episode play on before all of a round are open or have failed."""
-
-    def __init__(self, count: int) -> None:
-        self.missing = count
-        self.all_there = asyncio.Event()
-
-    def arrive(self) -> None:
-        self.missing -= 1
-        if self.missing == 0:
-            self.all_there.set()
-
-
-class _Watched:
-    """An episode's session: counts its acts, and cancels the episode in the middle of one of them."""
-
-    def __init__(self, session: Session, soak: "_Soak", cancel_at: int | None) -> None:
-        self.session = session
-        self.soak = soak
-        self.cancel_at = cancel_at
-        self.acts = 0
-        self.opened = False
-
-    async def open(self, task: Task) -> Opening:
-        opening = await self._act(self.session.open(task))
-        self.opened = True
-        self.soak.open_now += 1
-        self.soak.most_at_once = max(self.soak.most_at_once, self.soak.open_now)
-        return opening
-
-    async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
-        return await self._act(self.session.step(text, calls))
-
-    async def score(self) -> dict[str, float]:
-        return await self._act(self.session.score())
-
-    async def close(self) -> None:
-        if self.opened:
-            self.soak.open_now -= 1
-        await self.session.close()
-
-    async def _act(self, act: Awaitable[T]) -> T:
-        self.soak.acts += 1
-        self.acts += 1
-        if self.acts - 1 == self.cancel_at:
-            task = asyncio.current_task()
-            assert task is not None, "an episode is a task"
-            asyncio.get_running_loop().call_soon(task.cancel)
-        return await act
-
-
 class _Soak:
     def __init__(self, table: EnvTable, plan: Plan, folder: Path, say: Say) -> None:
         self.table = table
@@ -160,7 +107,8 @@ class _Soak:
         self.tasks = itertools.cycle(self._some_tasks())
         self.numbers = itertools.count()
         self.played: list[Played] = []
-        self.begun = self.open_now = self.most_at_once = self.acts = self.played_again = 0
+        self.load = Load()
+        self.begun = self.played_again = 0
         self.killed: list[int] = []
         self.outlived: list[psutil.Process] = []
 
@@ -240,7 +188,7 @@ class _Soak:
         return Figures(
             env=self.table.label,
             plan=self.plan,
-            most_at_once=self.most_at_once,
+            most_at_once=self.load.most_at_once,
             outcomes=dict(Counter(p.outcome for p in self.played)),
             begun=self.begun,
             not_full=len(not_full),
@@ -262,14 +210,14 @@ class _Soak:
 
     async def _round(self) -> None:
         tasks = list(itertools.islice(self.tasks, self.plan.episodes))
-        gate = _Gate(len(tasks))
+        gate = Gate(len(tasks))
         self.played += await asyncio.gather(*(self._episode(t, gate) for t in tasks))
 
     async def _disturbed_round(self, acts_each: float) -> None:
         """Episodes that are cancelled, and hosts that are killed under others, which are played again."""
         tasks = list(itertools.islice(self.tasks, self.plan.episodes))
-        gate = _Gate(len(tasks))
-        before = self.acts
+        gate = Gate(len(tasks))
+        before = self.load.acts
         killer = asyncio.create_task(self._kill_hosts(before, acts_each * len(tasks)))
 
         async def play(task: Task) -> list[Played]:
@@ -293,7 +241,7 @@ class _Soak:
         for number in range(kills):
             due = acts_before + acts_expected * (number + 1) / (kills + 1)
             give_up = time.monotonic() + EPISODE.max_seconds
-            while self.acts < due and self.open_now and time.monotonic() < give_up:
+            while self.load.acts < due and self.load.open_now and time.monotonic() < give_up:
                 await asyncio.sleep(LOOK_SECONDS / 10)
             index = number % len(self.hosts)
             try:
@@ -304,9 +252,7 @@ class _Soak:
             self.killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
-    async def _episode(
-        self, task: Task, gate: _Gate | None, cancel_at: int | None = None
-    ) -> Played:
+    async def _episode(self, task: Task, gate: Gate | None, cancel_at: int | None = None) -> Played:
         number = next(self.numbers)
         id = f"soak-{number}"
         self.begun += 1
@@ -314,7 +260,7 @@ class _Soak:
             self.env.expert(task), random.Random(number), self.plan.latency_ms / 1e3
         )
         arrived = gate is None
-        session = _Watched(HostSession(self.pool, id, self.table), self, cancel_at)
+        session = Watched(HostSession(self.pool, id, self.table), self.load, cancel_at)
 
         async def generate(request: Request) -> Completion:
             nonlocal arrived

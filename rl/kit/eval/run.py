@@ -26,9 +26,10 @@ from rl.check import check_model_folder, make_env
 from rl.config import EnvTable, RunConfig
 from rl.config_file import ConfigError
 from rl.evaluation import heldout_tasks
-from rl.kit.chat_model import ChatPolicy, ChatServer, base_of, request
-from rl.kit.eval_view import EvalView
+from rl.kit.eval.chat_model import ChatPolicy, ChatServer, base_of, request
+from rl.kit.eval.view import EvalView
 from rl.metrics import passed
+from rl.run_folder import TrajectoryWriter
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
 from rollout.engine import EngineFault, Generate
 from rollout.episode import Episode, Rendering
@@ -153,22 +154,15 @@ async def server_players(
 class EvalFolder:
     """Where an evaluation is written: config.toml, trajectories/eval.jsonl, summary.json."""
 
-    def __init__(self, path: Path, table: EnvTable, source: dict[str, str]) -> None:
+    def __init__(self, path: Path, table: EnvTable) -> None:
         self.path = path
-        self.source = source
         (path / "trajectories").mkdir(parents=True)
         values = {"env": [table.model_dump(mode="json", exclude_none=True)]}
         (path / "config.toml").write_text(tomli_w.dumps(values))
-        self._lines = (path / "trajectories" / "eval.jsonl").open("w")
-
-    def write(self, scored: ScoredTrajectory) -> None:
-        """One line: a run's, and where it came from."""
-        record = {**json.loads(scored.as_json()), "source": self.source}
-        self._lines.write(json.dumps(record, separators=(",", ":")) + "\n")
-        self._lines.flush()
+        self.writer = TrajectoryWriter(path, "eval")
 
     def close(self, summary: dict[str, Any]) -> None:
-        self._lines.close()
+        """Write the end."""
         (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
@@ -179,10 +173,11 @@ async def evaluate(
     episode: EpisodeConfig,
     *,
     at_once: int,
+    notes: dict[str, str],
     folder: EvalFolder,
     view: EvalView,
 ) -> list[ScoredTrajectory]:
-    """Play each task once, `at_once` at a time."""
+    """Play each task once, `at_once` at a time. notes: added to those of each trajectory."""
     room = asyncio.Semaphore(at_once)
     judges = [find_judge(name) for name in table.judges]
 
@@ -202,13 +197,14 @@ async def evaluate(
             )
             view.begins(one)
             trajectory = await one.run()
+            trajectory = replace(trajectory, notes={**trajectory.notes, **notes})
             try:
                 seconds = table.deadlines.score_seconds
                 scored = await score(trajectory, judges, table.rewards, seconds=seconds)
             except JudgeFault as error:
                 failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
                 scored = ScoredTrajectory(failed, {}, 0.0)
-            folder.write(scored)
+            folder.writer.write(scored)
             view.ends(one, scored)
             return scored
 
@@ -247,8 +243,8 @@ def evaluate_and_report(
     path = out or Path("runs") / f"eval-{table.label}-{time.strftime('%Y%m%d-%H%M%S')}"
     if path.exists():
         raise ConfigError(f"--out: {path} exists already")
-    source = {"model": served or model, "tokens": NO_TOKENS if is_url(model) else "as sampled"}
-    folder = EvalFolder(path, table, source)
+    folder = EvalFolder(path, table)
+    notes = {"model": model, **({"tokens": NO_TOKENS} if is_url(model) else {})}
     view = EvalView(f"{table.label}, {len(chosen)} held-out tasks, {model}", len(chosen))
 
     async def main() -> list[ScoredTrajectory]:
@@ -261,7 +257,14 @@ def evaluate_and_report(
         async with players as player:
             view.stage("playing")
             return await evaluate(
-                table, chosen, player, limits.episode, at_once=at_once, folder=folder, view=view
+                table,
+                chosen,
+                player,
+                limits.episode,
+                at_once=at_once,
+                notes=notes,
+                folder=folder,
+                view=view,
             )
 
     played: list[ScoredTrajectory] = []

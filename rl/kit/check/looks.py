@@ -1,4 +1,4 @@
-"""What a check looks for in an environment, in the process that `rl.kit.check` starts for it.
+"""What a check looks for in an environment, in the process that `rl.kit.check.run` starts for it.
 
 The tasks are drawn and played twice, by the expert and by a policy that says nothing; then with odd
 arguments, closed at odd times, and cut off at its deadlines.
@@ -19,12 +19,12 @@ from envs.message import ToolCall
 from envs.registry import BadSettings, UnknownEnv
 from envs.session import Deadlines, EnvFault, EnvSession
 from envs.tool import tools_of
-from rl.kit.clock import Clock
-from rl.kit.probe import AHEAD_SECONDS, Broken, Moves, Probe, Spec, called, send, shown, told
-from rl.kit.residue import adopt_orphans, end_children, held, left_since
-from rl.kit.sheet import CheckName, Finding
-from rl.kit.transcript import parting
-from rl.kit.watchdog import Block, Stuck, Watch
+from rl.kit.check.clock import Clock
+from rl.kit.check.probe import AHEAD_SECONDS, Broken, Moves, Probe, Spec, called, send, shown, told
+from rl.kit.check.residue import adopt_orphans, end_children, held, left_since
+from rl.kit.check.sheet import CheckName, Finding
+from rl.kit.check.transcript import parting
+from rl.kit.check.watchdog import Block, Stuck, Watch
 
 Tasks = dict[str, list[Task]]
 Episodes = dict[str, Any]
@@ -33,6 +33,8 @@ DRAWN, PLAYED = 200, {"train": 5, "heldout": 3}
 CONFIRMATIONS = 2
 # An act may go on for so long after its deadline, so that the session's own sentence comes first.
 GRACE_SECONDS = 2.0
+# An act that is cut off may take so long to let go; then a run gives up its host (`rl.env_hosts`).
+LET_GO_SECONDS = 10.0
 # A policy writes anything where a tool takes text.
 ODD_VALUES = ("", "x", "-1", "é漢🙂")
 
@@ -299,7 +301,7 @@ async def _cut_off(probe: Probe, task: Task) -> None:
 async def _suffer(probe: Probe, label: str, act: Awaitable[object]) -> None:
     """Await what is cut off where it first waits."""
     try:
-        await probe.act(label, act, seconds=GRACE_SECONDS)
+        await probe.act(label, act, seconds=LET_GO_SECONDS)
     except EnvFault as fault:
         if fault.kind != "timeout":
             probe.fail(

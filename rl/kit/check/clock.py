@@ -4,7 +4,9 @@ What is not moved: C code that asks the system itself, such as SQLite's `datetim
 processes that an environment starts.
 """
 
+import ctypes
 import datetime
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +29,7 @@ class Clock:
         for name in ("localtime", "gmtime", "ctime"):
             setattr(time, name, _with_default(getattr(time, name)))
         time.strftime = _strftime(time.strftime)
-        datetime.datetime, datetime.date = _dates(self)  # pyright: ignore[reportAttributeAccessIssue]
+        _move_datetime()
 
     def _moved(self, read: Callable[[], float]) -> Callable[[], float]:
         return lambda: read() + self.ahead
@@ -45,45 +47,18 @@ def _strftime(write: Callable[..., str]) -> Callable[..., str]:
     return lambda form, *moment: write(form, *(moment or (time.localtime(),)))
 
 
-def _dates(clock: Clock) -> tuple[type, type]:
-    """`datetime` and `date` whose present is the moved clock's; values of the real ones are theirs."""
-    real_datetime, real_date = datetime.datetime, datetime.date
+def _move_datetime() -> None:
+    """Let `datetime.now` and `utcnow` ask `time.time`, as `today` does by itself.
 
-    class Real(type):
-        """Instances and subclasses of the real class count, so that `isinstance` goes on working."""
+    Within the class: C extensions and pydantic know it by identity, so none can take its place.
+    """
 
-        def __instancecheck__(cls, value: Any) -> bool:
-            return isinstance(value, cls.__mro__[1])
+    def now(cls: type[datetime.datetime], tz: datetime.tzinfo | None = None) -> datetime.datetime:
+        return cls.fromtimestamp(time.time(), tz)
 
-        def __subclasscheck__(cls, other: type) -> bool:
-            return issubclass(other, cls.__mro__[1])
+    def utcnow(cls: type[datetime.datetime]) -> datetime.datetime:
+        return cls.fromtimestamp(time.time(), datetime.UTC).replace(tzinfo=None)
 
-    def schema(cls: type, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """pydantic knows the real classes by identity."""
-        return handler(cls.__mro__[1])
-
-    class Datetime(real_datetime, metaclass=Real):
-        __get_pydantic_core_schema__ = classmethod(schema)
-
-        @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
-            return real_datetime.fromtimestamp(time.time(), tz)
-
-        @classmethod
-        def utcnow(cls) -> Any:
-            return real_datetime.fromtimestamp(time.time(), datetime.UTC).replace(tzinfo=None)
-
-        @classmethod
-        def today(cls) -> Any:
-            return cls.now()
-
-    class Date(real_date, metaclass=Real):
-        __get_pydantic_core_schema__ = classmethod(schema)
-
-        @classmethod
-        def today(cls) -> Any:
-            return real_date.fromtimestamp(time.time())
-
-    Datetime.__name__ = Datetime.__qualname__ = "datetime"
-    Date.__name__ = Date.__qualname__ = "date"
-    return Datetime, Date
+    members: Any = gc.get_referents(datetime.datetime.__dict__)[0]
+    members.update(now=classmethod(now), utcnow=classmethod(utcnow))
+    ctypes.pythonapi.PyType_Modified(ctypes.py_object(datetime.datetime))

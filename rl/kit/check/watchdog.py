@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
+from typing import Any
 
 LIMIT_SECONDS = 0.05
 _POLL_SECONDS = 0.01
@@ -60,6 +61,7 @@ class Watch:
         self._began = 0.0
         self._waited = 0.0
         self._stack = ""
+        self._task: asyncio.Task[Any] | None = None
         self._thread = threading.get_ident()
         self._schedstat = _open_schedstat()
         self._install()
@@ -74,6 +76,8 @@ class Watch:
         self._running, self._measured = True, measured
         self._limit = self.seconds if seconds is None else seconds
         self._act_began = perf_counter()
+        with contextlib.suppress(RuntimeError):  # outside a loop nothing waits
+            self._task = asyncio.current_task()
         self.act = act
         try:
             yield
@@ -118,6 +122,17 @@ class Watch:
             return 0.0
         return int(os.pread(self._schedstat, 80, 0).split()[1]) / 1e9
 
+    def _waiting(self) -> str:
+        """Where the act waits: the awaits from its task inwards."""
+        awaited: Any = self._task.get_coro() if self._task is not None else None
+        frames: list[tuple[FrameType, int]] = []
+        while (frame := getattr(awaited, "cr_frame", None)) is not None:
+            frames.append((frame, frame.f_lineno))
+            awaited = awaited.cr_await
+        stack = traceback.StackSummary.extract(iter(frames))
+        kept = [one for one in stack if not _plumbing(one.filename)]
+        return "".join(traceback.format_list(kept[-_STACK_FRAMES:]))
+
     def _look(self) -> None:
         pause = threading.Event()
         while not pause.wait(_POLL_SECONDS):
@@ -128,7 +143,8 @@ class Watch:
                 self._stack = stack_of(sys._current_frames().get(self._thread))
             taken = now - self._act_began
             if taken > self._limit:
-                stack = stack_of(sys._current_frames().get(self._thread)) if self._running else ""
+                here = sys._current_frames().get(self._thread)
+                stack = stack_of(here) if self._running else self._waiting()
                 self.stuck(Stuck(act, taken, self._running, stack))
                 return
 

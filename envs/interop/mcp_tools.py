@@ -1,0 +1,225 @@
+"""MCP servers as a source of tools: a subclass gives tasks, opening and score; the servers give the tools.
+
+    class Desk(McpEnv):
+        name = "desk"
+        def sample(self, rng): ...
+        async def reset(self, task): return [Message("user", task.data["request"])]
+        async def score(self): return {"solved": float(self.answer == self.wanted)}
+
+    config = { servers = [{ name = "files", command = ["files-server", "--stdio"] }] }
+
+The tools of every server are listed at reset, with their schemas. A server is shared by the episodes of its
+host unless it keeps state (`shared = false`: one per episode, ended with it).
+"""
+
+import asyncio
+import difflib
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from envs.dynamic_tool import DynamicTool, object_schema
+from envs.env import Env, EnvConfig
+from envs.interop.lazy import run_now
+from envs.interop.mcp_connection import Connection, HttpConnection, McpError, StdioConnection
+from envs.message import ToolSchema
+from envs.tool import ToolError, ToolOptions
+
+_INVALID_PARAMS = -32602
+
+
+class McpServer(BaseModel):
+    """A server: a command (with its environment variables) or a URL (with its headers).
+
+    tools: which of its tools the policy gets (default: all). prefix: put before their names.
+    shared: one server for all episodes of a host; false: one per episode, for a server that keeps state.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    command: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    url: str = ""
+    headers: dict[str, str] = {}
+    tools: tuple[str, ...] = ()
+    prefix: str = ""
+    shared: bool = True
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "McpServer":
+        if bool(self.command) == bool(self.url):
+            raise ValueError(f"server {self.name!r}: give exactly one of command and url")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"server {self.name!r}: url has to begin with http:// or https://")
+        return self
+
+
+class McpConfig(EnvConfig):
+    """servers: where the tools come from."""
+
+    servers: tuple[McpServer, ...] = Field(min_length=1)
+
+    @field_validator("servers")
+    @classmethod
+    def _distinct(cls, servers: tuple[McpServer, ...]) -> tuple[McpServer, ...]:
+        names = [server.name for server in servers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two servers have the same name: {', '.join(names)}")
+        return servers
+
+
+class McpEnv(Env):
+    """Base of environments whose tools are those of MCP servers."""
+
+    config_type = McpConfig
+    config: McpConfig
+
+    def __init__(self, config: EnvConfig) -> None:
+        super().__init__(config)
+        self.connections: dict[str, Connection] = {}
+        self.notes: dict[str, str] = {}
+
+    def probe(self) -> None:
+        """Every server starts and has the tools that are asked for."""
+
+        async def look() -> None:
+            try:
+                await self.dynamic_tools()
+            finally:
+                await self.close()
+                await _end_shared()
+
+        run_now(look())
+
+    async def dynamic_tools(self) -> Sequence[DynamicTool]:
+        tools: dict[str, DynamicTool] = {}
+        for server in self.config.servers:
+            for tool in await self._tools(server):
+                if tool.name in tools:
+                    raise ValueError(
+                        f"server {server.name!r}: another has a tool {tool.name!r} too: give it a prefix"
+                    )
+                tools[tool.name] = tool
+        return list(tools.values())
+
+    async def call_server(self, server: str, tool: str, **arguments: Any) -> str:
+        """Call a tool for the environment itself, say to set up or to judge its world.
+
+        Raises ToolError with what the tool says of its failure, HostFault where the server is gone.
+        """
+        found = next(one for one in self.config.servers if one.name == server)
+        return await _call(await self._connection(found), tool, arguments)
+
+    async def close(self) -> None:
+        """End this episode's own servers. A subclass that overrides it has to call it."""
+        for server in self.config.servers:
+            if not server.shared and server.name in self.connections:
+                await self.connections[server.name].close()
+
+    async def _connection(self, server: McpServer) -> Connection:
+        if server.name not in self.connections:
+            connect = _shared if server.shared else _connect
+            connection = self.connections[server.name] = await connect(server)
+            about = connection.server
+            self.notes[f"mcp {server.name}"] = f"{about.get('name', '')} {about.get('version', '')}"
+        return self.connections[server.name]
+
+    async def _tools(self, server: McpServer) -> list[DynamicTool]:
+        connection = await self._connection(server)
+        listed: list[dict[str, Any]] = []
+        cursor: dict[str, Any] | None = {}
+        while cursor is not None:
+            page = await connection.request("tools/list", cursor)
+            listed += page.get("tools", [])
+            cursor = {"cursor": page["nextCursor"]} if page.get("nextCursor") else None
+        known = {tool["name"]: tool for tool in listed}
+        for name in server.tools:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+                raise ValueError(f"server {server.name!r} has no tool {name!r}: {hint}")
+        return [
+            _tool(known[name], connection, server.prefix) for name in (server.tools or tuple(known))
+        ]
+
+
+def _tool(listed: dict[str, Any], connection: Connection, prefix: str) -> DynamicTool:
+    lines = str(listed.get("description") or "").strip().split("\n", 1)
+    parameters = object_schema(listed.get("inputSchema") or {})
+    read_only = bool((listed.get("annotations") or {}).get("readOnlyHint"))
+    return DynamicTool(
+        ToolSchema(prefix + listed["name"], lines[0], parameters),
+        partial(_call, connection, listed["name"]),
+        ToolOptions(read_only=read_only),
+    )
+
+
+async def _call(connection: Connection, tool: str, arguments: dict[str, Any]) -> str:
+    try:
+        result = await connection.request("tools/call", {"name": tool, "arguments": arguments})
+    except McpError as error:
+        if error.code == _INVALID_PARAMS:
+            raise ToolError(error.message) from None
+        raise
+    text = "\n".join(_text(part) for part in result.get("content", []))
+    if not text and result.get("structuredContent") is not None:
+        text = json.dumps(result["structuredContent"], ensure_ascii=False)
+    if result.get("isError"):
+        raise ToolError(text)
+    return text
+
+
+def _text(part: dict[str, Any]) -> str:
+    """One part of a result; what is not text is named."""
+    if part.get("type") == "text":
+        return str(part.get("text", ""))
+    inner = part.get("resource")
+    if isinstance(inner, dict) and "text" in inner:
+        return str(inner["text"])
+    return f"[{part.get('type', 'unknown')}]"
+
+
+async def _connect(server: McpServer) -> Connection:
+    """A new connection, introduced. Raises HostFault."""
+    connection: Connection
+    if server.command:
+        connection = await StdioConnection.open(server.name, server.command, server.environment)
+    else:
+        connection = HttpConnection(server.name, server.url, server.headers)
+    try:
+        await connection.introduce()
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+# The servers that the episodes of an event loop share, by their settings. A connection lives and dies with
+# the loop that it was made in.
+_SHARED: WeakKeyDictionary[Any, dict[str, "asyncio.Task[Connection]"]] = WeakKeyDictionary()
+
+
+async def _shared(server: McpServer) -> Connection:
+    """The one connection to a server that is shared; a new one where the last is gone."""
+    held = _SHARED.setdefault(asyncio.get_running_loop(), {})
+    key = server.model_dump_json()
+    task = held.get(key)
+    if task is None or (task.done() and _is_over(task)):
+        task = held[key] = asyncio.create_task(_connect(server))
+    return await asyncio.shield(task)
+
+
+def _is_over(task: "asyncio.Task[Connection]") -> bool:
+    return task.cancelled() or task.exception() is not None or bool(task.result().gone)
+
+
+async def _end_shared() -> None:
+    """End what this event loop shares."""
+    for task in _SHARED.pop(asyncio.get_running_loop(), {}).values():
+        if task.done() and not _is_over(task):
+            await task.result().close()

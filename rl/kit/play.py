@@ -1,0 +1,194 @@
+"""`dorado env play`: a person in the policy's place, in a terminal or through a pipe.
+
+A line is a tool call, `tool(argument=value)`, or plain text, or one of the commands that begin with a
+colon. A line that cannot be read costs nothing: it is answered with a hint. Prompts and hints are the
+game's; what the environment says stands after the name of who says it.
+"""
+
+import ast
+import asyncio
+import contextlib
+import itertools
+import json
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from envs.env import Env, EnvConfig, Task
+from envs.message import Message, ToolCall, ToolSchema
+from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
+from envs.session import Deadlines, EnvSession
+from rl.config_file import ConfigError
+
+T = TypeVar("T")
+HELP = "tool(argument=value) calls a tool, other text is your answer; :tools, :say TEXT, :quit"
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+class Unreadable(Exception):
+    """A line that is no move; the message is a hint."""
+
+
+@dataclass(frozen=True)
+class Say:
+    """Plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """`:quit` or `:tools`."""
+
+    name: str
+
+
+def find_task(
+    name: str, config: Mapping[str, Any], seed: int, difficulty: int | None
+) -> tuple[type[Env], EnvConfig, Task]:
+    """The environment and the first task of a seed. Raises ConfigError."""
+    values = dict(config)
+    try:
+        env_class = find_env(name)
+        if difficulty is not None:
+            if "difficulty" not in env_class.config_type.model_fields:
+                raise ConfigError(f"--difficulty: environment {name!r} is not graded")
+            values["difficulty"] = difficulty
+        settings = settings_of(env_class, values)
+    except (UnknownEnv, BadSettings) as error:
+        raise ConfigError(str(error)) from None
+    task = next(itertools.islice(env_class(settings).tasks("train", seed), 1), None)
+    if task is None:
+        raise ConfigError(f"environment {name!r} has no task")
+    return env_class, settings, task
+
+
+def read_line(line: str, tools: Mapping[str, ToolSchema]) -> ToolCall | Say | Command:
+    """The move that a person wrote, e.g. `add(a=2, b=3)`. Raises Unreadable."""
+    text = line.strip()
+    if text.startswith(":say "):
+        return Say(text[5:].strip())
+    if text.startswith(":"):
+        if text[1:] in ("quit", "tools"):
+            return Command(text[1:])
+        raise Unreadable(f"no command {text}: there are :tools, :say TEXT and :quit")
+    name = text.partition("(")[0].strip()
+    if not (name.isidentifier() and "(" in text):
+        if name in tools:
+            raise Unreadable(f"to call {name}, write {_example(tools[name])}")
+        if not text:
+            raise Unreadable(f"an empty line is no move: {HELP}")
+        return Say(text)
+    if name not in tools:
+        known = ", ".join(tools) or "none"
+        raise Unreadable(f"no tool {name!r}, there are {known}; :say {text} answers with this text")
+    return ToolCall(name, _arguments(text, tools[name]))
+
+
+def _arguments(text: str, tool: ToolSchema) -> dict[str, Any]:
+    """The arguments of a call, by name or in their order; a bare word is text."""
+    try:
+        node = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError):
+        node = None
+    if not isinstance(node, ast.Call) or any(one.arg is None for one in node.keywords):
+        raise Unreadable(f"cannot read the arguments: write {_example(tool)}, texts in quotes")
+    names = list(tool.parameters.get("properties", {}))
+    if len(node.args) > len(names):
+        raise Unreadable(f"{tool.name} takes {len(names)} arguments: write {_example(tool)}")
+    arguments = {name: _value(one, tool) for name, one in zip(names, node.args, strict=False)}
+    return arguments | {str(one.arg): _value(one.value, tool) for one in node.keywords}
+
+
+def _value(node: ast.expr, tool: ToolSchema) -> Any:
+    if isinstance(node, ast.Name):
+        return _WORDS.get(node.id, node.id)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise Unreadable(
+            f"{ast.unparse(node)} is no value: write {_example(tool)}, texts in quotes"
+        ) from None
+
+
+def _example(tool: ToolSchema) -> str:
+    """E.g. `find(customer="...")`."""
+    shown = {
+        "string": '"..."',
+        "integer": "1",
+        "number": "1.5",
+        "boolean": "true",
+        "array": "[...]",
+    }
+    given = [
+        f"{name}={shown.get(schema.get('type', ''), '...')}"
+        for name, schema in tool.parameters.get("properties", {}).items()
+    ]
+    return f"{tool.name}({', '.join(given)})"
+
+
+class Player:
+    """One episode played by a person; the environment lives on an event loop in a thread of its own,
+    so that it goes on while the person thinks."""
+
+    def __init__(self, env: Env, read: Callable[[], str], write: Callable[[str], None]) -> None:
+        self.session = EnvSession(env, Deadlines())
+        self.read = read
+        self.write = write
+        self.tools: dict[str, ToolSchema] = {}
+        self.loop = asyncio.new_event_loop()
+
+    def play(self, task: Task) -> dict[str, float]:
+        """Play until the episode or the person ends it; returns the rewards. Raises EnvFault."""
+        thread = threading.Thread(target=self.loop.run_forever, daemon=True, name="dorado-play")
+        thread.start()
+        try:
+            self._open(task)
+            while not self._move():
+                pass
+            return self._await(self.session.score())
+        finally:
+            with contextlib.suppress(Exception):  # the first fault is the one to tell
+                self._await(self.session.close())
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            thread.join(5.0)
+
+    def _open(self, task: Task) -> None:
+        opening = self._await(self.session.open(task))
+        self.tools = {tool.name: tool for tool in opening.tools}
+        self._show(opening.messages)
+        self._show_tools()
+        self.write(HELP)
+
+    def _move(self) -> bool:
+        """One line of the person's; True where the episode is over."""
+        try:
+            move = read_line(self.read(), self.tools)
+        except Unreadable as hint:
+            self.write(f"hint: {hint}")
+            return False
+        except EOFError:
+            return True
+        if isinstance(move, Command):
+            if move.name == "tools":
+                self._show_tools()
+            return move.name == "quit"
+        text, calls = (move.text, ()) if isinstance(move, Say) else ("", (move,))
+        result = self._await(self.session.step(text, calls))
+        self._show(result.messages)
+        return result.done
+
+    def _show(self, messages: tuple[Message, ...]) -> None:
+        for message in messages:
+            self.write(f"{message.role}: {message.content}")
+
+    def _show_tools(self) -> None:
+        for tool in self.tools.values():
+            self.write(f"  {_example(tool)}  {tool.description}")
+            self.write(f"    {json.dumps(tool.parameters, ensure_ascii=False)}")
+
+    def _await(self, act: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(act, self.loop)
+        return future.result()
