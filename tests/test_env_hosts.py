@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fakes import TASK, Remote
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from envs.message import ToolCall
 from envs.session import EnvFault, HostFault
@@ -122,7 +122,7 @@ async def test_a_fault_inside_the_host_comes_back_as_it_was_raised(fault):
     pool = HostPool([host])
     session = HostSession(pool, "g0.0", TABLE)
     await session.open(TASK)
-    host.error = RayTaskError("step", "Traceback ...", fault).as_instanceof_cause()
+    host.error = fault
     with pytest.raises(type(fault)) as caught:
         await session.step("", ())
     assert str(caught.value) == str(fault)
