@@ -16,6 +16,7 @@ overhead p99 at most 5 ms at that rate. Exits with 1 where it is missed.
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import sys
@@ -98,6 +99,8 @@ async def measure(hosts: int, sessions: int, folder: str) -> dict[str, Any]:
     task = next(make_env(TABLE).tasks("train", 0))
     opened = [HostSession(pool, f"s{n}", TABLE) for n in range(sessions)]
     await asyncio.gather(*(session.open(task) for session in opened))
+    gc.collect()
+    gc.freeze()  # as a controller does
     alone = await in_process(task)
     await paced(opened, TARGET_RATE, 2.0)
     times = await paced(opened, TARGET_RATE, SECONDS)

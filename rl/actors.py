@@ -5,6 +5,7 @@ live in `rl.env_hosts`.) Token data goes engine -> controller -> learner, never 
 """
 
 import asyncio
+import gc
 import random
 import time
 from collections import Counter
@@ -126,7 +127,9 @@ class Controller:
         self.retries: Counter[str] = Counter()
 
     async def ready(self) -> None:
-        """Answers once the renderer is loaded."""
+        """Answers once the renderer is loaded; what is loaded by now, the collector need not walk again."""
+        gc.collect()
+        gc.freeze()
 
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, list[TrainSample]]:
         """Play a group. The report is for the run, the samples are for the learner."""

@@ -1,8 +1,8 @@
 """A circuit breaker: an environment that fails most of its episodes gets no new ones until it works again.
 
-    closed --(faults within the window)--> open --(cool-down)--> half-open --(probe group works)--> closed
-                                            ^                        |
-                                            +---(probe group fails)--+   the cool-down doubles
+    closed --(faults among the last episodes)--> open --(cool-down)--> half-open --(probe works)--> closed
+                                                  ^                        |
+                                                  +-----(probe fails)------+   the cool-down doubles
 
 No clock here: time, in seconds, is an argument. What was begun before the breaker tripped ends as it ends,
 and no longer counts.
@@ -84,13 +84,18 @@ class Breaker:
             return None
         self.groups.discard(group)
         self.ended.append((now, faults, episodes))
-        while self.ended[0][0] < now - self.config.window_seconds:
-            self.ended.popleft()
-        faults = sum(f for _, f, _ in self.ended)
-        episodes = sum(e for _, _, e in self.ended)
+        faults, episodes = self._recent(now)
         if faults >= self.config.faults and faults >= self.config.share * episodes:
             return self._open(faults, episodes, now)
         return None
+
+    def _recent(self, now: float) -> tuple[int, int]:
+        """Faults and episodes of the last groups: no more of them than have `episodes`, none that is old."""
+        total = sum(episodes for _, _, episodes in self.ended)
+        oldest = now - self.config.window_seconds
+        while self.ended[0][0] < oldest or total - self.ended[0][2] >= self.config.episodes:
+            total -= self.ended.popleft()[2]
+        return sum(faults for _, faults, _ in self.ended), total
 
     def _open(self, faults: int, episodes: int, now: float) -> Change:
         # One that trips again soon after it was closed was not well yet.

@@ -12,6 +12,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,7 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
 def corpus(config: RunConfig) -> Iterator[str]:
     """What the environments say and are told, as texts for a new tokenizer."""
     for table in config.env:
-        tasks = list(itertools.islice(make_env(table).tasks("train", config.seed), CORPUS_TASKS))
+        tasks = _tasks(table, config.seed, CORPUS_TASKS)
         for opening, said, _ in _play(table, tasks, [None] * len(tasks)):
             for tool in opening.tools:
                 yield f"{tool.name}({json.dumps(tool.parameters)}) {tool.description}"
@@ -116,6 +117,15 @@ def corpus(config: RunConfig) -> Iterator[str]:
                 yield message.content
                 for call in message.tool_calls:
                     yield " ".join([call.name, *(f"{k} {v}" for k, v in call.arguments.items())])
+
+
+def _tasks(table: EnvTable, seed: int, count: int) -> list[Task]:
+    """The first train tasks; every other one noisy where the environment trains with noise."""
+    tasks = list(itertools.islice(make_env(table).tasks("train", seed), count))
+    if table.noise is None:
+        return tasks
+    level = table.noise.level
+    return [replace(t, noise=level) if i % 2 else t for i, t in enumerate(tasks)]
 
 
 def _play(
@@ -183,8 +193,7 @@ def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample
     assert config.sft is not None, "only a run with [sft] has demonstrations"
     samples: list[TrainSample] = []
     for table in config.env:
-        stream = make_env(table).tasks("train", config.seed)
-        tasks = list(itertools.islice(stream, config.sft.demonstrations))
+        tasks = _tasks(table, config.seed, config.sft.demonstrations)
         slips = [
             Slips(config.sft.slip, f"{config.seed}/{table.label}/{i}") for i in range(len(tasks))
         ]
@@ -216,7 +225,7 @@ def _key(config: RunConfig) -> str:
     relevant = {
         "model": config.model.model_dump(),
         "sft": config.sft.model_dump() if config.sft else None,
-        "env": [(t.id, t.config) for t in config.env],
+        "env": [(t.id, t.config, t.noise and t.noise.level) for t in config.env],
         "format": config.episode.tool_format,
         "learner": [config.learner.dtype, config.learner.micro_batch_tokens],
         "router": config.learner.router.model_dump(exclude={"replay"}),

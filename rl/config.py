@@ -53,13 +53,14 @@ class DeadlineConfig(Section):
 class BreakerConfig(Section):
     """When an environment gets no new groups, and for how long.
 
-    It opens when at least `faults` episodes, and at least `share` of those that ended within
-    `window_seconds`, ended in a fault of the environment or of its host. After `cooldown_seconds` one group
-    probes it; each probe that fails doubles that, up to `max_cooldown_seconds`.
+    It opens when of the last `episodes` (whole groups, and none that ended more than `window_seconds` ago) at
+    least `faults`, and at least this `share`, ended in a fault of the environment or of its host. After
+    `cooldown_seconds` one group probes it; each probe that fails doubles that, up to `max_cooldown_seconds`.
     """
 
     faults: PositiveInt = 8
     share: float = Field(default=0.75, gt=0, le=1)
+    episodes: PositiveInt = 16
     window_seconds: PositiveFloat = 60
     cooldown_seconds: PositiveFloat = 10
     max_cooldown_seconds: PositiveFloat = 300

@@ -6,6 +6,7 @@ episodes ask of a host goes through a lane (`rl.host_lane`), many acts in one ca
 """
 
 import asyncio
+import gc
 import sys
 import time
 import traceback
@@ -40,6 +41,9 @@ class EnvHost:
 
     def __init__(self, tables: Sequence[EnvTable], log: str) -> None:
         log_to(log)
+        # What is loaded stays: the collector need not walk it while tool calls wait.
+        gc.collect()
+        gc.freeze()
         self.tables = {table.label: table for table in tables}
         self.patterns = {table.label: make_env(table) for table in tables}
         self.sessions: dict[str, EnvSession] = {}

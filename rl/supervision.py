@@ -120,9 +120,9 @@ class Supervision:
         return not self.judged and len(self.resting) == len(self.breakers)
 
     def next_probe(self, now: float) -> float | None:
-        """Seconds until some environment may be probed; None where none waits for its cool-down."""
+        """Seconds until a cool-down is over; None where none goes on. A probe that is due waits for room."""
         waits = [b.ready_at - now for b in self.breakers.values() if b.state == "open"]
-        return max(0.0, min(waits)) if waits else None
+        return min((seconds for seconds in waits if seconds > 0), default=None)
 
     def metrics(self) -> dict[str, float]:
         """`mix/<env>/<asked|begun|trained>` and `env/<env>/<breaker|retries|difficulty|noise|noise_gap>`."""

@@ -37,6 +37,15 @@ def test_few_faults_among_many_episodes_do_not_open_it():
         assert play(breaker, f"g{number}", 1, number / 10) is None
 
 
+def test_what_worked_for_long_does_not_keep_it_closed():
+    breaker = Breaker(BreakerConfig(faults=8, share=0.75, episodes=16))
+    for number in range(100):
+        assert play(breaker, f"g{number}", 0, number / 100) is None
+    changes = [play(breaker, f"b{number}", 4, 1.0) for number in range(3)]
+    assert changes[:2] == [None, None] and changes[2] is not None
+    assert (changes[2].faults, changes[2].episodes) == (12, 16)
+
+
 def test_faults_of_long_ago_do_not_count():
     breaker = Breaker(CONFIG)
     assert play(breaker, "a", 3, 0.0) is None
@@ -88,11 +97,10 @@ def test_a_probe_that_was_given_up_is_made_anew():
 @given(st.lists(st.integers(0, 4), max_size=40), st.integers(1, 20), st.floats(0.05, 1.0))
 def test_it_opens_only_at_so_many_faults_and_such_a_share(faults, least, share):
     breaker = Breaker(BreakerConfig(faults=least, share=share, window_seconds=1e9))
-    seen = 0
     for number, count in enumerate(faults):
         change = play(breaker, f"g{number}", count, float(number))
-        seen += count
-        due = seen >= least and seen >= share * 4 * (number + 1)
+        last = faults[: number + 1][-4:]  # four groups of four
+        due = sum(last) >= least and sum(last) >= share * 4 * len(last)
         assert (change is not None) == due
         if due:
             return

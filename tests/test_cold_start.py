@@ -9,7 +9,7 @@ from envs.env import say
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import Opening
 from rl.cold_start import ColdStartError, demonstrations, first_checkpoint, slip
-from rl.config import EnvTable, ModelConfig, RunConfig
+from rl.config import EnvTable, ModelConfig, NoiseConfig, RunConfig
 from trainer.config import LearnerConfig, OptimConfig, SftConfig
 
 
@@ -107,3 +107,12 @@ def test_a_cold_start_that_fails_leaves_nothing_behind(tmp_path, checkpoint):
     with pytest.raises(ColdStartError, match="expert fails"):
         first_checkpoint(config(tmp_path, checkpoint, f"{__name__}:Hopeless"), report_nothing)
     assert list((tmp_path / "runs" / ".cache").iterdir()) == []
+
+
+def test_where_training_is_noisy_every_other_demonstration_is(tmp_path, checkpoint, renderer):
+    clean = config(tmp_path, checkpoint, "orders")
+    table = EnvTable(id="orders", noise=NoiseConfig(level=3))
+    noisy = clean.model_copy(update={"env": (table,)})
+    pairs = zip(demonstrations(clean, renderer), demonstrations(noisy, renderer), strict=True)
+    same = [a.token_ids == b.token_ids for a, b in pairs]
+    assert same == [True, False] * 6

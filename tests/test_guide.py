@@ -10,8 +10,8 @@ import pytest
 
 from rl.check import check_run
 from rl.config import load_config
-from rl.kit.check import check
-from rl.kit.sheet import PROMISES
+from rl.kit.check.run import check
+from rl.kit.check.sheet import PROMISES
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "environments.md").read_text()

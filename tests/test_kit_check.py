@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from rl.cli import app
 from rl.config_file import ConfigError
-from rl.kit.check import check
-from rl.kit.sheet import PROMISES, Finding, filled
+from rl.kit.check.run import check
+from rl.kit.check.sheet import PROMISES, Finding, filled
 
 FILE = Path(__file__).parent / "planted_envs.py"
 # class, check, what its sentence says

@@ -10,7 +10,7 @@ SCRIPT = """
 import datetime, json, time
 from datetime import datetime as known_before
 from pydantic import BaseModel
-from rl.kit.clock import Clock
+from rl.kit.check.clock import Clock
 
 class Record(BaseModel):
     at: datetime.datetime

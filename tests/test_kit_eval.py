@@ -18,9 +18,9 @@ from envs.message import Message, ToolCall
 from rl.cli import app
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
-from rl.kit.chat_model import ChatPolicy, ChatServer, base_of
-from rl.kit.eval import NO_TOKENS, limits_for, summary, tool_format_of
-from rl.kit.eval_view import EvalView
+from rl.kit.eval.chat_model import ChatPolicy, ChatServer, base_of
+from rl.kit.eval.run import NO_TOKENS, limits_for, summary, tool_format_of
+from rl.kit.eval.view import EvalView
 from rollout.engine import Completion, EngineFault, Request
 from rollout.tool_format import MalformedCall
 from rollout.trajectory_file import read_trajectory

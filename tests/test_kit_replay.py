@@ -18,9 +18,9 @@ from envs.session import Deadlines, EnvSession
 from envs.tool import tool
 from rl.cli import app
 from rl.config import EnvTable
-from rl.kit.expert_policy import ExpertPolicy
 from rl.kit.replay import find_record, replay
-from rl.kit.soak import EPISODE
+from rl.kit.soak.expert_policy import ExpertPolicy
+from rl.kit.soak.run import EPISODE
 from rollout.episode import Episode
 from rollout.trajectory import Phase, ScoredTrajectory, Trajectory
 from rollout.trajectory_file import NoRecord, read_trajectory

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from envs.registry import find_env
 from rl.cli import app
-from rl.kit.check import check
+from rl.kit.check.run import check
 
 ROOT = Path(__file__).parent.parent
 

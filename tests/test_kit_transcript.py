@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from rl.kit.portable import unpicklable
-from rl.kit.transcript import parting
+from rl.kit.check.portable import unpicklable
+from rl.kit.check.transcript import parting
 
 
 def transcript(ids=("a", "b"), opening="go", said="42", solved=1.0):

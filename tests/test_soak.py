@@ -19,10 +19,9 @@ from rl.check import make_env
 from rl.cli import app
 from rl.config import EnvTable
 from rl.config_file import ConfigError
-from rl.kit.expert_policy import ExpertPolicy
 from rl.kit.named_env import named_env
-from rl.kit.soak import EPISODE, own_ray, soak
-from rl.kit.soak_figures import (
+from rl.kit.soak.expert_policy import ExpertPolicy
+from rl.kit.soak.figures import (
     Figures,
     Left,
     Percentiles,
@@ -33,8 +32,9 @@ from rl.kit.soak_figures import (
     percentiles,
     sheet,
 )
-from rl.kit.soak_host import Census
-from rl.kit.soak_leaks import left
+from rl.kit.soak.host import Census
+from rl.kit.soak.leaks import left
+from rl.kit.soak.run import EPISODE, own_ray, soak
 from rl.metrics import passed
 from rollout.episode import Episode
 from rollout.trajectory import Trajectory

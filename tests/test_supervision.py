@@ -98,6 +98,7 @@ def test_a_probe_that_says_nothing_is_made_anew():
     assert play.begin() is None
     assert play.supervision.next_probe(play.now) == pytest.approx(10, abs=1)
     play.now += 10
+    assert play.supervision.next_probe(play.now) is None, "it waits for room, and for no time"
     play.play(1, broken="e0", stop="engine_fault")
     probe = play.begin()
     assert probe is not None

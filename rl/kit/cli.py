@@ -40,9 +40,9 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Whether an environment keeps its promises: no model is needed."""
-    from rl.kit.check import check as look
-    from rl.kit.check import read_settings
-    from rl.kit.sheet import rendered
+    from rl.kit.check.run import check as look
+    from rl.kit.check.run import read_settings
+    from rl.kit.check.sheet import rendered
 
     try:
         sheet = look(name, read_settings(config), seconds=seconds)
@@ -85,7 +85,7 @@ def play(
         import readline  # noqa: F401
 
     from envs.session import EnvFault
-    from rl.kit.check import read_settings
+    from rl.kit.check.run import read_settings
     from rl.kit.play import Player, find_task
 
     try:
@@ -118,8 +118,8 @@ def soak(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no sheet.")] = False,
 ) -> None:
     """Many episodes at once, calls cancelled, hosts killed: what leaks, what is lost, what takes how long."""
-    from rl.kit.soak_figures import Plan
-    from rl.kit.soak_report import soak_and_report
+    from rl.kit.soak.figures import Plan
+    from rl.kit.soak.report import soak_and_report
 
     plan = Plan(
         episodes=episodes,
@@ -156,7 +156,7 @@ def eval_(
 ) -> None:
     """Let a model play held-out tasks, and watch."""
     from rl.config import load_config
-    from rl.kit.eval import evaluate_and_report, limits_for
+    from rl.kit.eval.run import evaluate_and_report, limits_for
     from rl.kit.named_env import named_env
 
     try:

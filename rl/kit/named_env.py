@@ -3,7 +3,7 @@
 from envs.registry import anchored, split_file
 from rl.check import make_env
 from rl.config import EnvTable
-from rl.kit.check import read_settings
+from rl.kit.check.run import read_settings
 
 
 def named_env(name: str, config: str = "") -> EnvTable:

@@ -130,7 +130,7 @@ _TEST = '''\
 """The environment keeps its promises, at every difficulty."""
 
 import pytest
-from rl.kit.check import check
+from rl.kit.check.run import check
 
 from $module.environment import $class_name
 

@@ -22,10 +22,10 @@ from typing import Any
 import psutil
 
 from rl.config_file import ConfigError
-from rl.kit.looks import GRACE_SECONDS
-from rl.kit.probe import Role, Spec
-from rl.kit.sheet import Finding, Sheet, filled
-from rl.kit.transcript import parting
+from rl.kit.check.looks import GRACE_SECONDS
+from rl.kit.check.probe import Role, Spec
+from rl.kit.check.sheet import Finding, Sheet, filled
+from rl.kit.check.transcript import parting
 
 # An act that holds the interpreter keeps even the watching thread from speaking.
 _SILENCE_SECONDS = 10.0
@@ -114,7 +114,7 @@ def _probe(name: str, config: dict[str, Any], role: Role, seconds: float) -> Out
         spec = Spec(name, config, role, seconds, folder, writing)
         process = subprocess.Popen(
             # Not from the working directory: its files could stand in for ours.
-            [sys.executable, "-P", "-m", "rl.kit.looks", json.dumps(asdict(spec))],
+            [sys.executable, "-P", "-m", "rl.kit.check.looks", json.dumps(asdict(spec))],
             env=_environment(role, folder, mark),
             pass_fds=[writing],
             stdin=subprocess.DEVNULL,

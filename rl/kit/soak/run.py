@@ -1,7 +1,7 @@
 """`dorado env soak`: an environment under load, played by its expert over real host processes.
 
 The path is a run's: `rollout.episode`, `HostSession`, `HostPool`, hosts in Ray actors. Only the policy
-is the expert's, and the hosts are watched (`rl.kit.soak_host`). Ray is real because what is proved here,
+is the expert's, and the hosts are watched (`rl.kit.soak.host`). Ray is real because what is proved here,
 that a killed host comes back and nobody waits for the dead one, is half Ray's doing; it is an instance
 of this command's own, ended with it.
 
@@ -33,11 +33,11 @@ from rl.config import EnvTable
 from rl.config_file import ConfigError
 from rl.deadline import within
 from rl.env_hosts import HostPool, HostSession
-from rl.kit.expert_policy import ExpertPolicy
-from rl.kit.soak_figures import Figures, Left, Percentiles, Plan, Played, percentiles
-from rl.kit.soak_host import Census, SoakHost
-from rl.kit.soak_leaks import given, left, lives
-from rl.kit.soak_session import Gate, Load, Watched
+from rl.kit.soak.expert_policy import ExpertPolicy
+from rl.kit.soak.figures import Figures, Left, Percentiles, Plan, Played, percentiles
+from rl.kit.soak.host import Census, SoakHost
+from rl.kit.soak.leaks import given, left, lives
+from rl.kit.soak.session import Gate, Load, Watched
 from rl.local_ray import start_local_ray
 from rl.metrics import passed
 from rl.process import end_processes, first_line

@@ -26,8 +26,8 @@ from rl.check import check_model_folder, make_env
 from rl.config import EnvTable, RunConfig
 from rl.config_file import ConfigError
 from rl.evaluation import heldout_tasks
-from rl.kit.chat_model import ChatPolicy, ChatServer, base_of, request
-from rl.kit.eval_view import EvalView
+from rl.kit.eval.chat_model import ChatPolicy, ChatServer, base_of, request
+from rl.kit.eval.view import EvalView
 from rl.metrics import passed
 from rl.run_folder import TrajectoryWriter
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig

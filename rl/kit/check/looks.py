@@ -1,4 +1,4 @@
-"""What a check looks for in an environment, in the process that `rl.kit.check` starts for it.
+"""What a check looks for in an environment, in the process that `rl.kit.check.run` starts for it.
 
 The tasks are drawn and played twice, by the expert and by a policy that says nothing; then with odd
 arguments, closed at odd times, and cut off at its deadlines.
@@ -19,12 +19,12 @@ from envs.message import ToolCall
 from envs.registry import BadSettings, UnknownEnv
 from envs.session import Deadlines, EnvFault, EnvSession
 from envs.tool import tools_of
-from rl.kit.clock import Clock
-from rl.kit.probe import AHEAD_SECONDS, Broken, Moves, Probe, Spec, called, send, shown, told
-from rl.kit.residue import adopt_orphans, end_children, held, left_since
-from rl.kit.sheet import CheckName, Finding
-from rl.kit.transcript import parting
-from rl.kit.watchdog import Block, Stuck, Watch
+from rl.kit.check.clock import Clock
+from rl.kit.check.probe import AHEAD_SECONDS, Broken, Moves, Probe, Spec, called, send, shown, told
+from rl.kit.check.residue import adopt_orphans, end_children, held, left_since
+from rl.kit.check.sheet import CheckName, Finding
+from rl.kit.check.transcript import parting
+from rl.kit.check.watchdog import Block, Stuck, Watch
 
 Tasks = dict[str, list[Task]]
 Episodes = dict[str, Any]

@@ -12,8 +12,8 @@ from envs.registry import env_names
 from rl.config import EnvTable
 from rl.config_file import ConfigError
 from rl.kit.named_env import named_env
-from rl.kit.soak import SoakError, check_expert, own_ray, soak
-from rl.kit.soak_figures import Figures, Plan, checks, deadlines_toml, sheet
+from rl.kit.soak.figures import Figures, Plan, checks, deadlines_toml, sheet
+from rl.kit.soak.run import SoakError, check_expert, own_ray, soak
 
 
 def soak_and_report(

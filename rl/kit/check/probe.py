@@ -1,7 +1,7 @@
 """Runs one environment for a check: each act under the watch, each fault as a finding.
 
 Flows in: a `Spec`. Flows out, as lines of JSON to a file descriptor: what is being done, findings. What is
-looked for is in `rl.kit.looks`.
+looked for is in `rl.kit.check.looks`.
 """
 
 import json
@@ -16,11 +16,11 @@ from envs.env import Env, EnvConfig, Task
 from envs.message import Message
 from envs.registry import find_env, settings_of
 from envs.session import Deadlines, EnvFault, EnvSession
-from rl.kit.clock import Clock
-from rl.kit.portable import unpicklable
-from rl.kit.sheet import CheckName, Finding
-from rl.kit.transcript import Episode
-from rl.kit.watchdog import Watch
+from rl.kit.check.clock import Clock
+from rl.kit.check.portable import unpicklable
+from rl.kit.check.sheet import CheckName, Finding
+from rl.kit.check.transcript import Episode
+from rl.kit.check.watchdog import Watch
 
 T = TypeVar("T")
 Role = Literal["plays", "again", "later"]

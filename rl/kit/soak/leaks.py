@@ -5,8 +5,8 @@ from pathlib import Path
 
 import psutil
 
-from rl.kit.soak_figures import Left
-from rl.kit.soak_host import Census
+from rl.kit.soak.figures import Left
+from rl.kit.soak.host import Census
 
 
 def left(base: Sequence[Census], now: Sequence[Census], *, orphans: int = 0) -> Left:

@@ -1,0 +1,1 @@
+"""`dorado env eval`: a model plays held-out tasks."""
