@@ -225,8 +225,13 @@ def refused(code: str, message: str = "no", **more: Any) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def openenv(speak: Speak, schema: Any = GUESS) -> AsyncIterator[EnvSession]:
-    """A session on a server that answers a message by `speak`: a dict, raw text, or None to hang up."""
+async def openenv(
+    speak: Speak, schema: Any = GUESS, hello: Any = None
+) -> AsyncIterator[EnvSession]:
+    """A session on a server that answers a message by `speak`: a dict, raw text, or None to hang up.
+
+    hello: what it says instead, before it hangs up at once.
+    """
     from websockets.asyncio.server import serve
 
     def http(connection: Any, request: Any) -> Any:
@@ -236,6 +241,9 @@ async def openenv(speak: Speak, schema: Any = GUESS) -> AsyncIterator[EnvSession
         return connection.respond(200, json.dumps(pages[request.path]))
 
     async def handle(socket: Any) -> None:
+        if hello is not None:
+            await socket.send(json.dumps(hello))
+            return
         async for text in socket:
             answer = await speak(json.loads(text))
             if answer is None:
@@ -368,6 +376,23 @@ async def test_a_server_that_is_full_is_infrastructure_and_a_slow_one_misses_the
             await session.step("", (ToolCall("guess", {"guess": 1}),))
         assert caught.value.kind == "timeout"
         released.set()
+
+
+async def test_why_a_server_hung_up_is_read_although_the_connection_is_gone():
+    async def full(message: dict[str, Any]) -> Any:
+        return seen(text="go")
+
+    async with openenv(full, hello=refused("CAPACITY_REACHED", "8 of 8 sessions")) as session:
+        env = session.env
+        ask = env._ask  # type: ignore[attr-defined]
+
+        async def ask_late(type: str, data: dict[str, Any]) -> Any:
+            await env.socket.wait_closed()  # type: ignore[attr-defined]
+            return await ask(type, data)
+
+        env._ask = ask_late  # type: ignore[attr-defined]
+        with pytest.raises(HostFault, match="CAPACITY_REACHED: 8 of 8 sessions"):
+            await session.open(START)
 
 
 def test_a_server_that_is_not_there_is_named_before_the_run():
