@@ -49,6 +49,7 @@ class EnvHost:
         self.sessions: dict[str, EnvSession] = {}
         self.lanes: dict[str, tuple[int, HostEnd]] = {}
         self.owners: dict[str, str] = {}  # session -> lane
+        self.closing: set[asyncio.Task[None]] = set()
         self.node = ray.util.get_node_ip_address()
         self.idle_cpus = 0.0
         self.measured = 0.0
@@ -56,14 +57,17 @@ class EnvHost:
     async def exchange(self, lane: str, born: int, acts: tuple[tuple[int, bytes], ...]) -> Answers:
         """A call of a controller's lane: acts to begin, results to bring back.
 
-        A lane of a controller that was started anew closes what the one before it has left open.
+        A lane of a controller that was started anew closes what the one before it has left open; its own
+        acts do not wait for that.
         """
         known, end = self.lanes.get(lane, (0, None))
         if end is None or known < born:
             left = [session for session, owner in self.owners.items() if owner == lane]
             end = HostEnd(partial(self._play, lane))
             self.lanes[lane] = (born, end)
-            await asyncio.gather(*(self.close(session) for session in left))
+            for session in left:
+                self.closing.add(task := asyncio.create_task(self.close(session)))
+                task.add_done_callback(self.closing.discard)
         return Answers(await end.exchange(acts), self.load())
 
     async def _play(self, lane: str, method: str, session: str, *arguments: Any) -> Any:

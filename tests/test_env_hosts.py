@@ -26,7 +26,7 @@ class FakeHost(EnvHost):
         self.error = error
         self.asked: list[tuple] = []
         self.sessions: dict[str, Any] = {}
-        self.lanes, self.owners = {}, {}
+        self.lanes, self.owners, self.closing = {}, {}, set()
         self.node, self.idle_cpus, self.measured = node, 1.0, float("inf")
         for act in ("open", "step", "score", "close"):
             setattr(self, act, self._answer(act))
@@ -209,4 +209,20 @@ async def test_what_a_controller_left_open_is_closed_when_the_next_one_of_its_na
     for number, name in enumerate(("controller-0", "controller-1", "controller-0")):
         pool = HostPool([host], name)
         await HostSession(pool, f"g{number}", TABLE).open(TASK)
+    await until(lambda: not host.closing)
     assert [act for act in host.asked if act[0] == "close"] == [("close", "g0")]
+
+
+async def test_what_takes_long_to_close_does_not_delay_the_next_controller():
+    host, closed = FakeHost(), asyncio.Event()
+    await HostSession(HostPool([host], "controller-0"), "g0", TABLE).open(TASK)
+
+    async def close(session):
+        await closed.wait()
+
+    host.close = close
+    opening = HostSession(HostPool([host], "controller-0"), "g1", TABLE).open(TASK)
+    assert await asyncio.wait_for(opening, 10) == "open"
+    assert len(host.closing) == 1
+    closed.set()
+    await until(lambda: not host.closing)
