@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from envs.env import Task
 from envs.message import ToolCall
@@ -81,7 +81,7 @@ class EnvHost:
         deadlines = Deadlines(**self.tables[label].deadlines.model_dump())
         try:
             env = type(pattern)(pattern.config)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter would end the host's event loop
             sentence = f"environment {label!r}, creation: {type(error).__name__}: {error}"
             raise EnvFault("reset", sentence, traceback.format_exc()) from None
         self.sessions[session] = EnvSession(env, deadlines)
@@ -176,7 +176,7 @@ class HostPool:
         """Whether a host answers; then its load is known."""
         try:
             self._hear(index, await within(self.hosts[index].ping.remote(), PING_SECONDS))
-        except (TimeoutError, RayActorError):
+        except (TimeoutError, RayError):  # dead, out of reach, or killed for its memory
             return False
         return True
 
@@ -251,7 +251,9 @@ class HostSession:
             raise HostFault(
                 f"{where} did not answer within {limit + GRACE_SECONDS:g} s and was started anew"
             ) from None
-        except RayActorError:
+        except (
+            RayError
+        ):  # not of a death alone: of a host that ran out of memory, Ray says just that
             self.pool.report(self.index, stuck=False)
             raise HostFault(f"{where} died") from None
         except KeyError:

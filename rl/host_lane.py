@@ -104,7 +104,7 @@ class Lane:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def ask(self, method: str, *arguments: Any) -> Any:
-        """One act's result, or what it raised. Raises RayActorError where the host died under it."""
+        """One act's result, or what it raised. Raises RayError where the host died under it."""
         return await self._put(method, arguments)
 
     def tell(self, method: str, *arguments: Any) -> None:
