@@ -10,7 +10,7 @@ import pytest
 from fakes import TASK, Remote
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
-from envs.builtin.calculator import Calculator
+from envs.builtin.calculator import Calculator, CalculatorConfig
 from envs.env import Env
 from envs.message import ToolCall
 from envs.session import EnvFault, HostFault
@@ -246,7 +246,7 @@ class Exiting(Calculator):
 async def test_an_environment_that_exits_when_it_is_created_is_at_fault_and_not_its_host():
     host = FakeHost()
     pattern = object.__new__(Exiting)  # as it was when the host began
-    pattern.config = Calculator.config_type()
+    pattern.config = CalculatorConfig()
     host.tables, host.patterns = {"calculator": TABLE}, dict[str, Env](calculator=pattern)
     with pytest.raises(EnvFault, match="creation: SystemExit: no licence"):
         await EnvHost.open(host, "g0.0", "calculator", TASK)
