@@ -49,6 +49,11 @@ DEFECTS = [
     ("DatedByHand", "clock", "reset() gave '20"),
     ("FailingExpert", "expert", "the expert scores {'solved': 0.0} on task {\"op\""),
     ("GenerousScore", "idle", "an answer without a word scores {'solved': 1.0}"),
+    (
+        "MissingServer",
+        "acts",
+        "reset(): this machine lacks what it needs: no server at 127.0.0.1:9",
+    ),
     ("RaisingScore", "acts", "score: AttributeError"),
     ("RaisingTool", "acts", "tool 'add': ZeroDivisionError"),
     ("ExitingReset", "acts", "reset() ended the process with exit status 7"),
@@ -61,7 +66,7 @@ def checked_together(
     """Checks of all the names that a fixture's tests are selected for, some at a time: most of a check
     is starting processes and waiting for deadlines."""
     items = [one for one in request.session.items if isinstance(one, pytest.Function)]
-    names = [i.callspec.params["name"] for i in items if request.fixturename in i.fixturenames]
+    names = [str(i.callspec.params["name"]) for i in items if request.fixturename in i.fixturenames]
     with ThreadPoolExecutor(AT_ONCE) as threads:
         yield {name: threads.submit(look, name) for name in names}
 
@@ -124,7 +129,7 @@ BUILT_IN = [
 ]
 
 
-@pytest.mark.parametrize("name", [*BUILT_IN, "envs.builtin.slow_calculator:SlowCalculator"])
+@pytest.mark.parametrize("name", ["envs.builtin.slow_calculator:SlowCalculator", *BUILT_IN])
 def test_the_built_in_environments_keep_every_promise(built_in, name):
     sheet = built_in[name].result()
     assert sheet.passed, str(sheet)
