@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from envs.env import Task
 from envs.message import ToolCall
@@ -49,6 +49,7 @@ class EnvHost:
         self.sessions: dict[str, EnvSession] = {}
         self.lanes: dict[str, tuple[int, HostEnd]] = {}
         self.owners: dict[str, str] = {}  # session -> lane
+        self.closing: set[asyncio.Task[None]] = set()
         self.node = ray.util.get_node_ip_address()
         self.idle_cpus = 0.0
         self.measured = 0.0
@@ -56,14 +57,17 @@ class EnvHost:
     async def exchange(self, lane: str, born: int, acts: tuple[tuple[int, bytes], ...]) -> Answers:
         """A call of a controller's lane: acts to begin, results to bring back.
 
-        A lane of a controller that was started anew closes what the one before it has left open.
+        A lane of a controller that was started anew closes what the one before it has left open; its own
+        acts do not wait for that.
         """
         known, end = self.lanes.get(lane, (0, None))
         if end is None or known < born:
             left = [session for session, owner in self.owners.items() if owner == lane]
             end = HostEnd(partial(self._play, lane))
             self.lanes[lane] = (born, end)
-            await asyncio.gather(*(self.close(session) for session in left))
+            for session in left:
+                self.closing.add(task := asyncio.create_task(self.close(session)))
+                task.add_done_callback(self.closing.discard)
         return Answers(await end.exchange(acts), self.load())
 
     async def _play(self, lane: str, method: str, session: str, *arguments: Any) -> Any:
@@ -77,7 +81,7 @@ class EnvHost:
         deadlines = Deadlines(**self.tables[label].deadlines.model_dump())
         try:
             env = type(pattern)(pattern.config)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter would end the host's event loop
             sentence = f"environment {label!r}, creation: {type(error).__name__}: {error}"
             raise EnvFault("reset", sentence, traceback.format_exc()) from None
         self.sessions[session] = EnvSession(env, deadlines)
@@ -172,7 +176,7 @@ class HostPool:
         """Whether a host answers; then its load is known."""
         try:
             self._hear(index, await within(self.hosts[index].ping.remote(), PING_SECONDS))
-        except (TimeoutError, RayActorError):
+        except (TimeoutError, RayError):  # dead, out of reach, or killed for its memory
             return False
         return True
 
@@ -247,7 +251,9 @@ class HostSession:
             raise HostFault(
                 f"{where} did not answer within {limit + GRACE_SECONDS:g} s and was started anew"
             ) from None
-        except RayActorError:
+        except (
+            RayError
+        ):  # not of a death alone: of a host that ran out of memory, Ray says just that
             self.pool.report(self.index, stuck=False)
             raise HostFault(f"{where} died") from None
         except KeyError:

@@ -65,9 +65,10 @@ class HostEnd:
         return done
 
     async def _run(self, number: int, act: bytes) -> None:
-        method, arguments = pickle.loads(act)
+        method = "an act"
         outcome: tuple[Any, Exception | None]
         try:
+            method, arguments = pickle.loads(act)
             outcome = await self.play(method, *arguments), None
         except asyncio.CancelledError:  # by a close, and nobody waits; or by the environment itself
             outcome = None, EnvFault("reply", f"{method}: the environment cancelled its own task")
@@ -99,11 +100,11 @@ class Lane:
         self.sent: dict[int, asyncio.Future[Any]] = {}
         self.asked: dict[int, asyncio.Future[Any]] = {}
         self.calls = 0
-        self.epoch = 0  # grows when the host dies: what was sent before is lost
+        self.epoch = 0  # grows when the host is lost: so is what was sent before, and the calls
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def ask(self, method: str, *arguments: Any) -> Any:
-        """One act's result, or what it raised. Raises RayActorError where the host died under it."""
+        """One act's result, or what it raised. Raises RayError where the host died under it."""
         return await self._put(method, arguments)
 
     def tell(self, method: str, *arguments: Any) -> None:
@@ -141,13 +142,15 @@ class Lane:
             return
         if epoch == self.epoch:
             self.calls -= 1
-            self.heard(answers.load)
-            for number, answer in answers.done:
-                self._settle(self.sent.pop(number), *_unpacked(answer))
+        self.heard(answers.load)
+        for number, answer in answers.done:
+            # A host that was only out of reach still answers what counts as lost by now.
+            if (asked := self.sent.pop(number, None)) is not None:
+                self._settle(asked, *_unpacked(answer))
         self._send()
 
     def _lost(self, error: Exception) -> None:
-        """The host died: so did every act that was there."""
+        """The host died, or is out of reach: every act that was sent is lost."""
         self.epoch += 1
         self.calls = 0
         lost, self.sent = self.sent, {}

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from fakes import TASK, Remote
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
+from envs.builtin.calculator import Calculator, CalculatorConfig
+from envs.env import Env
 from envs.message import ToolCall
 from envs.session import EnvFault, HostFault
 from rl.config import EnvTable
@@ -26,7 +28,7 @@ class FakeHost(EnvHost):
         self.error = error
         self.asked: list[tuple] = []
         self.sessions: dict[str, Any] = {}
-        self.lanes, self.owners = {}, {}
+        self.lanes, self.owners, self.closing = {}, {}, set()
         self.node, self.idle_cpus, self.measured = node, 1.0, float("inf")
         for act in ("open", "step", "score", "close"):
             setattr(self, act, self._answer(act))
@@ -35,7 +37,7 @@ class FakeHost(EnvHost):
         handle.ping = Remote(self._answer("ping"))
 
     async def _exchange(self, *arguments):
-        if isinstance(self.error, RayActorError):
+        if isinstance(self.error, RayError):
             raise self.error
         return await EnvHost.exchange(self, *arguments)
 
@@ -98,6 +100,12 @@ async def test_an_environment_that_was_never_opened_is_not_closed():
     [
         (EnvFault("tool", "the world is gone"), EnvFault, "the world is gone", False),
         (RayActorError(), HostFault, "the host of environment 'calculator' died", True),
+        (
+            OutOfMemoryError("no memory"),
+            HostFault,
+            "the host of environment 'calculator' died",
+            True,
+        ),
         (KeyError("g0.0"), HostFault, "was started anew and has lost the episode", False),
     ],
 )
@@ -209,4 +217,36 @@ async def test_what_a_controller_left_open_is_closed_when_the_next_one_of_its_na
     for number, name in enumerate(("controller-0", "controller-1", "controller-0")):
         pool = HostPool([host], name)
         await HostSession(pool, f"g{number}", TABLE).open(TASK)
+    await until(lambda: not host.closing)
     assert [act for act in host.asked if act[0] == "close"] == [("close", "g0")]
+
+
+async def test_what_takes_long_to_close_does_not_delay_the_next_controller():
+    host, closed = FakeHost(), asyncio.Event()
+    await HostSession(HostPool([host], "controller-0"), "g0", TABLE).open(TASK)
+
+    async def close(session):
+        await closed.wait()
+
+    host.close = close
+    opening = HostSession(HostPool([host], "controller-0"), "g1", TABLE).open(TASK)
+    assert await asyncio.wait_for(opening, 10) == "open"
+    assert len(host.closing) == 1
+    closed.set()
+    await until(lambda: not host.closing)
+
+
+class Exiting(Calculator):
+    """Gives up where it should raise."""
+
+    def __init__(self, config):
+        raise SystemExit("no licence")
+
+
+async def test_an_environment_that_exits_when_it_is_created_is_at_fault_and_not_its_host():
+    host = FakeHost()
+    pattern = object.__new__(Exiting)  # as it was when the host began
+    pattern.config = CalculatorConfig()
+    host.tables, host.patterns = {"calculator": TABLE}, dict[str, Env](calculator=pattern)
+    with pytest.raises(EnvFault, match="creation: SystemExit: no licence"):
+        await EnvHost.open(host, "g0.0", "calculator", TASK)

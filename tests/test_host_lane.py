@@ -18,12 +18,14 @@ class Host:
     def __init__(self) -> None:
         self.end = HostEnd(self.play)
         self.go = asyncio.Event()
+        self.waiting = 0
         self.calls: list[int] = []
         self.broken: Exception | None = None
         self.exchange = Remote(self._exchange)
 
     async def play(self, method: str, value: Any = None) -> Any:
         if method == "wait":
+            self.waiting += 1
             await self.go.wait()
         if isinstance(value, Exception):
             raise value
@@ -38,6 +40,17 @@ class Host:
                 raise self.broken
             await asyncio.sleep(0)
         return Answers(answering.result(), Load("node", len(self.calls), 1.0))
+
+
+class Unreadable:
+    """Can be sent, and cannot be read where it arrives."""
+
+    def __reduce__(self):
+        return _not_there, ()
+
+
+def _not_there() -> None:
+    raise ImportError("not installed here")
 
 
 async def turns(condition: Callable[[], Any]) -> None:
@@ -126,6 +139,31 @@ async def test_when_the_host_dies_what_was_there_fails_and_what_comes_after_does
     host.broken, host.end = None, HostEnd(host.play)
     assert await lane.ask("say", 4) == 4
     await settled(lane)
+
+
+async def test_a_host_that_was_only_out_of_reach_answers_what_is_asked_after_it():
+    host = Host()
+    lane = Lane(host, "c", 1)
+    lost = [asyncio.create_task(lane.ask("wait", n)) for n in range(2)]
+    await turns(lambda: host.waiting == 2)
+    host.broken = RayActorError()
+    answers = await asyncio.gather(*lost, return_exceptions=True)
+    assert all(isinstance(answer, RayActorError) for answer in answers)
+    host.broken = None
+    # The host still plays what was lost, and answers it together with what comes after it.
+    later = asyncio.create_task(lane.ask("wait", 4))
+    await turns(lambda: host.waiting == 3)
+    host.go.set()
+    assert await asyncio.wait_for(later, 10) == 4
+    await settled(lane)
+
+
+async def test_an_act_that_the_host_cannot_read_is_answered():
+    host = Host()
+    lane = Lane(host, "c", 1)
+    asked = [lane.ask("say", Unreadable()), lane.ask("say", 2)]
+    error, other = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+    assert isinstance(error, ImportError) and other == 2
 
 
 async def test_who_has_gone_is_not_answered_and_holds_nothing_up():
