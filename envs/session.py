@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from envs.dynamic_tool import AnyTool, DynamicTool
-from envs.env import Env, Expert, Task
+from envs.env import Deadlines, Env, Expert, Task
 from envs.message import Message, ToolCall, ToolSchema
 from envs.noise import CLARIFY, Noise, persistent
 from envs.tool import ToolError, tools_of
@@ -25,16 +25,6 @@ T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
 # Latency that noise adds to a call comes before its deadline begins, and is at most this share of it.
 LATENCY_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """Seconds an environment may take for each of its acts; then it is at fault."""
-
-    reset_seconds: float = 30.0
-    tool_seconds: float = 30.0
-    score_seconds: float = 30.0
-    close_seconds: float = 10.0
 
 
 class EnvFault(Exception):
@@ -277,7 +267,7 @@ async def demonstrate(
 
     Returns the opening, the messages after it (the expert's and the environment's), the rewards.
     """
-    session = EnvSession(env, Deadlines())
+    session = EnvSession(env, env.deadlines)
     said: list[Message] = []
     try:
         opening = await session.open(task)
