@@ -2,7 +2,7 @@
 
 `EnvHost` lives in a Ray actor. A controller's `HostPool` gives each episode the least busy host and leaves
 one that died alone until it answers again; `HostSession` is one episode's environment on a host. What
-episodes ask of a host goes through a lane (`rl.host_lane`), many acts in one call.
+episodes ask of a host goes through a lane (`rl.host_lane`); Ray starts hosts, and tells where they are.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from envs.env import Task
 from envs.message import ToolCall
@@ -25,12 +25,14 @@ from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening, St
 from rl.check import make_env
 from rl.config import EnvTable
 from rl.deadline import within
-from rl.host_lane import Answers, HostEnd, Lane, Load
-from rl.process import log_to
+from rl.host_lane import Address, HostEnd, HostLost, Lane, Load
+from rl.process import first_line, log_to
 
 # A host may take this much longer than an environment's own deadline before it counts as stuck.
 GRACE_SECONDS = 10.0
 PING_SECONDS = 5.0
+# Ray tells an address once the host has started. Who waits for an act gives up by a deadline of his own.
+ADDRESS_SECONDS = 60.0
 # A host that has said nothing of its load for so long is asked. CPU use is measured over a second.
 LOAD_SECONDS = 2.0
 CPU_SECONDS = 1.0
@@ -47,33 +49,22 @@ class EnvHost:
         self.tables = {table.label: table for table in tables}
         self.patterns = {table.label: make_env(table) for table in tables}
         self.sessions: dict[str, EnvSession] = {}
-        self.lanes: dict[str, tuple[int, HostEnd]] = {}
-        self.owners: dict[str, str] = {}  # session -> lane
-        self.closing: set[asyncio.Task[None]] = set()
+        self.end = HostEnd(self._play, self._close_all, self.load)
         self.node = ray.util.get_node_ip_address()
         self.idle_cpus = 0.0
         self.measured = 0.0
 
-    async def exchange(self, lane: str, born: int, acts: tuple[tuple[int, bytes], ...]) -> Answers:
-        """A call of a controller's lane: acts to begin, results to bring back.
-
-        A lane of a controller that was started anew closes what the one before it has left open; its own
-        acts do not wait for that.
-        """
-        known, end = self.lanes.get(lane, (0, None))
-        if end is None or known < born:
-            left = [session for session, owner in self.owners.items() if owner == lane]
-            end = HostEnd(partial(self._play, lane))
-            self.lanes[lane] = (born, end)
-            for session in left:
-                self.closing.add(task := asyncio.create_task(self.close(session)))
-                task.add_done_callback(self.closing.discard)
-        return Answers(await end.exchange(acts), self.load())
+    async def address(self) -> Address:
+        """Where lanes are taken: on the address that Ray reaches this node at. Raises OSError."""
+        return await self.end.address(self.node)
 
     async def _play(self, lane: str, method: str, session: str, *arguments: Any) -> Any:
-        if method == "open":
-            self.owners[session] = lane
-        return await getattr(self, method)(session, *arguments)
+        return await getattr(self, method)(f"{lane}/{session}", *arguments)
+
+    async def _close_all(self, lane: str) -> None:
+        """What a controller that is gone has left open."""
+        left = [session for session in self.sessions if session.startswith(f"{lane}/")]
+        await asyncio.gather(*map(self.close, left))
 
     async def open(self, session: str, label: str, task: Task) -> Opening:
         """Start an environment. Raises EnvFault."""
@@ -97,7 +88,6 @@ class EnvHost:
 
     async def close(self, session: str) -> None:
         """Close and forget. A fault here changes no outcome; it goes to the host's log."""
-        self.owners.pop(session, None)
         held = self.sessions.pop(session, None)
         if held is None:
             return
@@ -108,9 +98,8 @@ class EnvHost:
         except HostFault as fault:
             print(f"{session}: {fault}", file=sys.stderr, flush=True)
 
-    async def ping(self) -> Load:
+    async def ping(self, session: str = "") -> None:
         """Answers while the event loop is alive."""
-        return self.load()
 
     def load(self) -> Load:
         """How busy this host and its node are."""
@@ -126,9 +115,10 @@ class HostPool:
     def __init__(self, hosts: Sequence[Any], name: str = "") -> None:
         """name: the controller's; one that was started anew closes what the one before it left open."""
         self.hosts = list(hosts)
-        name, born = name or uuid.uuid4().hex, time.time_ns()
+        name = name or uuid.uuid4().hex
         self.lanes = [
-            Lane(host, name, born, partial(self._hear, index)) for index, host in enumerate(hosts)
+            Lane(partial(_address, host), name, partial(self._hear, index))
+            for index, host in enumerate(hosts)
         ]
         self.sessions = [0] * len(self.hosts)  # as last heard, and those opened since
         self.nodes = [""] * len(self.hosts)
@@ -175,8 +165,8 @@ class HostPool:
     async def _answers(self, index: int) -> bool:
         """Whether a host answers; then its load is known."""
         try:
-            self._hear(index, await within(self.hosts[index].ping.remote(), PING_SECONDS))
-        except (TimeoutError, RayError):  # dead, out of reach, or killed for its memory
+            await within(self.lanes[index].ask("ping", ""), PING_SECONDS)
+        except (TimeoutError, HostLost):
             return False
         return True
 
@@ -192,6 +182,18 @@ class HostPool:
         while not await self._answers(index):
             await asyncio.sleep(0.2)
         del self.down[index]
+
+
+async def _address(host: Any) -> Address:
+    """Where a host is now. Raises HostLost."""
+    try:
+        return await within(host.address.remote(), ADDRESS_SECONDS)
+    except RayActorError:
+        raise HostLost("died") from None
+    except RayError as error:
+        raise HostLost(f"cannot be connected to: {first_line(error)}") from None
+    except TimeoutError:
+        raise HostLost(f"did not tell its address within {ADDRESS_SECONDS:g} s") from None
 
 
 class HostSession:
@@ -240,7 +242,7 @@ class HostSession:
 
     async def _ask(self, limit: float, method: str, *arguments: Any) -> Any:
         assert self.index is not None, "open() comes first"
-        where = f"the host of environment {self.table.label!r}"
+        where = f"the host of environment {self.table.label!r} ({self.host})"
         act = self.pool.lanes[self.index].ask(method, self.id, *arguments)
         try:
             return await within(act, limit + GRACE_SECONDS)
@@ -251,10 +253,9 @@ class HostSession:
             raise HostFault(
                 f"{where} did not answer within {limit + GRACE_SECONDS:g} s and was started anew"
             ) from None
-        except (
-            RayError
-        ):  # not of a death alone: of a host that ran out of memory, Ray says just that
+        except HostLost as lost:
             self.pool.report(self.index, stuck=False)
-            raise HostFault(f"{where} died") from None
+            raise HostFault(f"{where} {lost}") from None
         except KeyError:
-            raise HostFault(f"{where} was started anew and has lost the episode") from None
+            sentence = f"{where} has lost the episode: it was started anew, or its connection was"
+            raise HostFault(sentence) from None

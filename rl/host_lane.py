@@ -1,25 +1,50 @@
-"""A lane: one rollout controller's acts on one environment host, many in each call of the host's actor.
+"""A lane: one rollout controller's acts on one environment host, over a TCP connection of their own.
 
-A call of an actor costs about a millisecond of CPU, a tool call often a hundredth of it. So the controller's
-end (`Lane`) sends whatever acts have come together as one call, and the host's end (`HostEnd`) runs each as
-a task of its own and answers as soon as any is done: a slow tool delays nobody. While acts are open, one call
-waits at the host for their results; another one that arrives releases it. Two calls in flight are therefore
-enough, and new acts wait at most one way there and back.
+A call of a Ray actor costs each side about half a millisecond of CPU, a tool call often a hundredth of it. So
+the controller's end (`Lane`) writes acts to the host's end (`HostEnd`), which runs each as a task of its own
+and writes its result as soon as it is done: a slow tool delays nobody. What comes together in one turn of the
+event loop goes in one write. Ray is asked for the host's address only (by who makes the lane).
 
-Acts and results are pickled one by one, so that one that cannot be sent fails alone.
+The connection is the lease: when it is lost, the controller counts what it had asked as lost, and the host
+closes what it had opened. The next act makes a new one.
+
+On the wire: half of the host's secret from the controller, the other half in answer, then messages: eight
+bytes of length and a pickle, the first one the lane's name. Nothing is unpickled before the secret fits. Acts
+and results are pickled one by one inside, so that one that cannot be sent fails alone. The secret keeps out
+who does not know it; who can read the network can read it, as all that Ray sends.
 """
 
 import asyncio
+import hmac
 import itertools
+import os
 import pickle
+import secrets
+import struct
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from envs.session import EnvFault
+from rl.deadline import within
 
-# One waits at the host for results, one brings new acts.
-CALLS = 2
+# From the first packet to the host's half of the secret.
+CONNECT_SECONDS = 10.0
+HALF = 32
+LENGTH = struct.Struct(">Q")
+
+
+class HostLost(Exception):
+    """The host died, or cannot be reached: what a sentence says of it, such as "died"."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a host listens, and what both ends have to know: `Address("10.0.0.7", 40213, bytes)`."""
+
+    node: str
+    port: int
+    secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -31,45 +56,142 @@ class Load:
     idle_cpus: float
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Results that a call brings back, as (number of the act, pickled (value, error)); the host's load."""
+class _Stream:
+    """Numbered pickles both ways over a connection that may come later than the first of them."""
 
-    done: tuple[tuple[int, bytes], ...]
-    load: Load
+    def __init__(self, message: Callable[[list[tuple[int, bytes]]], Any]) -> None:
+        """`message(pickles)`: what is sent where these have come together."""
+        self.message = message
+        self.unsent: list[tuple[int, bytes]] = []
+        self.some = asyncio.Event()
+
+    def put(self, number: int, pickled: bytes) -> None:
+        self.unsent.append((number, pickled))
+        self.some.set()
+
+    async def run(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        take: Callable[[Any], None],
+    ) -> None:
+        """Send what is put, and take what comes, until the connection is lost."""
+        sending = asyncio.create_task(self._send(writer))
+        # Whatever ends the one direction ends the other.
+        sending.add_done_callback(lambda _: writer.transport.abort())
+        try:
+            while True:
+                take(await _receive(reader))
+        except (OSError, asyncio.IncompleteReadError):
+            return
+        finally:
+            sending.cancel()
+
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await self.some.wait()
+            self.some.clear()
+            pickles, self.unsent = self.unsent, []
+            try:
+                _write(writer, self.message(pickles))
+                await writer.drain()
+            except OSError:
+                return
+
+
+def _write(writer: asyncio.StreamWriter, message: Any) -> None:
+    body = pickle.dumps(message)
+    writer.write(LENGTH.pack(len(body)) + body)
+
+
+async def _receive(reader: asyncio.StreamReader) -> Any:
+    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+    return pickle.loads(await reader.readexactly(length))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A lane's connection, and whether all that came over it is closed."""
+
+    writer: asyncio.StreamWriter
+    closed: asyncio.Event
 
 
 class HostEnd:
-    """The host's end of a lane."""
+    """The host's end of all lanes."""
 
-    def __init__(self, play: Callable[..., Awaitable[Any]]) -> None:
-        """`play(method, *arguments)` is one act; what it raises goes back to who asked."""
+    def __init__(
+        self,
+        play: Callable[..., Awaitable[Any]],
+        left: Callable[[str], Awaitable[None]],
+        load: Callable[[], Load],
+    ) -> None:
+        """`play(lane, method, *arguments)` is one act; what it raises goes back to who asked. `left(lane)`
+        closes what a lane that is gone had opened. `load()` goes with each answer."""
         self.play = play
-        self.done: list[tuple[int, bytes]] = []
+        self.left = left
+        self.load = load
+        self.opening = asyncio.Lock()
+        self.server: asyncio.Server | None = None
+        self.secret = secrets.token_bytes(2 * HALF)
+        self.lanes: dict[str, _Held] = {}
+        self.files: set[int] = set()
         self.tasks: set[asyncio.Task[None]] = set()
-        self.changed = asyncio.Event()
-        self.calls = 0
+        os.register_at_fork(after_in_child=self._let_go)
 
-    async def exchange(self, acts: tuple[tuple[int, bytes], ...]) -> tuple[tuple[int, bytes], ...]:
-        """Begin these acts; the results there are, once there is one. Empty where a later call came."""
-        self.calls += 1
-        mine = self.calls
-        self.changed.set()
+    async def address(self, node: str) -> Address:
+        """Listen on this address of the machine, once. Raises OSError where that cannot be."""
+        async with self.opening:
+            if self.server is None:
+                self.server = await asyncio.start_server(self._serve, node, 0)
+        return Address(node, self.server.sockets[0].getsockname()[1], self.secret)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                if not hmac.compare_digest(await reader.readexactly(HALF), self.secret[:HALF]):
+                    return
+                writer.write(self.secret[HALF:])
+                lane = await _receive(reader)
+        except (OSError, asyncio.IncompleteReadError):
+            return
+        else:
+            await self._hold(lane, reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def _hold(
+        self, lane: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        earlier, held = self.lanes.get(lane), _Held(writer, asyncio.Event())
+        self.lanes[lane] = held
+        self.files.add(file := writer.get_extra_info("socket").fileno())
+        try:
+            if earlier is not None:
+                # Of a controller that was started anew, or that lost its connection and we did not notice.
+                earlier.writer.transport.abort()
+                await earlier.closed.wait()
+            stream = _Stream(lambda results: (results, self.load()))
+            await stream.run(reader, writer, lambda acts: self._begin(lane, stream, acts))
+        finally:
+            self.files.discard(file)
+            # An act that has come has to begin before what it opens can be closed.
+            await asyncio.sleep(0)
+            await self.left(lane)
+            held.closed.set()
+            if self.lanes[lane] is held:
+                del self.lanes[lane]
+
+    def _begin(self, lane: str, stream: _Stream, acts: list[tuple[int, bytes]]) -> None:
         for number, act in acts:
-            self.tasks.add(task := asyncio.create_task(self._run(number, act)))
+            self.tasks.add(task := asyncio.create_task(self._run(lane, stream, number, act)))
             task.add_done_callback(self.tasks.discard)
-        while not self.done and self.calls == mine:
-            self.changed.clear()
-            await self.changed.wait()
-        done, self.done = tuple(self.done), []
-        return done
 
-    async def _run(self, number: int, act: bytes) -> None:
-        method = "an act"
-        outcome: tuple[Any, Exception | None]
+    async def _run(self, lane: str, stream: _Stream, number: int, act: bytes) -> None:
+        method, outcome = "act", (None, None)
         try:
             method, arguments = pickle.loads(act)
-            outcome = await self.play(method, *arguments), None
+            outcome = await self.play(lane, method, *arguments), None
         except asyncio.CancelledError:  # by a close, and nobody waits; or by the environment itself
             outcome = None, EnvFault("reply", f"{method}: the environment cancelled its own task")
         except Exception as error:
@@ -79,32 +201,35 @@ class HostEnd:
         except Exception as error:
             sentence = f"{method}: its result cannot be sent: {type(error).__name__}: {error}"
             answer = pickle.dumps((None, EnvFault("reply", sentence)))
-        self.done.append((number, answer))
-        self.changed.set()
+        stream.put(number, answer)
+
+    def _let_go(self) -> None:
+        """In a process that an environment has forked: what it holds open would outlive a host that dies."""
+        for file in self.files:
+            os.close(file)
 
 
 class Lane:
     """The controller's end of a lane."""
 
     def __init__(
-        self, host: Any, name: str, born: int, heard: Callable[[Load], None] = lambda load: None
+        self,
+        address: Callable[[], Awaitable[Address]],
+        name: str,
+        heard: Callable[[Load], None] = lambda load: None,
     ) -> None:
-        """host: an actor's handle. name, born: whose lane it is, and since when (a later one closes what
-        an earlier one of the name has left open). `heard(load)` is told the host's load."""
-        self.host = host
+        """`address()`: where the host is now; raises HostLost. name: whose lane it is (a later one of the
+        name ends an earlier one). `heard(load)` is told the host's load."""
+        self.address = address
         self.name = name
-        self.born = born
         self.heard = heard
         self.numbers = itertools.count()
-        self.unsent: list[tuple[int, bytes]] = []
-        self.sent: dict[int, asyncio.Future[Any]] = {}
         self.asked: dict[int, asyncio.Future[Any]] = {}
-        self.calls = 0
-        self.epoch = 0  # grows when the host is lost: so is what was sent before, and the calls
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.stream: _Stream | None = None
+        self.link: asyncio.Task[None] | None = None
 
     async def ask(self, method: str, *arguments: Any) -> Any:
-        """One act's result, or what it raised. Raises RayError where the host died under it."""
+        """One act's result, or what it raised. Raises HostLost where the host died under it."""
         return await self._put(method, arguments)
 
     def tell(self, method: str, *arguments: Any) -> None:
@@ -112,65 +237,68 @@ class Lane:
         self._put(method, arguments).cancel()
 
     def _put(self, method: str, arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
-        loop = asyncio.get_running_loop()
-        number, answer = next(self.numbers), loop.create_future()
-        self.unsent.append((number, pickle.dumps((method, arguments))))
+        act = pickle.dumps((method, arguments))
+        number, answer = next(self.numbers), asyncio.get_running_loop().create_future()
+        if self.stream is None:
+            self.stream = _Stream(lambda acts: acts)
+            self.link = asyncio.create_task(self._hold(self.stream))
         self.asked[number] = answer
-        if len(self.unsent) == 1:
-            # What is asked in this turn of the event loop goes together.
-            loop.call_soon(self._send)
+        self.stream.put(number, act)
         return answer
 
-    def _send(self) -> None:
-        """Send what has come together, or wait for results where nobody does."""
-        if self.calls >= CALLS or not (self.unsent or (self.sent and not self.calls)):
-            return
-        acts, self.unsent = tuple(self.unsent), []
-        for number, _ in acts:
-            self.sent[number] = self.asked.pop(number)
-        self.calls += 1
-        call = self.host.exchange.remote(self.name, self.born, acts)
-        self.tasks.add(task := asyncio.create_task(self._receive(call, self.epoch)))
-        task.add_done_callback(self.tasks.discard)
-
-    async def _receive(self, call: Awaitable[Answers], epoch: int) -> None:
+    async def _hold(self, stream: _Stream) -> None:
+        """Connect, and stay so until the connection is lost, and with it all that was asked."""
+        lost = HostLost("died")
         try:
-            answers = await call
-        except Exception as error:
-            if epoch == self.epoch:
-                self._lost(error)
-            return
-        if epoch == self.epoch:
-            self.calls -= 1
-        self.heard(answers.load)
-        for number, answer in answers.done:
-            # A host that was only out of reach still answers what counts as lost by now.
-            if (asked := self.sent.pop(number, None)) is not None:
-                self._settle(asked, *_unpacked(answer))
-        self._send()
+            await stream.run(*await self._connect(), self._take)
+        except HostLost as error:
+            lost = error
+        finally:
+            asked, self.asked, self.stream = self.asked, {}, None
+            for answer in asked.values():
+                _settle(answer, None, HostLost(*lost.args))
 
-    def _lost(self, error: Exception) -> None:
-        """The host died, or is out of reach: every act that was sent is lost."""
-        self.epoch += 1
-        self.calls = 0
-        lost, self.sent = self.sent, {}
-        for answer in lost.values():
-            self._settle(answer, None, error)
-        self._send()
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        address = await self.address()
+        try:
+            return await within(self._greet(address), CONNECT_SECONDS)
+        except asyncio.IncompleteReadError:
+            why = "it closed the connection"
+        except OSError as error:
+            why = str(error) or f"no answer within {CONNECT_SECONDS:g} s"
+        raise HostLost(f"cannot be reached at {address.node}:{address.port}: {why}")
 
-    @staticmethod
-    def _settle(answer: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
-        if answer.done():  # whoever asked is gone
-            return
-        if error is None:
-            answer.set_result(value)
-        else:
-            answer.set_exception(error)
+    async def _greet(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(to.node, to.port)
+        try:
+            writer.write(to.secret[:HALF])
+            if not hmac.compare_digest(await reader.readexactly(HALF), to.secret[HALF:]):
+                raise ConnectionError("who answers there is not the host")
+        except BaseException:
+            writer.transport.abort()
+            raise
+        _write(writer, self.name)
+        return reader, writer
+
+    def _take(self, message: tuple[list[tuple[int, bytes]], Load]) -> None:
+        results, load = message
+        self.heard(load)
+        for number, result in results:
+            _settle(self.asked.pop(number), *_unpacked(result))
 
 
-def _unpacked(answer: bytes) -> tuple[Any, Exception | None]:
+def _settle(answer: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    if answer.done():  # whoever asked is gone
+        return
+    if error is None:
+        answer.set_result(value)
+    else:
+        answer.set_exception(error)
+
+
+def _unpacked(result: bytes) -> tuple[Any, Exception | None]:
     try:
-        return pickle.loads(answer)
+        return pickle.loads(result)
     except Exception as error:
         sentence = f"its result cannot be read: {type(error).__name__}: {error}"
         return None, EnvFault("reply", sentence)

@@ -1,6 +1,7 @@
 """An environment on a host as an episode sees it: whose fault is what, and hosts that come back.
 
-The hosts here are plain objects with the methods of an actor's handle; nothing starts Ray.
+The hosts here are plain objects with the methods of an actor's handle, and real lanes on the loopback;
+nothing starts Ray.
 """
 
 import asyncio
@@ -14,43 +15,76 @@ from envs.builtin.calculator import Calculator, CalculatorConfig
 from envs.env import Env
 from envs.message import ToolCall
 from envs.session import EnvFault, HostFault
+from rl import env_hosts
 from rl.config import EnvTable
 from rl.env_hosts import EnvHost, HostPool, HostSession
-from rl.host_lane import Load
+from rl.host_lane import HostEnd, Load
 
 TABLE = EnvTable(id="calculator")
 
 
 class FakeHost(EnvHost):
-    """Answers every act with its name, or raises `error` while it is set."""
+    """Answers every act with its name, or raises `error` while it is set. While `dead`, it is not there."""
 
-    def __init__(self, error: Exception | None = None, node: str = "node") -> None:
+    made: list["FakeHost"] = []
+
+    def __init__(self, error: Exception | None = None, *, dead: bool = False) -> None:
         self.error = error
+        self.dead = dead
         self.asked: list[tuple] = []
-        self.sessions: dict[str, Any] = {}
-        self.lanes, self.owners, self.closing = {}, {}, set()
-        self.node, self.idle_cpus, self.measured = node, 1.0, float("inf")
-        for act in ("open", "step", "score", "close"):
+        self.places = 0  # times that its address was asked for
+        self.node, self.idle_cpus, self.measured = "127.0.0.1", 1.0, float("inf")
+        for act in ("open", "step", "score", "close", "ping"):
             setattr(self, act, self._answer(act))
         handle: Any = self
-        handle.exchange = Remote(self._exchange)
-        handle.ping = Remote(self._answer("ping"))
+        handle.address = Remote(self._address)
+        self.start()
+        self.made.append(self)
 
-    async def _exchange(self, *arguments):
-        if isinstance(self.error, RayError):
-            raise self.error
-        return await EnvHost.exchange(self, *arguments)
+    def start(self) -> None:
+        """Of a process that has begun anew."""
+        self.sessions: dict[str, Any] = {}
+        self.end = HostEnd(self._play, self._close_all, self.load)
+
+    def die(self) -> None:
+        """Its process ends, until `dead` is unset; then it is a new one."""
+        self.dead = True
+        if self.end.server is not None:
+            self.end.server.close()
+        for held in self.end.lanes.values():
+            held.writer.transport.abort()
+        self.start()
+
+    async def _address(self):
+        self.places += 1
+        if self.dead:
+            raise RayActorError
+        return await EnvHost.address(self)
 
     def _answer(self, act: str):
-        async def answer(*arguments):
-            self.asked.append((act, *arguments))
+        async def answer(session: str, *arguments):
+            self.asked.append((act, session.rpartition("/")[2], *arguments))
             if self.error is not None:
                 raise self.error
             if act == "open":
-                self.sessions[arguments[0]] = None
-            return self.load() if act == "ping" else act
+                self.sessions[session] = None
+            elif act != "ping":
+                self.sessions[session]
+            if act == "close":
+                del self.sessions[session]
+            return act
 
         return answer
+
+
+@pytest.fixture(autouse=True)
+async def hosts_end() -> Any:
+    """No connection outlives its test."""
+    yield
+    for host in FakeHost.made:
+        host.die()
+        await until(lambda host=host: not host.end.lanes)
+    FakeHost.made.clear()
 
 
 async def until(condition) -> None:
@@ -92,21 +126,15 @@ async def test_an_environment_that_was_never_opened_is_not_closed():
     host = FakeHost()
     await HostSession(HostPool([host]), "g0.0", TABLE).close()
     await asyncio.sleep(0)
-    assert host.asked == []
+    assert host.places == 0, "nor connected to"
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "sentence", "down"),
     [
         (EnvFault("tool", "the world is gone"), EnvFault, "the world is gone", False),
-        (RayActorError(), HostFault, "the host of environment 'calculator' died", True),
-        (
-            OutOfMemoryError("no memory"),
-            HostFault,
-            "the host of environment 'calculator' died",
-            True,
-        ),
-        (KeyError("g0.0"), HostFault, "was started anew and has lost the episode", False),
+        (None, HostFault, r"the host of environment 'calculator' \(host-0\) died", True),
+        (KeyError("g0.0"), HostFault, "has lost the episode: it was started anew", False),
     ],
 )
 async def test_each_failure_is_the_fault_of_who_failed(error, kind, sentence, down):
@@ -115,10 +143,12 @@ async def test_each_failure_is_the_fault_of_who_failed(error, kind, sentence, do
     session = HostSession(pool, "g0.0", TABLE)
     await session.open(TASK)
     host.error = error
+    if down:
+        host.die()
     with pytest.raises(kind, match=sentence):
         await session.step("", ())
     assert bool(pool.down) is down
-    host.error = None
+    host.error, host.dead = None, False
     await until(lambda: not pool.down)
 
 
@@ -141,28 +171,28 @@ async def test_a_host_that_died_is_left_alone_until_it_answers_again():
     hosts = [FakeHost(), FakeHost()]
     pool = HostPool(hosts)
     dead = hosts[0]
-    dead.error = RayActorError()
+    dead.die()
     pool.report(0, stuck=False)
     pool.report(0, stuck=False)
     assert {await pool.acquire() for _ in range(4)} == {1}
-    dead.error = None
+    dead.dead = False
     await until(lambda: not pool.down)
     assert [await pool.acquire() for _ in range(5)] == [0, 0, 0, 0, 1], "it has none yet"
 
 
 async def test_where_all_hosts_are_down_an_episode_waits_for_the_first_to_answer():
-    host = FakeHost(RayActorError())
+    host = FakeHost(dead=True)
     pool = HostPool([host])
     pool.report(0, stuck=False)
     opening = asyncio.create_task(HostSession(pool, "g0.0", TABLE).open(TASK))
-    await until(lambda: host.asked)
+    await until(lambda: host.places)
     assert not opening.done()
-    host.error = None
+    host.dead = False
     assert await asyncio.wait_for(opening, 10) == "open"
 
 
 async def test_an_episode_whose_host_dies_before_the_opening_is_begun_on_another_one():
-    hosts = [FakeHost(RayActorError()), FakeHost()]
+    hosts = [FakeHost(dead=True), FakeHost()]
     pool = HostPool(hosts)
     pool.turn = 1
     session = HostSession(pool, "g0.0", TABLE)
@@ -173,11 +203,10 @@ async def test_an_episode_whose_host_dies_before_the_opening_is_begun_on_another
 
 
 @pytest.mark.parametrize(
-    ("error", "retries", "begun"),
-    [(RayActorError(), 0, 0), (RayActorError(), 2, 2), (EnvFault("reset", "broken"), 2, 0)],
+    ("error", "retries", "begun"), [(None, 0, 0), (None, 2, 2), (EnvFault("reset", "broken"), 2, 0)]
 )
 async def test_an_opening_is_tried_again_for_a_hosts_fault_only_and_so_often(error, retries, begun):
-    pool = HostPool([FakeHost(error) for _ in range(4)])
+    pool = HostPool([FakeHost(error, dead=error is None) for _ in range(4)])
     table = EnvTable(id="calculator", retries=retries)
     session = HostSession(pool, "g0.0", table)
     with pytest.raises((HostFault, EnvFault)):
@@ -212,41 +241,53 @@ async def test_a_host_that_has_said_nothing_for_long_is_asked_for_its_load():
     assert [len(host.asked) for host in hosts] == [0, 1], "once"
 
 
-async def test_what_a_controller_left_open_is_closed_when_the_next_one_of_its_name_calls():
+async def test_what_a_controller_left_open_is_closed_when_it_is_gone_or_the_next_one_of_its_name_comes():
     host = FakeHost()
-    for number, name in enumerate(("controller-0", "controller-1", "controller-0")):
-        pool = HostPool([host], name)
-        await HostSession(pool, f"g{number}", TABLE).open(TASK)
-    await until(lambda: not host.closing)
+    pools = []
+    for number, name in enumerate(("controller-1", "controller-10", "controller-1")):
+        pools.append(HostPool([host], name))
+        await HostSession(pools[-1], f"g{number}", TABLE).open(TASK)
     assert [act for act in host.asked if act[0] == "close"] == [("close", "g0")]
+    pools[1].lanes[0].link.cancel()
+    await until(lambda: ("close", "g1") in host.asked)
+    assert list(host.sessions) == ["controller-1/g2"]
 
 
-async def test_what_takes_long_to_close_does_not_delay_the_next_controller():
-    host, closed = FakeHost(), asyncio.Event()
-    await HostSession(HostPool([host], "controller-0"), "g0", TABLE).open(TASK)
-
-    async def close(session):
-        await closed.wait()
-
-    host.close = close
-    opening = HostSession(HostPool([host], "controller-0"), "g1", TABLE).open(TASK)
-    assert await asyncio.wait_for(opening, 10) == "open"
-    assert len(host.closing) == 1
-    closed.set()
-    await until(lambda: not host.closing)
-
-
-class Exiting(Calculator):
-    """Gives up where it should raise."""
-
-    def __init__(self, config):
-        raise SystemExit("no licence")
-
-
-async def test_an_environment_that_exits_when_it_is_created_is_at_fault_and_not_its_host():
+async def test_an_episode_whose_connection_was_lost_between_its_acts_is_lost_and_the_host_is_not():
     host = FakeHost()
-    pattern = object.__new__(Exiting)  # as it was when the host began
-    pattern.config = CalculatorConfig()
-    host.tables, host.patterns = {"calculator": TABLE}, dict[str, Env](calculator=pattern)
-    with pytest.raises(EnvFault, match="creation: SystemExit: no licence"):
-        await EnvHost.open(host, "g0.0", "calculator", TASK)
+    pool = HostPool([host], "controller-0")
+    session = HostSession(pool, "g0", TABLE)
+    await session.open(TASK)
+    for held in host.end.lanes.values():
+        held.writer.transport.abort()
+    await until(lambda: pool.lanes[0].stream is None)
+    with pytest.raises(HostFault, match=r"\(host-0\) has lost the episode: .* or its connection"):
+        await session.step("", ())
+    assert not pool.down and not host.sessions
+
+
+async def test_a_host_that_nobody_can_connect_to_is_down_and_the_sentence_says_where():
+    host = FakeHost()
+    address = await EnvHost.address(host)
+    host.end.server.close()
+    host.address.act = lambda: asyncio.sleep(0, address)
+    pool = HostPool([host])
+    session = HostSession(pool, "g0", EnvTable(id="calculator", retries=0))
+    where = rf"\(host-0\) cannot be reached at 127.0.0.1:{address.port}: "
+    with pytest.raises(HostFault, match=where):
+        await session.open(TASK)
+    assert list(pool.down) == [0]
+    host.start()
+    host.address.act = host._address
+    await until(lambda: not pool.down)
+
+
+async def test_a_host_that_does_not_tell_where_it_is_is_lost_at_a_deadline(monkeypatch):
+    monkeypatch.setattr(env_hosts, "ADDRESS_SECONDS", 0.05)
+    host = FakeHost()
+    host.address.act = asyncio.Event().wait
+    session = HostSession(HostPool([host]), "g0", EnvTable(id="calculator", retries=0))
+    with pytest.raises(HostFault, match="did not tell its address within"):
+        await session.open(TASK)
+    for task in session.pool.down.values():
+        task.cancel()

@@ -1,144 +1,197 @@
-"""A lane: many acts in one call, each answered as soon as it is done, and none lost when the host dies."""
+"""A lane over a real socket: each act is answered as soon as it is done, none waits for a dead host."""
 
 import asyncio
-from collections.abc import Callable
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import Remote
-from ray.exceptions import RayActorError
 
 from envs.session import EnvFault
-from rl.host_lane import Answers, HostEnd, Lane, Load
+from rl import host_lane
+from rl.host_lane import HALF, LENGTH, Address, HostEnd, HostLost, Lane, Load
+
+
+class Unreadable:
+    """Can be pickled, and not be read."""
+
+    def __reduce__(self):
+        return (int, ("no number",))
 
 
 class Host:
     """A host whose acts are `say`, which answers at once, and `wait`, which waits for `go`."""
 
     def __init__(self) -> None:
-        self.end = HostEnd(self.play)
+        self.start()
         self.go = asyncio.Event()
-        self.waiting = 0
-        self.calls: list[int] = []
-        self.broken: Exception | None = None
-        self.exchange = Remote(self._exchange)
+        self.begun: list[Any] = []
+        self.left: list[str] = []
 
-    async def play(self, method: str, value: Any = None) -> Any:
+    def start(self) -> None:
+        self.end = HostEnd(self.play, self._left, lambda: Load("node", 3, 1.0))
+
+    async def address(self) -> Address:
+        return await self.end.address("127.0.0.1")
+
+    async def play(self, lane: str, method: str, value: Any = None) -> Any:
+        self.begun.append(value)
         if method == "wait":
             self.waiting += 1
             await self.go.wait()
         if isinstance(value, Exception):
             raise value
-        return value
+        return (lambda: value) if method == "odd" else value
 
-    async def _exchange(self, name: str, born: int, acts: tuple) -> Answers:
-        self.calls.append(len(acts))
-        answering = asyncio.ensure_future(self.end.exchange(acts))
-        while not answering.done():
-            if self.broken:
-                answering.cancel()
-                raise self.broken
-            await asyncio.sleep(0)
-        return Answers(answering.result(), Load("node", len(self.calls), 1.0))
+    async def _left(self, lane: str) -> None:
+        self.left.append(lane)
 
-
-class Unreadable:
-    """Can be sent, and cannot be read where it arrives."""
-
-    def __reduce__(self):
-        return _not_there, ()
+    def die(self) -> None:
+        """As the operating system does it for a process that ends."""
+        if self.end.server is not None:
+            self.end.server.close()
+        for held in self.end.lanes.values():
+            held.writer.transport.abort()
 
 
-def _not_there() -> None:
-    raise ImportError("not installed here")
+@asynccontextmanager
+async def lanes(host: Host, *names: str) -> AsyncIterator[list[Lane]]:
+    opened = [Lane(host.address, name) for name in names]
+    yield opened
+    host.die()
+    await until(lambda: not host.end.lanes and not any(lane.asked for lane in opened))
 
 
-async def turns(condition: Callable[[], Any]) -> None:
-    """Let the event loop turn until the condition holds."""
+async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(10):
         while not condition():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
 
 
-async def settled(lane: Lane) -> None:
-    """Nothing is open any more, and no call either."""
-    await turns(lambda: not (lane.calls or lane.tasks or lane.sent or lane.unsent))
+async def test_what_is_asked_together_is_answered_each_with_its_own():
+    async with lanes(Host(), "c") as (lane,):
+        assert await asyncio.gather(*(lane.ask("say", n) for n in range(500))) == list(range(500))
 
 
-async def test_what_is_asked_together_goes_as_one_call():
+async def test_what_is_asked_in_one_turn_goes_in_one_write(monkeypatch):
+    written: list[Any] = []
+    write = host_lane._write
+    monkeypatch.setattr(host_lane, "_write", lambda w, m: (written.append(m), write(w, m)))
     host = Host()
-    lane = Lane(host, "c", 1)
-    assert await asyncio.gather(*(lane.ask("say", n) for n in range(50))) == list(range(50))
-    assert host.calls[0] == 50
-    await settled(lane)
+    async with lanes(host, "c") as (lane,):
+        await lane.ask("say")
+        written.clear()
+        await asyncio.gather(*(lane.ask("say", n) for n in range(50)))
+        assert [len(written[0]), len(written)] == [50, 2], "the acts, and their results"
+
+
+async def test_nothing_waits_for_more_to_send_with_it():
+    host = Host()
+    async with lanes(host, "c") as (lane,):
+        await lane.ask("say")
+        assert lane.link is not None
+        for held in host.end.lanes.values():
+            there = held.writer.get_extra_info("socket")
+            assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_a_slow_act_delays_no_other_and_comes_when_it_is_done():
     host = Host()
-    lane = Lane(host, "c", 1)
-    slow = [asyncio.create_task(lane.ask("wait", f"slow {n}")) for n in range(3)]
-    for number in range(20):
-        assert await lane.ask("say", number) == number
-        assert len(lane.tasks) <= 2
-    assert not any(task.done() for task in slow)
-    host.go.set()
-    assert await asyncio.gather(*slow) == ["slow 0", "slow 1", "slow 2"]
-    await settled(lane)
+    async with lanes(host, "c") as (lane,):
+        slow = [asyncio.create_task(lane.ask("wait", f"slow {n}")) for n in range(3)]
+        for number in range(20):
+            assert await lane.ask("say", number) == number
+        assert not any(task.done() for task in slow)
+        host.go.set()
+        assert await asyncio.gather(*slow) == ["slow 0", "slow 1", "slow 2"]
 
 
-async def test_while_slow_acts_wait_there_is_one_call_and_it_is_not_made_again_and_again():
-    host = Host()
-    lane = Lane(host, "c", 1)
-    slow = asyncio.create_task(lane.ask("wait"))
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert host.calls == [1]
-    host.go.set()
-    await slow
+async def test_an_act_and_a_result_of_many_megabytes_pass():
+    async with lanes(Host(), "c") as (lane,):
+        large = os.urandom(8 * 2**20)
+        assert await asyncio.gather(lane.ask("say", large), lane.ask("say", 1)) == [large, 1]
 
 
 async def test_what_an_act_raises_is_its_own():
-    lane = Lane(Host(), "c", 1)
-    asked = [lane.ask("say", EnvFault("tool", "the world is gone", "trace")), lane.ask("say", 7)]
-    fault, other = await asyncio.gather(*asked, return_exceptions=True)
-    assert isinstance(fault, EnvFault) and (fault.kind, fault.trace) == ("tool", "trace")
-    assert other == 7
+    async with lanes(Host(), "c") as (lane,):
+        asked = [
+            lane.ask("say", EnvFault("tool", "the world is gone", "trace")),
+            lane.ask("say", 7),
+        ]
+        fault, other = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(fault, EnvFault) and (fault.kind, fault.trace) == ("tool", "trace")
+        assert other == 7
 
 
 async def test_an_environment_that_cancels_itself_is_at_fault():
-    async def play(method: str) -> None:
+    async def play(lane: str, method: str) -> None:
         raise asyncio.CancelledError
 
     host = Host()
-    host.end = HostEnd(play)
-    with pytest.raises(EnvFault, match="step: the environment cancelled its own task"):
-        await Lane(host, "c", 1).ask("step")
+    host.end.play = play
+    async with lanes(host, "c") as (lane,):
+        with pytest.raises(EnvFault, match="step: the environment cancelled its own task"):
+            await lane.ask("step")
 
 
-async def test_a_result_that_cannot_be_sent_fails_alone():
-    async def play(method: str, value: int) -> Any:
-        return (lambda: value) if method == "odd" else value
+@pytest.mark.parametrize(
+    ("method", "value", "error", "sentence"),
+    [
+        ("odd", 1, EnvFault, "odd: its result cannot be sent"),
+        ("say", lambda: 1, (AttributeError, pickle.PicklingError), "pickle"),
+        ("say", Unreadable(), ValueError, "no number"),
+    ],
+    ids=["a result that cannot be sent", "an act that cannot be sent", "that cannot be read"],
+)
+async def test_what_cannot_be_sent_or_read_fails_alone(method, value, error, sentence):
+    async with lanes(Host(), "c") as (lane,):
+        asked = [lane.ask("say", 1), lane.ask(method, value), lane.ask("say", 2)]
+        one, fault, two = await asyncio.gather(*asked, return_exceptions=True)
+        assert (one, two) == (1, 2)
+        assert isinstance(fault, error) and sentence in str(fault)
+
+
+async def test_a_result_that_cannot_be_read_fails_alone():
+    async def play(lane: str, method: str) -> Any:
+        return Unreadable()
 
     host = Host()
-    host.end = HostEnd(play)
-    lane = Lane(host, "c", 1)
-    asked = [lane.ask("odd", 1), lane.ask("say", 2)]
-    fault, other = await asyncio.gather(*asked, return_exceptions=True)
-    assert isinstance(fault, EnvFault) and "odd: its result cannot be sent" in str(fault)
-    assert other == 2
+    host.end.play = play
+    async with lanes(host, "c") as (lane,):
+        with pytest.raises(
+            EnvFault, match="its result cannot be read: ValueError: invalid literal"
+        ):
+            await lane.ask("say")
 
 
-async def test_when_the_host_dies_what_was_there_fails_and_what_comes_after_does_not():
+async def test_when_the_host_dies_what_was_there_fails_and_what_comes_after_finds_the_new_one():
     host = Host()
-    lane = Lane(host, "c", 1)
-    lost = [asyncio.create_task(lane.ask("wait", n)) for n in range(3)]
-    await turns(lambda: len(lane.sent) == 3)
-    host.broken = RayActorError()
-    answers = await asyncio.gather(*lost, return_exceptions=True)
-    assert all(isinstance(answer, RayActorError) for answer in answers)
-    host.broken, host.end = None, HostEnd(host.play)
-    assert await lane.ask("say", 4) == 4
-    await settled(lane)
+    async with lanes(host, "c") as (lane,):
+        lost = [asyncio.create_task(lane.ask("wait", n)) for n in range(3)]
+        await until(lambda: len(host.begun) == 3)
+        before = await host.address()
+        host.die()
+        answers = await asyncio.gather(*lost, return_exceptions=True)
+        assert [(type(a), str(a)) for a in answers] == [(HostLost, "died")] * 3
+        host.start()
+        assert await lane.ask("say", 4) == 4
+        assert (await host.address()).port != before.port
+
+
+async def test_a_host_that_dies_between_acts_is_found_again_by_the_next_one():
+    host = Host()
+    async with lanes(host, "c") as (lane,):
+        await lane.ask("say", 1)
+        host.die()
+        await until(lambda: lane.stream is None)
+        host.start()
+        assert await lane.ask("say", 2) == 2
 
 
 async def test_a_host_that_was_only_out_of_reach_answers_what_is_asked_after_it():
@@ -168,18 +221,159 @@ async def test_an_act_that_the_host_cannot_read_is_answered():
 
 async def test_who_has_gone_is_not_answered_and_holds_nothing_up():
     host = Host()
-    lane = Lane(host, "c", 1)
-    gone = asyncio.create_task(lane.ask("wait"))
-    await turns(lambda: lane.sent)
-    gone.cancel()
-    lane.tell("say", 1)
-    assert await lane.ask("say", 2) == 2
-    host.go.set()
-    await settled(lane)
+    async with lanes(host, "c") as (lane,):
+        gone = asyncio.create_task(lane.ask("wait"))
+        await until(lambda: host.begun)
+        gone.cancel()
+        lane.tell("say", 1)
+        assert await lane.ask("say", 2) == 2
+        assert host.begun == [None, 1, 2]
+        host.go.set()
+        await until(lambda: not lane.asked)
 
 
 async def test_each_answer_brings_the_hosts_load():
     heard: list[Load] = []
-    lane = Lane(Host(), "c", 1, heard.append)
-    await lane.ask("say", 1)
-    assert heard == [Load("node", 1, 1.0)]
+    async with lanes(Host(), "c") as (lane,):
+        lane.heard = heard.append
+        await lane.ask("say", 1)
+    assert heard == [Load("node", 3, 1.0)]
+
+
+async def test_when_a_controller_is_gone_what_it_left_is_closed():
+    host = Host()
+    async with lanes(host, "c", "d") as (lane, other):
+        await asyncio.gather(lane.ask("say"), other.ask("say"))
+        assert lane.link is not None
+        lane.link.cancel()
+        await until(lambda: host.left)
+        assert host.left == ["c"]
+        assert await other.ask("say", 1) == 1
+
+
+async def test_a_later_lane_of_a_name_begins_when_what_the_earlier_one_left_is_closed():
+    host = Host()
+    closing, closed = asyncio.Event(), asyncio.Event()
+
+    async def left(lane: str) -> None:
+        closing.set()
+        await closed.wait()
+
+    host.end.left = left
+    async with lanes(host, "c", "c") as (earlier, later):
+        await earlier.ask("say", "earlier")
+        asked = asyncio.create_task(later.ask("say", "later"))
+        await closing.wait()
+        assert host.begun == ["earlier"] and not asked.done()
+        closed.set()
+        assert await asked == "later"
+        assert earlier.stream is None
+
+
+async def test_what_an_act_opens_is_closed_also_where_the_controller_goes_at_once():
+    host = Host()
+    opened: list[int] = []
+
+    async def left(lane: str) -> None:
+        opened.extend(host.begun)
+
+    host.end.left = left
+    address = await host.address()
+    reader, writer = await asyncio.open_connection(address.node, address.port)
+    writer.write(address.secret[:HALF])
+    await reader.readexactly(HALF)
+    acts = [(n, pickle.dumps(("say", (n,)))) for n in range(3)]
+    for message in ("c", acts):
+        body = pickle.dumps(message)
+        writer.write(LENGTH.pack(len(body)) + body)
+    writer.close()
+    await until(lambda: opened)
+    assert opened == [0, 1, 2]
+    host.die()
+
+
+async def test_who_does_not_know_the_secret_is_refused_and_nothing_of_it_is_unpickled(monkeypatch):
+    read: list[bytes] = []
+    monkeypatch.setattr(host_lane.pickle, "loads", read.append)
+    host = Host()
+    address = await host.address()
+    wrong = replace(address, secret=bytes(2 * HALF))
+    lane = Lane(lambda: asyncio.sleep(0, wrong), "c")
+    with pytest.raises(HostLost, match=f"cannot be reached at 127.0.0.1:{address.port}: it closed"):
+        await lane.ask("say", 1)
+    assert read == [] and not host.end.lanes
+    host.die()
+
+
+async def test_a_host_that_does_not_know_the_secret_is_none(monkeypatch):
+    host = Host()
+    true = await host.address()
+    wrong = replace(true, secret=true.secret[:HALF] + bytes(HALF))
+    with pytest.raises(HostLost, match="who answers there is not the host"):
+        await Lane(lambda: asyncio.sleep(0, wrong), "c").ask("say", 1)
+    host.die()
+
+
+async def test_where_nobody_listens_the_sentence_names_the_address():
+    host = Host()
+    address = await host.address()
+    host.die()
+    lane = Lane(lambda: asyncio.sleep(0, address), "c")
+    with pytest.raises(HostLost, match=f"cannot be reached at 127.0.0.1:{address.port}: .*111"):
+        await lane.ask("say", 1)
+
+
+async def test_where_nobody_answers_the_connection_is_given_up_on_both_ends(monkeypatch):
+    monkeypatch.setattr(host_lane, "CONNECT_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = Address("127.0.0.1", silent.getsockname()[1], bytes(2 * HALF))
+        with pytest.raises(HostLost, match=f":{address.port}: no answer within 0.05 s"):
+            await Lane(lambda: asyncio.sleep(0, address), "c").ask("say", 1)
+    host = Host()
+    address = await host.address()
+    reader, writer = await asyncio.open_connection(address.node, address.port)
+    assert await reader.read() == b"", "closed"
+    writer.close()
+    host.die()
+
+
+HOST_PROCESS = """
+import asyncio, os, time
+from rl.host_lane import HostEnd, Load
+
+async def play(lane, method):
+    if child := os.fork():
+        print(os.getpid(), child, flush=True)
+        await asyncio.Event().wait()
+    time.sleep(600)
+
+async def left(lane):
+    pass
+
+async def main():
+    address = await HostEnd(play, left, lambda: Load("", 0, 0.0)).address("127.0.0.1")
+    print(address.port, address.secret.hex(), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_host_that_is_killed_is_noticed_though_a_process_that_it_forked_lives_on():
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOST_PROCESS, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    port, secret = (await process.stdout.readline()).split()
+    address = Address("127.0.0.1", int(port), bytes.fromhex(secret.decode()))
+    asked = asyncio.create_task(Lane(lambda: asyncio.sleep(0, address), "c").ask("step"))
+    host, child = map(int, (await process.stdout.readline()).split())
+    try:
+        assert not asked.done()
+        os.kill(host, signal.SIGKILL)
+        with pytest.raises(HostLost, match="died"):
+            await asyncio.wait_for(asked, 10)
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        await process.communicate()
