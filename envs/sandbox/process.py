@@ -226,10 +226,31 @@ async def _end_started(
 
 
 async def _end(proc: asyncio.subprocess.Process, facts: _Facts, command: Command) -> None:
-    """Kill what still runs and wait until it is gone. The exit of the outer process says that it is."""
-    if proc.returncode is not None:
-        return
+    """Kill what still runs and wait until it is gone."""
     first = facts.read().get("child-pid")
+    if proc.returncode is None:
+        await _kill(proc, first, command)
+    if command.own_world and isinstance(first, int):
+        await _world_end(first)
+
+
+async def _world_end(first: int) -> None:
+    """Wait for a world's first process, which takes the rest along: bubblewrap itself ends before it does."""
+    try:
+        fd = os.pidfd_open(first)
+    except ProcessLookupError:
+        return
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            if _is_first(first):  # else the number is somebody else's by now
+                await _readable(fd)
+    except TimeoutError:
+        pass  # it was killed, and the kernel takes its time
+    finally:
+        os.close(fd)
+
+
+async def _kill(proc: asyncio.subprocess.Process, first: object, command: Command) -> None:
     if not command.own_world:
         _signal(proc.pid, signal.SIGTERM)
     elif isinstance(first, int) and _parent(first) == proc.pid:
@@ -254,18 +275,35 @@ async def _exit(proc: asyncio.subprocess.Process) -> None:
         fd = os.pidfd_open(proc.pid)
     except ProcessLookupError:
         return
+    try:
+        await _readable(fd)
+    finally:
+        os.close(fd)
+
+
+async def _readable(pidfd: int) -> None:
+    """Wait for the end of a process."""
     loop, gone = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, gone.set)
+    loop.add_reader(pidfd, gone.set)
     try:
         await gone.wait()
     finally:
-        loop.remove_reader(fd)
-        os.close(fd)
+        loop.remove_reader(pidfd)
 
 
 def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def _is_first(pid: int) -> bool:
+    """Whether it is the first process of a world within ours."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            numbers = next(line for line in file if line.startswith(b"NSpid:")).split()[1:]
+    except (OSError, StopIteration):
+        return False
+    return len(numbers) > 1 and numbers[-1] == b"1"
 
 
 def _parent(pid: int) -> int | None:
