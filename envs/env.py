@@ -63,6 +63,16 @@ class Reply:
     done: bool = True
 
 
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds an environment may take for each of its acts; then it is at fault."""
+
+    reset_seconds: float = 30.0
+    tool_seconds: float = 30.0
+    score_seconds: float = 30.0
+    close_seconds: float = 10.0
+
+
 class EnvConfig(BaseModel):
     """Base of an environment's own settings (the table `[env.config]`)."""
 
@@ -82,6 +92,9 @@ class Env:
     difficulties: ClassVar[int] = 0
     # The least and the most that a reward can be; what `dorado env check` holds it to.
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    # How long its acts may take where a run does not say so ([env.deadlines]).
+    deadlines: ClassVar[Deadlines] = Deadlines()
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config

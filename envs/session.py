@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from envs.dynamic_tool import AnyTool, DynamicTool
-from envs.env import Env, Expert, Task
+from envs.env import Deadlines, Env, Expert, Task
 from envs.message import Message, ToolCall, ToolSchema
 from envs.noise import CLARIFY, Noise, persistent
 from envs.tool import ToolError, tools_of
@@ -25,16 +25,6 @@ T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
 # Latency that noise adds to a call comes before its deadline begins, and is at most this share of it.
 LATENCY_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """Seconds an environment may take for each of its acts; then it is at fault."""
-
-    reset_seconds: float = 30.0
-    tool_seconds: float = 30.0
-    score_seconds: float = 30.0
-    close_seconds: float = 10.0
 
 
 class EnvFault(Exception):
@@ -89,7 +79,7 @@ class EnvSession:
         self.noise: Noise | None = None
         self.noise_events: list[str] = []
         # The act in progress: the task that awaits it, and what is set when it has ended.
-        self._acting: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
+        self._acting: tuple[asyncio.Task[Any], asyncio.Event] | None = None
         self._closing = False
 
     async def open(self, task: Task) -> Opening:
@@ -136,12 +126,15 @@ class EnvSession:
         went on would take what nobody gives back.
         """
         self._closing = True
-        if self._acting is not None and (act := self._acting[0]) is not None:
-            act.cancel()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.deadlines.close_seconds):
-                    await self._acting[1].wait()
-        await self._guard("close", self.deadlines.close_seconds, self.env.close())
+        try:
+            if self._acting is not None:
+                act, ended = self._acting
+                act.cancel()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.deadlines.close_seconds):
+                        await ended.wait()
+        finally:  # also where whoever closes is cancelled while an act will not end
+            await self._guard("close", self.deadlines.close_seconds, self.env.close())
 
     async def _reset(self, task: Task) -> list[Message]:
         messages = await self.env.reset(task)
@@ -155,13 +148,28 @@ class EnvSession:
         tool = self.tools.get(one.name)
         if tool is None:
             raise ToolError(f"no tool {one.name!r}")
-        arguments = tool.parse(one.arguments)
+        arguments = self._parse(tool, one)
         if self.noise is None:
             return await self._execute(tool, arguments)
         # What noise answers in the tool's place is no refusal: the policy did nothing wrong.
         return await self.noise.call(tool, arguments, lambda: self._execute(tool, arguments))
 
+    def _parse(self, tool: AnyTool, one: ToolCall) -> dict[str, Any]:
+        try:
+            return tool.parse(one.arguments)
+        except ToolError:
+            raise
+        except Exception as error:  # a schema of others can be wrong in any way
+            where = f"environment {self.env.name!r}, tool {tool.name!r}"
+            sentence = f"{where}: its arguments cannot be read: {type(error).__name__}: {error}"
+            raise EnvFault("tool", sentence, traceback.format_exc()) from None
+
     async def _execute(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
+        if self._closing:  # while noise delayed the call, or an act before it would not end
+            raise EnvFault(
+                "tool",
+                f"environment {self.env.name!r}: the episode was closed before {tool.name!r}",
+            )
         limit = self.deadlines.tool_seconds
         return await self._guard("tool", limit, self._run_in_time(tool, arguments), tool.name)
 
@@ -196,14 +204,19 @@ class EnvSession:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
         deadline = asyncio.timeout(limit)
         task, ended = asyncio.current_task(), asyncio.Event()
+        assert task is not None, "asyncio.timeout needs a task as well"
+        cancels = task.cancelling()
         self._acting = (task, ended)
         try:
             async with deadline:
                 return await act
         except asyncio.CancelledError:
-            if task is None or not self._closing or kind == "close":
+            if task.cancelling() == cancels:  # nobody asked: what it waited for was cancelled
+                trace = traceback.format_exc()
+                raise EnvFault(kind, f"{where}: it raised CancelledError", trace) from None
+            # `close` asked for one; whoever asked for another one gets it.
+            if not self._closing or kind == "close" or task.uncancel() > cancels:
                 raise
-            task.uncancel()
             raise EnvFault(kind, f"{where}: the episode was closed in the middle of it") from None
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and deadline.expired():
@@ -254,7 +267,7 @@ async def demonstrate(
 
     Returns the opening, the messages after it (the expert's and the environment's), the rewards.
     """
-    session = EnvSession(env, Deadlines())
+    session = EnvSession(env, env.deadlines)
     said: list[Message] = []
     try:
         opening = await session.open(task)

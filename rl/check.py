@@ -6,13 +6,14 @@ settings, the policy is there and is a causal language model, the engines fit th
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from envs.env import Env
 from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
 from envs.session import HostFault
 from reward.registry import UnknownJudge, find_judge
-from rl.config import EnvTable, RunConfig, usable_cpus
+from rl.config import DeadlineConfig, EnvTable, RunConfig, usable_cpus
 from rl.config_file import ConfigError
 from trainer.config import LORA_TARGETS
 
@@ -108,6 +109,18 @@ def make_env(table: EnvTable) -> Env:
     except BadSettings as error:
         raise ConfigError(f"env {table.label!r}: {error}") from None
     return env_class(settings)
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The settings with what environments say of themselves. Raises ConfigError."""
+    return config.model_copy(update={"env": tuple(map(with_own_deadlines, config.env))})
+
+
+def with_own_deadlines(table: EnvTable) -> EnvTable:
+    """The environment's own deadlines, where the table gives none. Raises ConfigError."""
+    own = asdict(make_env(table).deadlines)
+    given = table.deadlines.model_dump(exclude_unset=True)
+    return table.model_copy(update={"deadlines": DeadlineConfig(**{**own, **given})})
 
 
 def check_model_folder(folder: Path) -> None:

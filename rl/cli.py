@@ -39,7 +39,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
-    from rl.check import check_run
+    from rl.check import check_run, resolved
 
     settings = _load(config, context.args)
     try:
@@ -47,7 +47,7 @@ def train(
         if dry_run:
             from rl.run_folder import dump_toml
 
-            typer.echo(dump_toml(settings), nl=False)
+            typer.echo(dump_toml(resolved(settings)), nl=False)
             raise typer.Exit(0)
         from rl.launch import train as launch
 

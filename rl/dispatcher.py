@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, TaskCancelledError
+from ray.exceptions import OutOfMemoryError, RayActorError, TaskCancelledError
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
@@ -46,7 +46,7 @@ class Dispatcher:
             return await within(report, self.limit), samples
         except TaskCancelledError:
             return None
-        except (TimeoutError, RayActorError) as error:
+        except (TimeoutError, RayActorError, OutOfMemoryError) as error:
             ray.cancel(report)
             self.lost(spec, f"{name}: {first_line(error)}")
             return None

@@ -72,7 +72,7 @@ class EnvHost:
         deadlines = Deadlines(**self.tables[label].deadlines.model_dump())
         try:
             env = type(pattern)(pattern.config)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter would end the host's event loop
             sentence = f"environment {label!r}, creation: {type(error).__name__}: {error}"
             raise EnvFault("reset", sentence, traceback.format_exc()) from None
         self.sessions[session] = EnvSession(env, deadlines)

@@ -5,7 +5,7 @@ import signal
 import time
 from contextlib import ExitStack
 
-from rl.check import check_run
+from rl.check import check_run, resolved
 from rl.cluster import Cluster, StartError
 from rl.cold_start import ColdStartError, first_checkpoint
 from rl.config import RunConfig
@@ -23,6 +23,7 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 def train(config: RunConfig) -> int:
     """Run to the end. Returns the exit code; raises ConfigError before anything has started."""
     check_run(config)
+    config = resolved(config)
     start = time.time()
     folder = RunFolder(config)
     with ExitStack() as endings:

@@ -13,6 +13,7 @@ from datetime import datetime
 from envs.builtin.calculator import Calculator
 from envs.env import Task, say
 from envs.message import Message
+from envs.session import HostFault
 from envs.tool import tool
 
 
@@ -280,6 +281,13 @@ class GenerousScore(Calculator):
 
     async def score(self):
         return {"solved": float(self.answer is not None)}
+
+
+class MissingServer(Calculator):
+    """Needs what this machine does not have."""
+
+    async def reset(self, task):
+        raise HostFault("no server at 127.0.0.1:9")
 
 
 class RaisingScore(Calculator):

@@ -127,10 +127,11 @@ RAISED = act("execute", sql="update goods set price=price+5 where stock<10")
         ([RAISED, act("execute", sql="create table mine (x)")], False),
         ([RAISED, act("execute", sql="drop table goods")], False),
         ([act("query", sql="update goods set price=price+5 where stock<10 returning price")], False),
+        ([RAISED, act("execute", sql="update goods set name=cast(x'ff' as text)")], False),
     ],
     ids=[
         "right", "deleted and inserted", "twice", "all rows", "a row twice", "a table left",
-        "the table lost", "by a query",
+        "the table lost", "by a query", "no text at all",
     ],
 )  # fmt: skip
 async def test_sql_judges_every_row_of_every_table(moves, counts):

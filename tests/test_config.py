@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rl.check import with_own_deadlines
 from rl.cli import app
-from rl.config import RunConfig, load_config, usable_cpus
+from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config, usable_cpus
 from rl.config_file import ConfigError
 from rl.run_folder import dump_toml
 
@@ -397,3 +398,10 @@ def test_a_new_policy_needs_a_folder_that_is_not_there_and_a_family_there_is(tmp
     assert wrong.exit_code == 2
     assert wrong.stderr.startswith("error: --family: input should be 'longcat_flash' or")
     assert not out.exists()
+
+
+def test_deadlines_are_the_runs_then_the_environments_own_then_the_usual_ones():
+    given = DeadlineConfig(tool_seconds=5)
+    slow = with_own_deadlines(EnvTable(id="python_code", deadlines=given)).deadlines
+    assert (slow.tool_seconds, slow.score_seconds, slow.reset_seconds) == (5, 180, 30)
+    assert with_own_deadlines(EnvTable(id="orders")).deadlines == DeadlineConfig()

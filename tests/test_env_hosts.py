@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from fakes import TASK, Remote
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
+from envs.builtin.calculator import Calculator, CalculatorConfig
+from envs.env import Env
 from envs.message import ToolCall
 from envs.session import EnvFault, HostFault
 from rl import env_hosts

@@ -43,6 +43,7 @@ class Host:
     async def play(self, lane: str, method: str, value: Any = None) -> Any:
         self.begun.append(value)
         if method == "wait":
+            self.waiting += 1
             await self.go.wait()
         if isinstance(value, Exception):
             raise value
@@ -191,6 +192,31 @@ async def test_a_host_that_dies_between_acts_is_found_again_by_the_next_one():
         await until(lambda: lane.stream is None)
         host.start()
         assert await lane.ask("say", 2) == 2
+
+
+async def test_a_host_that_was_only_out_of_reach_answers_what_is_asked_after_it():
+    host = Host()
+    lane = Lane(host, "c", 1)
+    lost = [asyncio.create_task(lane.ask("wait", n)) for n in range(2)]
+    await turns(lambda: host.waiting == 2)
+    host.broken = RayActorError()
+    answers = await asyncio.gather(*lost, return_exceptions=True)
+    assert all(isinstance(answer, RayActorError) for answer in answers)
+    host.broken = None
+    # The host still plays what was lost, and answers it together with what comes after it.
+    later = asyncio.create_task(lane.ask("wait", 4))
+    await turns(lambda: host.waiting == 3)
+    host.go.set()
+    assert await asyncio.wait_for(later, 10) == 4
+    await settled(lane)
+
+
+async def test_an_act_that_the_host_cannot_read_is_answered():
+    host = Host()
+    lane = Lane(host, "c", 1)
+    asked = [lane.ask("say", Unreadable()), lane.ask("say", 2)]
+    error, other = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+    assert isinstance(error, ImportError) and other == 2
 
 
 async def test_who_has_gone_is_not_answered_and_holds_nothing_up():

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,8 +19,10 @@ from typing import Any
 import pytest
 
 from envs.env import Task
+from envs.interop import gymnasium_server
 from envs.interop.gymnasium_server import as_action, plain_colours
 from envs.interop.interpreter import ChildInterpreter, ForeignError
+from envs.interop.mcp_connection import StdioConnection
 from envs.interop.mcp_tools import McpConfig, McpEnv
 from envs.interop.openenv import OpenEnv, OpenEnvConfig
 from envs.interop.reasoning_gym import ReasoningGym, ReasoningGymConfig
@@ -186,6 +189,43 @@ def test_colours_of_a_picture_become_tags():
     assert as_action(None, 3) == 3
 
 
+def test_an_action_that_is_no_element_of_its_space_is_refused_and_no_fault(monkeypatch):
+    """As numpy and Gymnasium do: what has no number's form raises."""
+
+    class Space:
+        dtype, n, start = int, 3, 0
+
+        def contains(self, action):
+            return action == [1, 2]
+
+    class World:
+        metadata, render_mode, action_space = {}, None, Space()
+
+        def reset(self, seed):
+            return "here", {}
+
+        def step(self, action):
+            return "there", 1, True, False, {}
+
+    class Numpy:
+        asarray = staticmethod(lambda action, dtype: [dtype(one) for one in action])
+
+    class Gymnasium:
+        make = staticmethod(lambda id, **kwargs: World())
+
+    Space.__name__ = "MultiDiscrete"
+    found = {"gymnasium": Gymnasium, "numpy": Numpy}
+    monkeypatch.setattr(gymnasium_server.importlib, "import_module", found.__getitem__)
+    monkeypatch.setattr(gymnasium_server.importlib.metadata, "version", lambda name: "1")
+    methods, _ = gymnasium_server.load()
+    methods["open"](session="s", id="w", kwargs={}, seed=1)
+    for wrong in (["a", "b"], [None, 1], [1]):
+        assert (
+            "the action has to be one of" in methods["step"](session="s", action=wrong)["refused"]
+        )
+    assert methods["step"](session="s", action=[1, 2])["done"]
+
+
 # ---------------------------------------------------------------- an OpenEnv server
 
 GUESS = {
@@ -225,8 +265,13 @@ def refused(code: str, message: str = "no", **more: Any) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def openenv(speak: Speak, schema: Any = GUESS) -> AsyncIterator[EnvSession]:
-    """A session on a server that answers a message by `speak`: a dict, raw text, or None to hang up."""
+async def openenv(
+    speak: Speak, schema: Any = GUESS, hello: Any = None
+) -> AsyncIterator[EnvSession]:
+    """A session on a server that answers a message by `speak`: a dict, raw text, or None to hang up.
+
+    hello: what it says instead, before it hangs up at once.
+    """
     from websockets.asyncio.server import serve
 
     def http(connection: Any, request: Any) -> Any:
@@ -236,6 +281,9 @@ async def openenv(speak: Speak, schema: Any = GUESS) -> AsyncIterator[EnvSession
         return connection.respond(200, json.dumps(pages[request.path]))
 
     async def handle(socket: Any) -> None:
+        if hello is not None:
+            await socket.send(json.dumps(hello))
+            return
         async for text in socket:
             answer = await speak(json.loads(text))
             if answer is None:
@@ -368,6 +416,23 @@ async def test_a_server_that_is_full_is_infrastructure_and_a_slow_one_misses_the
             await session.step("", (ToolCall("guess", {"guess": 1}),))
         assert caught.value.kind == "timeout"
         released.set()
+
+
+async def test_why_a_server_hung_up_is_read_although_the_connection_is_gone():
+    async def full(message: dict[str, Any]) -> Any:
+        return seen(text="go")
+
+    async with openenv(full, hello=refused("CAPACITY_REACHED", "8 of 8 sessions")) as session:
+        env = session.env
+        ask = env._ask  # type: ignore[attr-defined]
+
+        async def ask_late(type: str, data: dict[str, Any]) -> Any:
+            await env.socket.wait_closed()  # type: ignore[attr-defined]
+            return await ask(type, data)
+
+        env._ask = ask_late  # type: ignore[attr-defined]
+        with pytest.raises(HostFault, match="CAPACITY_REACHED: 8 of 8 sessions"):
+            await session.open(START)
 
 
 def test_a_server_that_is_not_there_is_named_before_the_run():
@@ -519,6 +584,27 @@ async def test_episodes_share_a_server_unless_it_keeps_state(desk):
     assert await pid() == await pid()
     assert await pid(shared=False) != (own := await pid(shared=False))
     assert not Path(f"/proc/{own}").exists()
+
+
+async def test_servers_that_do_not_end_by_themselves_are_killed_even_where_close_is_cut_off(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("envs.interop.mcp_connection.END_SECONDS", 20)
+    script = tmp_path / "server.py"
+    script.write_text(MCP + "\ntime.sleep(60)")
+    command = [sys.executable, str(script), ""]
+    servers = [
+        {"name": n, "command": command, "shared": False, "prefix": n} for n in ("one", "two")
+    ]
+    env = Desk(McpConfig.model_validate({"servers": servers}))
+    session = EnvSession(env, Deadlines(close_seconds=0.2))
+    await session.open(DESK)
+    with pytest.raises(EnvFault, match=r"close: no answer within 0.2 s"):
+        await session.close()
+    for connection in env.connections.values():
+        assert isinstance(connection, StdioConnection)
+        async with asyncio.timeout(10):
+            assert await connection.process.wait() == -signal.SIGKILL
 
 
 async def test_a_server_sees_no_variable_that_it_was_not_given(desk, monkeypatch):

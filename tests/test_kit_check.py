@@ -3,6 +3,8 @@
 import json
 import os
 import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from typer.testing import CliRunner
 from rl.cli import app
 from rl.config_file import ConfigError
 from rl.kit.check.run import check
-from rl.kit.check.sheet import PROMISES, Finding, filled
+from rl.kit.check.sheet import PROMISES, Finding, Sheet, filled
 
 FILE = Path(__file__).parent / "planted_envs.py"
+AT_ONCE = 4
 # class, check, what its sentence says
 DEFECTS = [
     ("LeakingProcess", "leaks", "processes ("),
@@ -46,15 +49,41 @@ DEFECTS = [
     ("DatedByHand", "clock", "reset() gave '20"),
     ("FailingExpert", "expert", "the expert scores {'solved': 0.0} on task {\"op\""),
     ("GenerousScore", "idle", "an answer without a word scores {'solved': 1.0}"),
+    (
+        "MissingServer",
+        "acts",
+        "reset(): this machine lacks what it needs: no server at 127.0.0.1:9",
+    ),
     ("RaisingScore", "acts", "score: AttributeError"),
     ("RaisingTool", "acts", "tool 'add': ZeroDivisionError"),
     ("ExitingReset", "acts", "reset() ended the process with exit status 7"),
 ]
 
 
+def checked_together(
+    request: pytest.FixtureRequest, look: Callable[[str], Sheet]
+) -> Iterator[dict[str, Future[Sheet]]]:
+    """Checks of all the names that a fixture's tests are selected for, some at a time: most of a check
+    is starting processes and waiting for deadlines."""
+    items = [one for one in request.session.items if isinstance(one, pytest.Function)]
+    names = [str(i.callspec.params["name"]) for i in items if request.fixturename in i.fixturenames]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        yield {name: threads.submit(look, name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def planted(request):
+    yield from checked_together(request, lambda name: check(f"{FILE}:{name}", seconds=2))
+
+
+@pytest.fixture(scope="module")
+def built_in(request):
+    yield from checked_together(request, check)
+
+
 @pytest.mark.parametrize(("name", "failing", "sentence"), DEFECTS, ids=[one[0] for one in DEFECTS])
-def test_a_planted_defect_fails_its_own_check_and_no_other(name, failing, sentence):
-    sheet = check(f"{FILE}:{name}", seconds=2)
+def test_a_planted_defect_fails_its_own_check_and_no_other(planted, name, failing, sentence):
+    sheet = planted[name].result()
     assert [one.check for one in sheet.failures] == [failing], str(sheet)
     assert sentence in sheet.failures[0].sentence
 
@@ -100,9 +129,9 @@ BUILT_IN = [
 ]
 
 
-@pytest.mark.parametrize("name", [*BUILT_IN, "envs.builtin.slow_calculator:SlowCalculator"])
-def test_the_built_in_environments_keep_every_promise(name):
-    sheet = check(name)
+@pytest.mark.parametrize("name", ["envs.builtin.slow_calculator:SlowCalculator", *BUILT_IN])
+def test_the_built_in_environments_keep_every_promise(built_in, name):
+    sheet = built_in[name].result()
     assert sheet.passed, str(sheet)
     assert {one.outcome for one in sheet.findings} == {"pass"}
 

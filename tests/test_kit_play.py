@@ -77,6 +77,12 @@ def play(lines: str, *arguments: str):
     return CliRunner().invoke(app, ["env", "play", *arguments], input=lines)
 
 
+def test_what_the_machine_lacks_is_said_in_a_sentence():
+    done = play("", f"{Path(__file__).parent / 'planted_envs.py'}:MissingServer")
+    assert done.exit_code == 1
+    assert done.stderr == "error: no server at 127.0.0.1:9\n"
+
+
 def test_a_whole_episode_through_a_pipe():
     done = play("add(1, 1)\nadd(a=x, b=1)\n:quit\n", "calculator")
     assert done.exit_code == 0, done.output

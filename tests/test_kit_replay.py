@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from envs.builtin.calculator import Calculator
 from envs.env import Env, EnvConfig, Task
 from envs.message import Message, ToolCall
-from envs.session import Deadlines, EnvSession
+from envs.session import Deadlines, EnvSession, HostFault
 from envs.tool import tool
 from rl.cli import app
 from rl.config import EnvTable
@@ -40,6 +40,8 @@ class Kitchen(Env):
     async def reset(self, task: Task) -> list[Message]:
         if self.opening == "fault":
             raise RuntimeError("no stove")
+        if self.opening == "away":
+            raise HostFault("no gas")
         return [Message("user", self.opening)]
 
     @tool
@@ -110,7 +112,8 @@ async def test_another_reward_is_shown_beside_the_one_then(record, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("opening", "what"), [("stir well", "the opening is another"), ("fault", "no stove")]
+    ("opening", "what"),
+    [("stir well", "the opening is another"), ("fault", "no stove"), ("away", "no gas")],
 )
 async def test_an_opening_that_is_another_or_fails_parts_at_once(
     record, monkeypatch, opening, what

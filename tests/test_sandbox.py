@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.sandbox import probe
+from envs.sandbox import probe, process
 from envs.sandbox.confinement import python_at
 from envs.sandbox.level import GUARANTEES, ISOLATING, LACKS, Guarantee, LevelName
 from envs.sandbox.limits import MIB, Limits
@@ -382,6 +382,32 @@ async def test_a_cancelled_run_leaves_nothing(level):
     act.cancel()
     with pytest.raises(asyncio.CancelledError):
         await act
+    assert running(mark) == []
+
+
+@levels("survivors")
+async def test_a_run_that_is_cancelled_again_while_it_ends_still_leaves_nothing(level, monkeypatch):
+    mark = uuid.uuid4().hex
+    ending, go_on, exited = asyncio.Event(), asyncio.Event(), process._exit
+
+    async def held_up(proc):
+        ending.set()
+        await go_on.wait()
+        await exited(proc)
+
+    monkeypatch.setattr(process, "_exit", held_up)
+    argv = [python_at(level), "-S", "-c", DAEMON + "time.sleep(600)", mark]
+    act = asyncio.create_task((await box(level)).run(argv))
+    await until(lambda: running(mark))
+    act.cancel()
+    await asyncio.wait_for(ending.wait(), 60)
+    act.cancel()
+    await asyncio.wait({act}, timeout=0.05)
+    early = act.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await act
+    assert not early, "it returned before the process was gone"
     assert running(mark) == []
 
 

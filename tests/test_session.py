@@ -7,8 +7,9 @@ import time
 import pytest
 from fakes import Probe, play
 
+from envs.dynamic_tool import DynamicTool
 from envs.env import Env, EnvConfig, Task, say
-from envs.message import ToolCall
+from envs.message import ToolCall, ToolSchema
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 from envs.tool import tool
 
@@ -307,3 +308,103 @@ async def test_an_episode_that_is_cancelled_itself_stays_cancelled():
     with pytest.raises(asyncio.CancelledError):
         await opening
     await s.close()
+
+
+async def test_an_episode_that_is_cancelled_while_it_is_closed_stays_cancelled():
+    s = session()
+    opening = asyncio.create_task(s.open(task(reset="hang")))
+    await asyncio.sleep(0)
+    opening.cancel()
+    await s.close()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+
+
+async def test_whoever_closes_may_be_cancelled_and_the_environment_is_closed_all_the_same():
+    class Stubborn(Probe):
+        async def reset(self, task: Task):
+            self.free = asyncio.Event()
+            while not self.free.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self.free.wait()
+            return []
+
+        async def close(self):
+            self.closed += 1
+
+    env = Stubborn(EnvConfig())
+    s = EnvSession(env, Deadlines())
+    opening = asyncio.create_task(s.open(task()))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(s.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    env.free.set()
+    await opening
+    assert closing.cancelled()
+    assert env.closed == 1
+
+
+async def test_no_tool_runs_in_an_environment_that_is_closed():
+    """The call that noise delays belongs to no act yet; the one after a call that would not end, neither."""
+
+    class Stubborn(Probe):
+        calls = 0
+
+        @tool
+        async def stay(self) -> str:
+            """do not be cancelled"""
+            self.calls += 1
+            if self.calls > 1:
+                return "ran"
+            self.free = asyncio.Event()
+            while not self.free.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self.free.wait()
+            return "stayed"
+
+        async def close(self):
+            self.closed += 1
+
+    env = Stubborn(EnvConfig())
+    s = EnvSession(env, QUICK)
+    await s.open(task())
+    step = asyncio.create_task(s.step("", (ToolCall("stay", {}), ToolCall("stay", {}))))
+    await asyncio.sleep(0)
+    await s.close()
+    env.free.set()
+    with pytest.raises(EnvFault, match="closed before 'stay'"):
+        await asyncio.wait_for(step, 5)
+    assert (env.calls, env.closed) == (1, 1)
+
+
+@pytest.mark.parametrize("act", ["reset", "close"])
+async def test_a_cancellation_that_nobody_asked_for_is_the_environments_fault(act):
+    class Cut(Probe):
+        async def _act(self, name: str):
+            if name == act:
+                gone = asyncio.get_running_loop().create_future()
+                gone.cancel()
+                await gone
+
+    s = EnvSession(Cut(EnvConfig()), Deadlines())
+    with pytest.raises(EnvFault, match="it raised CancelledError") as caught:
+        await s.open(task())
+        await s.close()
+    assert caught.value.kind == act and "Traceback" in caught.value.trace
+
+
+async def test_a_schema_that_no_argument_can_be_read_by_is_the_environments_fault():
+    class Odd(Probe):
+        async def dynamic_tools(self):
+            async def act(arguments):
+                return "done"
+
+            schema = {"properties": {"n": {"type": "integer", "minimum": "one"}}}
+            return [DynamicTool(ToolSchema("count", "", schema), act)]
+
+    s = EnvSession(Odd(EnvConfig()), Deadlines())
+    await s.open(task())
+    with pytest.raises(EnvFault, match="tool 'count': its arguments cannot be read: TypeError"):
+        await s.step("", (ToolCall("count", {"n": 1}),))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from envs.builtin.python_problems import NUM_EXAMPLES, Problem, draw, problem
-from envs.env import Env, EnvConfig, Expert, Task, call, say
+from envs.env import Deadlines, Env, EnvConfig, Expert, Task, call, say
 from envs.message import Message
 from envs.sandbox.limits import MIB, Limits
 from envs.sandbox.result import Result
@@ -76,6 +76,8 @@ class PythonCode(Env):
     config_type = PythonCodeConfig
     config: PythonCodeConfig
     difficulties: ClassVar[int] = 4
+    # A sandbox starts in some 10 ms of CPU; many episodes that ask at once wait for each other.
+    deadlines: ClassVar[Deadlines] = Deadlines(tool_seconds=120, score_seconds=180)
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
         return draw(rng, self.config.difficulty)

@@ -96,6 +96,8 @@ class Sql(Env):
         self.in_use = threading.Lock()
         schema = _SCHEMA[task.data["difficulty"]]
         self.db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        # What was written need not be UTF-8: `cast(x'ff' as text)`.
+        self.db.text_factory = lambda text: text.decode(errors="replace")
         self.db.execute(f"pragma max_page_count = {MAX_PAGES}")
         self.db.execute("pragma temp_store = memory")
         for name, columns in schema.items():

@@ -49,8 +49,16 @@ def load() -> tuple[dict[str, Callable[..., Any]], dict[str, str]]:
         if session not in worlds:
             return {"lost": True}
         world = worlds[session]
-        action = as_action(world.action_space, action)
-        if not world.action_space.contains(action):
+        try:
+            action = as_action(world.action_space, action)
+            fits = world.action_space.contains(action)
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+        ):  # lists of text, of unlike lengths, too large
+            fits = False
+        if not fits:
             return {"refused": f"the action has to be one of {world.action_space}"}
         observation, reward, terminated, truncated, _ = world.step(action)
         return {

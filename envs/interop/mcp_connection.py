@@ -205,9 +205,11 @@ class StdioConnection(Connection):
         self.gone = self.gone or f"{self.where} was ended"
         if self.process.stdin is not None:
             self.process.stdin.close()
-        await self._ended()
-        self._kill()
-        self.reader.cancel()
+        try:
+            await self._ended()
+        finally:  # also where nobody waits for it any more
+            self._kill()
+            self.reader.cancel()
 
     def _kill(self) -> None:
         if self.process.returncode is None:

@@ -9,6 +9,7 @@ server has to make the same world of the same seed. The episode ends where the s
 Leaves out: task sets of a server (`/tasks`), and images in observations.
 """
 
+import contextlib
 import json
 import random
 import re
@@ -142,8 +143,11 @@ class OpenEnv(Env):
 
         Raises ToolError for an action that the server refuses, HostFault where it is gone.
         """
+        closed = imported("websockets.exceptions", "openenv").ConnectionClosed
         try:
-            await self.socket.send(json.dumps({"type": type, "data": data}))
+            # A server that hangs up may have said why before it heard us.
+            with contextlib.suppress(closed):
+                await self.socket.send(json.dumps({"type": type, "data": data}))
             answer = json.loads(await self.socket.recv())
             kind, body = answer["type"], answer["data"]
             if not isinstance(body, dict):

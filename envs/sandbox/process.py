@@ -11,8 +11,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from envs.sandbox.limits import Limits
 from envs.sandbox.result import Status
@@ -99,9 +100,7 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
         proc = await asyncio.shield(starting)
     except asyncio.CancelledError:
         # asyncio can wait for ever for a process whose start was cut off: let it start, then end it.
-        proc = await starting
-        await _end(proc, _Facts(command.status_fd), command)
-        proc._transport.close()  # pyright: ignore
+        await _to_its_end(_end_started(starting, command))
         raise
     finally:
         for fd in command.fds:  # as long as we hold them the pipes do not end
@@ -126,9 +125,10 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
     finally:
         for task in (*acts, watcher):
             task.cancel()
-        await asyncio.shield(_end(proc, facts, command))
-        await asyncio.gather(everything, return_exceptions=True)
-        await asyncio.gather(*acts, watcher, return_exceptions=True)
+        await _to_its_end(_end(proc, facts, command))
+        await _to_its_end(asyncio.wait({everything, *acts, watcher}))
+        if not everything.cancelled():
+            everything.exception()  # seen, so that nobody logs it
         # Also where the pipes are still held, as a program that got away at level "none" may do.
         proc._transport.close()  # pyright: ignore
     told = facts.read()
@@ -198,6 +198,31 @@ async def _watch(pid: int, facts: _Facts, command: Command, limits: Limits) -> N
             raise Passed("killed", f"files together above {limits.disk_bytes} bytes")
         if command.watch_processes and used.processes > limits.processes:
             raise Passed("killed", f"more than {limits.processes} processes")
+
+
+async def _to_its_end(act: Coroutine[Any, Any, object]) -> None:
+    """Wait for an act however often we are cancelled meanwhile; only then be cancelled."""
+    task = asyncio.ensure_future(act)
+    cut_off: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cut_off = error
+    task.result()
+    if cut_off is not None:
+        raise cut_off
+
+
+async def _end_started(
+    starting: asyncio.Future[asyncio.subprocess.Process], command: Command
+) -> None:
+    try:
+        proc = await starting
+    except OSError:
+        return  # it never was
+    await _end(proc, _Facts(command.status_fd), command)
+    proc._transport.close()  # pyright: ignore
 
 
 async def _end(proc: asyncio.subprocess.Process, facts: _Facts, command: Command) -> None:

@@ -84,7 +84,7 @@ def play(
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
 
-    from envs.session import EnvFault
+    from envs.session import EnvFault, HostFault
     from rl.kit.check.run import read_settings
     from rl.kit.play import Player, find_task
 
@@ -97,6 +97,9 @@ def play(
         rewards = player.play(task)
     except EnvFault as fault:
         typer.echo(f"{fault.trace}error: {fault}", err=True)
+        raise typer.Exit(FAILED) from None
+    except HostFault as fault:
+        typer.echo(f"error: {fault}", err=True)
         raise typer.Exit(FAILED) from None
     typer.echo("rewards: " + (", ".join(f"{k} {v:g}" for k, v in rewards.items()) or "none"))
 

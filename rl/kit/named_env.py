@@ -1,7 +1,7 @@
 """An environment as the kit's command line names it, with its settings, as a run's config would hold it."""
 
 from envs.registry import anchored, split_file
-from rl.check import make_env
+from rl.check import with_own_deadlines
 from rl.config import EnvTable
 from rl.kit.check.run import read_settings
 
@@ -16,5 +16,4 @@ def named_env(name: str, config: str = "") -> EnvTable:
     table = EnvTable(
         id=anchored(name, "."), name=file[1] if file else "", config=read_settings(config)
     )
-    make_env(table)
-    return table
+    return with_own_deadlines(table)

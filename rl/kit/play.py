@@ -141,7 +141,7 @@ class Player:
         self.loop = asyncio.new_event_loop()
 
     def play(self, task: Task) -> dict[str, float]:
-        """Play until the episode or the person ends it; returns the rewards. Raises EnvFault."""
+        """Play until the episode or the person ends it; returns the rewards. Raises EnvFault, HostFault."""
         thread = threading.Thread(target=self.loop.run_forever, daemon=True, name="dorado-play")
         thread.start()
         try:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from envs.message import Message, ToolSchema
-from envs.session import Deadlines, EnvFault, EnvSession
+from envs.session import Deadlines, EnvFault, EnvSession, HostFault
 from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score
 from rl.check import make_env
@@ -152,7 +152,7 @@ async def replay(scored: ScoredTrajectory, table: EnvTable, last: int | None = N
     finally:
         try:
             await session.close()
-        except EnvFault as fault:
+        except (EnvFault, HostFault) as fault:
             print(f"close: {fault}")
 
 
@@ -163,7 +163,7 @@ async def _play(
     played = Replayed(t, (), (), 0, None, {}, {})
     try:
         opening = await session.open(t.task)
-    except EnvFault as fault:
+    except (EnvFault, HostFault) as fault:
         return _ended(played, 0, fault)
     played = replace(played, tools=opening.tools, messages=opening.messages)
     if t.opening and (diff := difference(t.opening, opening.messages)):
@@ -172,7 +172,7 @@ async def _play(
     for number, turn in enumerate(t.turns[:last], 1):
         try:
             now = await _step(session, turn)
-        except EnvFault as fault:
+        except (EnvFault, HostFault) as fault:
             return _ended(played, number, fault)
         said = Message("assistant", turn.text, turn.calls)
         played = replace(played, messages=(*played.messages, said, *now), turns=number)
@@ -186,7 +186,7 @@ async def _play(
         return played
     try:
         evidence = await session.score()
-    except EnvFault as fault:
+    except (EnvFault, HostFault) as fault:
         return _ended(played, None, fault)
     return await _judge(played, scored, table, tuple(turns), evidence)
 
@@ -217,8 +217,8 @@ async def _judge(
     return replace(played, then=then, now=rewards, parting=parting)
 
 
-def _ended(played: Replayed, turn: int | None, fault: EnvFault) -> Replayed:
-    """The environment failed; the same fault as then is no parting."""
+def _ended(played: Replayed, turn: int | None, fault: EnvFault | HostFault) -> Replayed:
+    """The environment failed, or its machine; the same fault as then is no parting."""
     same = str(fault) == played.trajectory.fault
     return replace(played, parting=None if same else Parting(turn, f"it fails now: {fault}"))
 

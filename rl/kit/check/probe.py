@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from envs.env import Env, EnvConfig, Task
 from envs.message import Message
 from envs.registry import find_env, settings_of
-from envs.session import Deadlines, EnvFault, EnvSession
+from envs.session import Deadlines, EnvFault, EnvSession, HostFault
 from rl.kit.check.clock import Clock
 from rl.kit.check.portable import unpicklable
 from rl.kit.check.sheet import CheckName, Finding
@@ -89,10 +89,14 @@ class Probe:
     # Acts
 
     async def act(self, label: str, act: Awaitable[T], seconds: float | None = None) -> T:
+        """What an act of the environment gives. Raises EnvFault, and Broken where the machine is at fault."""
         self.doing(label)
         try:
             with self.watch.during(label, seconds=seconds):
                 return await act
+        except HostFault as fault:
+            self.fail("acts", f"{label}: this machine lacks what it needs: {fault}")
+            raise Broken from None
         finally:
             self.clock.advance(GAIN_SECONDS if self.spec.role == "later" else 0.0)
 
@@ -150,7 +154,7 @@ class Probe:
             self.fail(
                 "expert", "the expert ended without an answer: its last message has to be say()"
             )
-        except EnvFault:
+        except (EnvFault, Broken):
             raise
         except Exception as error:
             self.fail("expert", f"expert() raises {told(error)}", traceback.format_exc())
