@@ -279,15 +279,12 @@ async def test_what_an_act_opens_is_closed_also_where_the_controller_goes_at_onc
 
     host.end.left = left
     address = await host.address()
-    reader, writer = await asyncio.open_connection(address.node, address.port)
-    writer.write(address.secret[:HALF])
-    await reader.readexactly(HALF)
-    acts = [(n, pickle.dumps(("say", (n,)))) for n in range(3)]
-    for message in ("c", acts):
-        body = pickle.dumps(message)
-        writer.write(LENGTH.pack(len(body)) + body)
-    writer.close()
-    await until(lambda: opened)
+    _, writer = await asyncio.open_connection(address.node, address.port)
+    reader = asyncio.StreamReader()
+    body = pickle.dumps([(n, pickle.dumps(("say", (n,)))) for n in range(3)])
+    reader.feed_data(LENGTH.pack(len(body)) + body)
+    reader.feed_eof()
+    await host.end._hold("c", reader, writer)
     assert opened == [0, 1, 2]
     host.die()
 
