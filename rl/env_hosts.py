@@ -58,12 +58,12 @@ class EnvHost:
         """Where lanes are taken: on the address that Ray reaches this node at. Raises OSError."""
         return await self.end.address(self.node)
 
-    async def _play(self, lane: str, method: str, session: str, *arguments: Any) -> Any:
-        return await getattr(self, method)(f"{lane}/{session}", *arguments)
+    async def _play(self, owner: str, method: str, session: str, *arguments: Any) -> Any:
+        return await getattr(self, method)(f"{owner}/{session}", *arguments)
 
-    async def _close_all(self, lane: str) -> None:
-        """What a controller that is gone has left open."""
-        left = [session for session in self.sessions if session.startswith(f"{lane}/")]
+    async def _close_all(self, owner: str) -> None:
+        """What a connection that is gone has left open."""
+        left = [session for session in self.sessions if session.startswith(f"{owner}/")]
         await asyncio.gather(*map(self.close, left))
 
     async def open(self, session: str, label: str, task: Task) -> Opening:

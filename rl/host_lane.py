@@ -109,14 +109,6 @@ async def _receive(reader: asyncio.StreamReader) -> Any:
     return pickle.loads(await reader.readexactly(length))
 
 
-@dataclass(frozen=True)
-class _Held:
-    """A lane's connection, and whether all that came over it is closed."""
-
-    writer: asyncio.StreamWriter
-    closed: asyncio.Event
-
-
 class HostEnd:
     """The host's end of all lanes."""
 
@@ -126,15 +118,16 @@ class HostEnd:
         left: Callable[[str], Awaitable[None]],
         load: Callable[[], Load],
     ) -> None:
-        """`play(lane, method, *arguments)` is one act; what it raises goes back to who asked. `left(lane)`
-        closes what a lane that is gone had opened. `load()` goes with each answer."""
+        """`play(owner, method, *arguments)` is one act; what it raises goes back to who asked. `left(owner)`
+        closes what a connection that is gone had opened. `load()` goes with each answer."""
         self.play = play
         self.left = left
         self.load = load
         self.opening = asyncio.Lock()
         self.server: asyncio.Server | None = None
         self.secret = secrets.token_bytes(2 * HALF)
-        self.lanes: dict[str, _Held] = {}
+        self.lanes: dict[str, asyncio.StreamWriter] = {}
+        self.numbers = itertools.count()
         self.files: set[int] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         os.register_at_fork(after_in_child=self._let_go)
@@ -163,35 +156,34 @@ class HostEnd:
     async def _hold(
         self, lane: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        earlier, held = self.lanes.get(lane), _Held(writer, asyncio.Event())
-        self.lanes[lane] = held
+        # A name for each connection: what an earlier one has left open closes beside what this one does.
+        owner = f"{lane}#{next(self.numbers)}"
+        if lane in self.lanes:
+            # Of a controller that was started anew, or that lost its connection and we did not notice.
+            self.lanes[lane].transport.abort()
+        self.lanes[lane] = writer
         self.files.add(file := writer.get_extra_info("socket").fileno())
         try:
-            if earlier is not None:
-                # Of a controller that was started anew, or that lost its connection and we did not notice.
-                earlier.writer.transport.abort()
-                await earlier.closed.wait()
             stream = _Stream(lambda results: (results, self.load()))
-            await stream.run(reader, writer, lambda acts: self._begin(lane, stream, acts))
+            await stream.run(reader, writer, lambda acts: self._begin(owner, stream, acts))
         finally:
             self.files.discard(file)
+            if self.lanes.get(lane) is writer:
+                del self.lanes[lane]
             # An act that has come has to begin before what it opens can be closed.
             await asyncio.sleep(0)
-            await self.left(lane)
-            held.closed.set()
-            if self.lanes[lane] is held:
-                del self.lanes[lane]
+            await self.left(owner)
 
-    def _begin(self, lane: str, stream: _Stream, acts: list[tuple[int, bytes]]) -> None:
+    def _begin(self, owner: str, stream: _Stream, acts: list[tuple[int, bytes]]) -> None:
         for number, act in acts:
-            self.tasks.add(task := asyncio.create_task(self._run(lane, stream, number, act)))
+            self.tasks.add(task := asyncio.create_task(self._run(owner, stream, number, act)))
             task.add_done_callback(self.tasks.discard)
 
-    async def _run(self, lane: str, stream: _Stream, number: int, act: bytes) -> None:
+    async def _run(self, owner: str, stream: _Stream, number: int, act: bytes) -> None:
         method, outcome = "act", (None, None)
         try:
             method, arguments = pickle.loads(act)
-            outcome = await self.play(lane, method, *arguments), None
+            outcome = await self.play(owner, method, *arguments), None
         except asyncio.CancelledError:  # by a close, and nobody waits; or by the environment itself
             outcome = None, EnvFault("reply", f"{method}: the environment cancelled its own task")
         except Exception as error:

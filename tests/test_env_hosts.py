@@ -5,11 +5,12 @@ nothing starts Ray.
 """
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fakes import TASK, Remote
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from envs.builtin.calculator import Calculator, CalculatorConfig
 from envs.env import Env
@@ -52,7 +53,7 @@ class FakeHost(EnvHost):
         if self.end.server is not None:
             self.end.server.close()
         for held in self.end.lanes.values():
-            held.writer.transport.abort()
+            held.transport.abort()
         self.start()
 
     async def _address(self):
@@ -247,10 +248,40 @@ async def test_what_a_controller_left_open_is_closed_when_it_is_gone_or_the_next
     for number, name in enumerate(("controller-1", "controller-10", "controller-1")):
         pools.append(HostPool([host], name))
         await HostSession(pools[-1], f"g{number}", TABLE).open(TASK)
-    assert [act for act in host.asked if act[0] == "close"] == [("close", "g0")]
+    await until(lambda: ("close", "g0") in host.asked)
+    assert ("close", "g1") not in host.asked
     pools[1].lanes[0].link.cancel()
     await until(lambda: ("close", "g1") in host.asked)
-    assert list(host.sessions) == ["controller-1/g2"]
+    assert [session.rpartition("/")[2] for session in host.sessions] == ["g2"]
+
+
+class Exiting(Calculator):
+    """Gives up where it should raise."""
+
+    def __init__(self, config):
+        raise SystemExit("no licence")
+
+
+async def test_an_environment_that_exits_when_it_is_created_is_at_fault_and_not_its_host():
+    host = FakeHost()
+    pattern = object.__new__(Exiting)  # as it was when the host began
+    pattern.config = CalculatorConfig()
+    host.tables, host.patterns = {"calculator": TABLE}, dict[str, Env](calculator=pattern)
+    with pytest.raises(EnvFault, match="creation: SystemExit: no licence"):
+        await EnvHost.open(host, "g0.0", "calculator", TASK)
+
+
+async def test_a_host_that_was_killed_for_its_memory_is_out_of_reach_and_says_why(monkeypatch):
+    host = FakeHost()
+
+    async def killed():
+        raise OutOfMemoryError("killed for its memory")
+
+    monkeypatch.setattr(host, "address", SimpleNamespace(remote=killed))
+    with pytest.raises(HostFault, match="cannot be connected to: killed for its memory"):
+        await HostSession(HostPool([host]), "g0.0", TABLE.model_copy(update={"retries": 0})).open(
+            TASK
+        )
 
 
 async def test_an_episode_whose_connection_was_lost_between_its_acts_is_lost_and_the_host_is_not():
@@ -259,7 +290,7 @@ async def test_an_episode_whose_connection_was_lost_between_its_acts_is_lost_and
     session = HostSession(pool, "g0", TABLE)
     await session.open(TASK)
     for held in host.end.lanes.values():
-        held.writer.transport.abort()
+        held.transport.abort()
     await until(lambda: pool.lanes[0].stream is None)
     with pytest.raises(HostFault, match=r"\(host-0\) has lost the episode: .* or its connection"):
         await session.step("", ())
