@@ -3,9 +3,11 @@
 import itertools
 import json
 import random
+from pathlib import Path
 
 import pytest
 
+from envs.builtin import python_code
 from envs.builtin.python_code import PythonCode, PythonCodeConfig
 from envs.builtin.python_problems import FAMILIES, problem
 from envs.env import Task
@@ -201,3 +203,13 @@ async def test_a_sandbox_that_fails_is_never_a_reward(monkeypatch):
     monkeypatch.setattr(Sandbox, "python", fail)
     with pytest.raises(HostFault, match="the sandbox failed: killed"):
         await score_of("def solve(values): return 0")
+
+
+def test_where_the_sandbox_would_show_the_solutions_the_run_is_refused(monkeypatch):
+    env = PythonCode(PythonCodeConfig())
+    env.probe()
+    monkeypatch.setattr(python_code, "HERE", Path("/usr/lib/python3/dist-packages/envs/builtin"))
+    with pytest.raises(
+        ValueError, match="shows a policy all of /usr: install Dorado into a virtual"
+    ):
+        env.probe()

@@ -11,6 +11,7 @@ compares. So there is nothing to patch, read, or print that would help: only rig
 
 import json
 import random
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from pydantic import Field
 from envs.builtin.python_problems import NUM_EXAMPLES, Problem, draw, problem
 from envs.env import Deadlines, Env, EnvConfig, Expert, Task, call, say
 from envs.message import Message
+from envs.sandbox.job import Job, own_python
 from envs.sandbox.limits import MIB, Limits
 from envs.sandbox.result import Result
 from envs.sandbox.sandbox import Choice, Sandbox, SandboxUnavailable
@@ -27,6 +29,7 @@ from envs.tool import tool
 LIMITS = Limits(
     wall_seconds=12, cpu_seconds=3, memory_bytes=256 * MIB, processes=16, disk_bytes=16 * MIB
 )
+HERE = Path(__file__).resolve().parent
 _SHOWN = 2000  # characters of output that the policy reads
 # What it prints goes elsewhere than its answers.
 _ANSWER = """
@@ -81,6 +84,15 @@ class PythonCode(Env):
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
         return draw(rng, self.config.difficulty)
+
+    def probe(self) -> None:
+        shown = Job(("true",), {}, LIMITS, python=own_python()).binds
+        under = [path for path in shown if HERE.is_relative_to(path)]
+        if under:
+            raise ValueError(
+                f"its solutions lie in {HERE}, and the sandbox shows a policy all of {under[0]}: install "
+                "Dorado into a virtual environment outside of it"
+            )
 
     async def reset(self, task: Task) -> list[Message]:
         self.problem: Problem = problem(task.data)

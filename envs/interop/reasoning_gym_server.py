@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,14 @@ def load() -> tuple[Functions, dict[str, str]]:
         dataset: str, settings: dict[str, Any], difficulty: int | None, entry: Any, answer: str
     ) -> float:
         judge = scorer(dataset, json.dumps(settings), difficulty)
-        return float(judge.score_answer(answer, unpack(entry)))
+        problem = unpack(entry)
+        try:
+            return float(judge.score_answer(answer, problem))
+        except (
+            Exception
+        ) as error:  # it read what a policy wrote: no right answer, and no fault of ours
+            print(f"{dataset}: its scorer stumbled over an answer: {error!r}", file=sys.stderr)
+            return 0.0
 
     version = importlib.metadata.version("reasoning-gym")
     methods = {"check": check, "problem": problem, "score": score}
