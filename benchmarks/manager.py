@@ -204,7 +204,7 @@ class Learner:
         Path(path).touch()
         return 0
 
-    async def _save(self, folder: str) -> None:
+    async def _save(self, folder: str, position: str) -> None:
         pass
 
 

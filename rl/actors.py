@@ -24,6 +24,7 @@ from rl.engine_pool import EnginePool
 from rl.env_hosts import HostPool, HostSession
 from rl.group import GroupReport, GroupSpec, member_report
 from rl.process import log_to
+from rl.resume import POSITION
 from rl.run_folder import TrajectoryWriter
 from rl.samples import Dropped, group_samples
 from rl.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
@@ -318,10 +319,20 @@ class LearnerActor:
         weights = self.snapshots.pop(path)
         return 0 if self.rank else write_weights(weights, Path(path))
 
-    def save(self, folder: str) -> None:
-        """Begin to write a checkpoint, tokenizer included; `saved` tells of its end."""
+    def save(self, folder: str, position: str) -> None:
+        """Begin to write a checkpoint, with tokenizer and the run's position; `saved` tells of its end."""
+
+        def beside(model: Path) -> None:
+            self.tokenizer.save_pretrained(model)
+            (model.parent / POSITION).write_text(position + "\n")
+
         self.saving = Path(folder)
-        self.learner.save_state(self.saving, beside=self.tokenizer.save_pretrained)
+        self.learner.save_state(self.saving, beside=beside)
+
+    def load(self, folder: str) -> int:
+        """Go on from a checkpoint. Returns its version. Raises CheckpointError."""
+        self.learner.load_state(Path(folder))
+        return self.learner.version
 
     def saved(self) -> None:
         """Until the checkpoint in progress is whole; then those that are too many are removed."""

@@ -37,12 +37,21 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the result, start nothing.")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on: a run folder or a run's name, or either with /step_N."),
+    ] = None,
 ) -> None:
     """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
     from rl.check import check_run, resolved
 
     settings = _load(config, context.args)
     try:
+        going_on = None
+        if resume is not None:
+            from rl.resume import find_resume
+
+            settings, going_on = find_resume(resume, settings)
         check_run(settings)
         if dry_run:
             from rl.run_folder import dump_toml
@@ -51,7 +60,7 @@ def train(
             raise typer.Exit(0)
         from rl.launch import train as launch
 
-        raise typer.Exit(launch(settings))
+        raise typer.Exit(launch(settings, going_on))
     except ConfigError as error:
         raise _bad_input(error) from None
 

@@ -206,13 +206,15 @@ class TimeoutConfig(Section):
 
     stall_seconds: nothing finished and nothing trained. step_seconds: one learner step.
     load_seconds: one engine loading weights or going to sleep, or a controller taking requests from it.
-    start_seconds: an actor other than an engine.
+    start_seconds: an actor other than an engine. stop_seconds: from SIGTERM or Ctrl-C to the checkpoint of
+    the last finished step.
     """
 
     stall_seconds: PositiveFloat = 600
     step_seconds: PositiveFloat = 1800
     load_seconds: PositiveFloat = 300
     start_seconds: PositiveFloat = 120
+    stop_seconds: PositiveFloat = 120
 
 
 class WandbConfig(Section):

@@ -65,6 +65,13 @@ class Curriculum:
         self.first_pair = 1  # at the present noise
         self.due = 0.0
 
+    def go_on(self, difficulty: int, noise: int) -> None:
+        """Begin at the levels that an earlier part of the run had reached, as far as there are any now."""
+        if self.difficulties and difficulty:
+            self.difficulty = min(difficulty, self.difficulties)
+        if self.noisy is not None and noise:
+            self.noise = min(noise, self.noisy.max_level)
+
     def plays(self) -> list[Play]:
         """How the next task is played: by one group, or by two where it is a pair."""
         play = Play(self.difficulty, self.noise)

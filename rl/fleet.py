@@ -41,11 +41,13 @@ class Fleet:
         lent: Sequence[str] = (),
         *,
         adapters: bool = False,
+        first: int = 0,
     ) -> None:
         """`backlog()` says where the run stands; it is asked in the turn in which a decision is made.
 
         `evict(versions)`: everything in progress on these is to begin anew. lent: engines whose devices the
-        learner uses while it steps. adapters: a version is an adapter, not the whole weights.
+        learner uses while it steps. adapters: a version is an adapter, not the whole weights. first: the
+        version that the learner has; engines start on weights that they call 0.
         """
         self.actors = actors
         self.sync = sync
@@ -56,21 +58,23 @@ class Fleet:
         self.lent = tuple(lent)
         self.adapters = adapters
         self.asleep: frozenset[str] = frozenset()
-        self.window = Window((0,))
-        self.serves: dict[str, int | None] = dict.fromkeys(actors.engines, 0)
+        self.first = first
+        self.window = Window((first,))
+        self.serves: dict[str, int | None] = dict.fromkeys(actors.engines, first)
         self.counts: Counter[str] = Counter()
         self.lock = asyncio.Lock()
 
     async def start(self) -> None:
-        """Tell the controllers who serves what; keep version 0 where engines may come back to it.
+        """Tell the controllers who serves what; keep the first version where engines may come back to it.
 
         Adapters are loaded from the first version on: a request that begins without one would go on without.
+        So is the version of a run that goes on: its engines start on the weights that the run began with.
         """
-        if self.rules.live > 1 or self.adapters:
-            await self.sync.snapshot(0)
-            await self.sync.publish(0)
-        if self.adapters:
-            await self.sync.load(dict.fromkeys(self.serves, 0))
+        if self.rules.live > 1 or self.adapters or self.first:
+            await self.sync.snapshot(self.first)
+            await self.sync.publish(self.first)
+        if self.adapters or self.first:
+            await self.sync.load(dict.fromkeys(self.serves, self.first))
         await self.announce()
 
     async def announce(self) -> None:

@@ -1,38 +1,55 @@
-"""`dorado train`: from a checked configuration to a finished run, with nothing left behind on any way out."""
+"""`dorado train`: from a checked configuration to a finished run, with nothing left behind on any way out.
+
+SIGTERM or Ctrl-C while it trains: the step in progress is finished and a checkpoint is written, within
+`timeouts.stop_seconds`; a second one, or one at any other time, ends it at once. `--resume` goes on from
+there.
+"""
 
 import asyncio
 import signal
 import time
 from contextlib import ExitStack
 
+from ray.exceptions import RayError
+
 from rl.check import check_run, resolved
-from rl.cluster import Cluster, StartError
+from rl.cluster import Cluster, StartError, first_line
 from rl.cold_start import ColdStartError, first_checkpoint
 from rl.config import RunConfig
+from rl.config_file import ConfigError
+from rl.deadline import within
 from rl.ledger import LedgerError
+from rl.process import cause
 from rl.progress import Progress
-from rl.run import Run, RunError
+from rl.resume import Resume
+from rl.run import Interrupted, Run, RunError
 from rl.run_folder import RunFolder
 from rl.tasks import OutOfTasks
 from rl.wandb_sink import WandbSink
 from rl.weight_sync import SyncError
+from trainer.checkpoint_folder import CheckpointError, latest
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def train(config: RunConfig) -> int:
-    """Run to the end. Returns the exit code; raises ConfigError before anything has started."""
+def train(config: RunConfig, resume: Resume | None = None) -> int:
+    """Run to the end. Returns the exit code; raises ConfigError before anything has been trained.
+
+    resume: go on from there, in that run's folder.
+    """
     check_run(config)
     config = resolved(config)
     start = time.time()
-    folder = RunFolder(config)
+    folder = RunFolder(config, resume=resume is not None)
     with ExitStack() as endings:
         endings.callback(folder.close)
         progress = endings.enter_context(Progress())
         if folder.kept is not None:
             progress.note(f"the earlier run of this name is kept as {folder.kept}")
+        for said in resume.notes if resume else ():
+            progress.note(said)
         try:
-            return _train(config, folder, progress, endings, start)
+            return _train(config, folder, progress, endings, start, resume)
         except (ColdStartError, StartError) as error:
             progress.note(f"error: {error}")
             return FAILED
@@ -42,7 +59,12 @@ def train(config: RunConfig) -> int:
 
 
 def _train(
-    config: RunConfig, folder: RunFolder, progress: Progress, endings: ExitStack, start: float
+    config: RunConfig,
+    folder: RunFolder,
+    progress: Progress,
+    endings: ExitStack,
+    start: float,
+    resume: Resume | None,
 ) -> int:
     checkpoint, made = _cold_start(config, progress)
     timing = {"cold_start_seconds": round(time.time() - start, 1) if made else 0.0}
@@ -54,7 +76,9 @@ def _train(
     sink = WandbSink(config, folder)
     endings.callback(sink.close)
     cluster.connect()
-    return asyncio.run(_run(config, cluster, folder, progress, sink, checkpoint, start, timing))
+    return asyncio.run(
+        _run(config, cluster, folder, progress, sink, checkpoint, start, timing, resume)
+    )
 
 
 def _cold_start(config: RunConfig, progress: Progress) -> tuple[str, bool]:
@@ -75,27 +99,44 @@ async def _run(
     checkpoint: str,
     start: float,
     timing: dict[str, float],
+    resume: Resume | None,
 ) -> int:
     main = asyncio.current_task()
     assert main is not None, "asyncio.run started this coroutine as a task"
+    run: Run | None = None
+
+    def stop() -> None:
+        if run is None or not run.stop():
+            main.cancel()
+            return
+        seconds = config.timeouts.stop_seconds
+        asyncio.get_running_loop().call_later(seconds, main.cancel)
+        progress.note(
+            f"asked to end: after the step in progress, with a checkpoint, in {seconds:g} s at most; "
+            "a second time ends the run at once"
+        )
+
     # After ray.init, which puts a handler of its own in place of ours.
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, main.cancel)
-    run: Run | None = None
+        asyncio.get_running_loop().add_signal_handler(number, stop)
     status, code = "failed", FAILED
     began = time.time()
     try:
         await cluster.start(checkpoint)
         folder.event("run", "engines start", began, time.time())
         timing["start_seconds"] = round(time.time() - began, 1)
-        run = Run(config, cluster, folder, progress, sink)
+        if resume is not None:
+            await _go_on(resume, cluster, folder, progress)
+        run = Run(config, cluster, folder, progress, sink, resume)
         await run.main()
         status, code = "finished", OK
     except (RunError, SyncError, LedgerError, OutOfTasks) as error:
         progress.note(f"error: {error} (run folder: {folder.path})")
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Interrupted):
         status, code = "interrupted", INTERRUPTED
-        progress.note(f"interrupted; what there is lies in {folder.path}")
+        last = latest(folder.path / "checkpoints", progress.note)
+        on = f"; --resume {folder.path} goes on after {last.name}" if last else ""
+        progress.note(f"interrupted; what there is lies in {folder.path}{on}")
     finally:
         if run is not None:
             wall = round(time.time() - start, 1)
@@ -103,3 +144,22 @@ async def _run(
     if run is not None and code == OK:
         progress.results(run.evals.get("before", {}), run.evals.get("after", {}), str(folder.path))
     return code
+
+
+async def _go_on(resume: Resume, cluster: Cluster, folder: RunFolder, progress: Progress) -> None:
+    """Bring the learner, then the folder, to the checkpoint. Raises ConfigError, StartError."""
+    assert cluster.actors is not None, "the cluster has been started"
+    seconds = cluster.config.timeouts.step_seconds
+    try:
+        load = cluster.actors.learner.load.remote(str(resume.checkpoint.resolve()))
+        await within(load, seconds)
+    except TimeoutError:
+        raise StartError(f"the learner did not read {resume.checkpoint} in {seconds:g} s") from None
+    except CheckpointError as error:
+        raise ConfigError(f"--resume: {cause(error)}") from None
+    except RayError as error:
+        raise StartError(f"the learner could not go on: {first_line(error)}") from None
+    aside = folder.go_on(resume.step)
+    progress.note(
+        f"goes on after step {resume.step} ({resume.checkpoint}); what came after it is kept in {aside}"
+    )

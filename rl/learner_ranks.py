@@ -29,6 +29,7 @@ class LearnerRanks:
         self.snapshot = OnAllRanks([rank.snapshot for rank in ranks])
         self.publish = OnAllRanks([rank.publish for rank in ranks])
         self.save = OnAllRanks([rank.save for rank in ranks])
+        self.load = OnAllRanks([rank.load for rank in ranks])
         self.saved = OnAllRanks([rank.saved for rank in ranks])
 
 

@@ -16,6 +16,7 @@ class Progress:
         self.console = console or Console(highlight=False)
         self.start = time.monotonic()
         self.first_step: float | None = None
+        self.steps_before = 0  # of an earlier part of the run
         self.stage_text = ""
         self.bar_text = ""
         self.rows: list[tuple[str, ...]] = []
@@ -57,8 +58,9 @@ class Progress:
     def step(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """A learner step: rewards per environment, tokens/s, staleness, time left."""
         now = time.monotonic()
-        self.first_step = self.first_step or now - metrics["time/total_seconds"]
-        left = (now - self.first_step) / step * (steps - step)
+        if self.first_step is None:
+            self.first_step, self.steps_before = now - metrics["time/total_seconds"], step - 1
+        left = (now - self.first_step) / (step - self.steps_before) * (steps - step)
         rewards = {
             key.split("/")[1]: value
             for key, value in metrics.items()

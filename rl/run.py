@@ -40,6 +40,7 @@ from rl.metrics import (
 from rl.process import cause
 from rl.progress import Progress
 from rl.replay import Replay
+from rl.resume import Resume, write_position
 from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 from rl.selection import Selection
@@ -65,6 +66,10 @@ class RunError(Exception):
     """The run cannot go on; the message is one sentence for the user."""
 
 
+class Interrupted(Exception):
+    """The run was asked to end, and has, after the step in progress."""
+
+
 @dataclass(frozen=True)
 class Made:
     """A version that the learner has made and copied, on its way to the engines; the metrics of its step."""
@@ -85,7 +90,9 @@ class Run:
         folder: RunFolder,
         progress: Progress,
         sink: WandbSink,
+        resumed: Resume | None = None,
     ) -> None:
+        """resumed: the learner is at its checkpoint already, and the folder goes on from there."""
         assert cluster.actors is not None, "the cluster has to be started"
         self.config = config
         self.actors = cluster.actors
@@ -104,6 +111,7 @@ class Run:
             self._evict,
             lent,
             adapters=config.learner.lora is not None,
+            first=resumed.step if resumed else 0,
         )
         self.selection = Selection()
         self.ledger = Ledger(closed=self.selection.close)
@@ -113,8 +121,11 @@ class Run:
         envs = [make_env(table) for table in config.env]
         seed = config.seed + TASK_SEED_OFFSET
         self.supervision = Supervision(config, envs, seed, self._changed)
-        self.learner_version = 0
-        self.saving = 0  # step of the last checkpoint begun
+        self.resumed = resumed
+        self.learner_version = self.saving = resumed.step if resumed else 0
+        self.writing = False  # a checkpoint of step `saving`, the last one begun
+        self.stoppable = False
+        self.stopping = False
         self.in_flight: dict[str, GroupSpec] = {}
         # Groups of `in_flight` per version: counted as they come and go, for it is asked at every change.
         self.playing: Counter[int | None] = Counter()
@@ -125,6 +136,11 @@ class Run:
         self.failed_groups: list[asyncio.Task[None]] = []
         self.background: set[asyncio.Task[None]] = set()
         self.number = 0
+        if resumed:
+            self.supervision.restore(resumed.position)
+            # Of groups that were in flight at its end, the earlier part left nothing but their trajectories.
+            most = config.rollout.max_in_flight_groups
+            self.number = max(resumed.groups, folder.groups()) + most
         self.changed = asyncio.Event()
         self.watch = Watch(self)
         self.made: asyncio.Queue[Made] = asyncio.Queue()
@@ -138,6 +154,8 @@ class Run:
         self.training_seconds = 0.0
         self.waiting_seconds = 0.0
         self.evals: dict[str, dict[str, float]] = {}
+        if resumed and (before := folder.eval_before()):
+            self.evals["before"] = before
         self.eval_faults: dict[str, int] = {}
 
     async def main(self) -> None:
@@ -157,10 +175,11 @@ class Run:
                 f"live_versions: {self.config.rules.live} versions need as many engines, there are "
                 f"{len(self.actors.engines)}; a new version waits for an engine to drain"
             )
-        if self.config.eval.before:
+        if self.config.eval.before and self.resumed is None:
             await self.evaluate("before")
         self.progress.stage("training: first rollouts")
         self.watch.moved()
+        self.stoppable = True
         loops = [
             asyncio.create_task(loop)
             for loop in (
@@ -177,9 +196,24 @@ class Run:
         finally:
             await self._end(loops)
         await self._saved()
+        self.stoppable = False
+        if self.stopping:
+            raise Interrupted
         if self.config.eval.after:
             await self.fleet.settle()
             await self.evaluate("after")
+
+    def stop(self) -> bool:
+        """Ask training to end after the step in progress, with a checkpoint of the last finished one.
+
+        `main` then raises Interrupted. False where there is nothing to wait for: it does not train now, or
+        was asked before.
+        """
+        if not self.stoppable or self.stopping:
+            return False
+        self.stopping = True
+        self.queue.end()
+        return True
 
     async def evaluate(self, when: str) -> None:
         """Play the held-out tasks once each, at the training temperature."""
@@ -187,7 +221,7 @@ class Run:
         start = time.time()
         with self.watch.busy("waits for the evaluation"):
             reports, wanted = await evaluate(
-                self.config, self.dispatcher, when, self.progress.episodes
+                self.config, self.dispatcher, self._unique(when), self.progress.episodes
             )
         for report in reports:
             self.folder.index(report, f"heldout-{when}")
@@ -200,10 +234,17 @@ class Run:
         rates = "  ".join(f"{env} {rate:.2f}" for env, rate in self.evals[when].items())
         self.progress.note(f"held-out pass rate {when} training: {rates}")
 
+    def _unique(self, when: str) -> str:
+        """Of a run that goes on, an evaluation has trajectories of other ids than the one before."""
+        return f"{when}-from-{self.resumed.step}" if self.resumed else when
+
     def summary(self) -> dict[str, Any]:
         """What summary.json says of the run so far."""
         return {
             "steps": self.learner_version,
+            "resumed": {"step": self.resumed.step, "checkpoint": str(self.resumed.checkpoint)}
+            if self.resumed
+            else None,
             "trajectories": sum(self.ledger.dispatched.values()),
             "tokens": self.totals["tokens"],
             "trained_tokens": self.totals["trained_tokens"],
@@ -265,7 +306,9 @@ class Run:
         return "drained" if window.pending is not None and drained else None
 
     def _begin_group(self, version: int, room: int) -> bool:
-        """Begin one of `room` groups; False where no environment may begin one now."""
+        """Begin one of `room` groups; False where none may begin now."""
+        if self.stopping:
+            return False
         id = f"g{self.number:06}"
         begun = self.supervision.begin(id, time.monotonic(), room)
         if begun is None:
@@ -397,9 +440,11 @@ class Run:
         waits for: a whole batch         unblocked by: a finished group (rollout loop)
         """
         timeouts = self.config.timeouts
-        for step in range(1, self.config.steps + 1):
+        for step in range(self.learner_version + 1, self.config.steps + 1):
             start = time.time()
             await self._take_batch()
+            if self.stopping:
+                break
             ready = time.time()
             if self.fleet.lent:  # an engine that sleeps takes no weights
                 await self.made.join()
@@ -437,6 +482,7 @@ class Run:
             self.made.put_nowait(Made(step, self.learner_version, snapshot_ms, values))
             await self._checkpoint(step)
         await self.made.join()
+        await self._checkpoint(self.learner_version)
 
     async def _sync_loop(self) -> None:
         """Brings versions to the engines while the learner goes on.
@@ -469,7 +515,8 @@ class Run:
             self._may_step,
             fewest=count - self.replay.available,
         )
-        self.reused = self.replay.draw(count - len(self.training), self.learner_version)
+        if not self.stopping:
+            self.reused = self.replay.draw(count - len(self.training), self.learner_version)
 
     def _book_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """Close the batch's trajectories in the ledger; the step's metrics so far."""
@@ -506,18 +553,20 @@ class Run:
     async def _checkpoint(self, step: int) -> None:
         """Begin to write a checkpoint where one is due, when the one before it has been written."""
         every = self.config.checkpoint_every
-        if step != self.config.steps and not (every and step % every == 0):
+        due = step == self.config.steps or self.stopping or (every and step % every == 0)
+        if not due or step == self.saving:
             return
         await self._saved()
         start = time.time()
-        self.saving = step
+        self.saving, self.writing = step, True
+        position = write_position(self.number, self.supervision.position())
         target = self.folder.path / "checkpoints" / f"step_{step}"
-        await self._writes(self.actors.learner.save.remote(str(target.resolve())))
+        await self._writes(self.actors.learner.save.remote(str(target.resolve()), position))
         self.folder.event("learner", f"checkpoint {step}", start, time.time())
 
     async def _saved(self) -> None:
         """Wait for the checkpoint in progress, if there is one."""
-        if self.saving:
+        if self.writing:
             await self._writes(self.actors.learner.saved.remote())
 
     async def _writes(self, act: Awaitable[None]) -> None:
@@ -529,7 +578,9 @@ class Run:
         except CheckpointError as error:
             if step == self.config.steps:
                 raise RunError(str(error)) from None
-            self.progress.note(f"{error}; the run goes on without it")
+            self.progress.note(
+                str(error) if self.stopping else f"{error}; the run goes on without it"
+            )
 
     def _check_books(self) -> None:
         playing = {id for spec in self.in_flight.values() for id in spec.ids}

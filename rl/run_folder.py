@@ -4,12 +4,17 @@ config.toml          resolved settings          checkpoints/step_N/   the learne
 metrics.jsonl        one line per step          logs/                 one file per actor
 events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one file per controller
 trajectories.sqlite  index of the trajectories  summary.json          written at the end
-status.json          what the run does now
+status.json          what the run does now   earlier/N/            what the N-th resume took out
+
+A run that goes on from a checkpoint (`--resume`) writes on in the same files. Of the steps after that
+checkpoint, which are undone, metrics.jsonl loses its lines and checkpoints/ its folders: they lie in
+earlier/N, with the settings and the summary until then. Events and trajectories, which did happen, all stay.
 """
 
 import fcntl
 import json
 import math
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -21,11 +26,12 @@ from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.group import GroupReport
 from rollout.trajectory import ScoredTrajectory
+from trainer.checkpoint_folder import steps
 
 # Of trajectories.sqlite and the records it points to; what reads them checks it.
 INDEX_SCHEMA = 1
 _INDEX = """
-create table trajectories (
+create table if not exists trajectories (
     id text primary key, grp text, env text, split text, task text, stop_reason text, reward real,
     outcome text, first_version integer, last_version integer, turns integer, tokens integer,
     completion_tokens integer, start real, seconds real, fault text, file text, offset integer
@@ -51,10 +57,11 @@ class TrajectoryWriter:
 class RunFolder:
     """The run's own end of the folder."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, resume: bool = False) -> None:
         """Create the folder; one that is there already is kept under a name with its date.
 
-        Raises ConfigError where a run in progress holds the folder.
+        With `resume` it is the one to go on in; `go_on` says where, once that is certain. Raises ConfigError
+        where a run in progress holds the folder, and where another release wrote the index.
         """
         self.path = config.folder
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,22 +71,75 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"name: a run called {config.name!r} is in progress in {config.runs_dir}; "
+                f"--resume: the run in {self.path} is in progress"
+                if resume
+                else f"name: a run called {config.name!r} is in progress in {config.runs_dir}; "
                 "give this one another with --name"
             ) from None
-        self.kept = _set_aside(self.path)
+        self.config = config
+        self.kept = None if resume else _set_aside(self.path)
         for sub in ("trajectories", "checkpoints", "logs"):
             (self.path / sub).mkdir(parents=True, exist_ok=True)
-        (self.path / "config.toml").write_text(dump_toml(config))
+        if resume:
+            for file in (*self.path.glob("*.jsonl"), *self.path.glob("trajectories/*.jsonl")):
+                _cut_off_half_a_line(file)
+        else:
+            (self.path / "config.toml").write_text(dump_toml(config))
         self._metrics = (self.path / "metrics.jsonl").open("a")
         self._events = (self.path / "events.jsonl").open("a")
         self._index = sqlite3.connect(self.path / "trajectories.sqlite")
+        [schema] = self._index.execute("pragma user_version").fetchone()
+        if schema not in (0, INDEX_SCHEMA):
+            raise ConfigError(
+                f"--resume: {self.path}/trajectories.sqlite has schema {schema}; this release writes "
+                f"{INDEX_SCHEMA}"
+            )
         self._index.execute("pragma journal_mode=wal")
         self._index.execute(f"pragma user_version = {INDEX_SCHEMA}")
         # A commit per group must not wait for the disk. A crash of the process loses nothing; one of the
         # machine may lose the last rows, whose trajectories are in their files.
         self._index.execute("pragma synchronous=normal")
         self._index.execute(_INDEX)
+
+    def go_on(self, step: int) -> Path:
+        """Go on after `step`: what is undone, settings and summary until then move to the folder returned."""
+        number = 1
+        while (aside := self.path / "earlier" / str(number)).exists():
+            number += 1
+        aside.mkdir(parents=True)
+        for name in ("config.toml", "summary.json"):
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+        (self.path / "config.toml").write_text(dump_toml(self.config))
+        for later, folder in steps(self.path / "checkpoints"):
+            if later > step:
+                folder.rename(aside / folder.name)
+        self._metrics.close()
+        lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+        undone = [line for line in lines if json.loads(line)["step"] > step]
+        (aside / "metrics.jsonl").write_text("".join(undone))
+        partial = self.path / "metrics.jsonl.partial"
+        partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        partial.rename(self.path / "metrics.jsonl")
+        self._metrics = (self.path / "metrics.jsonl").open("a")
+        now = time.time()
+        self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))
+        return aside
+
+    def groups(self) -> int:
+        """How many groups of training have begun at least, by their names in the index."""
+        query = (
+            "select max(cast(substr(grp, 2) as integer)) from trajectories where split = 'train'"
+        )
+        [last] = self._index.execute(query).fetchone()
+        return 0 if last is None else last + 1
+
+    def eval_before(self) -> dict[str, float]:
+        """The pass rates of the evaluation before training; none where there was none."""
+        with (self.path / "metrics.jsonl").open() as lines:
+            first = next((json.loads(line) for line in lines), {"step": 1})
+        parts = ((key.split("/"), value) for key, value in first.items() if first["step"] == 0)
+        return {key[1]: value for key, value in parts if key[0] == "eval"}
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl; what is not a number is left out."""
@@ -160,6 +220,22 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_none(v) for v in value]
     return value
+
+
+def _cut_off_half_a_line(file: Path) -> None:
+    """What a process that was killed in the middle of a record has left of it."""
+    with file.open("rb+") as lines:
+        end = size = lines.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            lines.seek(start)
+            found = lines.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < size:
+            lines.truncate(end)
 
 
 def _set_aside(path: Path) -> Path | None:

@@ -63,10 +63,16 @@ class SampleQueue:
         self.max_staleness = max_staleness
         self.groups: list[BufferedGroup] = []
         self._changed = asyncio.Event()
+        self._ended = False
 
     def put(self, group: BufferedGroup) -> None:
         """Add a finished group."""
         insort(self.groups, group, key=_OLDEST)
+        self._changed.set()
+
+    def end(self) -> None:
+        """Nobody waits for a batch any more: `take` gives none."""
+        self._ended = True
         self._changed.set()
 
     def recheck(self) -> None:
@@ -90,15 +96,18 @@ class SampleQueue:
         """The oldest `count` groups, as soon as there are so many and `ready` accepts what is left over;
         with `fewest`, the least number from it up to `count` of which that holds.
 
-        The caller drops stale groups before and keeps learner_version fixed while it waits.
+        None of them once the queue was ended. The caller drops stale groups before and keeps learner_version
+        fixed while it waits.
         """
         sizes = range(count if fewest is None else fewest, count + 1)
-        while (size := self._first_ready(sizes, ready)) is None:
+        while not self._ended:
+            if (size := self._first_ready(sizes, ready)) is not None:
+                batch, self.groups = self.groups[:size], self.groups[size:]
+                assert_fresh(batch, learner_version, self.max_staleness)
+                return batch
             self._changed.clear()
             await self._changed.wait()
-        batch, self.groups = self.groups[:size], self.groups[size:]
-        assert_fresh(batch, learner_version, self.max_staleness)
-        return batch
+        return []
 
     def _first_ready(
         self, sizes: range, ready: Callable[[Sequence[BufferedGroup]], bool]

@@ -7,7 +7,7 @@ together, says in a sentence what has changed, and counts. No clock, no Ray: tim
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from envs.env import Env, Task
@@ -24,6 +24,18 @@ from rl.tasks import TaskStreams
 BLAMED = ("env_fault", "host_fault")
 # The mixture that was begun and trained is counted over so many groups.
 RECENT = 256
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is in its tasks, as JSON has it, e.g. `Position({"calculator": {"0": 12}}, …)`.
+
+    drawn: tasks per environment and difficulty. credit: of the mixture. levels: difficulty and noise.
+    """
+
+    drawn: dict[str, dict[str, int]]
+    credit: dict[str, float]
+    levels: dict[str, list[int]]
 
 
 class Supervision:
@@ -108,6 +120,23 @@ class Supervision:
     def train(self, labels: Iterable[str]) -> None:
         """Groups of these environments have been trained on."""
         self.trained.extend(labels)
+
+    def position(self) -> Position:
+        """For a run that is to go on. Breakers and the rates of curricula begin anew there."""
+        drawn: dict[str, dict[str, int]] = {label: {} for label in self.breakers}
+        for (label, difficulty), count in self.tasks.drawn.items():
+            drawn[label][str(difficulty)] = count
+        levels = {label: [c.difficulty, c.noise] for label, c in self.curricula.items()}
+        return Position(drawn, dict(self.mixture.credit), levels)
+
+    def restore(self, position: Position) -> None:
+        """Go on from there: no task that was begun before is drawn again. Before the first `begin`."""
+        for label, counts in position.drawn.items():
+            for difficulty, count in counts.items():
+                self.tasks.drawn[label, int(difficulty)] = count
+        self.mixture.credit |= position.credit
+        for label, (difficulty, noise) in position.levels.items():
+            self.curricula[label].go_on(difficulty, noise)
 
     @property
     def resting(self) -> list[str]:

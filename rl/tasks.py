@@ -1,8 +1,11 @@
 """Which tasks there are: every environment's stream, at every difficulty that is asked for.
 
-Deterministic in (seed, settings): the n-th task of an environment at a difficulty is the same in every run.
+Deterministic in (seed, settings): the n-th task of an environment at a difficulty is the same in every run,
+so that a run that goes on needs no more than how many were drawn.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from envs.env import Env, Split, Task
@@ -21,14 +24,19 @@ class TaskStreams:
         self.split: Split = split
         self.seed = seed
         self.streams: dict[tuple[str, int], Iterator[Task]] = {}
+        self.drawn: Counter[tuple[str, int]] = Counter()
 
     def next(self, label: str, difficulty: int = 0) -> Task:
         """The next task of an environment; difficulty: 0 is what its own settings say. Raises OutOfTasks."""
         if (label, difficulty) not in self.streams:
-            self.streams[label, difficulty] = self._begin(label, difficulty)
+            stream = self._begin(label, difficulty)
+            # What an earlier part of the run has drawn is passed over.
+            skip = self.drawn[label, difficulty]
+            self.streams[label, difficulty] = itertools.islice(stream, skip, None)
         task = next(self.streams[label, difficulty], None)
         if task is None:
             raise OutOfTasks(f"environment {label!r} has no more tasks: tasks() has to be endless")
+        self.drawn[label, difficulty] += 1
         return task
 
     def _begin(self, label: str, difficulty: int) -> Iterator[Task]:

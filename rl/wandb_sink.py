@@ -1,4 +1,8 @@
-"""Weights & Biases beside the run folder: online with a key, else offline in the folder (`wandb sync`)."""
+"""Weights & Biases beside the run folder: online with a key, else offline in the folder (`wandb sync`).
+
+The run's id lies in wandb.id, so that a run that goes on is the same one there too. What W&B has of steps
+that are undone it keeps: it takes a step once.
+"""
 
 import os
 from collections.abc import Mapping
@@ -21,7 +25,11 @@ class WandbSink:
         mode = os.environ.get("WANDB_MODE")
         if mode is None and not wandb.login(prompt=False):
             mode = "offline"
+        known = folder.path / "wandb.id"
+        id = known.read_text().strip() if known.exists() else None
         self.run = wandb.init(
+            id=id,
+            resume="allow" if id else None,
             project=config.wandb.project,
             entity=config.wandb.entity,
             name=config.name,
@@ -30,6 +38,7 @@ class WandbSink:
             config=config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off"),
         )
+        known.write_text(f"{self.run.id}\n")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """The same keys as metrics.jsonl."""

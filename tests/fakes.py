@@ -366,7 +366,7 @@ class FakePool:
             step=Remote(self._step),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
-            save=Remote(partial(self._act, "save")),
+            save=Remote(self._save),
             saved=Remote(partial(self._act, "saved", None)),
         )
         self.engines = {
@@ -380,6 +380,7 @@ class FakePool:
         }
         self.controllers: dict[str, Any] = {}
         self.copied: set[str] = set()
+        self.positions: list[str] = []
         self.staged: dict[str, int] = {}
 
     def weights(self) -> list[Path]:
@@ -401,6 +402,10 @@ class FakePool:
         self.copied.remove(path)
         Path(path).write_bytes(b"weights")
         return 7
+
+    async def _save(self, folder: str, position: str) -> None:
+        self.positions.append(position)
+        await self._act("save", folder)
 
     async def _stage(self, name: str, path: str, version: int) -> float:
         await self._act(f"stage {name}", version)

@@ -22,7 +22,8 @@ class FakeRank:
             step=Remote(lambda groups: self._answer("step", groups)),
             snapshot=Remote(lambda path: self._answer("snapshot", path)),
             publish=Remote(lambda path: self._answer("publish", path)),
-            save=Remote(lambda folder: self._answer("save", folder)),
+            save=Remote(lambda folder, position: self._answer("save", folder + position)),
+            load=Remote(lambda folder: self._answer("load", folder)),
             saved=Remote(lambda: self._answer("saved", None)),
         )
 
@@ -49,8 +50,9 @@ async def test_every_rank_is_asked_and_rank_0_answers():
     learner, ranks = together({"loss": 1.0}, {"loss": 2.0}, {"loss": 3.0})
     assert await learner.step.remote(["groups"]) == {"loss": 1.0}
     assert await learner.publish.remote("path") == {"loss": 1.0}
-    await learner.save.remote("folder")
-    wanted = [("step", ["groups"]), ("publish", "path"), ("save", "folder")]
+    await learner.save.remote("folder", "/0")
+    await learner.load.remote("folder")
+    wanted = [("step", ["groups"]), ("publish", "path"), ("save", "folder/0"), ("load", "folder")]
     assert [rank.asked for rank in ranks] == [wanted] * 3
 
 

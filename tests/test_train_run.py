@@ -349,6 +349,58 @@ def test_a_synchronous_run_can_be_interrupted_and_leaves_nothing(tmp_path: Path)
     _assert_books_balance(summary["ledger"])
 
 
+@pytest.mark.parametrize("mode", ["in_flight", "dora"])
+def test_a_run_that_was_stopped_goes_on_after_its_last_step(
+    policy: Path, tmp_path: Path, mode: str
+) -> None:
+    config = tmp_path / "stopped.toml"
+    config.write_text(
+        f'name = "stopped"\nmode = "{mode}"\nsteps = 1000\nmodel = {{ path = "{policy}" }}\n'
+        f"eval = {{ tasks = 4, after = false }}\n{COMMON}{CALCULATOR}"
+    )
+    folder = tmp_path / "runs" / "stopped"
+    command = Command(tmp_path, "train", str(config))
+    output = command.read_until("step 3/1000")
+    assert "step 3/1000" in output, output
+    command.process.send_signal(signal.SIGTERM)
+    code, rest = command.wait()
+    assert code == 130, output + rest
+    assert command.left_behind() == []
+    first = _summary(tmp_path, "stopped")
+    done = first["steps"]
+    _assert_books_balance(first["ledger"])
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == [f"step_{done}"], rest
+    assert f"--resume runs/stopped goes on after step_{done}" in rest
+
+    resumed = ("--resume", "runs/stopped", "--steps")
+    code, output = Command(tmp_path, "train", str(config), *resumed, str(done)).wait()
+    assert code == 2 and "is at step" in output, output
+    command = Command(tmp_path, "train", str(config), *resumed, str(done + 3))
+    code, output = command.wait()
+    assert code == 0, output
+    assert command.left_behind() == []
+    assert not list(Path("/dev/shm").glob(f"dorado-{command.process.pid}-*"))
+    last = _summary(tmp_path, "stopped")
+    assert (last["steps"], last["resumed"]["step"]) == (done + 3, done)
+    assert last["eval"]["before"] == first["eval"]["before"]
+    _assert_books_balance(last["ledger"])
+    # Learner and engines go on from the same weights, or their log-probs would differ.
+    assert last["parity"]["mean_abs_dlogp"] <= 2e-5
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics] == [*range(done + 4)], "with the evaluation before"
+    goes_on = next(
+        event["start"]
+        for event in map(json.loads, (folder / "events.jsonl").open())
+        if event["name"] == f"goes on after step {done}"
+    )
+    oldest = sqlite3.connect(folder / "trajectories.sqlite").execute(
+        "select min(first_version), count(*) from trajectories where split = 'train' and start > ?",
+        (goes_on,),
+    )
+    version, count = oldest.fetchone()
+    assert version == done and count >= last["ledger"]["all"]["trained"]
+
+
 def test_an_engine_that_cannot_start_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
     config = tmp_path / "broken.toml"
     config.write_text(f'name = "broken"\nmodel = {{ init = {{}} }}\n{COMMON}{CALCULATOR}')
