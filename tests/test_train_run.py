@@ -349,13 +349,10 @@ def test_a_synchronous_run_can_be_interrupted_and_leaves_nothing(tmp_path: Path)
     _assert_books_balance(summary["ledger"])
 
 
-@pytest.mark.parametrize("mode", ["in_flight", "dora"])
-def test_a_run_that_was_stopped_goes_on_after_its_last_step(
-    policy: Path, tmp_path: Path, mode: str
-) -> None:
+def test_a_run_that_was_stopped_goes_on_after_its_last_step(policy: Path, tmp_path: Path) -> None:
     config = tmp_path / "stopped.toml"
     config.write_text(
-        f'name = "stopped"\nmode = "{mode}"\nsteps = 1000\nmodel = {{ path = "{policy}" }}\n'
+        f'name = "stopped"\nsteps = 1000\nmodel = {{ path = "{policy}" }}\n'
         f"eval = {{ tasks = 4, after = false }}\n{COMMON}{CALCULATOR}"
     )
     folder = tmp_path / "runs" / "stopped"
