@@ -40,7 +40,15 @@ class JobError(Exception):
 class JobServer(Protocol):
     """What is used of `ray.job_submission.JobSubmissionClient`. Each raises RuntimeError as Ray does."""
 
-    def submit_job(self, **request: Any) -> str: ...
+    def submit_job(
+        self,
+        *,
+        entrypoint: str,
+        submission_id: str,
+        runtime_env: dict[str, Any],
+        metadata: dict[str, str],
+        entrypoint_num_cpus: int,
+    ) -> str: ...
     def stop_job(self, job_id: str) -> bool: ...
     def get_job_info(self, job_id: str) -> Any: ...
     def list_jobs(self) -> list[Any]: ...
@@ -103,7 +111,7 @@ def nodes_of(address: str) -> list[Mapping[str, float]]:
     """What each living node of the cluster has in all, by resource. Raises JobError."""
     from ray.util.state import list_nodes
 
-    nodes = ask("list nodes", lambda: list_nodes(address, detail=True, limit=10_000))
+    nodes: list[Any] = ask("list nodes", lambda: list_nodes(address, detail=True, limit=10_000))
     return [node.resources_total or {} for node in nodes if node.state == "ALIVE"]
 
 
