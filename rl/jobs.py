@@ -104,6 +104,11 @@ def connect(address: str) -> JobServer:
     try:
         return ask("connect", lambda: JobSubmissionClient(address))
     except JobError as error:
+        if "Authentication" in str(error):
+            raise ConfigError(
+                f"--address: the job server at {address} did not accept the token: set RAY_AUTH_MODE=token, "
+                "and the cluster's token as RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+            ) from None
         raise ConfigError(f"{unreachable}: {error}") from None
 
 

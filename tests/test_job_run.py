@@ -67,6 +67,9 @@ class Cluster:
             "DORADO_TEST_MARK": self.mark,
             "PYTHONPATH": str(ROOT),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            # A token of this cluster's own: who has none is not let in.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
             "RAY_API_SERVER_ADDRESS": "",
             "RAY_ADDRESS": "",
         }
@@ -75,7 +78,8 @@ class Cluster:
             self.head = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                    *("--node-ip-address=127.0.0.1", f"--port={ports[0]}", "--num-cpus=2"),
+                    # Ray puts the machine's outer address in the place of 127.0.0.1.
+                    *("--node-ip-address=127.0.0.2", f"--port={ports[0]}", "--num-cpus=2"),
                     *("--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}"),
                     f"--dashboard-agent-listen-port={ports[2]}",
                     f"--ray-client-server-port={ports[3]}",

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +220,33 @@ def test_an_address_where_nothing_listens_is_one_sentence(tmp_path: Path) -> Non
     assert done.exit_code == 2
     assert done.stderr == (
         f"error: --address: no Ray job server answers at {address}: Connection refused\n"
+    )
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A job server with token authentication, to somebody without one."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"Unauthorized: Missing authentication token")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_server_that_wants_a_token_says_where_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in jobs.ADDRESS_VARIABLES:
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # what is given goes before
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as refusing:
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{refusing.server_port}"
+        with pytest.raises(ConfigError) as error:
+            jobs.connect(address)
+        refusing.shutdown()
+    assert str(error.value) == (
+        f"--address: the job server at {address} did not accept the token: set RAY_AUTH_MODE=token, and the "
+        "cluster's token as RAY_AUTH_TOKEN or in ~/.ray/auth_token"
     )
 
 
