@@ -6,6 +6,7 @@ job) is a ConfigError; what goes wrong at the server is a JobError.
 """
 
 import asyncio
+import logging
 import os
 import queue
 import socket
@@ -101,6 +102,8 @@ def connect(address: str) -> JobServer:
         os.environ.pop(name, None)
     from ray.job_submission import JobSubmissionClient
 
+    for module in ("dashboard_sdk", "job.sdk"):  # which tell of each upload and each socket
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     try:
         return ask("connect", lambda: JobSubmissionClient(address))
     except JobError as error:

@@ -49,7 +49,7 @@ class Greeting(Env):
         return [Message("user", f"greet number {task.data['n']}")]
 
     async def score(self):
-        return {"long": float(len(self.answer) > 8)}
+        return {"long": float(len(str(self.answer)) > 8)}
 """
 ACTORS = re.compile(r"ray::(Engine|LearnerActor|EnvHost|Controller)|EngineCore")
 
