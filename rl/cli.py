@@ -1,5 +1,7 @@
 """The command line: `dorado train | sft | status | export | compare-modes | simulate | plan | model | env`.
 
+Jobs on a cluster (`dorado submit | jobs | logs | stop`) are in rl/jobs_cli.py.
+
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
@@ -12,6 +14,7 @@ import typer
 
 from rl.config import Mode, RunConfig, load_config
 from rl.config_file import ConfigError
+from rl.jobs_cli import app as jobs_app
 from rl.kit.cli import app as env_app
 from trainer.config import Dtype
 
@@ -24,6 +27,7 @@ app = typer.Typer(
 model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
 app.add_typer(env_app, name="env")
+app.add_typer(jobs_app)
 FAILED, BAD_INPUT = 1, 2
 Number = TypeVar("Number", int, float)
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
