@@ -307,6 +307,33 @@ def test_the_index_is_read_while_a_run_writes_it_and_leaves_no_file_behind(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["trajectories.sqlite"]
 
 
+def test_an_index_that_cannot_be_read_is_said_until_it_can(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_data, "FRESH_SECONDS", 0.0)
+    run = make_run(tmp_path / "demo")
+    (run.folder / "trajectories.sqlite").write_bytes(b"no database, only text" * 99)
+    for _ in range(2):
+        run.refresh()
+        assert texts(run) == ["trajectories.sqlite cannot be read now: file is not a database"]
+    (run.folder / "trajectories.sqlite").unlink()
+    index(run.folder).close()
+    run.refresh()
+    assert (texts(run), trajectory_rows(run)[0]["trajectories"]) == ([], "2")
+
+
+def test_what_a_page_holds_does_not_change_under_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_data, "FRESH_SECONDS", 0.0)
+    run = make_run(tmp_path / "demo", [step_metrics(1)])
+    run.refresh()
+    held = run.series
+    run.refresh()
+    assert run.series is held  # nothing new was written, so nothing was read
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(step_metrics(2)) + "\n")
+    run.refresh()
+    key = "time/total_seconds"
+    assert (held[key].steps, run.series[key].steps) == ([1], [1, 2])
+
+
 def test_runs_are_listed_and_only_listed_names_lead_anywhere(tmp_path):
     make_run(tmp_path / "runs" / "old")
     make_run(tmp_path / "runs" / "new")
@@ -318,7 +345,7 @@ def test_runs_are_listed_and_only_listed_names_lead_anywhere(tmp_path):
     runs = RunsFolder(tmp_path / "runs")
     assert runs.names() == ["new", "old"]
     assert runs.find("new") is runs.find("new")
-    assert [runs.find(name) for name in ("../secret", "no run", "", ".")] == [None] * 4
+    assert [runs.find(name) for name in ("../secret", "no run", "", ".", "x" * 999)] == [None] * 5
 
 
 def test_a_folder_that_cannot_be_shown_is_a_sentence(tmp_path):

@@ -117,7 +117,8 @@ def wanted(choice: Choice) -> list[str]:
 def chart(choice: Choice, key: str) -> charts.Options:
     """One key of all runs that have it."""
     return charts.lines(
-        key, [(run.name, run.series[key]) for run in choice.runs if key in run.series]
+        key,
+        [(run.name, one) for run in choice.runs if (one := run.series.get(key)) is not None],
     )
 
 

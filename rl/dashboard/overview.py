@@ -145,4 +145,5 @@ def _bound(run: RunData) -> str:
 
 
 def _some(run: RunData, key: str) -> list[tuple[str, Series]]:
-    return [(key, run.series[key])] if key in run.series else []
+    one = run.series.get(key)
+    return [] if one is None else [(key, one)]

@@ -46,6 +46,8 @@ def overview_page(runs: RunsFolder) -> None:
 
 
 def _content(run: RunData) -> None:
+    said: list[object] = []
+
     @ui.refreshable
     def head() -> None:
         with ui.element("div").classes("tiles"):
@@ -85,7 +87,9 @@ def _content(run: RunData) -> None:
 
     async def refresh() -> None:
         await read(run)
-        head.refresh()
+        if said != (now := [*figures(run), *alerts(run)]):
+            said[:] = now
+            head.refresh()
         for key, options in overview_charts(run).items():
             redraw(drawn[key], options)
         fill_in()

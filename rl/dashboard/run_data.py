@@ -7,6 +7,7 @@ it is to hold it for a moment, and a run that starts in that moment would be ref
 """
 
 import json
+import sqlite3
 import threading
 import time
 import tomllib
@@ -28,7 +29,9 @@ FRESH_SECONDS = 1.0
 _MAX_SPANS = 20_000
 # Checks every field: what is shown later is of the type that it says.
 _STATUS = TypeAdapter(Status)
+_INDEX_FILES = ("trajectories.sqlite", "trajectories.sqlite-wal")
 _WRITTEN = ("status.json", "metrics.jsonl", "events.jsonl", "summary.json")
+_FILES = ("config.toml", *_WRITTEN, *_INDEX_FILES)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class Span:
 
 
 class RunData:
-    """What a run folder holds now. `refresh` reads what is new; everything else is as of then."""
+    """What a run folder holds now. `refresh` reads what is new; everything else is as of then.
+
+    Its attributes are replaced, never changed, so a page may use them while another thread refreshes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
@@ -59,21 +65,28 @@ class RunData:
         self._odd = {"metrics.jsonl": 0, "events.jsonl": 0}
         self._lock = threading.Lock()
         self._read_at = float("-inf")
+        self._seen: dict[str, tuple[int, ...]] = {}
+        self._found: list[str] = []
 
     def refresh(self) -> None:
         """Read what is new. Several threads may call it; it reads at most once per `FRESH_SECONDS`."""
         with self._lock:
             if time.monotonic() - self._read_at < FRESH_SECONDS:
                 return
-            self.problems = []
+            self._read_at = time.monotonic()
+            seen = {name: self._mark(name) for name in _FILES}
+            if seen == self._seen:
+                return
+            self._found = []
             self.config = self._settings()
             self.summary = self._json("summary.json")
             self.status = self._status()
             self._read_metrics()
             self._read_events()
-            self.trajectories = trajectory_counts(self.folder)
-            self.written = max(map(self._changed, _WRITTEN))
-            self._read_at = time.monotonic()
+            if any(seen[name] != self._seen.get(name) for name in _INDEX_FILES):
+                self._read_index(seen)
+            self.written = max(seen[name][0] for name in _WRITTEN) / 1e9
+            self.problems, self._seen = self._found, seen
 
     def state(self, now: float | None = None) -> State:
         """In a word: what the run said at its end, else whether it still writes."""
@@ -115,7 +128,7 @@ class RunData:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            self.problems.append(f"config.toml cannot be read: {plain(str(error))}")
+            self._found.append(f"config.toml cannot be read: {plain(str(error))}")
             return {}
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -124,11 +137,11 @@ class RunData:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            self.problems.append(f"{name} cannot be read: {plain(str(error))}")
+            self._found.append(f"{name} cannot be read: {plain(str(error))}")
             return {}
         if isinstance(value, dict):
             return plain(value)
-        self.problems.append(f"{name} holds no JSON object")
+        self._found.append(f"{name} holds no JSON object")
         return {}
 
     def _status(self) -> Status | None:
@@ -140,40 +153,54 @@ class RunData:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            self.problems.append(f"status.json cannot be read: {where}: {first['msg']}")
+            self._found.append(f"status.json cannot be read: {where}: {first['msg']}")
             return None
 
     def _read_metrics(self) -> None:
         records, anew = self._metrics.read()
         if anew:
-            self.series, self._odd["metrics.jsonl"] = {}, 0
+            self._odd["metrics.jsonl"] = 0
+        before = {} if anew else self.series
+        series = {key: Series([*one.steps], [*one.values]) for key, one in before.items()}
         for record in records:
-            self._odd["metrics.jsonl"] += not add(self.series, record)
+            self._odd["metrics.jsonl"] += not add(series, record)
+        self.series = series
         self._count_broken("metrics.jsonl", self._metrics.broken)
 
     def _read_events(self) -> None:
         records, anew = self._events.read()
         if anew:
-            self.spans, self._odd["events.jsonl"] = [], 0
+            self._odd["events.jsonl"] = 0
+        spans = [] if anew else [*self.spans]
         for record in records:
             start, end = number(record.get("start")), number(record.get("end"))
             if start is None or end is None:
                 self._odd["events.jsonl"] += 1
                 continue
             lane, name = str(record.get("lane", "")), str(record.get("name", ""))
-            self.spans.append(Span(lane, name, start, end))
-        del self.spans[:-_MAX_SPANS]
+            spans.append(Span(lane, name, start, end))
+        self.spans = spans[-_MAX_SPANS:]
         self._count_broken("events.jsonl", self._events.broken)
 
     def _count_broken(self, name: str, broken: int) -> None:
         if lines := broken + self._odd[name]:
-            self.problems.append(f"{name}: {lines} lines could not be read and are left out")
+            self._found.append(f"{name}: {lines} lines could not be read and are left out")
 
-    def _changed(self, name: str) -> float:
+    def _read_index(self, seen: dict[str, tuple[int, ...]]) -> None:
         try:
-            return (self.folder / name).stat().st_mtime
+            self.trajectories = trajectory_counts(self.folder)
+        except (sqlite3.Error, OSError) as error:
+            self._found.append(f"trajectories.sqlite cannot be read now: {plain(str(error))}")
+            for name in _INDEX_FILES:  # asked again at the next look
+                seen[name] = (-1,)
+
+    def _mark(self, name: str) -> tuple[int, ...]:
+        """Time (ns), size and inode of a file: while they stay, so does what it holds."""
+        try:
+            state = (self.folder / name).stat()
         except OSError:
-            return 0.0
+            return (0,)
+        return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 class RunsFolder:
@@ -198,8 +225,8 @@ class RunsFolder:
         found = []
         try:
             for folder in self.path.iterdir():
-                settings = folder / "config.toml"
-                if settings.is_file() and plain(folder.name) == folder.name:
+                if self._is_run(folder.name):
+                    settings = folder / "config.toml"
                     found.append((-settings.stat().st_mtime, folder.name))
         except OSError:
             pass  # a folder that was moved while it was looked at; the next look finds it
@@ -209,6 +236,14 @@ class RunsFolder:
 
     def find(self, name: str) -> RunData | None:
         """The run of that name; only a name that the folder lists leads anywhere."""
-        if name not in self.names():
+        if not self._is_run(name):
             return None
         return self._runs.setdefault(name, RunData(self.path / name))
+
+    def _is_run(self, name: str) -> bool:
+        if "/" in name or name in ("", ".", "..") or plain(name) != name:
+            return False
+        try:
+            return (self.path / name / "config.toml").is_file()
+        except OSError:  # such as a name that is longer than names can be
+            return False

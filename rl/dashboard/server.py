@@ -43,7 +43,7 @@ def serve(runs: RunsFolder, host: str, port: int) -> None:
     """Serve the pages until the process is interrupted."""
     add_pages(runs)
     # A page of somebody else's whose name was pointed to this machine cannot read what is here.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host])
     ui.run(
         host=host,
         port=port,

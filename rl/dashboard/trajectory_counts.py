@@ -24,7 +24,7 @@ class TrajectoryCount:
 
 
 def trajectory_counts(folder: Path) -> list[TrajectoryCount]:
-    """Per environment and split; nothing where there is no index, or none that can be read now."""
+    """Per environment and split; nothing without an index. Raises sqlite3.Error: not to be read now."""
     rows = _ask(
         folder,
         "select env, split, count(*), count(reward), sum(coalesce(fault, '') != ''), avg(reward) "
@@ -41,12 +41,9 @@ def _ask(folder: Path, question: str) -> list[tuple]:
     # its own there, which a reader of a write-ahead log otherwise does.
     live = path.with_name(path.name + "-wal").exists()
     address = f"file:{quote(str(path.resolve()))}?" + ("mode=ro" if live else "immutable=1")
+    index = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)
     try:
-        index = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)
-        try:
-            index.text_factory = lambda text: text.decode(errors="replace")
-            return index.execute(question).fetchall()
-        finally:
-            index.close()
-    except sqlite3.Error:
-        return []
+        index.text_factory = lambda text: text.decode(errors="replace")
+        return index.execute(question).fetchall()
+    finally:
+        index.close()
