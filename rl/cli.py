@@ -1,4 +1,4 @@
-"""The command line: `dorado train | sft | status | export | compare-modes | simulate | plan | model | env`.
+"""The command line: `dorado train | sft | status | dashboard | export | …`, and groups such as `dorado env`.
 
 Jobs on a cluster (`dorado submit | jobs | logs | stop`) are in rl/jobs_cli.py.
 
@@ -147,6 +147,32 @@ def status(
         typer.echo(json.dumps({"live": live, **state.as_json()}, indent=1))
     else:
         Console().print(describe(state, live=live))
+
+
+@app.command()
+def dashboard(
+    runs_dir: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path(
+        "runs"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="An address of this machine alone.")] = "127.0.0.1",
+) -> None:
+    """Show runs on a web page, live. It reads their folders and writes nothing."""
+    from rl.dashboard.run_data import RunsFolder
+
+    try:
+        runs = RunsFolder(runs_dir)
+        try:
+            from rl.dashboard.server import check_address, serve
+        except ImportError as error:
+            raise ConfigError(
+                f"dashboard: {error}; install it with pip install 'dorado-rl[dashboard]'"
+            ) from None
+        check_address(host, port)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    typer.echo(f"dashboard of {runs.path}: http://{host}:{port} (Ctrl-C ends it)")
+    serve(runs, host, port)
 
 
 @app.command()
