@@ -1,4 +1,6 @@
-"""The command line: `dorado train | sft | status | export | compare-modes | simulate | plan | model | env`.
+"""The command line: `dorado train | sft | status | dashboard | export | …`, and groups such as `dorado env`.
+
+Jobs on a cluster (`dorado submit | jobs | logs | stop`) are in rl/jobs_cli.py.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -12,6 +14,7 @@ import typer
 
 from rl.config import Mode, RunConfig, load_config
 from rl.config_file import ConfigError
+from rl.jobs_cli import app as jobs_app
 from rl.kit.cli import app as env_app
 from trainer.config import Dtype
 
@@ -24,6 +27,7 @@ app = typer.Typer(
 model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
 app.add_typer(env_app, name="env")
+app.add_typer(jobs_app)
 FAILED, BAD_INPUT = 1, 2
 Number = TypeVar("Number", int, float)
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -152,6 +156,32 @@ def status(
         typer.echo(json.dumps({"live": live, **state.as_json()}, indent=1))
     else:
         Console().print(describe(state, live=live))
+
+
+@app.command()
+def dashboard(
+    runs_dir: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path(
+        "runs"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="An address of this machine alone.")] = "127.0.0.1",
+) -> None:
+    """Show runs on a web page, live. It reads their folders and writes nothing."""
+    from rl.dashboard.run_data import RunsFolder
+
+    try:
+        runs = RunsFolder(runs_dir)
+        try:
+            from rl.dashboard.server import check_address, serve
+        except ImportError as error:
+            raise ConfigError(
+                f"dashboard: {error}; install it with pip install 'dorado-rl[dashboard]'"
+            ) from None
+        check_address(host, port)
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    typer.echo(f"dashboard of {runs.path}: http://{host}:{port} (Ctrl-C ends it)")
+    serve(runs, host, port)
 
 
 @app.command()

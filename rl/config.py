@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
+from envs.env import Deadlines
 from envs.registry import anchored, split_file
 from rl.config_file import Section, read_config
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
@@ -48,6 +49,11 @@ class DeadlineConfig(Section):
     tool_seconds: PositiveFloat = 30
     score_seconds: PositiveFloat = 30
     close_seconds: PositiveFloat = 10
+
+    @property
+    def record(self) -> Deadlines:
+        """As sessions take them."""
+        return Deadlines(**self.model_dump())
 
 
 class BreakerConfig(Section):

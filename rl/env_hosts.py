@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError
 
 from envs.env import Task
 from envs.message import ToolCall
-from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening, StepResult
+from envs.session import EnvFault, EnvSession, HostFault, Opening, StepResult
 from rl.check import make_env
 from rl.config import EnvTable
 from rl.deadline import within
@@ -69,7 +69,7 @@ class EnvHost:
     async def open(self, session: str, label: str, task: Task) -> Opening:
         """Start an environment. Raises EnvFault."""
         pattern = self.patterns[label]
-        deadlines = Deadlines(**self.tables[label].deadlines.model_dump())
+        deadlines = self.tables[label].deadlines.record
         try:
             env = type(pattern)(pattern.config)
         except (Exception, SystemExit) as error:  # the latter would end the host's event loop

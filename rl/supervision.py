@@ -145,8 +145,10 @@ class Supervision:
 
     @property
     def hopeless(self) -> bool:
-        """Whether every environment rests, and none has ever worked."""
-        return not self.judged and len(self.resting) == len(self.breakers)
+        """Whether none has ever worked, and every environment rests for the second time at least: the first
+        time may be another's doing, that takes a host along."""
+        tried = all(b.state == "open" and b.trips > 1 for b in self.breakers.values())
+        return not self.judged and tried
 
     def next_probe(self, now: float) -> float | None:
         """Seconds until a cool-down is over; None where none goes on. A probe that is due waits for room."""

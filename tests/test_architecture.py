@@ -39,6 +39,7 @@ ONLY_IN = {
     "math_verify": {"reward/answer.py"},
 }
 ONLY_UNDER = {
+    "nicegui": "rl/dashboard/",
     "ray": "rl/",
     "safetensors": "trainer/",
     "torch": "trainer/",
@@ -54,7 +55,17 @@ TENSORS_ELSEWHERE = {
     "rl/actors.py": {"torch"},
     "rl/check.py": {"torch"},
 }
-HEAVY = ("torch", "transformers", "tokenizers", "vllm", "ray", "datasets", "wandb", "math_verify")
+HEAVY = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "vllm",
+    "ray",
+    "datasets",
+    "wandb",
+    "math_verify",
+    "nicegui",
+)
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -343,7 +343,9 @@ async def test_groups_are_counted_per_version_as_they_come_and_go(start):
 
 
 async def test_a_run_of_nothing_but_faults_ends_with_the_last_of_them(start):
-    run = start(outcome=lambda spec: "fault")
+    soon = {"cooldown_seconds": 0.02}
+    env = [{"id": "calculator", "breaker": soon}, {"id": "sensors", "breaker": soon}]
+    run = start(outcome=lambda spec: "fault", env=env)
     sentence = "no environment has worked so far, most recently: the world is gone"
     with pytest.raises(RunError, match=sentence):
         await asyncio.wait_for(run.main(), 30)

@@ -123,6 +123,7 @@ def test_the_line_of_a_trajectory_is_its_whole_record(tmp_path):
     assert record["task"] == {
         "env": "fake",
         "data": {"answer": "42"},
+        "noise": 0,
         "id": one.trajectory.task.id,
     }
     assert (record["rewards"], record["stop_reason"]) == ({"solved": 0.5}, "completed")

@@ -110,14 +110,21 @@ def test_a_probe_that_says_nothing_is_made_anew():
     assert play.supervision.next_probe(play.now) is None
 
 
-def test_hopeless_is_where_all_rest_and_none_ever_worked():
+def test_hopeless_is_where_all_fail_their_probe_too_and_none_ever_worked():
     play = Play({}, {})
     play.play(1, broken="e0")
-    assert not play.supervision.hopeless
     play.play(1, broken="e1")
+    assert play.supervision.resting == ["e0", "e1"]
+    assert not play.supervision.hopeless, "one that ends its host takes the other's episodes along"
+    play.now += 20
+    for _ in range(2):
+        assert not play.supervision.hopeless
+        probe = play.begin()
+        assert probe is not None
+        play.end(probe, *("env_fault",) * 4)
     assert play.supervision.hopeless
-    play.now += 10
-    play.play(1)
+    play.now += 100
+    play.play(2)
     play.now += 1000
     play.play(8, broken="e0")
     assert not play.supervision.hopeless

@@ -41,8 +41,8 @@ def check(
 ) -> None:
     """Whether an environment keeps its promises: no model is needed."""
     from rl.kit.check.run import check as look
-    from rl.kit.check.run import read_settings
     from rl.kit.check.sheet import rendered
+    from rl.kit.named_env import read_settings
 
     try:
         sheet = look(name, read_settings(config), seconds=seconds)
@@ -85,7 +85,7 @@ def play(
         import readline  # noqa: F401
 
     from envs.session import EnvFault, HostFault
-    from rl.kit.check.run import read_settings
+    from rl.kit.named_env import read_settings
     from rl.kit.play import Player, find_task
 
     try:

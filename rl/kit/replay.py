@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from envs.message import Message, ToolSchema
-from envs.session import Deadlines, EnvFault, EnvSession, HostFault
+from envs.session import EnvFault, EnvSession, HostFault
 from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score
 from rl.check import make_env
@@ -146,7 +146,7 @@ async def replay(scored: ScoredTrajectory, table: EnvTable, last: int | None = N
     t = scored.trajectory
     if last is not None and not 1 <= last <= len(t.turns):
         raise ConfigError(f"--turn: {t.id} has {len(t.turns)} turns, so 1 to {len(t.turns)}")
-    session = EnvSession(make_env(table), Deadlines(**table.deadlines.model_dump()))
+    session = EnvSession(make_env(table), table.deadlines.record)
     try:
         return await _play(session, scored, table, last)
     finally:

@@ -199,14 +199,3 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
                 one.kill()
                 left.append(one)
     psutil.wait_procs(left, timeout=2.0)
-
-
-def read_settings(text: str) -> dict[str, Any]:
-    """`--config` of the command line. Raises ConfigError."""
-    try:
-        values = json.loads(text or "{}")
-    except ValueError as error:
-        raise ConfigError(f"--config: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f'--config: {text} has to be a JSON object, such as {{"difficulty": 2}}')
-    return values

@@ -19,7 +19,7 @@ from typing import Any
 import tomli_w
 
 from envs.env import Task
-from envs.session import Deadlines, EnvSession
+from envs.session import EnvSession
 from reward.registry import find_judge
 from reward.score import JudgeFault, score
 from rl.check import check_model_folder, make_env
@@ -184,7 +184,7 @@ async def evaluate(
     async def play(number: int, task: Task) -> ScoredTrajectory:
         async with room:
             generate, rendering = player()
-            session = EnvSession(make_env(table), Deadlines(**table.deadlines.model_dump()))
+            session = EnvSession(make_env(table), table.deadlines.record)
             one = Episode(
                 id=f"eval-{number}",
                 group=f"eval-{number}",

@@ -1,0 +1,123 @@
+"""What all pages share: header, navigation, colours, notices, and the timer that keeps a page live.
+
+Text of a run folder reaches a page through labels, tables and charts only, which show text as text; `ui.html`
+and `ui.markdown` are not used anywhere.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from nicegui import run, ui
+
+from rl.dashboard.alerts import Alert
+from rl.dashboard.run_data import RunData, RunsFolder
+
+# Seconds between two looks at the run folder.
+LIVE_SECONDS = 2.0
+_ICONS = {"error": "error", "warning": "warning", "note": "info"}
+_TONES = {"error": "negative", "warning": "warning", "note": "primary"}
+_STYLE = """
+.nicegui-content { padding: 0; }
+.page { width: 100%; max-width: 1800px; margin: 0 auto; padding: 16px 24px 40px; }
+.panel { border: 1px solid #80879240; border-radius: 8px; padding: 12px; }
+.quiet { color: #7a818c; font-size: 12px; }
+.number { font-size: 22px; font-weight: 600; line-height: 1.2; }
+.charts, .tiles { display: grid; gap: 12px; width: 100%; }
+.charts { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)); }
+.tiles { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+.q-table__container { box-shadow: none; background: transparent; }
+"""
+
+
+def run_address(name: str, page: str = "", query: Sequence[tuple[str, str]] = ()) -> str:
+    """The address of a run's page, such as /run/quickstart/metrics?match=loss."""
+    path = f"/run/{quote(name, safe='')}" + (f"/{page}" if page else "")
+    return path + (f"?{urlencode(query)}" if query else "")
+
+
+@contextmanager
+def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
+    """The page around its content. name: of the run that it is about; page: its own name."""
+    ui.page_title("Dorado")
+    ui.add_css(_STYLE)
+    ui.colors(primary="#0072B2", negative="#D55E00", warning="#B57A00", positive="#009E73")
+    dark = ui.dark_mode(None)
+    with ui.header().classes("items-center q-py-sm").style("background: #12263a"):
+        ui.link("Dorado", "/").classes("text-white text-bold no-underline text-lg")
+        if name:
+            ui.label(name).classes("text-white ellipsis").style("max-width: 40vw")
+            for title, target in (("Overview", ""), ("Metrics", "metrics")):
+                link = ui.link(title, run_address(name, target)).classes("text-white")
+                link.classes("text-bold" if target == page else "no-underline")
+        ui.space()
+        ui.label(str(runs.path)).classes("text-white ellipsis gt-sm").style("opacity: .6")
+        button = ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value))
+        button.props("flat round dense color=white aria-label='dark or light'")
+    with ui.column().classes("page gap-4"):
+        yield
+
+
+def notice(text: str, advice: str = "", icon: str = "info") -> None:
+    """An empty or an error state: what is the case, and what to do."""
+    with ui.row().classes("panel w-full items-center no-wrap"):
+        ui.icon(icon, size="md").classes("text-grey-6")
+        with ui.column().classes("gap-0"):
+            ui.label(text)
+            if advice:
+                ui.label(advice).classes("quiet")
+
+
+def no_such_run(runs: RunsFolder, name: str) -> None:
+    """The page of a run that is not there."""
+    with frame(runs):
+        notice(
+            f"There is no run named {name!r} in {runs.path}.",
+            "An earlier run gets its date added to its name when a new one takes the name.",
+            "search_off",
+        )
+        ui.link("All runs", "/")
+
+
+def alert_rows(found: Sequence[Alert]) -> None:
+    """Alerts, one under the other."""
+    for alert in found:
+        with ui.row().classes("items-center no-wrap gap-2"):
+            ui.icon(_ICONS[alert.level], color=_TONES[alert.level])
+            ui.label(alert.text)
+
+
+def table(columns: Sequence[tuple[str, str]], key: str, text: Sequence[str] = ()) -> ui.table:
+    """An empty table. columns: (field, title); those not in `text` are numbers, at the right."""
+    made: list[dict[str, Any]] = [
+        {"name": f, "label": title, "field": f, "align": "left" if f in text else "right"}
+        for f, title in columns
+    ]
+    shown = ui.table(columns=made, rows=[], row_key=key, pagination=0)
+    return shown.props("flat dense hide-pagination").classes("w-full")
+
+
+def fill(shown: ui.table, rows: list[dict[str, Any]]) -> None:
+    """Show these rows; nothing is sent where they are the same."""
+    if shown.rows != rows:
+        shown.rows = rows
+
+
+def redraw(chart: ui.echart, options: dict[str, Any]) -> None:
+    """Show these options; nothing is sent where they are the same."""
+    if chart.options != options:
+        chart.options.clear()
+        chart.options.update(options)
+        chart.update()
+
+
+async def read(*data: RunData) -> None:
+    """Read what is new in these runs, beside the event loop."""
+    for one in data:
+        await run.io_bound(one.refresh)
+
+
+def live(act: Callable[[], Any]) -> None:
+    """Do this again and again while the page is open."""
+    ui.timer(LIVE_SECONDS, act, immediate=False)

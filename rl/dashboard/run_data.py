@@ -1,0 +1,249 @@
+"""One run folder as the dashboard sees it: read again and again while the run writes it.
+
+In: the files of `rl.run_folder`, each of which may be missing, half written, broken or hostile. Out:
+settings, series, spans, status, summary, and the state of the run in a word. Nothing here writes, locks
+or raises for what a file holds. Left out on purpose: the lock that tells whether a run is alive, since to try
+it is to hold it for a moment, and a run that starts in that moment would be refused.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from rl.config_file import ConfigError
+from rl.dashboard.growing_lines import GrowingLines, plain
+from rl.dashboard.series import Series, add, number
+from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
+from rl.status import SILENT_SECONDS, Status
+
+State = Literal["starting", "running", "silent", "finished", "failed", "interrupted", "ended"]
+# Two pages that ask within this time get the same answer.
+FRESH_SECONDS = 1.0
+_MAX_SPANS = 20_000
+# Checks every field: what is shown later is of the type that it says.
+_STATUS = TypeAdapter(Status)
+_INDEX_FILES = ("trajectories.sqlite", "trajectories.sqlite-wal")
+_WRITTEN = ("status.json", "metrics.jsonl", "events.jsonl", "summary.json")
+_FILES = ("config.toml", *_WRITTEN, *_INDEX_FILES)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that took time, such as lane "learner", name "step 3", from start to end (unix seconds)."""
+
+    lane: str
+    name: str
+    start: float
+    end: float
+
+
+class RunData:
+    """What a run folder holds now. `refresh` reads what is new; everything else is as of then.
+
+    Its attributes are replaced, never changed, so a page may use them while another thread refreshes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        self.series: dict[str, Series] = {}
+        self.spans: list[Span] = []
+        self.config: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self.status: Status | None = None
+        self.trajectories: list[TrajectoryCount] = []
+        self.written: float = 0.0
+        self.problems: list[str] = []
+        self._metrics = GrowingLines(folder / "metrics.jsonl")
+        self._events = GrowingLines(folder / "events.jsonl")
+        self._odd = {"metrics.jsonl": 0, "events.jsonl": 0}
+        self._lock = threading.Lock()
+        self._read_at = float("-inf")
+        self._seen: dict[str, tuple[int, ...]] = {}
+        self._found: list[str] = []
+
+    def refresh(self) -> None:
+        """Read what is new. Several threads may call it; it reads at most once per `FRESH_SECONDS`."""
+        with self._lock:
+            if time.monotonic() - self._read_at < FRESH_SECONDS:
+                return
+            self._read_at = time.monotonic()
+            seen = {name: self._mark(name) for name in _FILES}
+            if seen == self._seen:
+                return
+            self._found = []
+            self.config = self._settings()
+            self.summary = self._json("summary.json")
+            self.status = self._status()
+            self._read_metrics()
+            self._read_events()
+            if any(seen[name] != self._seen.get(name) for name in _INDEX_FILES):
+                self._read_index(seen)
+            self.written = max(seen[name][0] for name in _WRITTEN) / 1e9
+            self.problems, self._seen = self._found, seen
+
+    def state(self, now: float | None = None) -> State:
+        """In a word: what the run said at its end, else whether it still writes."""
+        if self.summary:
+            said = self.summary.get("status")
+            return said if said in ("finished", "failed", "interrupted") else "ended"
+        if self.status is None and not self.series:
+            return "starting"
+        silent = (time.time() if now is None else now) - self.written
+        return "silent" if silent > SILENT_SECONDS else "running"
+
+    @property
+    def steps(self) -> int:
+        """Learner steps that the run is to take; 0 where it is not known."""
+        return int(number(self.config.get("steps")) or 0)
+
+    @property
+    def step(self) -> int:
+        """The newest learner step of which there are metrics."""
+        one = self.series.get("time/total_seconds")
+        return one.steps[-1] if one is not None else 0
+
+    @property
+    def held_out(self) -> dict[str, tuple[float | None, float | None]]:
+        """Held-out pass rates per environment: the first and, where there are two or more, the last."""
+        rates = {}
+        for key, one in sorted(self.series.items()):
+            kind, _, rest = key.partition("/")
+            env, _, name = rest.rpartition("/")
+            if kind == "eval" and name == "pass_rate":
+                before = one.values[0] if one.steps[0] == 0 else None
+                after = one.last if one.steps[-1] > 0 else None
+                rates[env] = (before, after)
+        return rates
+
+    def _settings(self) -> dict[str, Any]:
+        try:
+            return plain(tomllib.loads((self.folder / "config.toml").read_bytes().decode()))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            self._found.append(f"config.toml cannot be read: {plain(str(error))}")
+            return {}
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self.folder / name).read_bytes().decode(errors="replace"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            self._found.append(f"{name} cannot be read: {plain(str(error))}")
+            return {}
+        if isinstance(value, dict):
+            return plain(value)
+        self._found.append(f"{name} holds no JSON object")
+        return {}
+
+    def _status(self) -> Status | None:
+        value = self._json("status.json")
+        if not value:
+            return None
+        try:
+            return _STATUS.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            self._found.append(f"status.json cannot be read: {where}: {first['msg']}")
+            return None
+
+    def _read_metrics(self) -> None:
+        records, anew = self._metrics.read()
+        if anew:
+            self._odd["metrics.jsonl"] = 0
+        before = {} if anew else self.series
+        series = {key: Series([*one.steps], [*one.values]) for key, one in before.items()}
+        for record in records:
+            self._odd["metrics.jsonl"] += not add(series, record)
+        self.series = series
+        self._count_broken("metrics.jsonl", self._metrics.broken)
+
+    def _read_events(self) -> None:
+        records, anew = self._events.read()
+        if anew:
+            self._odd["events.jsonl"] = 0
+        spans = [] if anew else [*self.spans]
+        for record in records:
+            start, end = number(record.get("start")), number(record.get("end"))
+            if start is None or end is None:
+                self._odd["events.jsonl"] += 1
+                continue
+            lane, name = str(record.get("lane", "")), str(record.get("name", ""))
+            spans.append(Span(lane, name, start, end))
+        self.spans = spans[-_MAX_SPANS:]
+        self._count_broken("events.jsonl", self._events.broken)
+
+    def _count_broken(self, name: str, broken: int) -> None:
+        if lines := broken + self._odd[name]:
+            self._found.append(f"{name}: {lines} lines could not be read and are left out")
+
+    def _read_index(self, seen: dict[str, tuple[int, ...]]) -> None:
+        try:
+            self.trajectories = trajectory_counts(self.folder)
+        except (sqlite3.Error, OSError) as error:
+            self._found.append(f"trajectories.sqlite cannot be read now: {plain(str(error))}")
+            for name in _INDEX_FILES:  # asked again at the next look
+                seen[name] = (-1,)
+
+    def _mark(self, name: str) -> tuple[int, ...]:
+        """Time (ns), size and inode of a file: while they stay, so does what it holds."""
+        try:
+            state = (self.folder / name).stat()
+        except OSError:
+            return (0,)
+        return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+class RunsFolder:
+    """The folder that holds run folders, by name."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError where it is no folder, or a run folder itself."""
+        if not path.is_dir():
+            raise ConfigError(
+                f"dashboard {path}: there is no such folder; name one that holds run folders, such as runs"
+            )
+        if (path / "config.toml").is_file():
+            above = path.resolve().parent
+            raise ConfigError(
+                f"dashboard {path}: this is a run folder; name the one above it: {above}"
+            )
+        self.path = path.resolve()
+        self._runs: dict[str, RunData] = {}
+
+    def names(self) -> list[str]:
+        """Run folders, the one begun last first. A name that is no UTF-8 has no address and is left out."""
+        found = []
+        try:
+            for folder in self.path.iterdir():
+                if self._is_run(folder.name):
+                    settings = folder / "config.toml"
+                    found.append((-settings.stat().st_mtime, folder.name))
+        except OSError:
+            pass  # a folder that was moved while it was looked at; the next look finds it
+        there = {name for _, name in found}
+        self._runs = {name: run for name, run in self._runs.items() if name in there}
+        return [name for _, name in sorted(found)]
+
+    def find(self, name: str) -> RunData | None:
+        """The run of that name; only a name that the folder lists leads anywhere."""
+        if not self._is_run(name):
+            return None
+        return self._runs.setdefault(name, RunData(self.path / name))
+
+    def _is_run(self, name: str) -> bool:
+        if "/" in name or name in ("", ".", "..") or plain(name) != name:
+            return False
+        try:
+            return (self.path / name / "config.toml").is_file()
+        except OSError:  # such as a name that is longer than names can be
+            return False

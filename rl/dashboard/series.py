@@ -1,0 +1,91 @@
+"""Metrics as series: per key the steps and the values, thinned out for a chart, found by expression."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Series:
+    """One key over the steps, such as steps [1, 2, 3], values [0.5, 0.6, 0.7]. It grows at its end."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    @property
+    def last(self) -> float:
+        """The newest value."""
+        return self.values[-1]
+
+
+def add(series: dict[str, Series], record: Mapping[str, Any]) -> bool:
+    """Take in one line of metrics.jsonl; what is not a finite number is left out. Whether it was one."""
+    step = number(record.get("step"))
+    if step is None:
+        return False
+    for key, value in record.items():
+        value = number(value)
+        if key in ("step", "time") or value is None:
+            continue
+        one = series.setdefault(key, Series())
+        one.steps.append(int(step))
+        one.values.append(value)
+    return True
+
+
+def number(value: Any) -> float | None:
+    """A finite number of a foreign file, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def recent(series: Mapping[str, Series], key: str, steps: int = 10) -> float | None:
+    """Mean of the last values of a key; None where it has none."""
+    one = series.get(key)
+    if one is None:
+        return None
+    values = one.values[-steps:]
+    return sum(values) / len(values)
+
+
+def thin(one: Series, points: int = 400) -> list[list[float]]:
+    """[step, value] pairs, `points` at most: of each stretch the lowest and the highest."""
+    count = len(one.values)
+    if count <= points:
+        return [[s, v] for s, v in zip(one.steps, one.values, strict=True)]
+    shown: list[list[float]] = []
+    stretches = max(1, points // 2)
+    for i in range(stretches):
+        part = range(i * count // stretches, (i + 1) * count // stretches)
+        low = min(part, key=one.values.__getitem__)
+        high = max(part, key=one.values.__getitem__)
+        shown += [[one.steps[j], one.values[j]] for j in sorted({low, high})]
+    return shown
+
+
+def matching(keys: Iterable[str], expression: str) -> list[str]:
+    """Keys in which the regular expression is found, sorted. Raises ValueError with one sentence."""
+    try:
+        wanted = re.compile(expression)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{expression!r} is no regular expression: {error}") from None
+    return sorted(key for key in keys if wanted.search(key))
+
+
+def environments(keys: Iterable[str], kind: str, name: str) -> list[str]:
+    """Environments that have a key `kind/ENV/name`, sorted; `all` is none of them."""
+    start, end = f"{kind}/", f"/{name}"
+    found = {k[len(start) : -len(end)] for k in keys if k.startswith(start) and k.endswith(end)}
+    return sorted(found - {"all", ""})
+
+
+def mean(values: Sequence[float]) -> float:
+    """Their mean."""
+    return sum(values) / len(values)

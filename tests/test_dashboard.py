@@ -1,0 +1,219 @@
+"""The dashboard's pages: what a user sees, by NiceGUI's own simulation, and the command that serves them."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from nicegui import ui
+from nicegui.testing import User
+from nicegui.testing.user_simulation import user_simulation
+from test_run_data import STATUS, make_run, step_metrics
+
+from rl.config_file import ConfigError
+from rl.dashboard import page_frame, run_data
+from rl.dashboard.metrics_page import MAX_CHARTS
+from rl.dashboard.page_frame import run_address
+from rl.dashboard.run_data import RunsFolder
+from rl.dashboard.server import add_pages, check_address
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+async def user(folder, monkeypatch) -> AsyncIterator[User]:
+    monkeypatch.setattr(run_data, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(page_frame, "LIVE_SECONDS", 0.05)
+    async with user_simulation() as user:
+        add_pages(RunsFolder(folder))
+        yield user
+
+
+def shown(user: User) -> list[str]:
+    return [label.text for label in user.find(ui.label).elements]
+
+
+def charts(user: User) -> dict[str, list[str]]:
+    """Title of each chart, and the names of its lines."""
+    try:
+        found = user.find(ui.echart).elements
+    except AssertionError:
+        return {}
+    return {
+        chart.options["title"]["text"]: [one["name"] for one in chart.options["series"]]
+        for chart in found
+    }
+
+
+def rows(user: User) -> list[dict]:
+    return [row for table in user.find(ui.table).elements for row in table.rows]
+
+
+async def test_an_empty_folder_says_how_to_begin_and_a_run_shows_by_itself(user, folder):
+    await user.open("/")
+    await user.should_see("Start one with `dorado train configs/quickstart.toml`")
+    make_run(folder / "demo", [step_metrics(3)], summary={"status": "finished"})
+    await user.should_not_see("Start one with", retries=50)
+    (row,) = rows(user)
+    assert (row["name"], row["state"], row["step"]) == ("demo", "finished", "3 / 4")
+    assert row["address"] == "/run/demo"
+
+
+async def test_the_overview_shows_the_run_and_follows_it(user, folder):
+    rates = {"eval/calculator/pass_rate": 0.25}
+    run = make_run(folder / "demo", [{"step": 0, **rates}, step_metrics(1)], status=STATUS)
+    await user.open("/run/demo")
+    assert {"running", "training", "0.25", "before training", "bound 2"} <= set(shown(user))
+    assert charts(user)["reward per environment"] == ["calculator"]
+    assert charts(user)["seconds of a step"] == [
+        "wait for batch",
+        "wait for policy",
+        "forward and backward",
+    ]
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(step_metrics(2, **{"rollout/units/reward": 0.75})) + "\n")
+        file.write(json.dumps(step_metrics(3, **{"env/units/breaker": 1.0})) + "\n")
+    await user.should_see("units: its breaker is open", retries=50)
+    for _ in range(50):
+        if charts(user)["reward per environment"] == ["calculator", "units"]:
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail("the chart does not follow the run")
+
+
+async def test_a_run_that_has_not_begun_to_play_says_what_comes_first(user, folder):
+    make_run(folder / "demo")
+    await user.open("/run/demo")
+    await user.should_see("No metrics yet.")
+    await user.should_see("Cold start and the start of the engines come first")
+
+
+@pytest.mark.parametrize("page", ["", "metrics"])
+async def test_a_run_that_is_not_there_says_so(user, page):
+    await user.open(run_address("gone", page))
+    await user.should_see("There is no run named 'gone'")
+
+
+async def test_an_address_opens_the_metrics_that_it_names(user, folder):
+    for name in ("demo", "other"):
+        make_run(folder / name, [step_metrics(1), step_metrics(2)])
+    await user.open("/run/demo/metrics?match=^time/&also=other&also=gone")
+    assert charts(user) == {
+        f"time/{name}_seconds": ["demo", "other"] for name in ("learner", "total", "wait_for_batch")
+    }
+    assert "3 of 7 keys" in shown(user)
+    await user.should_see("There is no run named 'gone'.")
+
+
+async def test_the_expression_filters_and_the_address_follows(user, folder):
+    make_run(folder / "demo", [step_metrics(1)])
+    make_run(folder / "other", [step_metrics(1)])
+    await user.open("/run/demo/metrics?match=.")
+    assert len(charts(user)) == 7
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    (field,) = user.find(ui.input).elements
+    field.set_value("all/reward")
+    await user.should_see("1 of 7 keys", retries=50)
+    assert list(charts(user)) == ["rollout/all/reward"]
+    field.set_value("(")
+    await user.should_see("is no regular expression", retries=50)
+    field.set_value("nothing like it")
+    await user.should_see("None of 7 keys matches.", retries=50)
+    assert went[-1] == "/run/demo/metrics?match=nothing+like+it"
+
+
+async def test_more_charts_than_anybody_reads_are_not_drawn(user, folder):
+    make_run(folder / "demo", [{"step": 1, **{f"k{i:03}": 1.0 for i in range(100)}}])
+    await user.open("/run/demo/metrics?match=.")
+    assert len(charts(user)) == MAX_CHARTS
+    await user.should_see(f"100 of 100 keys; the first {MAX_CHARTS} are drawn")
+
+
+async def test_what_is_hostile_is_text_on_every_page(user, folder):
+    bad = {f"rollout/{HOSTILE}/reward": 1.0, f"eval/{HOSTILE}/pass_rate": 0.5, ":on": 1.0}
+    run = make_run(folder / HOSTILE, [step_metrics(1, **bad)], status=STATUS)
+    (run.folder / "config.toml").write_text(f'mode = "{HOSTILE}"\nsteps = "{HOSTILE}"\n')
+    status = STATUS | {"silent": [HOSTILE], "stage": HOSTILE}
+    (run.folder / "status.json").write_text(json.dumps(status))
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('"' + "x" * 2**20 + '"\n{"step": 2, "half')
+    everything = run_address(HOSTILE, "metrics", [("match", HOSTILE), ("also", HOSTILE)])
+    for address in ("/", run_address(HOSTILE), everything, run_address(f"no {HOSTILE}")):
+        answer = await user.http_client.get(address)
+        assert answer.status_code == 200
+        assert "onerror" in answer.text and "<img" not in answer.text
+    await user.open(run_address(HOSTILE))
+    await user.should_see(f"{HOSTILE} does not answer")
+    await user.should_see("metrics.jsonl: 1 lines could not be read")
+
+
+def test_the_pages_ask_for_no_password_so_they_stay_on_this_machine():
+    with pytest.raises(ConfigError, match=r"--host: 0\.0\.0\.0 has to be 127\.0\.0\.1"):
+        check_address("0.0.0.0", 8080)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match=r"--port: .* cannot be used"):
+            check_address("127.0.0.1", taken.getsockname()[1])
+
+
+def dorado(*arguments: str, **options) -> subprocess.Popen:
+    # NiceGUI does not serve where it finds a test around it.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "NICEGUI"))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "rl", "dashboard", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=inherited | {"PYTHONPATH": str(ROOT)},
+        **options,
+    )
+
+
+def test_the_command_serves_runs_to_this_machine_and_writes_nothing(tmp_path):
+    run = make_run(tmp_path / "demo", [step_metrics(1)], status=STATUS)
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in run.folder.iterdir())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with dorado(str(tmp_path), "--port", str(port), cwd=tmp_path) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            assert re.search(rf"http://127\.0\.0\.1:{port}\b", said), said
+            client = httpx.Client(
+                base_url=f"http://127.0.0.1:{port}",
+                transport=httpx.HTTPTransport(retries=6),
+                timeout=60,
+            )
+            with client:
+                page = client.get("/run/demo")
+                assert page.status_code == 200 and "reward per environment" in page.text
+                assert "https://" not in re.sub(r"https://\S*(w3\.org|nicegui\.io)", "", page.text)
+                assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in run.folder.iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["demo"]
+
+
+def test_bad_input_is_one_sentence_and_code_2(tmp_path):
+    with dorado(str(tmp_path / "nothing")) as process:
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.startswith("error: dashboard ") and said.count("\n") == 1
