@@ -152,7 +152,7 @@ def check_model_folder(folder: Path) -> None:
 
 def _check_machine(config: RunConfig) -> None:
     learner = config.learner
-    wanted = config.engine.count * config.engine.cpus + learner.ranks * learner.cpus
+    wanted = config.asked("CPU")
     if wanted > usable_cpus():
         raise ConfigError(
             f"engine.count: {config.engine.count} engines of {config.engine.cpus:g} CPU and a learner "
@@ -162,7 +162,7 @@ def _check_machine(config: RunConfig) -> None:
         import torch
 
         gpus = torch.cuda.device_count()
-        needed = config.engine.count * config.engine.gpus + learner.ranks * learner.gpus
+        needed = config.asked("GPU")
         if needed > gpus:
             raise ConfigError(
                 f"engine.gpus: engines and learner ask for {needed:g} GPUs, this machine has {gpus}"

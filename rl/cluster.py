@@ -196,12 +196,9 @@ class Cluster:
             self.weights.rmdir()
 
     def _check_resources(self) -> None:
-        config, there = self.config, ray.cluster_resources()
-        learner = config.learner
-        for resource, asked in (
-            ("CPU", config.engine.count * config.engine.cpus + learner.ranks * learner.cpus),
-            ("GPU", config.engine.count * config.engine.gpus + learner.ranks * learner.gpus),
-        ):
+        there = ray.cluster_resources()
+        for resource in ("CPU", "GPU"):
+            asked = self.config.asked(resource)
             if asked > there.get(resource, 0):
                 raise StartError(
                     f"engine.count: engines and learner ask for {asked:g} {resource}s, "

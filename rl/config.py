@@ -389,6 +389,20 @@ class RunConfig(Section):
             max_groups=rollout.max_in_flight_groups,
         )
 
+    def actors_asking(self, resource: Literal["CPU", "GPU"]) -> dict[str, tuple[int, float]]:
+        """Who asks Ray for it: how many actors, and how much each."""
+        engine, learner = self.engine, self.learner
+        if resource == "CPU":
+            return {
+                "engine": (engine.count, engine.cpus),
+                "learner": (learner.ranks, learner.cpus),
+            }
+        return {"engine": (engine.count, engine.gpus), "learner": (learner.ranks, learner.gpus)}
+
+    def asked(self, resource: Literal["CPU", "GPU"]) -> float:
+        """How much of it all actors ask for."""
+        return sum(count * each for count, each in self.actors_asking(resource).values())
+
     def lent_engines(self, names: Sequence[str]) -> Sequence[str]:
         """Of these engines, those whose devices the learner uses while it steps."""
         first = {"disaggregated": len(names), "colocated": 0, "elastic": self.standalone_engines}

@@ -118,13 +118,9 @@ def check_size(project: Path, excludes: Sequence[str]) -> None:
 
 def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
     """Raises ConfigError where actors of the run fit no node, or all of them not the cluster."""
-    engine, learner = config.engine, config.learner
-    for resource, actors in (
-        ("CPU", {"engine": (engine.count, engine.cpus), "learner": (learner.ranks, learner.cpus)}),
-        ("GPU", {"engine": (engine.count, engine.gpus), "learner": (learner.ranks, learner.gpus)}),
-    ):
+    for resource in ("CPU", "GPU"):
+        actors, asked = config.actors_asking(resource), config.asked(resource)
         there = [node.get(resource, 0.0) for node in nodes]
-        asked = sum(count * each for count, each in actors.values())
         if asked > sum(there):
             parts = " and ".join(f"{n} of {each:g} ({name})" for name, (n, each) in actors.items())
             raise ConfigError(

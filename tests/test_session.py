@@ -277,18 +277,21 @@ async def test_closing_in_the_middle_of_an_act_ends_the_act_first():
     assert env.order == ["reset", "reset ended", "close"]
 
 
+class Stubborn(Probe):
+    """Its reset cannot be cancelled; it ends once it is set free."""
+
+    async def reset(self, task: Task):
+        self.free = asyncio.Event()
+        while not self.free.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.free.wait()
+        return []
+
+    async def close(self):
+        self.closed += 1
+
+
 async def test_an_act_that_will_not_be_cancelled_delays_close_up_to_its_deadline():
-    class Stubborn(Probe):
-        async def reset(self, task: Task):
-            self.free = asyncio.Event()
-            while not self.free.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self.free.wait()
-            return []
-
-        async def close(self):
-            self.closed += 1
-
     env = Stubborn(EnvConfig())
     s = EnvSession(env, QUICK)
     opening = asyncio.create_task(s.open(task()))
@@ -321,17 +324,6 @@ async def test_an_episode_that_is_cancelled_while_it_is_closed_stays_cancelled()
 
 
 async def test_whoever_closes_may_be_cancelled_and_the_environment_is_closed_all_the_same():
-    class Stubborn(Probe):
-        async def reset(self, task: Task):
-            self.free = asyncio.Event()
-            while not self.free.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self.free.wait()
-            return []
-
-        async def close(self):
-            self.closed += 1
-
     env = Stubborn(EnvConfig())
     s = EnvSession(env, Deadlines())
     opening = asyncio.create_task(s.open(task()))

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -38,7 +39,7 @@ class McpError(Exception):
         self.message = message
 
 
-class Connection:
+class Connection(ABC):
     """What both transports share: ids, the introduction, and finding out whether a server is still there."""
 
     def __init__(self, where: str) -> None:
@@ -63,7 +64,7 @@ class Connection:
             raise HostFault(f"{self.where} refuses to start: {error}") from None
         self.server = {k: str(v) for k, v in (result.get("serverInfo") or {}).items()}
 
-    async def introduced(self, protocol: str) -> None:
+    async def introduced(self, protocol: str) -> None:  # noqa: B027 - one transport has nothing to do
         """The version of the protocol is agreed on."""
 
     async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -92,15 +93,17 @@ class Connection:
         """Say something that needs no answer."""
         await self._send({"jsonrpc": "2.0", "method": method, "params": params})
 
+    @abstractmethod
     async def close(self) -> None:
         """End the connection."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _exchange(self, id: int, message: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
+        """Send a request, and wait for its answer."""
 
+    @abstractmethod
     async def _send(self, message: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Send what needs no answer."""
 
     def _aside(self, act: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(act)
