@@ -37,9 +37,12 @@ def folder(tmp_path) -> Path:
 async def user(folder, monkeypatch) -> AsyncIterator[User]:
     monkeypatch.setattr(run_data, "FRESH_SECONDS", 0.0)
     monkeypatch.setattr(page_frame, "LIVE_SECONDS", 0.05)
+    modules = dict(sys.modules)
     async with user_simulation() as user:
         add_pages(RunsFolder(folder))
         yield user
+    # It forgets the modules that have pages and the packages above them; other tests still use those.
+    sys.modules.update(modules)
 
 
 def shown(user: User) -> list[str]:

@@ -111,7 +111,8 @@ def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Pa
     config = tmp_path / "chaos.toml"
     envs = "".join(
         f'[[env]]\nid = "chaos_envs:{name}"\nname = "{label}"\nweight = 0.5\n'
-        "deadlines = { tool_seconds = 1 }\n"
+        # No breaker trips: each goes on to the end.
+        "deadlines = { tool_seconds = 1 }\nbreaker = { faults = 17, episodes = 16 }\n"
         for name, label in (
             ("ResetRaises", "reset_raises"),
             ("ToolHangs", "tool_hangs"),

@@ -327,8 +327,7 @@ class _Soak:
         """Of each host, once what episodes leave is gone, or has had its time to go."""
         give_up = time.monotonic() + self.table.deadlines.close_seconds + SETTLE_SECONDS
         while True:
-            asked = asyncio.gather(*(host.census.remote() for host in self.hosts))
-            found = list(await within(asked, START_SECONDS))
+            found = list(await asyncio.gather(*map(_census, self.hosts)))
             still = left(base or found, found)
             gone = all(
                 getattr(still, field.name) == 0
@@ -350,6 +349,18 @@ class _Soak:
         alive = {p.pid: p for p in (*self.outlived, *marked) if lives(p)}
         end_processes(list(alive.values()))
         return len(alive)
+
+
+async def _census(host: Any) -> Census:
+    """Of one host, asked again while Ray starts it anew after it was killed."""
+    give_up = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return await within(host.census.remote(), START_SECONDS)
+        except RayActorError:
+            if time.monotonic() > give_up:
+                raise
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 def _seen(played: Iterable[Played]) -> dict[str, Percentiles]:
