@@ -50,12 +50,12 @@ class ToolHangs(Calculator):
 
 
 class HostExits(Calculator):
-    """One task in four ends the process that runs it."""
+    """One task in thirteen ends the process that runs it, and every other episode in it."""
 
     name = "host_exits"
 
     async def reset(self, task: Task) -> list[Message]:
-        if _unlucky(task, 4):
+        if _unlucky(task, 13):
             os._exit(1)
         return await super().reset(task)
 

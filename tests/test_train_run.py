@@ -109,10 +109,10 @@ def _assert_books_balance(ledger: dict[str, dict[str, int]]) -> None:
 
 def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Path) -> None:
     config = tmp_path / "chaos.toml"
+    goes_on = "breaker = { faults = 17, episodes = 16 }\n"  # never trips
     envs = "".join(
         f'[[env]]\nid = "chaos_envs:{name}"\nname = "{label}"\nweight = 0.5\n'
-        # No breaker trips: each goes on to the end.
-        "deadlines = { tool_seconds = 1 }\nbreaker = { faults = 17, episodes = 16 }\n"
+        f"deadlines = {{ tool_seconds = 1 }}\n{goes_on}"
         for name, label in (
             ("ResetRaises", "reset_raises"),
             ("ToolHangs", "tool_hangs"),
@@ -122,7 +122,7 @@ def test_a_run_goes_on_through_faults_and_counts_them(policy: Path, tmp_path: Pa
     config.write_text(
         f'name = "chaos"\nsteps = 6\nmodel = {{ path = "{policy}" }}\n{COMMON}'
         "checkpoint_every = 2\ncheckpoint_keep = 2\n"
-        f"rollout = {{ hosts = 2 }}\neval = {{ tasks = 4 }}\n{CALCULATOR}{envs}"
+        f"rollout = {{ hosts = 2 }}\neval = {{ tasks = 4 }}\n{CALCULATOR}{goes_on}{envs}"
     )
     command = Command(tmp_path, "train", str(config))
     code, output = command.wait()
