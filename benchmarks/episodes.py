@@ -175,7 +175,11 @@ class StandInLearner:
         """There are no weights."""
         return 0
 
-    def save(self, folder: str) -> None:
+    def record(self) -> list[tuple[str, int]]:
+        """Nothing was computed."""
+        return []
+
+    def save(self, folder: str, position: str) -> None:
         """There is no policy."""
 
     def saved(self) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import gc
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from rl.env_hosts import HostPool, HostSession
 from rl.group import GroupReport, GroupSpec, member_report
 from rl.process import log_to
 from rl.resume import POSITION
-from rl.run_folder import TrajectoryWriter
+from rl.run_folder import LearnedWriter, TrajectoryWriter
 from rl.samples import Dropped, group_samples
 from rl.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
 from rollout.engine import Completion, Request
@@ -34,7 +34,7 @@ from rollout.placement import InProgress
 from rollout.renderer import Renderer
 from rollout.trajectory import ScoredTrajectory, Trajectory
 from trainer.checkpoint_folder import prune
-from trainer.sample import TrainSample
+from trainer.sample import TokenScores, TrainSample
 
 
 class Engine:
@@ -249,15 +249,20 @@ class Controller:
 class LearnerActor:
     """The learner in an actor, or one rank of it; samples come as references.
 
-    Its calls come one at a time, but for `publish`, which writes beside a step. Ranks are called together,
-    with the same arguments (`rl.learner_ranks`).
+    Its calls come one at a time, but for `publish` and `record`, which write beside them. Ranks are called
+    together, with the same arguments (`rl.learner_ranks`).
     """
 
-    def __init__(self, checkpoint: str, config: RunConfig, log: str, rank: int = 0) -> None:
+    def __init__(
+        self, checkpoint: str, config: RunConfig, log: str, folder: str, rank: int = 0
+    ) -> None:
+        """folder: the run's."""
         log_to(log)
         self.checkpoint = checkpoint
         self.config = config
         self.rank = rank
+        if not rank:
+            self.learned = LearnedWriter(Path(folder))
 
     def meeting(self) -> str:
         """host:port at which rank 0 waits for the others."""
@@ -298,12 +303,21 @@ class LearnerActor:
             ranks=ranks,
         )
         self.snapshots: dict[str, dict[str, torch.Tensor]] = {}
+        self.unwritten: deque[tuple[int, list[TokenScores]]] = deque()
         return sum(p.numel() for p in self.learner.model.parameters())
 
     def step(self, groups: Sequence[Any]) -> dict[str, float]:
         """One update on groups of samples (references to lists of `TrainSample`)."""
         samples = [s for group in ray.get(list(groups)) for s in group]
-        return self.learner.step(samples)
+        metrics = self.learner.step(samples)
+        self.unwritten.append((self.learner.version, self.learner.token_scores))
+        return metrics
+
+    @ray.method(concurrency_group="publish")
+    def record(self) -> list[tuple[str, int]]:
+        """Write what the last step computed of each token. Returns ids and byte offsets, on rank 0."""
+        step, scores = self.unwritten.popleft()
+        return [] if self.rank else self.learned.write(step, scores)
 
     def snapshot(self, path: str) -> float:
         """Copy the present weights, to be written to `path`. Returns milliseconds."""

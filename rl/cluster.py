@@ -111,7 +111,7 @@ class Cluster:
             name: self._place(
                 LearnerActor,
                 name,
-                (checkpoint, self.config, self._log(name), rank),
+                (checkpoint, self.config, self._log(name), str(self.folder), rank),
                 threads=config.threads or max(1, usable_cpus() // config.ranks),
                 num_cpus=config.cpus,
                 num_gpus=config.gpus,

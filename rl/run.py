@@ -495,6 +495,10 @@ class Run:
             start = time.time()
             with self.watch.busy(f"publishes version {made.version}"):
                 times = await self.fleet.publish(made.version)
+            record = self.actors.learner.record.remote()
+            seconds = self.config.timeouts.step_seconds
+            learned = await self._bounded(record, seconds, f"the record of step {made.step}")
+            self.folder.learned(made.step, learned)
             times = replace(times, snapshot_ms=made.snapshot_ms)
             self.syncs.append(times)
             self.changed.set()

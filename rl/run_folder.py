@@ -3,8 +3,9 @@
 config.toml          resolved settings          checkpoints/step_N/   the learner's state
 metrics.jsonl        one line per step          logs/                 one file per actor
 events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one file per controller
-trajectories.sqlite  index of the trajectories  summary.json          written at the end
-status.json          what the run does now   earlier/N/            what the N-th resume took out
+trajectories.sqlite  index of the trajectories  .../learned.jsonl     what training computed of their tokens
+status.json          what the run does now      summary.json          written at the end
+                                                earlier/N/            what the N-th resume took out
 
 A run that goes on from a checkpoint (`--resume`) writes on in the same files. Of the steps after that
 checkpoint, which are undone, metrics.jsonl loses its lines and checkpoints/ its folders: they lie in
@@ -17,6 +18,7 @@ import math
 import os
 import sqlite3
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from rl.config_file import ConfigError
 from rl.group import GroupReport
 from rollout.trajectory import ScoredTrajectory
 from trainer.checkpoint_folder import steps
+from trainer.sample import TokenScores
 
 # Of trajectories.sqlite and the records it points to; what reads them checks it.
 INDEX_SCHEMA = 1
@@ -37,6 +40,13 @@ create table if not exists trajectories (
     completion_tokens integer, start real, seconds real, fault text, file text, offset integer
 )
 """
+# What was trained on, and when: where in LEARNED the record lies.
+_LEARNED_INDEX = """
+create table if not exists learned (
+    id text, step integer, offset integer, primary key (id, step)
+) without rowid
+"""
+LEARNED = "trajectories/learned.jsonl"
 
 
 class TrajectoryWriter:
@@ -52,6 +62,38 @@ class TrajectoryWriter:
         self._out.write(scored.as_json().encode() + b"\n")
         self._out.flush()
         return self.file, offset
+
+
+class LearnedWriter:
+    """Appends what the learner computed of the tokens that it trained on. The learner's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._out = (folder / LEARNED).open("ab")
+
+    def write(self, step: int, scores: Iterable[TokenScores]) -> list[tuple[str, int]]:
+        """A line per sample. Returns their ids and byte offsets."""
+        written: list[tuple[str, int]] = []
+        for one in scores:
+            written.append((one.id, self._out.tell()))
+            record = {
+                "id": one.id,
+                "step": step,
+                "advantages": _short(_once(one.advantages)),
+                "learner_logprobs": _short(one.learner_logprobs),
+                "entropies": _short(one.entropies),
+            }
+            self._out.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        self._out.flush()
+        return written
+
+
+def _once(numbers: list[float]) -> list[float]:
+    """One number where all are the same, as advantages of a group are."""
+    return numbers[:1] if numbers.count(numbers[0]) == len(numbers) else numbers
+
+
+def _short(numbers: Sequence[float | None]) -> list[float | None]:
+    return [None if one is None else round(one, 6) for one in numbers]
 
 
 class RunFolder:
@@ -100,6 +142,7 @@ class RunFolder:
         # machine may lose the last rows, whose trajectories are in their files.
         self._index.execute("pragma synchronous=normal")
         self._index.execute(_INDEX)
+        self._index.execute(_LEARNED_INDEX)
 
     def go_on(self, step: int) -> Path:
         """Go on after `step`: what is undone, settings and summary until then move to the folder returned."""
@@ -182,6 +225,12 @@ class RunFolder:
         ]
         marks = ",".join("?" * 18)
         self._index.executemany(f"insert into trajectories values ({marks})", rows)
+        self._index.commit()
+
+    def learned(self, step: int, written: Iterable[tuple[str, int]]) -> None:
+        """Add what `LearnedWriter` has written of a step to the index."""
+        rows = [(id, step, offset) for id, offset in written]
+        self._index.executemany("insert or replace into learned values (?, ?, ?)", rows)
         self._index.commit()
 
     def summary(self, values: dict[str, Any]) -> None:

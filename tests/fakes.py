@@ -364,6 +364,7 @@ class FakePool:
         self.log: list[tuple[str, Any]] = []
         self.learner = SimpleNamespace(
             step=Remote(self._step),
+            record=Remote(self._record),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(self._save),
@@ -391,6 +392,10 @@ class FakePool:
     async def _step(self, groups: Sequence[Any]) -> dict[str, float]:
         await self._act("step", list(groups))
         return {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
+
+    async def _record(self) -> list[tuple[str, int]]:
+        await self._act("record", None)
+        return [("g000000-0", 10 * sum(name == "record" for name, _ in self.log))]
 
     async def _snapshot(self, path: str) -> float:
         await self._act("snapshot", path)

@@ -23,7 +23,7 @@ from trainer.moe.exchange import from_experts, plan_route, to_experts
 from trainer.moe.experts import GroupedExperts
 from trainer.parallel import ALONE, Ranks, shard
 from trainer.policy import outline_policy
-from trainer.sample import TrainSample
+from trainer.sample import TokenScores, TrainSample
 from trainer.sample_check import BadSample
 
 # How the experts lie on two ranks: sharded like every other weight, or each on one of them.
@@ -54,6 +54,7 @@ class Trained:
 
     metrics: list[dict[str, float]]
     logprobs: list[list[float]]
+    tokens: list[TokenScores]
     weights: dict[str, Tensor]
 
 
@@ -79,7 +80,7 @@ def train(
     ours = learner(join, folder, expert_parallel, **config)
     metrics = [ours.step(batch) for batch in batches]
     logprobs = ours.logprobs(batches[-1])
-    return Trained(metrics, logprobs, ours.snapshot(torch.float32))
+    return Trained(metrics, logprobs, ours.token_scores, ours.snapshot(torch.float32))
 
 
 def assert_same(found: Trained, wanted: Trained, relative: float, absolute: float = 1e-7) -> None:
@@ -93,6 +94,11 @@ def assert_same(found: Trained, wanted: Trained, relative: float, absolute: floa
                 ), name
     gap = (flat(found.logprobs) - flat(wanted.logprobs)).norm() / flat(wanted.logprobs).norm()
     assert gap <= relative, f"log-probs differ by {gap:.1e}"
+    assert [t.id for t in found.tokens] == [t.id for t in wanted.tokens]
+    for mine, theirs in zip(found.tokens, wanted.tokens, strict=True):
+        assert mine.advantages == pytest.approx(theirs.advantages, rel=relative)
+        assert mine.learner_logprobs == pytest.approx(theirs.learner_logprobs, abs=1e-3)
+        assert mine.entropies == pytest.approx(theirs.entropies, abs=1e-3)
     assert found.weights.keys() == wanted.weights.keys()
     for name, weight in found.weights.items():
         gap = (weight - wanted.weights[name]).norm()

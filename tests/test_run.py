@@ -80,13 +80,24 @@ def assert_closed(run: Run) -> None:
 async def test_each_step_is_published_staged_and_loaded_and_no_version_overtakes_another(start):
     run = start()
     await asyncio.wait_for(run.main(), 30)
-    acts = [name for name, _ in run.actors.log if name not in ("step", "save", "saved")]
+    acts = [name for name, _ in run.actors.log if name not in ("step", "record", "save", "saved")]
     stages = ["stage engine-0", "stage engine-1"]
     assert acts == ["snapshot", "publish", *stages, "engine-0", "engine-1"] * 5
     loads = [version for name, version in run.actors.log if name == "engine-0"]
     assert loads == [1, 2, 3, 4, 5]
     assert run.learner_version == run.fleet.window.newest == 5
     assert_closed(run)
+
+
+async def test_what_each_step_computed_of_its_tokens_is_indexed(start):
+    run = start(steps=3)
+    await run.main()
+    index = sqlite3.connect(run.folder.path / "trajectories.sqlite")
+    assert index.execute("select * from learned order by step").fetchall() == [
+        ("g000000-0", 1, 10),
+        ("g000000-0", 2, 20),
+        ("g000000-0", 3, 30),
+    ]
 
 
 async def test_the_learner_steps_on_while_its_last_version_is_on_its_way(start):

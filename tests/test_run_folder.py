@@ -12,8 +12,9 @@ from fakes import group_report, scored
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig, load_config
 from rl.config_file import ConfigError
 from rl.group import member_report
-from rl.run_folder import RunFolder, TrajectoryWriter
+from rl.run_folder import LEARNED, LearnedWriter, RunFolder, TrajectoryWriter
 from rl.samples import Dropped
+from trainer.sample import TokenScores
 
 
 @pytest.fixture
@@ -153,6 +154,29 @@ def test_the_index_says_what_became_of_each_trajectory(folder):
         ("fault", "failed:timeout", None, None, "no end within 1 s", "train"),
         ("filtered", "filtered:zero_variance", 0.25, 0, "", "train"),
     ]
+
+
+def test_the_index_points_at_what_training_computed_of_a_trajectory(folder):
+    writer = LearnedWriter(folder.path)
+    first = TokenScores("a", [0.5, 0.5], [-0.123456789, None], [1.0, 0.0])
+    again = TokenScores("a", [0.25, 0.25], [-0.1, -0.2], [0.5, 0.5])
+    folder.learned(
+        1, writer.write(1, [TokenScores("b", [1.0, 2.0], [-1.0, -1.0], [2.0, 2.0]), first])
+    )
+    folder.learned(2, LearnedWriter(folder.path).write(2, [again]))
+    index = sqlite3.connect(folder.path / "trajectories.sqlite")
+    rows = index.execute("select step, offset from learned where id = 'a' order by step").fetchall()
+    lines = (folder.path / LEARNED).read_bytes()
+    found = [json.loads(lines[offset:].splitlines()[0]) for _, offset in rows]
+    assert found[0] == {
+        "id": "a",
+        "step": 1,
+        "advantages": [0.5],
+        "learner_logprobs": [-0.123457, None],
+        "entropies": [1.0, 0.0],
+    }
+    assert json.loads(lines.splitlines()[0])["advantages"] == [1.0, 2.0]
+    assert (found[1]["id"], found[1]["step"]) == ("a", 2) and [s for s, _ in rows] == [1, 2]
 
 
 def test_the_summary_is_there_whole_or_not_at_all(folder):

@@ -321,6 +321,8 @@ class LearnerConfig(Section):
     about a third more work. compile: torch.compile for each layer; on CPU it needs a C++ compiler.
     lora: adapters to train in place of the weights; where it is missing, all weights are trained.
     deterministic: the same samples give the same losses to the bit, on one machine with the same threads.
+    record_tokens: keep what each update computed of each token it trained on (log-prob, entropy, advantage)
+    in the run folder, some 30 bytes a token.
     """
 
     dtype: Dtype = "float32"
@@ -330,6 +332,7 @@ class LearnerConfig(Section):
     recompute: bool = False
     compile: bool = False
     deterministic: bool = False
+    record_tokens: bool = True
     ranks: PositiveInt = 1
     expert_parallel: PositiveInt = 1
     cpus: float = Field(default=0, ge=0)

@@ -29,9 +29,10 @@ from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of
 from trainer.optimizer import Optimizer
 from trainer.parallel import ALONE, Ranks, exchanged, materialise, shard
 from trainer.policy import fill_policy, load_policy, outline_policy
-from trainer.sample import TrainSample
+from trainer.sample import TokenScores, TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
+from trainer.token_tape import TokenTape
 from trainer.weights import (
     published_weights,
     snapshot,
@@ -96,6 +97,8 @@ class Learner:
                 self.biases = BiasController(self.scorer.routers, self.experts, config.router)
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
+        # Of the last step, where `config.record_tokens` asks for them.
+        self.token_scores: list[TokenScores] = []
         self.writer = CheckpointWriter()
 
     @property
@@ -116,6 +119,7 @@ class Learner:
         num_tokens = int(tokens_S.sum())
         all_tokens = sum(len(s.token_ids) for s in samples)
         watch = self._watch()
+        tape = TokenTape(samples) if self.config.record_tokens else None
         behaviour_seconds = 0.0
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
@@ -128,6 +132,8 @@ class Learner:
             inputs = self._loss_inputs(batch, scores, past_N, tokens_S, num_tokens, targets)
             loss, metrics = objective(inputs, self.config.loss)
             (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
+            if tape is not None:
+                tape.note(batch, past_N, scores.entropy_N)
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
             sums["loss"] += loss.item()
@@ -137,6 +143,7 @@ class Learner:
             for name, value in metrics.items():
                 sums[name] += value.item()
         grad_norm = self._update(remember=True)
+        self.token_scores = tape.scores(self.ranks) if tape is not None else []
         sums = self.ranks.total(sums)
         self._steer(watch)
         gap, compared = sums.pop("gap"), sums.pop("compared")

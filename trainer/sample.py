@@ -1,4 +1,4 @@
-"""One sequence to train on: what crosses from rollouts to the learner. No torch here."""
+"""One sequence to train on, and what was computed of it: what crosses to the learner and back. No torch."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,3 +58,17 @@ class TrainSample:
     def num_policy_tokens(self) -> int:
         """How many tokens carry loss."""
         return sum(self.loss_mask)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of one sample that was trained on: N numbers per list, one per policy token, in order.
+
+    learner_logprobs: under the version that wrote the token, by the learner's own weights; None where it has
+    kept none. entropies: of the present policy there, in nats, before the update.
+    """
+
+    id: str
+    advantages: list[float]
+    learner_logprobs: list[float | None]
+    entropies: list[float]

@@ -1,0 +1,73 @@
+"""What an update records of each token, against transformers' own model."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_learner import learner, samples, with_rollout_logprobs
+from transformers import AutoModelForCausalLM
+
+from trainer.config import LossConfig
+
+
+def stock(folder, sample) -> tuple[list[float], list[float]]:
+    """Log-probs and entropies of the policy's tokens, one sequence at a time."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        ids = torch.tensor([sample.token_ids])
+        every = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+    wanted = [i for i, policy in enumerate(sample.loss_mask[1:]) if policy]
+    entropies = -(every.exp() * every).sum(-1)
+    return [every[i, ids[0, i + 1]].item() for i in wanted], entropies[wanted].tolist()
+
+
+@pytest.mark.parametrize("family", ["longcat_flash", "qwen3_moe"])
+def test_each_policy_token_has_its_numbers_in_order(checkpoints, family):
+    batch = samples()
+    one = learner(checkpoints[family])
+    one.step(batch)
+    assert [s.id for s in one.token_scores] == [s.id for s in batch]
+    for sample, scores in zip(batch, one.token_scores, strict=True):
+        logprobs, entropies = stock(checkpoints[family], sample)
+        assert scores.learner_logprobs == pytest.approx(logprobs, abs=1e-4)
+        assert scores.entropies == pytest.approx(entropies, abs=1e-4)
+        policy = [a for a, m in zip(sample.advantages, sample.loss_mask, strict=True) if m]
+        assert scores.advantages == policy and len(policy) == sample.num_policy_tokens
+
+
+def test_a_token_of_an_earlier_version_has_that_versions_log_prob_or_none(checkpoint):
+    batch = samples()
+    keeps = learner(checkpoint, keep_versions=1)
+    first = keeps.logprobs(batch)
+    keeps.step(batch)
+    keeps.step(with_rollout_logprobs(batch, first, version=0))
+    for scores, logprobs in zip(keeps.token_scores, first, strict=True):
+        assert scores.learner_logprobs == pytest.approx(logprobs, abs=1e-5)
+    loss = LossConfig(max_completion_tokens=20, behaviour="engine", correction="none")
+    forgets = learner(checkpoint, loss=loss)
+    forgets.step(batch)
+    assert not any(None in s.learner_logprobs for s in forgets.token_scores)
+    forgets.step(with_rollout_logprobs(batch, first, version=0))
+    for scores in forgets.token_scores:
+        assert set(scores.learner_logprobs) == {None}
+        assert all(math.isfinite(e) for e in scores.entropies)
+
+
+def test_the_advantages_are_those_of_the_objective(checkpoint):
+    """REINFORCE++ normalises over the batch in the learner."""
+    batch = [replace(s, reward=float(i)) for i, s in enumerate(samples())]
+    one = learner(checkpoint, advantage="reinforce_pp")
+    one.step(batch)
+    means = [scores.advantages[0] for scores in one.token_scores]
+    assert means == sorted(means) and means[0] < 0 < means[-1]
+
+
+def test_without_records_the_update_is_the_same(checkpoint):
+    batch = samples()
+    with_them, without = (learner(checkpoint, record_tokens=r) for r in (True, False))
+    metrics = [
+        {k: v for k, v in one.step(batch).items() if "seconds" not in k}
+        for one in (with_them, without)
+    ]
+    assert metrics[0] == metrics[1] and without.token_scores == []
