@@ -164,7 +164,13 @@ def dashboard(
         "runs"
     ),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
-    host: Annotated[str, typer.Option(help="An address of this machine alone.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Others than this machine's own need a password.")
+    ] = "127.0.0.1",
+    password_file: Annotated[
+        Path | None,
+        typer.Option(help="Its first line is asked for; also DORADO_DASHBOARD_PASSWORD."),
+    ] = None,
 ) -> None:
     """Show runs on a web page, live. It reads their folders and writes nothing."""
     from rl.dashboard.run_data import RunsFolder
@@ -172,16 +178,18 @@ def dashboard(
     try:
         runs = RunsFolder(runs_dir)
         try:
+            from rl.dashboard.password import read_password
             from rl.dashboard.server import check_address, serve
         except ImportError as error:
             raise ConfigError(
                 f"dashboard: {error}; install it with pip install 'dorado-rl[dashboard]'"
             ) from None
-        check_address(host, port)
+        password = read_password(password_file)
+        check_address(host, port, password)
     except ConfigError as error:
         raise _bad_input(error) from None
     typer.echo(f"dashboard of {runs.path}: http://{host}:{port} (Ctrl-C ends it)")
-    serve(runs, host, port)
+    serve(runs, host, port, password)
 
 
 @app.command()

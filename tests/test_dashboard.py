@@ -164,14 +164,15 @@ async def test_what_is_hostile_is_text_on_every_page(user, folder):
     await user.should_see("metrics.jsonl: 1 lines could not be read")
 
 
-def test_the_pages_ask_for_no_password_so_they_stay_on_this_machine():
-    with pytest.raises(ConfigError, match=r"--host: 0\.0\.0\.0 has to be 127\.0\.0\.1"):
-        check_address("0.0.0.0", 8080)
+def test_where_others_could_connect_it_wants_a_password():
+    with pytest.raises(ConfigError, match=r"--host: at 0\.0\.0\.0 .* needs a password"):
+        check_address("0.0.0.0", 8080, None)
+    check_address("0.0.0.0", 0, "a long password")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match=r"--port: .* cannot be used"):
-            check_address("127.0.0.1", taken.getsockname()[1])
+            check_address("127.0.0.1", taken.getsockname()[1], None)
 
 
 def dorado(*arguments: str, **options) -> subprocess.Popen:

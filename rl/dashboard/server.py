@@ -9,6 +9,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from rl.config_file import ConfigError
 from rl.dashboard.metrics_page import metrics_page
 from rl.dashboard.overview_page import overview_page
+from rl.dashboard.password import VARIABLE, AskPassword
 from rl.dashboard.run_data import RunsFolder
 from rl.dashboard.runs_page import runs_page
 
@@ -20,16 +21,12 @@ def add_pages(runs: RunsFolder) -> None:
     metrics_page(runs)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raises ConfigError where the host is not this machine alone, or the port is not free."""
-    try:
-        loopback = host == "localhost" or ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+def check_address(host: str, port: int, password: str | None) -> None:
+    """Raises ConfigError where others could connect without a password, or the port is not free."""
+    if not _loopback(host) and password is None:
         raise ConfigError(
-            f"--host: {host} has to be 127.0.0.1 or localhost, for the pages ask for no password; from "
-            f"another machine, forward the port: ssh -L {port}:127.0.0.1:{port} MACHINE"
+            f"--host: at {host} other machines could connect, so it needs a password (--password-file FILE, "
+            f"or {VARIABLE}); or forward the port from them: ssh -L {port}:127.0.0.1:{port} MACHINE"
         )
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,11 +36,21 @@ def check_address(host: str, port: int) -> None:
             raise ConfigError(f"--port: {port} cannot be used ({error}); choose another") from None
 
 
-def serve(runs: RunsFolder, host: str, port: int) -> None:
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(runs: RunsFolder, host: str, port: int, password: str | None = None) -> None:
     """Serve the pages until the process is interrupted."""
     add_pages(runs)
-    # A page of somebody else's whose name was pointed to this machine cannot read what is here.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host])
+    if password is not None:
+        app.add_middleware(AskPassword, password=password)
+    if _loopback(host):
+        # A page of somebody else's whose name was pointed to this machine cannot read what is here.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host])
     ui.run(
         host=host,
         port=port,
