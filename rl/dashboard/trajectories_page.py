@@ -68,9 +68,10 @@ _COLUMNS = (
     ("fault", "fault"),
 )
 _TEXT = ("id", "env", "split", "group", "stop", "outcome", "fault")
-# The cells are Vue's: text is escaped, and the addresses were made by `run_address`.
-_LINK = '<q-td :props="props"><a class="text-primary" :href="props.row.address">{{ props.value }}</a></q-td>'
-_GROUP = '<q-td :props="props"><a class="text-primary" :href="props.row.group_address">{{ props.value }}</a></q-td>'
+# A cell is Vue's: its text is escaped, and its address was made by `run_address`.
+_CELL = (
+    '<q-td :props="props"><a class="text-primary" :href="props.row.%s">{{ props.value }}</a></q-td>'
+)
 _PICKED = {
     "env": "environment",
     "split": "split",
@@ -116,6 +117,7 @@ class _Page:
         self.answer = Answer([], Tally(0, ()), Choices())
         self._questions = {name: _Question(rest) for name, rest in _MOST_REST.items()}
         self._controls: dict[str, ui.select | ui.input] = {}
+        self._set: TrajectoryFilter | None = None
 
     async def open(self) -> None:
         """Draw it."""
@@ -137,8 +139,8 @@ class _Page:
         self._table.props(f":rows-per-page-options='[{PAGE_ROWS}]' binary-state-sort")
         for column in self._table.columns:
             column["sortable"] = column["name"] in ORDERS
-        self._table.add_slot("body-cell-id", _LINK)
-        self._table.add_slot("body-cell-group", _GROUP)
+        self._table.add_slot("body-cell-id", _CELL % "address")
+        self._table.add_slot("body-cell-group", _CELL % "group_address")
         self._table.on("request", self._requested)
         await self._read()
         for control in self._controls.values():
@@ -171,15 +173,7 @@ class _Page:
 
     def _draw(self) -> None:
         answer, asked = self.answer, self.asked
-        for name, control in self._controls.items():
-            value = getattr(asked, name)
-            if isinstance(control, ui.select):
-                options = options_of(name, answer.choices, value)
-                if control.options != options:
-                    control.set_options(options)
-                control.set_value(value)
-            elif _typed(str(control.value or "")) != value:
-                control.set_value("" if value is None else f"{value:.12g}")
+        self._set_controls()
         redraw(self._chart, histogram(answer.tally.bars, asked))
         self._said.set_text(f"{answer.tally.hits:,} trajectories")
         fill(self._table, [row(self.data.name, one, asked) for one in answer.hits])
@@ -198,6 +192,19 @@ class _Page:
             with self._empty:
                 _nothing(answer, asked)
 
+    def _set_controls(self) -> None:
+        """What is asked for, where something else has changed it; what a visitor just chose stays."""
+        for name, control in self._controls.items():
+            value = getattr(self.asked, name)
+            if isinstance(control, ui.select):
+                options = options_of(name, self.answer.choices, value)
+                if control.options != options:
+                    control.set_options(options)
+            if self.asked != self._set:
+                told = value if isinstance(control, ui.select) else _said(value)
+                control.set_value(told)
+        self._set = self.asked
+
     async def _chosen(self) -> None:
         """A control was used."""
         values: dict[str, Any] = {}
@@ -210,7 +217,7 @@ class _Page:
             name: getattr(self.asked, name)
             for name in _TYPED
             if getattr(self.asked, name) is not None
-            and f"{getattr(self.asked, name):.12g}" == values[name]
+            and _said(getattr(self.asked, name)) == values[name]
         }
         chosen = replace(chosen, **kept)
         if replace(chosen, page=self.asked.page) != self.asked:
@@ -322,11 +329,9 @@ def _range(bar: RewardBar) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _typed(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _said(value: float | None) -> str:
+    """A number in a field."""
+    return "" if value is None else f"{value:.12g}"
 
 
 def _nothing(answer: Answer, asked: TrajectoryFilter) -> None:
