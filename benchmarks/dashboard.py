@@ -6,12 +6,12 @@ A run folder of 1,000 steps with 200 keys and 200,000 trajectories, written by w
 (`rl.run_folder`), then `dorado dashboard` over it as a process of its own. Measured:
 
     the questions of the list, asked directly: every filter below in every order
-    pages by HTTP, up to the last byte: the overview when nothing was read yet, then trajectories by link, the
-    list by filter, a group
+    pages by HTTP, up to the last byte: trajectories by link, the overview when nothing of it was read yet,
+    the list by filter, a group
     the memory of the process at its highest
 
-Targets: overview 2 s, a trajectory 0.5 s, a filter 1 s, 1 GB. Exits with 1 where one is missed. Left out: what a
-browser takes to draw.
+Targets: overview 2 s, a trajectory 0.5 s, a filter 1 s, 1 GB. Exits with 1 where one is missed. Left out: what
+a browser takes to draw.
 """
 
 import argparse
@@ -134,9 +134,7 @@ def questions(folder: Path) -> dict[str, float]:
     asked = [replace(one, order=order) for one in FILTERS for order in orders]
     slowest = {
         "hits": max(seconds(lambda one=one: trajectory_index.hits(folder, one)) for one in asked),
-        "tally": max(
-            seconds(lambda one=one: trajectory_index.tally(folder, one)) for one in FILTERS
-        ),
+        "tally": max(seconds(lambda a=a: trajectory_index.tally(folder, a)) for a in FILTERS),
         "choices": seconds(lambda: trajectory_index.choices(folder)),
     }
     one = trajectory_index.hits(folder, FILTERS[-1])[0]
@@ -174,7 +172,7 @@ def served(runs: Path) -> Iterator[tuple[httpx.Client, int]]:
 
 
 def pages(client: httpx.Client, trajectories: int) -> dict[str, float]:
-    """Seconds that each kind of page takes to open, the slowest of `PAGES`; of the overview the first time."""
+    """Seconds that each kind of page takes to open, the slowest; of the overview the first time."""
     draw = random.Random(1)
     groups = [draw.randrange(trajectories // GROUP_SIZE) for _ in range(PAGES)]
     views = ("messages", "logprob", "advantage", "ids")
