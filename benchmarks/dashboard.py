@@ -10,8 +10,8 @@ A run folder of 1,000 steps with 200 keys and 200,000 trajectories, written by w
     the list by filter, a group
     the memory of the process at its highest
 
-Targets: overview 2 s, a trajectory 0.5 s, a filter 1 s, 1 GB. Exits with 1 where one is missed. Left out: what
-a browser takes to draw.
+Targets: overview 2 s, a trajectory 0.5 s, a filter 1 s, 1 GB. Exits with 1 where one is missed. Left out:
+what a browser takes to draw.
 """
 
 import argparse

@@ -63,5 +63,8 @@ class RecordedRun:
             index.execute(statement, values)
         index.close()
 
+    def keep_tokenizer(self, checkpoint: str) -> None:
+        self._folder.keep_tokenizer(checkpoint)
+
     def close(self) -> None:
         self._folder.close()

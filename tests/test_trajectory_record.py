@@ -330,6 +330,17 @@ def test_ids_are_told_by_the_tokenizer_of_the_newest_checkpoint(run):
     assert token_texts(run.path, [0, 1, 999]) == ["new", "\ufffd", "<999>"]
 
 
+def test_a_run_keeps_the_tokenizer_that_it_began_with(run, tmp_path):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    run.keep_tokenizer("a-hub/name")
+    assert token_texts(run.path, [0]) is None
+    Tokenizer(WordLevel({"first": 0}, unk_token="first")).save(str(tmp_path / "tokenizer.json"))
+    run.keep_tokenizer(str(tmp_path))
+    assert token_texts(run.path, [0]) == ["first"]
+
+
 def test_a_tokenizer_that_is_none_leaves_the_ids(run):
     folder = run.path / "checkpoints" / "step_1" / "model"
     folder.mkdir(parents=True)

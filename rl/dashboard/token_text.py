@@ -1,8 +1,8 @@
 """The text of token ids, by the tokenizer that a run's folder leads to.
 
-In: a run folder with a checkpoint, or settings that name a local one. Out: one text per id, or None where
-there is no tokenizer. For the eyes only: nothing that is trained on is ever made from it. A large tokenizer
-takes seconds to load, so call it beside the event loop; the last ones used are kept.
+In: a run folder with a tokenizer or a checkpoint, or settings that name a local one. Out: one text per id, or
+None where there is no tokenizer. For the eyes only: nothing that is trained on is ever made from it. A large
+tokenizer takes seconds to load, so call it beside the event loop; the last ones used are kept.
 """
 
 import stat
@@ -32,14 +32,14 @@ def token_texts(folder: Path, ids: Sequence[int]) -> list[str] | None:
 
 
 def _tokenizer_file(run: Path) -> tuple[str, int] | None:
-    """Of the newest checkpoint, else of the model that the run began with; and when it was written."""
+    """The run's own, else that of its newest checkpoint or of the model named; and when it was written."""
     found = [
         (int(folder.parent.name.removeprefix("step_")), folder / _FILE)
         for folder in run.glob("checkpoints/step_*/model")
         if folder.parent.name.removeprefix("step_").isdecimal()
     ]
     paths = [path for _, path in sorted(found, reverse=True)]
-    for path in (*paths, *_named(run)):
+    for path in (run / _FILE, *paths, *_named(run)):
         try:
             state = path.stat()
         except OSError:  # such as a name that is longer than names can be

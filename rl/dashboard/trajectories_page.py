@@ -70,7 +70,7 @@ _COLUMNS = (
 _TEXT = ("id", "env", "split", "group", "stop", "outcome", "fault")
 # A cell is Vue's: its text is escaped, and its address was made by `run_address`.
 _CELL = (
-    '<q-td :props="props"><a class="text-primary" :href="props.row.%s">{{ props.value }}</a></q-td>'
+    '<q-td :props="props"><a class="nicegui-link" :href="props.row.%s">{{ props.value }}</a></q-td>'
 )
 _PICKED = {
     "env": "environment",
@@ -121,6 +121,7 @@ class _Page:
 
     async def open(self) -> None:
         """Draw it."""
+        ui.add_css(".q-table td { max-width: 240px; overflow: hidden; text-overflow: ellipsis; }")
         with ui.row().classes("w-full items-center gap-2"):
             for name, label in _PICKED.items():
                 picked = ui.select({"": "any"}, label=label, value="").style("min-width: 112px")

@@ -314,9 +314,7 @@ async def _tokens(shown: Shown) -> None:
     ids = [id for turn in drawn for id in (*turn.prompt_ids, *turn.completion_ids)]
     texts = await asyncio.to_thread(token_texts, shown.data.folder, ids)
     if texts is None:
-        ui.label(
-            "The run leads to no tokenizer yet (it comes with a checkpoint), so these are ids."
-        )
+        ui.label("The run leads to no tokenizer, so these are ids.")
     by_id = dict(zip(ids, texts or map(str, ids), strict=True))
     for turn in drawn:
         with ui.column().classes("panel w-full gap-1"):
