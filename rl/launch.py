@@ -70,6 +70,7 @@ def _train(
     timing = {"cold_start_seconds": round(time.time() - start, 1) if made else 0.0}
     if made:
         folder.event("run", "cold start", start, time.time())
+    folder.keep_tokenizer(checkpoint)
     progress.stage(f"engines: starting {config.engine.count}")
     cluster = Cluster(config, folder.path)
     endings.callback(cluster.stop)

@@ -5,7 +5,7 @@ metrics.jsonl        one line per step          logs/                 one file p
 events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one file per controller
 trajectories.sqlite  index of the trajectories  .../learned.jsonl     what training computed of their tokens
 status.json          what the run does now      summary.json          written at the end
-                                                earlier/N/            what the N-th resume took out
+tokenizer.json       to read token ids by       earlier/N/            what the N-th resume took out
 
 A run that goes on from a checkpoint (`--resume`) writes on in the same files. Of the steps after that
 checkpoint, which are undone, metrics.jsonl loses its lines and checkpoints/ its folders: they lie in
@@ -16,6 +16,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -168,6 +169,12 @@ class RunFolder:
         now = time.time()
         self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))
         return aside
+
+    def keep_tokenizer(self, checkpoint: str) -> None:
+        """Copy the tokenizer of a local checkpoint, by which token ids can be read from the beginning on."""
+        file = Path(checkpoint) / "tokenizer.json"
+        if file.is_file():
+            shutil.copyfile(file, self.path / file.name)
 
     def groups(self) -> int:
         """How many groups of training have begun at least, by their names in the index."""

@@ -54,6 +54,7 @@ TENSORS_ELSEWHERE = {
     "rollout/weight_transfer.py": {"torch", "safetensors"},
     "rl/actors.py": {"torch"},
     "rl/check.py": {"torch"},
+    "rl/dashboard/token_text.py": {"tokenizers"},
 }
 HEAVY = (
     "torch",

@@ -47,6 +47,19 @@ def shares(title: str, named: Sequence[tuple[str, Series]]) -> Options:
     return options
 
 
+def bars(title: str, named: Sequence[tuple[str, int, bool]]) -> Options:
+    """One bar per (name, height, whether it stands out)."""
+    options = _frame(title, legend=False)
+    options["xAxis"] = _axis("category", data=[name[:_MAX_NAME] for name, _, _ in named])
+    options["yAxis"] = _axis("value", minInterval=1)
+    data = [
+        {"value": height, "itemStyle": {"opacity": 1.0 if bright else 0.25}}
+        for _, height, bright in named
+    ]
+    options["series"] = [{"type": "bar", "name": title[:_MAX_NAME], "data": data}]
+    return options
+
+
 def _frame(title: str, *, legend: bool) -> Options:
     return {
         "animation": False,

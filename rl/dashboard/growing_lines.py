@@ -72,11 +72,11 @@ def parse(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line, its text fit for a page; None where it is none."""
     try:
         value = json.loads(line.decode(errors="replace"))
+        if not isinstance(value, dict):
+            return None
+        return plain(value) if rb"\u" in line else value
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict):
-        return None
-    return plain(value) if rb"\u" in line else value
 
 
 def plain(value: Any) -> Any:

@@ -48,7 +48,11 @@ def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
         ui.link("Dorado", "/").classes("text-white text-bold no-underline text-lg")
         if name:
             ui.label(name).classes("text-white ellipsis").style("max-width: 40vw")
-            for title, target in (("Overview", ""), ("Metrics", "metrics")):
+            for title, target in (
+                ("Overview", ""),
+                ("Metrics", "metrics"),
+                ("Trajectories", "trajectories"),
+            ):
                 link = ui.link(title, run_address(name, target)).classes("text-white")
                 link.classes("text-bold" if target == page else "no-underline")
         ui.space()
@@ -118,6 +122,6 @@ async def read(*data: RunData) -> None:
         await run.io_bound(one.refresh)
 
 
-def live(act: Callable[[], Any]) -> None:
-    """Do this again and again while the page is open."""
-    ui.timer(LIVE_SECONDS, act, immediate=False)
+def live(act: Callable[[], Any], *, times: int = 1) -> None:
+    """Do this again and again while the page is open, so many times in `LIVE_SECONDS`."""
+    ui.timer(LIVE_SECONDS / times, act, immediate=False)

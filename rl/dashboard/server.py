@@ -7,11 +7,14 @@ from nicegui import app, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rl.config_file import ConfigError
+from rl.dashboard.group_page import group_page
 from rl.dashboard.metrics_page import metrics_page
 from rl.dashboard.overview_page import overview_page
 from rl.dashboard.password import VARIABLE, AskPassword
 from rl.dashboard.run_data import RunsFolder
 from rl.dashboard.runs_page import runs_page
+from rl.dashboard.trajectories_page import trajectories_page
+from rl.dashboard.trajectory_page import trajectory_page
 
 
 def add_pages(runs: RunsFolder) -> None:
@@ -19,6 +22,9 @@ def add_pages(runs: RunsFolder) -> None:
     runs_page(runs)
     overview_page(runs)
     metrics_page(runs)
+    trajectories_page(runs)
+    group_page(runs)
+    trajectory_page(runs)
 
 
 def check_address(host: str, port: int, password: str | None) -> None:

@@ -1,6 +1,7 @@
 """Questions to trajectories.sqlite, answered without writing anything beside it."""
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -25,7 +26,7 @@ class TrajectoryCount:
 
 def trajectory_counts(folder: Path) -> list[TrajectoryCount]:
     """Per environment and split; nothing without an index. Raises sqlite3.Error: not to be read now."""
-    rows = _ask(
+    rows = ask(
         folder,
         "select env, split, count(*), count(reward), sum(coalesce(fault, '') != ''), avg(reward) "
         "from trajectories group by env, split order by env, split",
@@ -33,7 +34,8 @@ def trajectory_counts(folder: Path) -> list[TrajectoryCount]:
     return [TrajectoryCount(str(plain(e)), str(plain(s)), *rest) for e, s, *rest in rows]
 
 
-def _ask(folder: Path, question: str) -> list[tuple]:
+def ask(folder: Path, question: str, values: Sequence[float | str] = ()) -> list[tuple]:
+    """Rows; none without an index. Raises sqlite3.Error: no such table, or not to be read now."""
     path = folder / "trajectories.sqlite"
     if not path.is_file():
         return []
@@ -44,6 +46,6 @@ def _ask(folder: Path, question: str) -> list[tuple]:
     index = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)
     try:
         index.text_factory = lambda text: text.decode(errors="replace")
-        return index.execute(question).fetchall()
+        return index.execute(question, values).fetchall()
     finally:
         index.close()

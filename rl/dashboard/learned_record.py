@@ -1,0 +1,84 @@
+"""What the learner made of a trajectory's tokens: trajectories/learned.jsonl, by the index's `learned` table.
+
+In: a file and a table that older runs do not have, and that may be broken. Out: numbers per policy token, in
+the order of the sequence (the completions of all turns end to end), or a sentence that says why there are
+none.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.dashboard.series import number
+from rl.dashboard.trajectory_counts import ask
+from rl.dashboard.trajectory_index import Hit
+from rl.dashboard.trajectory_record import Unreadable, line_at
+
+FILE = "trajectories/learned.jsonl"
+Numbers = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One sample as it was trained on, in step `step` from policy version `version`.
+
+    advantages, learner_logprobs, entropies: one number per policy token; empty where there is none. masked:
+    why it took no part in the loss, or "". times: how often it was trained on; this is the last time.
+    """
+
+    step: int
+    version: int
+    advantages: Numbers
+    learner_logprobs: Numbers
+    entropies: Numbers
+    masked: str
+    times: int
+
+
+def read_learned(folder: Path, hit: Hit, policy_tokens: int) -> Learned | str:
+    """What the learner made of it, or why that is not known, in a sentence."""
+    try:
+        rows = ask(
+            folder,
+            "select step, offset, count(*) over () from learned where id = ? order by step desc limit 1",
+            [hit.id],
+        )
+    except sqlite3.Error:  # no such table: written before there was one
+        rows = []
+    if not rows:
+        return not_trained(hit)
+    step, offset, times = rows[0]
+    try:
+        record = line_at(folder, FILE, offset if isinstance(offset, int) else None)
+    except Unreadable as error:
+        return str(error)
+    if record.get("id") != hit.id:
+        return f"{FILE} holds another record at byte {offset} than that of {hit.id!r}."
+    advantages = record.get("advantages")
+    if number(advantages) is not None:
+        advantages = [advantages] * policy_tokens
+    masked = record.get("masked")
+    return Learned(
+        step=step if isinstance(step, int) else 0,
+        version=int(number(record.get("version")) or 0),
+        advantages=_per_token(advantages, policy_tokens),
+        learner_logprobs=_per_token(record.get("learner_logprobs"), policy_tokens),
+        entropies=_per_token(record.get("entropies"), policy_tokens),
+        masked=masked if isinstance(masked, str) else "",
+        times=times,
+    )
+
+
+def not_trained(hit: Hit) -> str:
+    """Why there is nothing of the learner's."""
+    if hit.outcome == "sample":
+        return "The run has no record of what the learner made of it."
+    why = hit.outcome or f"it is of the split {hit.split}"
+    return f"It was not trained on ({why})."
+
+
+def _per_token(values: Any, tokens: int) -> Numbers:
+    if not isinstance(values, list) or len(values) != tokens:
+        return ()
+    return tuple(number(value) for value in values)

@@ -1,0 +1,116 @@
+"""Which trajectories a page is about and in what order, as its address says it and as SQL asks for it.
+
+In: parameters of an address, which anybody may have written. Out: a `where` and an order for the index, whose
+text is all ours: what the address says is bound as values.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+# Of a trajectory that was neither trained on nor dropped, such as a held-out one.
+NO_OUTCOME = "none"
+WITH, WITHOUT = "with", "without"
+NEWEST = "newest"
+# Name in the address: what is compared. The newest come first, since rows are only ever added.
+ORDERS = {
+    NEWEST: "rowid",
+    "reward": "coalesce(reward, -1e999)",
+    "tokens": "coalesce(tokens, -1)",
+    "seconds": "coalesce(seconds, -1)",
+    "version": "coalesce(last_version, -1)",
+}
+_LARGEST = 2**53
+
+
+@dataclass(frozen=True)
+class TrajectoryFilter:
+    """What is asked for; an empty text and None ask for nothing.
+
+    outcome: as the index has it, or `none`; fault: `with` or `without`; version: one that wrote some of it.
+    order: of `ORDERS`, the highest first, or the lowest with a minus before it, such as `-reward`.
+    """
+
+    env: str = ""
+    split: str = ""
+    stop: str = ""
+    outcome: str = ""
+    fault: str = ""
+    reward_min: float | None = None
+    reward_max: float | None = None
+    version: int | None = None
+    tokens_min: int | None = None
+    tokens_max: int | None = None
+    order: str = NEWEST
+    page: int = 1
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """The parameters of an address that asks for the same; what is as always is left out."""
+        standard = TrajectoryFilter()
+        values = ((f.name, getattr(self, f.name), getattr(standard, f.name)) for f in fields(self))
+        return [(name, _said(value)) for name, value, usual in values if value != usual]
+
+    @property
+    def key(self) -> str:
+        """The column, or expression of columns, that the order compares."""
+        return ORDERS[self.order.removeprefix("-")]
+
+    @property
+    def lowest_first(self) -> bool:
+        """Whether the order goes up."""
+        return self.order.startswith("-")
+
+    def without_rewards(self) -> "TrajectoryFilter":
+        """The same for any reward."""
+        return replace(self, reward_min=None, reward_max=None)
+
+    def where(self) -> tuple[str, list[float | str]]:
+        """A condition on rows of the index, and the values that are bound in it."""
+        asked: list[tuple[str, float | str | None]] = [
+            ("env = ?", self.env or None),
+            ("split = ?", self.split or None),
+            ("stop_reason = ?", self.stop or None),
+            ("reward >= ?", self.reward_min),
+            ("reward <= ?", self.reward_max),
+            ("first_version <= ?", self.version),
+            ("last_version >= ?", self.version),
+            ("tokens >= ?", self.tokens_min),
+            ("tokens <= ?", self.tokens_max),
+        ]
+        if self.outcome:
+            asked.append(("outcome = ?", "" if self.outcome == NO_OUTCOME else self.outcome))
+        if self.fault:
+            asked.append((f"(coalesce(fault, '') {'!=' if self.fault == WITH else '='} ?)", ""))
+        given = [(condition, value) for condition, value in asked if value is not None]
+        return " and ".join(c for c, _ in given) or "1", [value for _, value in given]
+
+
+def read_filter(query: Mapping[str, str]) -> TrajectoryFilter:
+    """What an address asks for; what cannot be meant is taken as not asked."""
+    values: dict[str, Any] = {
+        name: query.get(name, "") for name in ("env", "split", "stop", "outcome")
+    }
+    values |= {name: _number(query.get(name)) for name in ("reward_min", "reward_max")}
+    for name in ("version", "tokens_min", "tokens_max"):
+        number = _number(query.get(name))
+        values[name] = None if number is None else int(number)
+    fault, order = query.get("fault", ""), query.get("order", NEWEST)
+    values["fault"] = fault if fault in (WITH, WITHOUT) else ""
+    values["order"] = order if order.removeprefix("-") in ORDERS else NEWEST
+    values["page"] = max(1, int(_number(query.get("page")) or 1))
+    return TrajectoryFilter(**values)
+
+
+def _number(text: str | None) -> float | None:
+    """A number that the index can compare with."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and abs(value) < _LARGEST else None
+
+
+def _said(value: object) -> str:
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -1,0 +1,70 @@
+"""A run folder with trajectories, written by what writes a run's."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fakes import group_report, scored
+
+from rl.config import RunConfig
+from rl.group import member_report
+from rl.run_folder import RunFolder, TrajectoryWriter
+from rl.samples import Dropped
+from rollout.trajectory import ScoredTrajectory
+
+
+class RecordedRun:
+    """A run that is being written; `close` ends it."""
+
+    def __init__(self, runs: Path, name: str = "demo") -> None:
+        settings = {"name": name, "runs_dir": str(runs), "model": {"init": {}}}
+        config = RunConfig.model_validate({**settings, "env": [{"id": "calculator"}]})
+        self._folder = RunFolder(config)
+        self.path = self._folder.path
+        self._writer = TrajectoryWriter(self.path, "controller-0")
+
+    def group(
+        self,
+        name: str,
+        members: Sequence[ScoredTrajectory],
+        *,
+        env: str = "calculator",
+        split: str = "train",
+        dropped: str = "",
+    ) -> None:
+        """A finished group; dropped: the reason why it was filtered."""
+        owned = [replace(m, trajectory=replace(m.trajectory, group=name, env=env)) for m in members]
+        reports = [member_report(one, *self._writer.write(one)) for one in owned]
+        report = group_report(env, reports)
+        ids = report.sample_ids
+        if dropped:
+            report = replace(report, dropped=(Dropped(ids, "filtered", dropped),), sample_ids=())
+        self._folder.index(replace(report, spec=replace(report.spec, id=name)), split)
+
+    def rewards(self, name: str, *rewards: float, **changes: Any) -> None:
+        """A finished group of short trajectories with these rewards, named NAME.0, NAME.1, …"""
+        self.group(name, [scored(f"{name}.{n}", r) for n, r in enumerate(rewards)], **changes)
+
+    def learned(self, id: str, **fields: Any) -> None:
+        """What the learner made of it, as a line and its row."""
+        path = self.path / "trajectories" / "learned.jsonl"
+        with path.open("ab") as file:
+            offset = file.tell()
+            file.write(json.dumps({"id": id, **fields}).encode() + b"\n")
+        self.execute("create table if not exists learned (id text, step integer, offset integer)")
+        self.execute("insert into learned values (?, ?, ?)", id, fields.get("step", 1), offset)
+
+    def execute(self, statement: str, *values: Any) -> None:
+        """Change the index as something else would."""
+        with sqlite3.connect(self.path / "trajectories.sqlite") as index:
+            index.execute(statement, values)
+        index.close()
+
+    def keep_tokenizer(self, checkpoint: str) -> None:
+        self._folder.keep_tokenizer(checkpoint)
+
+    def close(self) -> None:
+        self._folder.close()
