@@ -79,7 +79,7 @@ class LearnedWriter:
             record = {
                 "id": one.id,
                 "step": step,
-                "advantages": _short(_once(one.advantages)),
+                "advantages": _once(one.advantages),
                 "learner_logprobs": _short(one.learner_logprobs),
                 "entropies": _short(one.entropies),
             }
@@ -88,9 +88,11 @@ class LearnedWriter:
         return written
 
 
-def _once(numbers: list[float]) -> list[float]:
+def _once(numbers: list[float]) -> float | list[float | None]:
     """One number where all are the same, as advantages of a group are."""
-    return numbers[:1] if numbers.count(numbers[0]) == len(numbers) else numbers
+    short = _short(numbers)
+    first = short[0]
+    return first if first is not None and short.count(first) == len(short) else short
 
 
 def _short(numbers: Sequence[float | None]) -> list[float | None]:

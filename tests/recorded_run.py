@@ -1,6 +1,5 @@
 """A run folder with trajectories, written by what writes a run's."""
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +10,10 @@ from fakes import group_report, scored
 
 from rl.config import RunConfig
 from rl.group import member_report
-from rl.run_folder import RunFolder, TrajectoryWriter
+from rl.run_folder import LearnedWriter, RunFolder, TrajectoryWriter
 from rl.samples import Dropped
 from rollout.trajectory import ScoredTrajectory
+from trainer.sample import TokenScores
 
 
 class RecordedRun:
@@ -48,14 +48,17 @@ class RecordedRun:
         """A finished group of short trajectories with these rewards, named NAME.0, NAME.1, …"""
         self.group(name, [scored(f"{name}.{n}", r) for n, r in enumerate(rewards)], **changes)
 
-    def learned(self, id: str, **fields: Any) -> None:
-        """What the learner made of it, as a line and its row."""
-        path = self.path / "trajectories" / "learned.jsonl"
-        with path.open("ab") as file:
-            offset = file.tell()
-            file.write(json.dumps({"id": id, **fields}).encode() + b"\n")
-        self.execute("create table if not exists learned (id text, step integer, offset integer)")
-        self.execute("insert into learned values (?, ?, ?)", id, fields.get("step", 1), offset)
+    def learned(
+        self,
+        id: str,
+        step: int,
+        advantages: list[float],
+        learner_logprobs: list[float | None],
+        entropies: list[float],
+    ) -> None:
+        """What the learner made of it."""
+        scores = TokenScores(id, advantages, learner_logprobs, entropies)
+        self._folder.learned(step, LearnedWriter(self.path).write(step, [scores]))
 
     def execute(self, statement: str, *values: Any) -> None:
         """Change the index as something else would."""

@@ -171,7 +171,7 @@ def test_the_index_points_at_what_training_computed_of_a_trajectory(folder):
     assert found[0] == {
         "id": "a",
         "step": 1,
-        "advantages": [0.5],
+        "advantages": 0.5,
         "learner_logprobs": [-0.123457, None],
         "entropies": [1.0, 0.0],
     }

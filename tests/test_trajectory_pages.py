@@ -207,14 +207,12 @@ async def test_tokens_are_coloured_by_what_is_chosen_and_the_address_follows(use
     run.learned(
         "a.0",
         step=2,
-        version=1,
-        advantages=0.5,
+        advantages=[0.5] * 4,
         learner_logprobs=[-1.0, -2.0, -3.0, -4.0],
         entropies=[0.1, 0.2, 0.3, 0.4],
-        masked=None,
     )
     await user.open("/run/demo/trajectory/a.0?view=entropy&turn=2&env=calculator")
-    await user.should_see("Trained on in step 2, by version 1.")
+    await user.should_see("Trained on in step 2.")
     await user.should_see("The run leads to no tokenizer, so these are ids.")
     assert [row["text"] for row in rows(user)] == ["5", "6", "7"]
     assert rows(user)[2]["style"] == "background: rgba(0,114,178,0.75)"

@@ -220,18 +220,16 @@ def learn(run: RecordedRun, **fields) -> Learned | str:
 
 LEARNED = {
     "step": 3,
-    "version": 2,
     "advantages": [0.5, 0.5, -1.0, -1.0, -1.0],
     "learner_logprobs": [-0.1, -0.2, -0.5, -1.5, -9.0],
     "entropies": [0.1, 0.2, 0.3, 0.4, 2.0],
-    "masked": None,
 }
 
 
 def test_what_the_learner_made_of_each_token_is_beside_what_the_engine_did(run):
     learned = learn(run, **LEARNED)
     assert isinstance(learned, Learned)
-    assert (learned.step, learned.version, learned.masked, learned.times) == (3, 2, "", 1)
+    assert (learned.step, learned.times) == (3, 1)
     tokens = policy_tokens(view(run), learned)
     assert [len(turn) for turn in tokens] == [2, 3]
     assert [one.difference for one in tokens[1]] == [0.0, -0.5, 0.0]
@@ -254,7 +252,7 @@ def test_what_the_learner_made_of_each_token_is_beside_what_the_engine_did(run):
 def test_the_last_time_counts_and_one_advantage_is_that_of_all_tokens(run):
     run.group("a", [whole()])
     for step in (3, 5, 4):
-        run.learned("a.0", **{**LEARNED, "step": step, "advantages": float(step)})
+        run.learned("a.0", **{**LEARNED, "step": step, "advantages": [float(step)] * 5})
     learned = read_learned(run.path, hit(run), 5)
     assert isinstance(learned, Learned)
     assert (learned.step, learned.times, learned.advantages) == (5, 3, (5.0,) * 5)
@@ -288,7 +286,6 @@ def test_whatever_the_learner_left_the_tokens_can_be_shown(tmp_path_factory, fie
     recorded.group("a", [whole()])
     path = recorded.path / "trajectories" / "learned.jsonl"
     path.write_text(json.dumps({"id": "a.0", **fields}) + "\n")
-    recorded.execute("create table learned (id text, step integer, offset integer)")
     recorded.execute("insert into learned values ('a.0', 1, 0)")
     recorded.close()
     learned = read_learned(recorded.path, hit(recorded), 5)
@@ -296,10 +293,9 @@ def test_whatever_the_learner_left_the_tokens_can_be_shown(tmp_path_factory, fie
     assert [len(turn) for turn in policy_tokens(view(recorded), learned)] == [2, 3]
 
 
-def test_a_sample_left_out_of_the_loss_says_why_and_shows_it(run):
-    learned = learn(run, **{**LEARNED, "masked": "truncated"})
-    assert isinstance(learned, Learned) and learned.masked == "truncated"
-    tokens = policy_tokens(view(run), learned)
+def test_a_trajectory_that_was_not_trained_on_shows_it(run):
+    run.group("a", [whole()])
+    tokens = policy_tokens(view(run), None)
     rows = token_rows(view(run).turns[0], tokens[0], "mask", 1.0, dict.fromkeys(range(10), "t"))
     assert [row["kind"] for row in rows] == ["told"] * 3 + ["wrote"] * 2
     assert {row["style"] for row in rows[3:]} == {"background: rgba(230,159,0,0.50)"}

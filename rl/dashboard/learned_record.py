@@ -14,25 +14,23 @@ from rl.dashboard.series import number
 from rl.dashboard.trajectory_counts import ask
 from rl.dashboard.trajectory_index import Hit
 from rl.dashboard.trajectory_record import Unreadable, line_at
+from rl.run_folder import LEARNED
 
-FILE = "trajectories/learned.jsonl"
 Numbers = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
 class Learned:
-    """One sample as it was trained on, in step `step` from policy version `version`.
+    """One sample as it was trained on, in step `step`.
 
-    advantages, learner_logprobs, entropies: one number per policy token; empty where there is none. masked:
-    why it took no part in the loss, or "". times: how often it was trained on; this is the last time.
+    advantages, learner_logprobs, entropies: one number per policy token; empty where there is none. times:
+    how often it was trained on; this is the last time.
     """
 
     step: int
-    version: int
     advantages: Numbers
     learner_logprobs: Numbers
     entropies: Numbers
-    masked: str
     times: int
 
 
@@ -50,22 +48,19 @@ def read_learned(folder: Path, hit: Hit, policy_tokens: int) -> Learned | str:
         return not_trained(hit)
     step, offset, times = rows[0]
     try:
-        record = line_at(folder, FILE, offset if isinstance(offset, int) else None)
+        record = line_at(folder, LEARNED, offset if isinstance(offset, int) else None)
     except Unreadable as error:
         return str(error)
     if record.get("id") != hit.id:
-        return f"{FILE} holds another record at byte {offset} than that of {hit.id!r}."
+        return f"{LEARNED} holds another record at byte {offset} than that of {hit.id!r}."
     advantages = record.get("advantages")
     if number(advantages) is not None:
         advantages = [advantages] * policy_tokens
-    masked = record.get("masked")
     return Learned(
         step=step if isinstance(step, int) else 0,
-        version=int(number(record.get("version")) or 0),
         advantages=_per_token(advantages, policy_tokens),
         learner_logprobs=_per_token(record.get("learner_logprobs"), policy_tokens),
         entropies=_per_token(record.get("entropies"), policy_tokens),
-        masked=masked if isinstance(masked, str) else "",
         times=times,
     )
 

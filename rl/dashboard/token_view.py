@@ -38,7 +38,7 @@ class PolicyToken:
     learner_logprob: float | None = None
     advantage: float | None = None
     entropy: float | None = None
-    trained: bool | None = None
+    trained: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -73,7 +73,7 @@ def _of_turn(turn: TurnView, learned: Learned | None, at: int, end: int) -> list
         part(learned.advantages),
         part(learned.entropies),
     )
-    return [PolicyToken(*one, not learned.masked) for one in zip(*columns, strict=True)]
+    return [PolicyToken(*one, trained=True) for one in zip(*columns, strict=True)]
 
 
 def scale(tokens: Sequence[Sequence[PolicyToken]], quantity: str) -> float:
@@ -94,7 +94,7 @@ def legend(quantity: str, full: float) -> str:
         f"full at {full:.3g}.",
         "advantage": f"Blue: above its group, to be made likelier; orange: below; full at {full:.3g}.",
         "entropy": f"Blue: the learner was uncertain, full at {full:.3g}.",
-        "mask": "Green: written by the policy; orange: written by it and left out of the loss; without "
+        "mask": "Green: written by the policy and trained on; orange: written by it, not trained on; without "
         "colour: what it was told.",
         "version": "One colour per policy version, again after eight.",
     }[quantity]
@@ -129,7 +129,7 @@ def token_rows(
 def _style(one: PolicyToken, quantity: str, full: float) -> str:
     match quantity:
         case "mask":
-            return _ground(_ORANGE if one.trained is False else _GREEN, 0.5)
+            return _ground(_GREEN if one.trained else _ORANGE, 0.5)
         case "version":
             if one.version is None:
                 return ""
@@ -160,9 +160,7 @@ def _hover(id: int, text: str, one: PolicyToken | None) -> str:
         ("policy version", one.version),
     )
     lines += [f"{name} {value:.6g}" for name, value in numbers if value is not None]
-    if one.trained is not None:
-        lines.append("trained on" if one.trained else "not trained on")
-    return "\n".join(lines)
+    return "\n".join([*lines, "trained on" if one.trained else "not trained on"])
 
 
 def _visible(text: str) -> str:

@@ -344,7 +344,6 @@ def _that_fit(turns: Sequence[TurnView]) -> list[TurnView]:
 def learned_text(learned: Learned) -> str:
     """When it was trained on, and what of it is known."""
     again = f", for the {learned.times}th time" if learned.times > 1 else ""
-    masked = f"; left out of the loss: {learned.masked[:200]}" if learned.masked else ""
     missing = [
         name
         for name, values in (
@@ -355,4 +354,4 @@ def learned_text(learned: Learned) -> str:
         if not values
     ]
     lacks = f"; the record has no {', '.join(missing)} that fit its tokens" if missing else ""
-    return f"Trained on in step {learned.step}, by version {learned.version}{again}{masked}{lacks}."
+    return f"Trained on in step {learned.step}{again}{lacks}."
