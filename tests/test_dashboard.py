@@ -101,7 +101,10 @@ async def test_a_run_that_has_not_begun_to_play_says_what_comes_first(user, fold
     await user.should_see("Cold start and the start of the engines come first")
 
 
-@pytest.mark.parametrize("page", ["", "metrics"])
+PAGES = ("", "metrics", "timeline")
+
+
+@pytest.mark.parametrize("page", PAGES)
 async def test_a_run_that_is_not_there_says_so(user, page):
     await user.open(run_address("gone", page))
     await user.should_see("There is no run named 'gone'")
@@ -152,13 +155,47 @@ async def test_what_is_hostile_is_text_on_every_page(user, folder):
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('"' + "x" * 2**20 + '"\n{"step": 2, "half')
     everything = run_address(HOSTILE, "metrics", [("match", HOSTILE), ("also", HOSTILE)])
-    for address in ("/", run_address(HOSTILE), everything, run_address(f"no {HOSTILE}")):
+    span = {"lane": HOSTILE, "name": HOSTILE, "what": HOSTILE, "start": 1.0, "end": 2.0}
+    (run.folder / "events.jsonl").write_text(
+        "".join(
+            json.dumps(span | {"lane": lane}) + "\n" for lane in (HOSTILE, "rollout", "learner")
+        )
+    )
+    pages = [run_address(HOSTILE, page) for page in PAGES]
+    for address in ("/", *pages, everything, run_address(f"no {HOSTILE}")):
         answer = await user.http_client.get(address)
         assert answer.status_code == 200
         assert "onerror" in answer.text and "<img" not in answer.text
     await user.open(run_address(HOSTILE))
     await user.should_see(f"{HOSTILE} does not answer")
     await user.should_see("metrics.jsonl: 1 lines could not be read")
+
+
+async def test_the_timeline_follows_the_run_and_its_zoom_is_in_the_address(user, folder):
+    run = make_run(folder / "demo")
+    await user.open("/run/demo/timeline")
+    await user.should_see("No events yet.")
+    with (run.folder / "events.jsonl").open("w") as file:
+        for step in range(1, 5):
+            span = {"lane": "learner", "name": f"step {step}", "start": 10.0 * step}
+            file.write(json.dumps(span | {"end": 10.0 * step + 5}) + "\n")
+    await user.should_see("learner idle", retries=50)
+    assert "43%" in shown(user)
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    user.find("last 60 s").click()
+    async with asyncio.timeout(30):
+        while not went:
+            await asyncio.sleep(0.01)
+    assert went == ["/run/demo/timeline?from=-60"]
+    await user.open("/run/demo/timeline?from=0&to=5")
+    await user.should_see("0%")
+    (lanes,) = (
+        c for c in user.find(ui.echart).elements if c.options["yAxis"]["type"] == "category"
+    )
+    assert [bar["name"] for bar in lanes.options["series"][0]["data"]] == [
+        "learner: step 1\n5 s, from 0:00:00"
+    ]
 
 
 def test_the_pages_ask_for_no_password_so_they_stay_on_this_machine():

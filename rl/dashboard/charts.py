@@ -1,11 +1,12 @@
 """Charts as ECharts options: plain data, made of series.
 
 Names in a chart come from run folders, so they stand only where ECharts and NiceGUI take them for text: never
-as the key of an object (a key that begins with a colon would be run as JavaScript), and never in an HTML
+as the key of an object (the value of one that begins with a colon is run as JavaScript), and never in an HTML
 tooltip (`renderMode: richText` draws it on the canvas).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rl.dashboard.series import Series, thin
@@ -14,8 +15,49 @@ from rl.dashboard.series import Series, thin
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#999999")
 _GREY, _RULE = "#808792", "#80879240"
 _MAX_NAME = 60
+# Charts one below the other, with the same axis of time.
+_LANE_GRID = {"left": 124, "right": 16, "containLabel": False}
 
 Options = dict[str, Any]
+# JavaScript of ours. It gets text of a run folder as a value only, and gives it to where text is drawn.
+_NAME = "(bar) => bar.name"
+_CLOCK = """(value) => {
+  const s = Math.round(value * 10) / 10, two = (n) => String(n).padStart(2, "0");
+  const rest = Math.floor(s % 60), tenth = Math.round((s % 1) * 10);
+  const head = s < 3600 ? Math.floor(s / 60) : Math.floor(s / 3600) + ":" + two(Math.floor(s / 60) % 60);
+  return head + ":" + two(rest) + (tenth ? "." + tenth : "");
+}"""
+_BAR = """(params, api) => {
+  const lane = api.value(0), from = api.coord([api.value(1), lane]), to = api.coord([api.value(2), lane]);
+  const height = api.size([0, 1])[1] * 0.72, area = params.coordSys;
+  const left = Math.max(from[0], area.x);
+  const right = Math.min(Math.max(to[0], from[0] + 1.5), area.x + area.width);
+  return right <= left ? null : {
+    type: "rect",
+    shape: {x: left, y: from[1] - height / 2, width: right - left, height: height},
+    style: {fill: api.visual("color")},
+  };
+}"""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The stretch of time that is shown, in seconds since the first event, of `whole` seconds in all."""
+
+    start: float
+    end: float
+    whole: float
+
+
+@dataclass(frozen=True)
+class LaneBar:
+    """A bar in a lane, counted from 0; seconds since the first event; what hovering over it says."""
+
+    lane: int
+    start: float
+    end: float
+    colour: str
+    text: str
 
 
 def lines(title: str, named: Sequence[tuple[str, Series]], *, share: bool = False) -> Options:
@@ -45,6 +87,70 @@ def shares(title: str, named: Sequence[tuple[str, Series]]) -> Options:
         one |= {"stack": "step", "areaStyle": {"opacity": 0.5}, "showSymbol": False}
         one["lineStyle"] = {"width": 0}
     return options
+
+
+def stepped(
+    title: str, named: Sequence[tuple[str, Sequence[Sequence[float]]]], window: Window
+) -> Options:
+    """Lines of [seconds, value] that stay until their next point; their axis is that of `lanes`."""
+    options = _frame(title, legend=True) | {"xAxis": _seconds(window)}
+    options["grid"] |= _LANE_GRID | {"bottom": 56}
+    options["yAxis"] = _axis("value", scale=True, minInterval=1)
+    options["series"] = [
+        {
+            "type": "line",
+            "name": name,
+            "step": "end",
+            "showSymbol": False,
+            "data": _held(points, window),
+        }
+        for name, points in named
+    ]
+    return options
+
+
+def lanes(names: Sequence[str], bars: Sequence[LaneBar], window: Window) -> Options:
+    """Bars in lanes, the first one on top; zoom by wheel and by the slider below."""
+    options = _frame("", legend=False)
+    options["grid"] |= _LANE_GRID | {"top": 4, "bottom": 52}
+    options["tooltip"] = {"renderMode": "richText", "confine": True, ":formatter": _NAME}
+    options["xAxis"] = _seconds(replace(window, start=0.0, end=window.whole))
+    options["yAxis"] = _axis("category", inverse=True, data=[name[:_MAX_NAME] for name in names])
+    options["yAxis"]["axisLabel"] |= {"width": 110, "overflow": "truncate", "interval": 0}
+    held = {"startValue": window.start, "endValue": window.end, "filterMode": "weakFilter"}
+    slider = {"type": "slider", "bottom": 4, "height": 20, "showDataShadow": False}
+    slider |= {"showDetail": False, "brushSelect": False, "throttle": 200}
+    options["dataZoom"] = [held | {"type": "inside", "throttle": 200}, held | slider]
+    options["series"] = [
+        {
+            "type": "custom",
+            ":renderItem": _BAR,
+            "encode": {"x": [1, 2], "y": 0},
+            "data": [
+                {
+                    "value": [bar.lane, round(bar.start, 3), round(bar.end, 3)],
+                    "name": bar.text[:300],
+                    "itemStyle": {"color": bar.colour},
+                }
+                for bar in bars
+            ],
+        }
+    ]
+    return options
+
+
+def _held(points: Sequence[Sequence[float]], window: Window) -> list[list[float]]:
+    """What of a stepped line is in the window, from edge to edge."""
+    before = [value for moment, value in points if moment <= window.start][-1:]
+    within = [[moment, value] for moment, value in points if window.start < moment <= window.end]
+    shown = [*([window.start, value] for value in before), *within]
+    return [*shown, [window.end, shown[-1][1]]] if shown else []
+
+
+def _seconds(window: Window) -> Options:
+    axis = _axis("value", min=window.start, max=window.end)
+    axis["axisLabel"] |= {":formatter": _CLOCK, "hideOverlap": True, "showMaxLabel": False}
+    return axis
 
 
 def _frame(title: str, *, legend: bool) -> Options:

@@ -18,6 +18,12 @@ from rl.dashboard.run_data import RunData, RunsFolder
 LIVE_SECONDS = 2.0
 _ICONS = {"error": "error", "warning": "warning", "note": "info"}
 _TONES = {"error": "negative", "warning": "warning", "note": "primary"}
+# Of a run: title and address.
+_PAGES = (
+    ("Overview", ""),
+    ("Metrics", "metrics"),
+    ("Timeline", "timeline"),
+)
 _STYLE = """
 .nicegui-content { padding: 0; }
 .page { width: 100%; max-width: 1800px; margin: 0 auto; padding: 16px 24px 40px; }
@@ -48,7 +54,7 @@ def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
         ui.link("Dorado", "/").classes("text-white text-bold no-underline text-lg")
         if name:
             ui.label(name).classes("text-white ellipsis").style("max-width: 40vw")
-            for title, target in (("Overview", ""), ("Metrics", "metrics")):
+            for title, target in _PAGES:
                 link = ui.link(title, run_address(name, target)).classes("text-white")
                 link.classes("text-bold" if target == page else "no-underline")
         ui.space()
@@ -57,6 +63,14 @@ def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
         button.props("flat round dense color=white aria-label='dark or light'")
     with ui.column().classes("page gap-4"):
         yield
+
+
+def tile(name: str, value: str, remark: str) -> None:
+    """A number with its name and a remark."""
+    with ui.column().classes("panel gap-0"):
+        ui.label(name).classes("quiet")
+        ui.label(value).classes("number")
+        ui.label(remark).classes("quiet")
 
 
 def notice(text: str, advice: str = "", icon: str = "info") -> None:

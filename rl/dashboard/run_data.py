@@ -8,6 +8,7 @@ it is to hold it for a moment, and a run that starts in that moment would be ref
 
 import json
 import sqlite3
+import sys
 import threading
 import time
 import tomllib
@@ -26,7 +27,9 @@ from rl.status import SILENT_SECONDS, Status
 State = Literal["starting", "running", "silent", "finished", "failed", "interrupted", "ended"]
 # Two pages that ask within this time get the same answer.
 FRESH_SECONDS = 1.0
-_MAX_SPANS = 20_000
+_MAX_SPANS = 200_000
+# Unix seconds that a span can have at most: the year 5138.
+LATEST = 1e11
 # Checks every field: what is shown later is of the type that it says.
 _STATUS = TypeAdapter(Status)
 _INDEX_FILES = ("trajectories.sqlite", "trajectories.sqlite-wal")
@@ -34,14 +37,18 @@ _WRITTEN = ("status.json", "metrics.jsonl", "events.jsonl", "summary.json")
 _FILES = ("config.toml", *_WRITTEN, *_INDEX_FILES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
-    """Something that took time, such as lane "learner", name "step 3", from start to end (unix seconds)."""
+    """Something that took time, such as lane "learner", name "step 3", from start to end (unix seconds).
+
+    what: what is said of it beside, such as why a breaker has opened.
+    """
 
     lane: str
     name: str
     start: float
     end: float
+    what: str = ""
 
 
 class RunData:
@@ -174,11 +181,12 @@ class RunData:
         spans = [] if anew else [*self.spans]
         for record in records:
             start, end = number(record.get("start")), number(record.get("end"))
-            if start is None or end is None:
+            if start is None or end is None or not 0 <= start <= end <= LATEST:
                 self._odd["events.jsonl"] += 1
                 continue
-            lane, name = str(record.get("lane", "")), str(record.get("name", ""))
-            spans.append(Span(lane, name, start, end))
+            said = (str(record.get(key, ""))[:300] for key in ("lane", "name", "what"))
+            lane, name, what = map(sys.intern, said)  # few of them, in many spans
+            spans.append(Span(lane, name, start, end, what))
         self.spans = spans[-_MAX_SPANS:]
         self._count_broken("events.jsonl", self._events.broken)
 

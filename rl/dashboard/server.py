@@ -11,6 +11,7 @@ from rl.dashboard.metrics_page import metrics_page
 from rl.dashboard.overview_page import overview_page
 from rl.dashboard.run_data import RunsFolder
 from rl.dashboard.runs_page import runs_page
+from rl.dashboard.timeline_page import timeline_page
 
 
 def add_pages(runs: RunsFolder) -> None:
@@ -18,6 +19,7 @@ def add_pages(runs: RunsFolder) -> None:
     runs_page(runs)
     overview_page(runs)
     metrics_page(runs)
+    timeline_page(runs)
 
 
 def check_address(host: str, port: int) -> None:
