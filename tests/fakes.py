@@ -19,6 +19,7 @@ from envs.session import EnvSession, Opening, StepResult
 from envs.tool import ToolError, tool
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
 from rl.group import GroupReport, GroupSpec, MemberReport, member_report
+from rl.pulse import Pulse
 from rl.run_folder import RunFolder, TrajectoryWriter
 from rl.samples import Dropped
 from rl.waiting import Waiting, WaitingTable, worst
@@ -375,6 +376,7 @@ class FakePool:
                 load=Remote(partial(self._load, name)),
                 sleep=Remote(partial(self._act, name, "sleep")),
                 wake=Remote(partial(self._act, name, "wake")),
+                pulse=Remote(self._pulse),
             )
             for name in ("engine-0", "engine-1")
         }
@@ -382,6 +384,13 @@ class FakePool:
         self.copied: set[str] = set()
         self.positions: list[str] = []
         self.staged: dict[str, int] = {}
+
+    @property
+    def all(self) -> dict[str, Any]:
+        return self.engines
+
+    async def _pulse(self) -> Pulse:
+        return Pulse(1234, "127.0.0.1")
 
     def weights(self) -> list[Path]:
         """Published files that are still there."""
