@@ -188,6 +188,7 @@ class Learner:
         self.profiled = False
         self.handle = SimpleNamespace(
             step=Remote(self._step),
+            experts=Remote(self._experts),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(self._save),
@@ -199,6 +200,9 @@ class Learner:
             self.profile.enable() if len(self.marks) == 1 else None
             self.profile.disable() if len(self.marks) == STEPS else None
         return {"learner/tokens": 40.0, "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
+
+    async def _experts(self) -> tuple[int, list[list[float]]]:
+        return 0, []
 
     async def _snapshot(self, path: str) -> float:
         return 0.0

@@ -318,6 +318,11 @@ class LearnerActor:
         samples = [s for group in ray.get(list(groups)) for s in group]
         return self.learner.step(samples)
 
+    def experts(self) -> tuple[int, list[list[float]]]:
+        """Of the last step: how many experts of a layer compute, and the load of each, per layer."""
+        experts = self.learner.experts
+        return experts.computing if experts else 0, self.learner.expert_loads
+
     def snapshot(self, path: str) -> float:
         """Copy the present weights, to be written to `path`. Returns milliseconds."""
         start = time.perf_counter()

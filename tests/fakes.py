@@ -365,6 +365,7 @@ class FakePool:
         self.log: list[tuple[str, Any]] = []
         self.learner = SimpleNamespace(
             step=Remote(self._step),
+            experts=Remote(self._experts),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(self._save),
@@ -400,6 +401,9 @@ class FakePool:
     async def _step(self, groups: Sequence[Any]) -> dict[str, float]:
         await self._act("step", list(groups))
         return {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
+
+    async def _experts(self) -> tuple[int, list[list[float]]]:
+        return 2, [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]
 
     async def _snapshot(self, path: str) -> float:
         await self._act("snapshot", path)
