@@ -79,8 +79,8 @@ def test_any_setting_can_be_changed_on_the_command_line(tmp_path, overrides, rea
 def test_where_each_value_comes_from(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
-        'steps = 3\n[model.init]\npreset = "tiny"\n[learner.optim]\nlr = 1.0\n[[env]]\nid = "calculator"\n'
-        "[env.deadlines]\ntool_seconds = 5\n"
+        'name = "a"\nsteps = 3\n[model.init]\npreset = "tiny"\n[learner.optim]\nlr = 1.0\n'
+        '[[env]]\nid = "calculator"\n[env.deadlines]\ntool_seconds = 5\n'
     )
     overrides = [
         "--learner.optim.lr",
@@ -91,7 +91,7 @@ def test_where_each_value_comes_from(tmp_path):
     ]
     assert read_origins(file, overrides) == {
         **dict.fromkeys(
-            ("steps", "model.init.preset", "env.0.id", "env.0.deadlines.tool_seconds"),
+            ("name", "steps", "model.init.preset", "env.0.id", "env.0.deadlines.tool_seconds"),
             f"file {file}",
         ),
         "learner.optim.lr": "--learner.optim.lr",

@@ -101,7 +101,7 @@ async def test_a_run_that_has_not_begun_to_play_says_what_comes_first(user, fold
     await user.should_see("Cold start and the start of the engines come first")
 
 
-PAGES = ("", "metrics", "timeline")
+PAGES = ("", "metrics", "timeline", "environments")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -196,6 +196,17 @@ async def test_the_timeline_follows_the_run_and_its_zoom_is_in_the_address(user,
     assert [bar["name"] for bar in lanes.options["series"][0]["data"]] == [
         "learner: step 1\n5 s, from 0:00:00"
     ]
+
+
+async def test_the_environments_page_has_the_books_and_follows_the_run(user, folder):
+    run = make_run(folder / "demo")
+    await user.open("/run/demo/environments")
+    await user.should_see("Nothing has been played yet.")
+    counts = {"dispatched": 8, "in_flight": 4, "filtered:zero_variance": 4}
+    (run.folder / "status.json").write_text(json.dumps(STATUS | {"ledger": {"units": counts}}))
+    await user.should_not_see("Nothing has been played yet.", retries=50)
+    assert "filtered: zero variance 4" in [row.get("reasons") for row in rows(user)]
+    assert charts(user)["what became of trajectories"] == ["filtered", "in flight"]
 
 
 def test_the_pages_ask_for_no_password_so_they_stay_on_this_machine():

@@ -89,6 +89,30 @@ def shares(title: str, named: Sequence[tuple[str, Series]]) -> Options:
     return options
 
 
+def bars(
+    title: str,
+    categories: Sequence[str],
+    named: Sequence[tuple[str, Sequence[float]]],
+    *,
+    stacked: bool = False,
+) -> Options:
+    """Of each category one bar per name, side by side or one upon the other."""
+    options = _frame(title, legend=True)
+    options["xAxis"] = _axis("category", data=[one[:_MAX_NAME] for one in categories])
+    options["xAxis"]["axisLabel"] |= {"hideOverlap": True}
+    options["yAxis"] = _axis("value", min=0)
+    options["series"] = [
+        {
+            "type": "bar",
+            "name": name[:_MAX_NAME],
+            "data": list(values),
+            **({"stack": "all"} if stacked else {}),
+        }
+        for name, values in named
+    ]
+    return options
+
+
 def stepped(
     title: str, named: Sequence[tuple[str, Sequence[Sequence[float]]]], window: Window
 ) -> Options:

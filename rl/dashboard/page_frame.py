@@ -23,6 +23,7 @@ _PAGES = (
     ("Overview", ""),
     ("Metrics", "metrics"),
     ("Timeline", "timeline"),
+    ("Environments", "environments"),
 )
 _STYLE = """
 .nicegui-content { padding: 0; }
@@ -30,6 +31,9 @@ _STYLE = """
 .panel { border: 1px solid #80879240; border-radius: 8px; padding: 12px; }
 .quiet { color: #7a818c; font-size: 12px; }
 .number { font-size: 22px; font-weight: 600; line-height: 1.2; }
+.halves { display: grid; gap: 12px; width: 100%; }
+.halves { grid-template-columns: repeat(auto-fit, minmax(520px, 1fr)); }
+.panel td { white-space: normal; overflow-wrap: anywhere; }
 .charts, .tiles { display: grid; gap: 12px; width: 100%; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)); }
 .tiles { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
@@ -62,6 +66,14 @@ def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
         button = ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value))
         button.props("flat round dense color=white aria-label='dark or light'")
     with ui.column().classes("page gap-4"):
+        yield
+
+
+@contextmanager
+def panel(title: str) -> Iterator[None]:
+    """A box with a title of ours around what is in it."""
+    with ui.element("div").classes("panel w-full"):
+        ui.label(title).classes("quiet")
         yield
 
 
