@@ -101,7 +101,7 @@ async def test_a_run_that_has_not_begun_to_play_says_what_comes_first(user, fold
     await user.should_see("Cold start and the start of the engines come first")
 
 
-PAGES = ("", "metrics", "timeline", "environments")
+PAGES = ("", "metrics", "timeline", "environments", "health")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -207,6 +207,24 @@ async def test_the_environments_page_has_the_books_and_follows_the_run(user, fol
     await user.should_not_see("Nothing has been played yet.", retries=50)
     assert "filtered: zero variance 4" in [row.get("reasons") for row in rows(user)]
     assert charts(user)["what became of trajectories"] == ["filtered", "in flight"]
+
+
+async def test_the_health_page_opens_the_log_that_its_address_names(user, folder):
+    run = make_run(folder / "demo", status=STATUS)
+    (run.folder / "logs").mkdir()
+    for name in ("engine-0.log", "learner.log"):
+        (run.folder / "logs" / name).write_text(f"{HOSTILE} said {name}\n")
+    await user.open("/run/demo/health?log=engine-0.log")
+    assert f"{HOSTILE} said engine-0.log\n" in shown(user)
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    (chosen,) = user.find(ui.select).elements
+    assert list(chosen.options) == ["engine-0.log", "learner.log"]
+    chosen.set_value("learner.log")
+    await user.should_see("said learner.log", retries=50)
+    assert went == ["/run/demo/health?log=learner.log"]
+    await user.open("/run/demo/health?log=../config.toml")
+    await user.should_see("There is no file '../config.toml' in logs/.")
 
 
 def test_the_pages_ask_for_no_password_so_they_stay_on_this_machine():

@@ -24,6 +24,7 @@ _PAGES = (
     ("Metrics", "metrics"),
     ("Timeline", "timeline"),
     ("Environments", "environments"),
+    ("Health", "health"),
 )
 _STYLE = """
 .nicegui-content { padding: 0; }
@@ -37,6 +38,8 @@ _STYLE = """
 .charts, .tiles { display: grid; gap: 12px; width: 100%; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)); }
 .tiles { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+.log { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 480px; overflow: auto;
+  font: 12px/1.45 ui-monospace, monospace; display: flex; flex-direction: column-reverse; }
 .q-table__container { box-shadow: none; background: transparent; }
 """
 

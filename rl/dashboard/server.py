@@ -8,6 +8,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rl.config_file import ConfigError
 from rl.dashboard.environments_page import environments_page
+from rl.dashboard.health_page import health_page
 from rl.dashboard.metrics_page import metrics_page
 from rl.dashboard.overview_page import overview_page
 from rl.dashboard.run_data import RunsFolder
@@ -22,6 +23,7 @@ def add_pages(runs: RunsFolder) -> None:
     metrics_page(runs)
     timeline_page(runs)
     environments_page(runs)
+    health_page(runs)
 
 
 def check_address(host: str, port: int) -> None:
