@@ -101,7 +101,7 @@ async def test_a_run_that_has_not_begun_to_play_says_what_comes_first(user, fold
     await user.should_see("Cold start and the start of the engines come first")
 
 
-PAGES = ("", "metrics", "timeline", "environments", "health")
+PAGES = ("", "metrics", "timeline", "environments", "experts", "health", "config")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -225,6 +225,54 @@ async def test_the_health_page_opens_the_log_that_its_address_names(user, folder
     assert went == ["/run/demo/health?log=learner.log"]
     await user.open("/run/demo/health?log=../config.toml")
     await user.should_see("There is no file '../config.toml' in logs/.")
+
+
+async def test_the_config_page_says_where_values_come_from_and_what_differs(user, folder):
+    origins = {"steps": "--steps", "name": "file a.toml"}
+    make_run(folder / "demo", origins=origins)
+    other = make_run(folder / "other")
+    (other.folder / "config.toml").write_text(f'name = "demo"\nsteps = 9\n"{HOSTILE}" = 1\n')
+    await user.open("/run/demo/config")
+    found = {row["key"]: (row["value"], row["origin"]) for row in rows(user)}
+    assert found == {
+        "name": ('"demo"', "file a.toml"),
+        "steps": ("4", "--steps"),
+        "mode": ('"dora"', "default"),
+        "max_staleness": ("2", "default"),
+    }
+    await user.open("/run/demo/config?also=other&differing=1&also=gone")
+    await user.should_see("There is no run named 'gone'.")
+    assert {row["key"]: (row["value"], row["other0"]) for row in rows(user)} == {
+        "steps": ("4", "9"),
+        "mode": ('"dora"', "-"),
+        "max_staleness": ("2", "-"),
+        HOSTILE: ("-", "1"),
+    }
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    (field,) = user.find(ui.input).elements
+    field.set_value("stale")
+    await user.should_see("1 settings", retries=50)
+    assert went[-1] == "/run/demo/config?also=other&match=stale&differing=1"
+    await user.open("/run/other/config?match=steps")
+    assert [row["origin"] for row in rows(user)] == ["not recorded"]
+
+
+async def test_the_experts_page_draws_each_layer_and_follows_the_run(user, folder):
+    run = make_run(folder / "demo", [step_metrics(1, **{"router/zero_share": 0.3})])
+    await user.open("/run/demo/experts")
+    titles = ["share of choices that fell on zero-computation experts"]
+    assert list(charts(user)) == titles
+    line = {"step": 1, "computing": 2, "loads": [[0.5, 0.25, 0.25]] * 10}
+    (run.folder / "experts.jsonl").write_text(json.dumps(line) + "\n")
+    await user.should_see("layers 8 to 9", retries=50)
+    titles += [f"layer {n}: load over the mean" for n in range(8)]
+    assert sorted(charts(user)) == sorted(titles)
+    await user.open("/run/demo/experts?layer=8")
+    assert sorted(charts(user))[:2] == [
+        "layer 8: load over the mean",
+        "layer 9: load over the mean",
+    ]
 
 
 def test_the_pages_ask_for_no_password_so_they_stay_on_this_machine():

@@ -27,6 +27,7 @@ _CLOCK = """(value) => {
   const head = s < 3600 ? Math.floor(s / 60) : Math.floor(s / 3600) + ":" + two(Math.floor(s / 60) % 60);
   return head + ":" + two(rest) + (tenth ? "." + tenth : "");
 }"""
+_CELL = "(cell) => cell.value[2] + ' times the mean'"
 _BAR = """(params, api) => {
   const lane = api.value(0), from = api.coord([api.value(1), lane]), to = api.coord([api.value(2), lane]);
   const height = api.size([0, 1])[1] * 0.72, area = params.coordSys;
@@ -110,6 +111,34 @@ def bars(
         }
         for name, values in named
     ]
+    return options
+
+
+def heat(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    cells: Sequence[tuple[int, int, float]],
+) -> Options:
+    """Cells of (column, row, value), of which 1 is as it should be; 0 and 2 have the strongest colours."""
+    options = _frame(title, legend=False)
+    options["grid"] |= {"bottom": 44}
+    options["xAxis"] = _axis("category", data=list(columns), name="step", nameGap=4)
+    options["yAxis"] = _axis("category", data=list(rows))
+    options["tooltip"] = {"renderMode": "richText", "confine": True, ":formatter": _CELL}
+    options["visualMap"] = {
+        "min": 0,
+        "max": 2,
+        "calculable": True,
+        "orient": "horizontal",
+        "left": "center",
+        "bottom": 0,
+        "itemHeight": 90,
+        "itemWidth": 12,
+        "textStyle": {"color": _GREY},
+        "inRange": {"color": ["#0072B2", "#56B4E9", "#EDEDED", "#E69F00", "#D55E00"]},
+    }
+    options["series"] = [{"type": "heatmap", "name": "load", "data": [list(c) for c in cells]}]
     return options
 
 

@@ -24,7 +24,9 @@ _PAGES = (
     ("Metrics", "metrics"),
     ("Timeline", "timeline"),
     ("Environments", "environments"),
+    ("Experts", "experts"),
     ("Health", "health"),
+    ("Config", "config"),
 )
 _STYLE = """
 .nicegui-content { padding: 0; }
@@ -40,6 +42,8 @@ _STYLE = """
 .tiles { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 .log { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 480px; overflow: auto;
   font: 12px/1.45 ui-monospace, monospace; display: flex; flex-direction: column-reverse; }
+.settings td { font: 12px/1.45 ui-monospace, monospace; }
+.differs { background: #E69F0030; }
 .q-table__container { box-shadow: none; background: transparent; }
 """
 

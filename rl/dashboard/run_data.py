@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from rl.config_file import ConfigError
+from rl.dashboard.expert_loads import ExpertLoads, held, read_loads
 from rl.dashboard.growing_lines import GrowingLines, plain
 from rl.dashboard.series import Series, add, number
 from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
@@ -34,7 +35,7 @@ LATEST = 1e11
 _STATUS = TypeAdapter(Status)
 _INDEX_FILES = ("trajectories.sqlite", "trajectories.sqlite-wal")
 _WRITTEN = ("status.json", "metrics.jsonl", "events.jsonl", "summary.json")
-_FILES = ("config.toml", *_WRITTEN, *_INDEX_FILES)
+_FILES = ("config.toml", "origins.json", "experts.jsonl", *_WRITTEN, *_INDEX_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,17 @@ class RunData:
         self.series: dict[str, Series] = {}
         self.spans: list[Span] = []
         self.config: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
         self.summary: dict[str, Any] = {}
         self.status: Status | None = None
         self.trajectories: list[TrajectoryCount] = []
         self.written: float = 0.0
         self.problems: list[str] = []
         self._metrics = GrowingLines(folder / "metrics.jsonl")
+        self.experts: list[ExpertLoads] = []
         self._events = GrowingLines(folder / "events.jsonl")
-        self._odd = {"metrics.jsonl": 0, "events.jsonl": 0}
+        self._loads = GrowingLines(folder / "experts.jsonl")
+        self._odd = {"metrics.jsonl": 0, "events.jsonl": 0, "experts.jsonl": 0}
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._seen: dict[str, tuple[int, ...]] = {}
@@ -86,10 +90,13 @@ class RunData:
                 return
             self._found = []
             self.config = self._settings()
+            said = self._json("origins.json")
+            self.origins = {key: str(value)[:500] for key, value in said.items()}
             self.summary = self._json("summary.json")
             self.status = self._status()
             self._read_metrics()
             self._read_events()
+            self._read_experts()
             if any(seen[name] != self._seen.get(name) for name in _INDEX_FILES):
                 self._read_index(seen)
             self.written = max(seen[name][0] for name in _WRITTEN) / 1e9
@@ -189,6 +196,16 @@ class RunData:
             spans.append(Span(lane, name, start, end, what))
         self.spans = spans[-_MAX_SPANS:]
         self._count_broken("events.jsonl", self._events.broken)
+
+    def _read_experts(self) -> None:
+        records, anew = self._loads.read()
+        if anew:
+            self._odd["experts.jsonl"] = 0
+        found = [read_loads(record) for record in records]
+        self._odd["experts.jsonl"] += found.count(None)
+        before = [] if anew else self.experts
+        self.experts = held([*before, *(one for one in found if one is not None)])
+        self._count_broken("experts.jsonl", self._loads.broken)
 
     def _count_broken(self, name: str, broken: int) -> None:
         if lines := broken + self._odd[name]:

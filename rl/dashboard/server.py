@@ -7,7 +7,9 @@ from nicegui import app, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rl.config_file import ConfigError
+from rl.dashboard.config_page import config_page
 from rl.dashboard.environments_page import environments_page
+from rl.dashboard.experts_page import experts_page
 from rl.dashboard.health_page import health_page
 from rl.dashboard.metrics_page import metrics_page
 from rl.dashboard.overview_page import overview_page
@@ -23,7 +25,9 @@ def add_pages(runs: RunsFolder) -> None:
     metrics_page(runs)
     timeline_page(runs)
     environments_page(runs)
+    experts_page(runs)
     health_page(runs)
+    config_page(runs)
 
 
 def check_address(host: str, port: int) -> None:
