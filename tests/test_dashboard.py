@@ -139,6 +139,45 @@ async def test_the_expression_filters_and_the_address_follows(user, folder):
     assert went[-1] == "/run/demo/metrics?match=nothing+like+it"
 
 
+async def test_smoothing_scale_and_axis_are_in_the_address_and_in_the_chart(user, folder):
+    steps = [step_metrics(n, **{"loss/loss": float(n % 2)}) for n in range(1, 5)]
+    make_run(folder / "demo", steps)
+    await user.open("/run/demo/metrics?match=^loss&smooth=0.5&log=1&x=time")
+    (chart,) = user.find(ui.echart).elements
+    raw, smooth = chart.options["series"]
+    assert raw["data"] == [[0.0, 1.0], [2.0, 1.0]], "what is not above 0 has no logarithm"
+    assert [x for x, _ in smooth["data"]] == [0.0, 1.0, 2.0, 3.0]
+    assert smooth["data"][1][1] == pytest.approx(1 / 3)
+    assert chart.options["yAxis"]["type"] == "log"
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    (slider,) = user.find(ui.slider).elements
+    slider.set_value(0.9)
+    async with asyncio.timeout(30):
+        while not went:
+            await asyncio.sleep(0.01)
+    assert went == ["/run/demo/metrics?match=%5Eloss&smooth=0.9&log=1&x=time"]
+    for odd in ("x", "nan", "-1", "1e999"):
+        answer = await user.http_client.get(f"/run/demo/metrics?smooth={odd}&x=odd")
+        assert answer.status_code == 200
+
+
+async def test_what_is_shown_can_be_had_as_csv(user, folder):
+    make_run(folder / "demo", [step_metrics(1, **{"=cmd()": 0.5}), step_metrics(2)])
+    make_run(folder / "other", [step_metrics(1)])
+    answer = await user.http_client.get("/run/demo/metrics.csv?match=^=|total&also=other&also=gone")
+    assert answer.headers["content-type"].startswith("text/csv")
+    assert answer.text.splitlines() == [
+        "run,key,step,time,value",
+        "demo,'=cmd(),1,101.0,0.5",
+        "demo,time/total_seconds,1,101.0,5.0",
+        "demo,time/total_seconds,2,102.0,5.0",
+        "other,time/total_seconds,1,101.0,5.0",
+    ]
+    assert (await user.http_client.get("/run/gone/metrics.csv")).status_code == 404
+    assert (await user.http_client.get("/run/demo/metrics.csv?match=(")).text.count("\n") == 1
+
+
 async def test_more_charts_than_anybody_reads_are_not_drawn(user, folder):
     make_run(folder / "demo", [{"step": 1, **{f"k{i:03}": 1.0 for i in range(100)}}])
     await user.open("/run/demo/metrics?match=.")
@@ -261,7 +300,7 @@ async def test_the_config_page_says_where_values_come_from_and_what_differs(user
 async def test_the_experts_page_draws_each_layer_and_follows_the_run(user, folder):
     run = make_run(folder / "demo", [step_metrics(1, **{"router/zero_share": 0.3})])
     await user.open("/run/demo/experts")
-    titles = ["share of choices that fell on zero-computation experts"]
+    titles = ["zero-computation experts: share of choices"]
     assert list(charts(user)) == titles
     line = {"step": 1, "computing": 2, "loads": [[0.5, 0.25, 0.25]] * 10}
     (run.folder / "experts.jsonl").write_text(json.dumps(line) + "\n")

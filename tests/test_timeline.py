@@ -70,7 +70,9 @@ def test_lanes_are_in_order_and_say_what_was_done(tmp_path):
     assert found["learner"] == [
         *("learner: wait for batch", "learner: step 1", "learner: checkpoint 1")
     ]
-    assert found["engine-0"][0] == "engine-0: version 0", "idle lies upon it"
+    assert found["engine-0"] == [
+        *("engine-0: idle", "engine-0: version 0", "engine-0: load version 1")
+    ]
     assert found["supervision"] == [
         "supervision: units (environment 'units': 4 of 4 episodes failed)"
     ]
@@ -120,6 +122,18 @@ def test_what_is_too_small_to_be_seen_is_drawn_together_and_nothing_is_left_out(
     assert far.idle["learner"] == pytest.approx(0.5, abs=0.01)
     near = [bar for bar in timeline(run, 100.0, 110.0).bars if bar.lane == 0]
     assert [bar.text for bar in near] == [f"learner: step {n}" for n in range(100, 111)]
+
+
+def test_bubbles_are_cut_out_of_an_engine_s_versions(tmp_path):
+    run = run_with(
+        tmp_path / "demo",
+        Span("engine-0", "version 0", 0.0, 10.0),
+        *(Span("engine-0", "idle", at, at + 1) for at in (0.0, 3.0, 4.0, 9.5)),
+        Span("engine-0", "version 1", 10.0, 20.0),
+    )
+    bars = timeline(run, 0.0, 20.0).bars
+    assert [(b.start, b.end) for b in bars if b.text.endswith("version 0")] == [(1, 3), (5, 9.5)]
+    assert [(b.start, b.end) for b in bars if b.text.endswith("version 1")] == [(10.5, 20)]
 
 
 def test_groups_in_flight_are_counted_at_every_moment(tmp_path):

@@ -5,6 +5,7 @@ as the key of an object (the value of one that begins with a colon is run as Jav
 tooltip (`renderMode: richText` draws it on the canvas).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from rl.dashboard.series import Series, thin
 
 # Okabe and Ito's colours, which those who are colour-blind tell apart; on dark and on light ground.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#999999")
+_STEPS = {"minInterval": 1}
 _GREY, _RULE = "#808792", "#80879240"
 _MAX_NAME = 60
 # Charts one below the other, with the same axis of time.
@@ -80,6 +82,50 @@ def lines(title: str, named: Sequence[tuple[str, Series]], *, share: bool = Fals
     return options
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line of [x, y] points; faint: drawn in the background of another of its name."""
+
+    name: str
+    points: list[list[float]]
+    faint: bool = False
+
+
+def curves(
+    title: str, found: Sequence[Curve], *, logarithmic: bool = False, clock: bool = False
+) -> Options:
+    """Curves with a button that saves the picture. logarithmic: without what is not above 0.
+
+    clock: x is in seconds.
+    """
+    names = list(dict.fromkeys(curve.name for curve in found))
+    options = _frame(title, legend=len(names) > 1)
+    picture = {"name": re.sub(r"[^\w.-]+", "_", title), "pixelRatio": 2, "title": "save as PNG"}
+    options["toolbox"] = {
+        "right": 0,
+        "top": -4,
+        "itemSize": 13,
+        "feature": {"saveAsImage": picture},
+    }
+    options["xAxis"] = _axis("value", min="dataMin", max="dataMax", **({} if clock else _STEPS))
+    if clock:
+        options["xAxis"]["axisLabel"] |= {":formatter": _CLOCK, "hideOverlap": True}
+    options["yAxis"] = _axis("log" if logarithmic else "value", scale=True)
+    options["series"] = [
+        {
+            "type": "line",
+            "name": curve.name[:_MAX_NAME],
+            "data": [p for p in curve.points if p[1] > 0] if logarithmic else curve.points,
+            "symbolSize": 4,
+            "showSymbol": len(curve.points) < 30 and not curve.faint,
+            "color": COLOURS[names.index(curve.name) % len(COLOURS)],
+            "lineStyle": {"width": 1.0, "opacity": 0.3} if curve.faint else {"width": 1.6},
+        }
+        for curve in found
+    ]
+    return options
+
+
 def shares(title: str, named: Sequence[tuple[str, Series]]) -> Options:
     """Seconds of each step in parts, one upon the other."""
     options = lines(title, named)
@@ -100,7 +146,7 @@ def bars(
     """Of each category one bar per name, side by side or one upon the other."""
     options = _frame(title, legend=True)
     options["xAxis"] = _axis("category", data=[one[:_MAX_NAME] for one in categories])
-    options["xAxis"]["axisLabel"] |= {"hideOverlap": True}
+    options["xAxis"]["axisLabel"] |= {"interval": 0, "rotate": 28, "fontSize": 11}
     options["yAxis"] = _axis("value", min=0)
     options["series"] = [
         {
@@ -123,7 +169,7 @@ def heat(
     """Cells of (column, row, value), of which 1 is as it should be; 0 and 2 have the strongest colours."""
     options = _frame(title, legend=False)
     options["grid"] |= {"bottom": 44}
-    options["xAxis"] = _axis("category", data=list(columns), name="step", nameGap=4)
+    options["xAxis"] = _axis("category", data=list(columns))
     options["yAxis"] = _axis("category", data=list(rows))
     options["tooltip"] = {"renderMode": "richText", "confine": True, ":formatter": _CELL}
     options["visualMap"] = {

@@ -136,9 +136,9 @@ def environment_charts(run: RunData) -> dict[str, charts.Options]:
     found = {"ledger": _ledger_chart(run), "mixture": _mixture_chart(run)}
     lines = {
         "breaker": ("breaker: 0 closed, 1 open", "env", "breaker"),
-        "faults": ("faults that are not the policy's, per step", "rollout", "faults"),
+        "faults": ("faults (not the policy's) per step", "rollout", "faults"),
         "retries": ("episodes begun again, in all", "env", "retries"),
-        "gap": ("pass rate of clean less that of noisy tasks", "env", "noise_gap"),
+        "gap": ("pass rate: clean less noisy tasks", "env", "noise_gap"),
         "noise": ("level of noise", "env", "noise"),
         "difficulty": ("difficulty of the curriculum", "env", "difficulty"),
         "truncated": ("share of episodes cut off at a limit", "rollout", "truncated"),
@@ -181,4 +181,6 @@ def _mixture_chart(run: RunData) -> charts.Options:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if value < 0.001:
+        return "< 0.001"
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -18,10 +18,10 @@ _HELD = 400
 _LINES = (
     (
         "violation",
-        "load violation: fullest expert over the mean, less 1",
+        "fullest expert's load over the mean, less 1",
         ("load_violation", "load_violation_max"),
     ),
-    ("zero", "share of choices that fell on zero-computation experts", ("zero_share",)),
+    ("zero", "zero-computation experts: share of choices", ("zero_share",)),
     (
         "computing",
         "experts that compute, per token, and K_e",
@@ -29,10 +29,10 @@ _LINES = (
     ),
     (
         "agreement",
-        "routing as in the engine: as used, and as the router itself chose",
+        "same experts as in the engine: used, own choice",
         ("agreement", "agreement_own"),
     ),
-    ("gradient", "gradient of the balance loss over that of the policy loss", ("gradient_ratio",)),
+    ("gradient", "gradient of balance loss over policy loss", ("gradient_ratio",)),
 )
 
 

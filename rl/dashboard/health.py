@@ -21,7 +21,7 @@ def health_figures(run: RunData) -> list[Figure]:
     well = sum(row["state"] == "answers" for row in rows)
     return [
         Figure("state", state, status.stage[:80] if state == "running" else written(run)),
-        Figure("learner", status.learner[:120], f"step {status.step} of {status.steps}"),
+        Figure("learner", f"{status.step} / {status.steps}", status.learner[:200]),
         Figure("actors", f"{well} of {len(rows)}", "answered last"),
         Figure("in flight", f"{status.in_flight:,}", "trajectories"),
         Figure("buffered", f"{status.buffered:,}", "trajectories that wait for the learner"),

@@ -124,6 +124,11 @@ class RunData:
         return one.steps[-1] if one is not None else 0
 
     @property
+    def begin(self) -> float:
+        """When the first line of metrics was written (unix seconds)."""
+        return min((one.times[0] for one in self.series.values() if one.times), default=0.0)
+
+    @property
     def held_out(self) -> dict[str, tuple[float | None, float | None]]:
         """Held-out pass rates per environment: the first and, where there are two or more, the last."""
         rates = {}
@@ -175,7 +180,9 @@ class RunData:
         if anew:
             self._odd["metrics.jsonl"] = 0
         before = {} if anew else self.series
-        series = {key: Series([*one.steps], [*one.values]) for key, one in before.items()}
+        series = {
+            key: Series([*one.steps], [*one.values], [*one.times]) for key, one in before.items()
+        }
         for record in records:
             self._odd["metrics.jsonl"] += not add(series, record)
         self.series = series

@@ -7,9 +7,10 @@ the version it serves.
 """
 
 import re
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rl.dashboard.run_data import LATEST, RunData, Span
@@ -172,14 +173,32 @@ def _kind(span: Span) -> Kind:
 
 
 def _bars(number: int, spans: Sequence[Span]) -> list[Bar]:
-    """In the order in which they are drawn: what is within a longer one comes after it."""
+    """In the order of time. Of an engine's version, what is left between its bubbles."""
     bars = []
-    for span in sorted(spans, key=lambda s: (s.start, -s.end)):
+    for span in sorted(_without_bubbles(spans), key=lambda s: (s.start, -s.end)):
         found = _VERSION.match(span.name)
         level = float(found.group(1)) if found else 0.0
         text = f"{span.lane}: {span.name}{f' ({span.what})' if span.what else ''}"
         bars.append(Bar(number, span.start, span.end, _kind(span), level, text))
     return bars
+
+
+def _without_bubbles(spans: Sequence[Span]) -> Iterator[Span]:
+    bubbles = sorted((s for s in spans if _kind(s) in ("wait", "sleep")), key=lambda s: s.start)
+    starts = [bubble.start for bubble in bubbles]
+    for span in spans:
+        if _kind(span) != "version" or span.lane == "learner":
+            yield span
+            continue
+        at = span.start
+        for bubble in bubbles[max(0, bisect_left(starts, span.start) - 1) :]:
+            if bubble.start >= span.end:
+                break
+            if bubble.start > at:
+                yield replace(span, start=at, end=bubble.start)
+            at = max(at, bubble.end)
+        if at < span.end or at == span.start:
+            yield replace(span, start=at)
 
 
 def _merged(lane: int, bars: Sequence[Bar], least: float) -> list[Bar]:
