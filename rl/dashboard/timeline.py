@@ -6,6 +6,7 @@ over time. Colour is the policy version: a learner's step has that of the versio
 the version it serves.
 """
 
+import functools
 import re
 from bisect import bisect_left
 from collections import defaultdict
@@ -80,13 +81,15 @@ def timeline(run: RunData, start: float, end: float) -> Timeline:
     names = sorted(lanes, key=_rank)[:MAX_LANES]
     envs = sorted(flights)[: max(0, MAX_LANES - len(names))]
     least = (end - start) / _PARTS
+    every = [_bars(number, lanes[name]) for number, name in enumerate(names)]
     bars: list[Bar] = []
     while True:
-        for number, name in enumerate(names):
-            bars += _merged(number, _bars(number, lanes[name]), least)
-        if len(bars) <= MAX_BARS - _ENV_BARS or least > end - start:
+        for number, found in enumerate(every):
+            bars += _merged(number, found, least)
+        over = len(bars) / (MAX_BARS - _ENV_BARS)
+        if over <= 1 or least > end - start:
             break
-        bars, least = [], 2 * least
+        bars, least = [], max(2.0, over / 2) * least
     parts = _ENV_BARS // max(1, len(envs))
     most, counted = _in_flight({env: flights[env] for env in envs}, start, end, parts)
     for number, env in enumerate(envs, len(names)):
@@ -162,12 +165,15 @@ def _rank(lane: str) -> tuple[int, int, str]:
 
 
 def _kind(span: Span) -> Kind:
-    if span.lane == "supervision":
-        return "change"
-    if _VERSION.match(span.name):
+    return "change" if span.lane == "supervision" else _kind_of(span.name)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _kind_of(name: str) -> Kind:
+    if _VERSION.match(name):
         return "version"
     for prefix, kind in _KINDS:
-        if span.name.startswith(prefix):
+        if name.startswith(prefix):
             return kind
     return "stage"
 
@@ -191,9 +197,9 @@ def _without_bubbles(spans: Sequence[Span]) -> Iterator[Span]:
             yield span
             continue
         at = span.start
-        for bubble in bubbles[max(0, bisect_left(starts, span.start) - 1) :]:
-            if bubble.start >= span.end:
-                break
+        first = max(0, bisect_left(starts, span.start) - 1)
+        for index in range(first, bisect_left(starts, span.end)):
+            bubble = bubbles[index]
             if bubble.start > at:
                 yield replace(span, start=at, end=bubble.start)
             at = max(at, bubble.end)

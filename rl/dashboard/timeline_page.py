@@ -151,8 +151,11 @@ async def _content(view: View) -> None:
         redraw(versions, version_chart(view.run, begin, window))
 
     async def refresh() -> None:
+        before = view.run.spans, view.run.status
         await read(view.run)
-        await draw()
+        # Both are replaced when something is new: a run that is over costs nothing.
+        if view.run.spans is not before[0] or view.run.status is not before[1]:
+            await draw()
 
     await draw()
     live(refresh)
