@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import cProfile
 import io
+import os
 import pstats
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from rl.config import RunConfig
 from rl.dispatcher import Dispatcher
 from rl.group import GroupReport, GroupSpec, MemberReport
 from rl.progress import Progress
+from rl.pulse import Pulse
 from rl.run import Run
 from rl.run_folder import RunFolder
 from rl.waiting import WaitingTable
@@ -102,6 +104,7 @@ class Controllers:
             leave=Remote(self._leave),
             in_progress=Remote(self._in_progress),
             waiting=Remote(self._waiting),
+            pulse=Remote(_pulse),
         )
 
     def options(self, *, num_returns: int) -> "Controllers":
@@ -185,6 +188,7 @@ class Learner:
         self.profiled = False
         self.handle = SimpleNamespace(
             step=Remote(self._step),
+            experts=Remote(self._experts),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(self._save),
@@ -196,6 +200,9 @@ class Learner:
             self.profile.enable() if len(self.marks) == 1 else None
             self.profile.disable() if len(self.marks) == STEPS else None
         return {"learner/tokens": 40.0, "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
+
+    async def _experts(self) -> tuple[int, list[list[float]]]:
+        return 0, []
 
     async def _snapshot(self, path: str) -> float:
         return 0.0
@@ -217,6 +224,10 @@ class LocalDispatcher(Dispatcher):
             report.cancel()
 
 
+async def _pulse() -> Pulse:
+    return Pulse(os.getpid(), "127.0.0.1")
+
+
 async def _stage(path: str, version: int) -> float:
     return 0.0
 
@@ -231,7 +242,9 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     learner = Learner(controllers)
     learner.profiled = profile
     engines = {
-        f"engine-{n}": SimpleNamespace(stage=Remote(_stage), load=Remote(_load))
+        f"engine-{n}": SimpleNamespace(
+            stage=Remote(_stage), load=Remote(_load), pulse=Remote(_pulse)
+        )
         for n in range(ENGINES)
     }
     actors = Actors(learner.handle, engines, {}, {"controller-0": controllers.handle})

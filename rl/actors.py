@@ -24,6 +24,7 @@ from rl.engine_pool import EnginePool
 from rl.env_hosts import HostPool, HostSession
 from rl.group import GroupReport, GroupSpec, member_report
 from rl.process import log_to
+from rl.pulse import IdleTime, Pulse, own_pulse
 from rl.resume import POSITION
 from rl.run_folder import LearnedWriter, TrajectoryWriter
 from rl.samples import Dropped, group_samples
@@ -60,6 +61,7 @@ class Engine:
         self.engine = VllmEngine(
             name, checkpoint, config.engine, config.sampling, eos_ids, seed, caches, adapters
         )
+        self.idle = IdleTime()
 
     async def start(self) -> None:
         """Run a first request."""
@@ -67,7 +69,12 @@ class Engine:
 
     async def generate(self, request: Request) -> Completion:
         """One turn."""
-        return await self.engine.generate(request)
+        with self.idle.request():
+            return await self.engine.generate(request)
+
+    async def pulse(self) -> Pulse:
+        """That it is there, and when it had no request."""
+        return own_pulse(self.idle.take())
 
     async def interrupt(self, ids: Sequence[str]) -> None:
         """End these requests with what they have written."""
@@ -132,6 +139,10 @@ class Controller:
         gc.collect()
         gc.freeze()
 
+    async def pulse(self) -> Pulse:
+        """That it is there."""
+        return own_pulse()
+
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, list[TrainSample]]:
         """Play a group. The report is for the run, the samples are for the learner."""
         start = time.time()
@@ -174,7 +185,7 @@ class Controller:
 
     async def waiting(self, count: int) -> WaitingTable:
         """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers."""
-        now, p99 = time.time(), self.times.p99()
+        now, latency = time.time(), self.times.latency()
         writing = {
             session: (engine, now - self.pool.asked[id])
             for id, (engine, session) in self.pool.running.items()
@@ -194,6 +205,7 @@ class Controller:
                 written=written,
             )
             place = self.pool.sessions.get(episode.id)
+            usual = latency.get((env, phase))
             rows.append(
                 Waiting(
                     id=episode.id,
@@ -202,12 +214,13 @@ class Controller:
                     phase=phase,
                     at=engine if phase in ("generate", "judge") else session.host,
                     seconds=seconds,
-                    p99=p99.get((env, phase)),
+                    p99=usual.p99 if usual else None,
                     left=left,
                     then=then,
                 )
             )
-        return WaitingTable(tuple(worst(rows, count)), Counter((r.env, r.phase) for r in rows))
+        counts = Counter((r.env, r.phase) for r in rows)
+        return WaitingTable(tuple(worst(rows, count)), counts, latency=latency)
 
     async def _member(self, spec: GroupSpec, id: str) -> ScoredTrajectory:
         table = self.tables[spec.env]
@@ -249,8 +262,8 @@ class Controller:
 class LearnerActor:
     """The learner in an actor, or one rank of it; samples come as references.
 
-    Its calls come one at a time, but for `publish` and `record`, which write beside them. Ranks are called
-    together, with the same arguments (`rl.learner_ranks`).
+    Its calls come one at a time, but for `pulse`, and `publish` and `record`, which write beside them. Ranks
+    are called together, with the same arguments (`rl.learner_ranks`).
     """
 
     def __init__(
@@ -319,6 +332,11 @@ class LearnerActor:
         step, scores = self.unwritten.popleft()
         return [] if self.rank else self.learned.write(step, scores)
 
+    def experts(self) -> tuple[int, list[list[float]]]:
+        """Of the last step: how many experts of a layer compute, and the load of each, per layer."""
+        experts = self.learner.experts
+        return experts.computing if experts else 0, self.learner.expert_loads
+
     def snapshot(self, path: str) -> float:
         """Copy the present weights, to be written to `path`. Returns milliseconds."""
         start = time.perf_counter()
@@ -332,6 +350,11 @@ class LearnerActor:
 
         weights = self.snapshots.pop(path)
         return 0 if self.rank else write_weights(weights, Path(path))
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> Pulse:
+        """That its process is there, whatever it computes."""
+        return own_pulse()
 
     def save(self, folder: str, position: str) -> None:
         """Begin to write a checkpoint, with tokenizer and the run's position; `saved` tells of its end."""

@@ -116,6 +116,16 @@ def resolved(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"env": tuple(map(with_own_deadlines, config.env))})
 
 
+def own_settings(config: RunConfig) -> dict[str, str]:
+    """Keys whose values `resolved` takes from an environment, with which."""
+    return {
+        f"env.{index}.deadlines.{name}": f"environment {table.label}"
+        for index, table in enumerate(config.env)
+        for name in DeadlineConfig.model_fields
+        if name not in table.deadlines.model_fields_set
+    }
+
+
 def with_own_deadlines(table: EnvTable) -> EnvTable:
     """The environment's own deadlines, where the table gives none. Raises ConfigError."""
     own = asdict(make_env(table).deadlines)

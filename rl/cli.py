@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from rl.config import Mode, RunConfig, load_config
-from rl.config_file import ConfigError
+from rl.config_file import ConfigError, read_origins
 from rl.jobs_cli import app as jobs_app
 from rl.kit.cli import app as env_app
 from trainer.config import Dtype
@@ -64,7 +64,7 @@ def train(
             raise typer.Exit(0)
         from rl.launch import train as launch
 
-        raise typer.Exit(launch(settings, going_on))
+        raise typer.Exit(launch(settings, going_on, read_origins(config, context.args)))
     except ConfigError as error:
         raise _bad_input(error) from None
 

@@ -5,7 +5,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,21 @@ class StartError(Exception):
 
 @dataclass
 class Actors:
-    """Handles of a run's actors; an actor ends when its last handle here is gone."""
+    """Handles of a run's actors; an actor ends when its last handle here is gone.
+
+    ranks: the learner's processes, which `learner` stands for.
+    """
 
     learner: Any
     engines: dict[str, Any]
     hosts: dict[str, Any]
     controllers: dict[str, Any]
+    ranks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def all(self) -> dict[str, Any]:
+        """Every process, by name."""
+        return {**self.ranks, **self.engines, **self.controllers, **self.hosts}
 
 
 class Cluster:
@@ -84,7 +93,7 @@ class Cluster:
         )
         self._processes = psutil.Process().children(recursive=True)
         learner = LearnerRanks(list(ranks.values())) if len(ranks) > 1 else ranks["learner"]
-        self.actors = Actors(learner, self._engines, hosts, controllers)
+        self.actors = Actors(learner, self._engines, hosts, controllers, ranks)
         return self.actors
 
     def _place_engines(self, checkpoint: str) -> None:
@@ -116,7 +125,7 @@ class Cluster:
                 num_cpus=config.cpus,
                 num_gpus=config.gpus,
                 max_concurrency=1,
-                beside={"publish": 1},
+                beside={"publish": 1, "pulse": 1},
             )
             for rank, name in enumerate(names if config.ranks > 1 else ["learner"])
         }

@@ -6,7 +6,7 @@ right.
 
 import difflib
 import tomllib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -43,6 +43,33 @@ def read_config(path: str | Path, overrides: Sequence[str], kind: type[Settings]
         given.add(key)
         _set(values, key.split("."), _value(text), key)
     return build(values, f"config {path}", given, kind)
+
+
+def read_origins(path: str | Path, overrides: Sequence[str]) -> dict[str, str]:
+    """Where each value that is no default comes from, e.g. `{"steps": "--steps", "env.0.id": "file a.toml"}`.
+
+    Of the same arguments as `read_config`, which has found nothing wrong with them.
+    """
+    values = read_toml(path)
+    origins = dict.fromkeys(flat(values), f"file {path}")
+    for key, text in _pairs(overrides):
+        _set(values, key.split("."), _value(text), key)
+        given = {k for k in flat(values) if k == key or k.startswith(f"{key}.")}
+        origins |= dict.fromkeys(given, f"--{key}")
+    return {key: origin for key, origin in origins.items() if key in flat(values)}
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables as one, by dotted keys, e.g. `{"env": [{"id": "x"}]}` as `{"env.0.id": "x"}`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+            value = {str(index): one for index, one in enumerate(value)}
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": one for inner, one in flat(value).items()}
+        else:
+            found[key] = value
+    return found
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from rl.config import EnvTable
 from rl.deadline import within
 from rl.host_lane import Address, HostEnd, HostLost, Lane, Load
 from rl.process import first_line, log_to
+from rl.pulse import Pulse, own_pulse
 
 # A host may take this much longer than an environment's own deadline before it counts as stuck.
 GRACE_SECONDS = 10.0
@@ -100,6 +101,10 @@ class EnvHost:
 
     async def ping(self, session: str = "") -> None:
         """Answers while the event loop is alive."""
+
+    async def pulse(self) -> Pulse:
+        """That it is there."""
+        return own_pulse()
 
     def load(self) -> Load:
         """How busy this host and its node are."""

@@ -10,6 +10,7 @@ moves to engines that stay where some serve its version, and waits in its place 
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ray.exceptions import RayActorError, RayError
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
+from rl.engine_lanes import EngineLanes, Record, unrecorded
 from rl.weight_sync import SyncError, SyncTimes, WeightSync
 from rollout.placement import EngineState, InProgress, Placement
 from rollout.scheduler import Backlog, Limits, admission, decide
@@ -42,12 +44,14 @@ class Fleet:
         *,
         adapters: bool = False,
         first: int = 0,
+        record: Record = unrecorded,
     ) -> None:
         """`backlog()` says where the run stands; it is asked in the turn in which a decision is made.
 
         `evict(versions)`: everything in progress on these is to begin anew. lent: engines whose devices the
         learner uses while it steps. adapters: a version is an adapter, not the whole weights. first: the
-        version that the learner has; engines start on weights that they call 0.
+        version that the learner has; engines start on weights that they call 0. record: writes down spans of
+        what engines did.
         """
         self.actors = actors
         self.sync = sync
@@ -62,6 +66,7 @@ class Fleet:
         self.window = Window((first,))
         self.serves: dict[str, int | None] = dict.fromkeys(actors.engines, first)
         self.counts: Counter[str] = Counter()
+        self.lanes = EngineLanes(record)
         self.lock = asyncio.Lock()
 
     async def start(self) -> None:
@@ -76,6 +81,8 @@ class Fleet:
         if self.adapters or self.first:
             await self.sync.load(dict.fromkeys(self.serves, self.first))
         await self.announce()
+        self.lanes.serve(dict.fromkeys(self.serves, self.first))
+        self.lanes.window(self.window.versions)
 
     async def announce(self) -> None:
         """Tell every controller which engine serves which version."""
@@ -94,6 +101,7 @@ class Fleet:
             self.asleep = frozenset(self.lent)
             await self.announce()
             await self._rebalance("switch")
+            self.lanes.sleep(self.lent)
             await self._switch("sleep")
 
     async def take_back(self) -> None:
@@ -102,6 +110,7 @@ class Fleet:
             return
         async with self.lock:
             await self._switch("wake")
+            self.lanes.wake()
             self.asleep = frozenset()
             await self.announce()
 
@@ -159,6 +168,7 @@ class Fleet:
         async with self.lock:
             newest = self.window.newest if self.window.pending is None else self.window.pending
             self.window = Window((newest,))
+            self.lanes.window(self.window.versions)
             behind = {name: newest for name, version in self.serves.items() if version != newest}
             await self._load(behind)
             self._forget()
@@ -190,6 +200,7 @@ class Fleet:
         before, places = self.window, await self._in_progress()
         decision = decide(self.backlog(), self._states(), places, self.rules, self.limits)
         self.window = decision.window
+        self.lanes.window(self.window.versions)
         if decision.evicted:
             self.evict(decision.evicted)
         times = NOTHING_LOADED
@@ -214,19 +225,23 @@ class Fleet:
         self.counts["weight_moves"] += len(flips)
         self.counts["request_moves"] += len(moves)
         staged = await self.sync.stage(flips)
+        closed = time.time()
         if flips or moves:
             for name in flips:
                 self.serves[name] = None
             await self._tell("leave", list(flips), moves)
-        loaded = await self._load(flips)
+        loaded = await self._load(flips, closed)
         return replace(loaded, staging_ms=staged.staging_ms + loaded.staging_ms)
 
-    async def _load(self, versions: Mapping[str, int]) -> SyncTimes:
+    async def _load(self, versions: Mapping[str, int], closed: float | None = None) -> SyncTimes:
+        """closed: since when these engines get no turns (unix seconds); None: they do until they load."""
         if not versions:
             return NOTHING_LOADED
+        start = time.time() if closed is None else closed
         times = await self.sync.load(versions)
         self.serves |= versions
         await self.announce()
+        self.lanes.loaded(versions, start, times.pause_ms)
         return times
 
     def _forget(self) -> None:

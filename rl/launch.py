@@ -8,11 +8,12 @@ there.
 import asyncio
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from ray.exceptions import RayError
 
-from rl.check import check_run, resolved
+from rl.check import check_run, own_settings, resolved
 from rl.cluster import Cluster, StartError, first_line
 from rl.cold_start import ColdStartError, first_checkpoint
 from rl.config import RunConfig
@@ -32,15 +33,18 @@ from trainer.checkpoint_folder import CheckpointError, latest
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def train(config: RunConfig, resume: Resume | None = None) -> int:
+def train(
+    config: RunConfig, resume: Resume | None = None, origins: Mapping[str, str] | None = None
+) -> int:
     """Run to the end. Returns the exit code; raises ConfigError before anything has been trained.
 
-    resume: go on from there, in that run's folder.
+    resume: go on from there, in that run's folder. origins: where values come from, for who reads it there.
     """
     check_run(config)
+    origins = {**own_settings(config), **(origins or {})}
     config = resolved(config)
     start = time.time()
-    folder = RunFolder(config, resume=resume is not None)
+    folder = RunFolder(config, resume=resume is not None, origins=origins)
     with ExitStack() as endings:
         endings.callback(folder.close)
         progress = endings.enter_context(Progress())

@@ -112,6 +112,7 @@ class Run:
             lent,
             adapters=config.learner.lora is not None,
             first=resumed.step if resumed else 0,
+            record=folder.event,
         )
         self.selection = Selection()
         self.ledger = Ledger(closed=self.selection.close)
@@ -167,6 +168,7 @@ class Run:
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
+            self.fleet.lanes.close()
 
     async def _main(self) -> None:
         await self.fleet.start()
@@ -462,6 +464,9 @@ class Run:
             trained = time.time()
             await self.made.join()  # one version at a time is on its way to the engines
             values = self._book_step(metrics)
+            asked = self.actors.learner.experts.remote()
+            experts = await self._bounded(asked, timeouts.step_seconds, f"loads of step {step}")
+            self.folder.experts(step, *experts)
             self.learner_version += 1
             self.replay.trained(self.training, self.learner_version)
             self.training, self.reused = [], []
@@ -471,7 +476,12 @@ class Run:
             copied = time.time()
             self.training_seconds += copied - start
             self.waiting_seconds += ready - start
-            self.folder.event("learner", f"step {step}", ready, trained)
+            for name, since, until in (
+                ("wait for batch", start, ready),
+                (f"step {step}", ready, trained),
+                ("wait for policy", trained, copied),
+            ):
+                self.folder.event("learner", name, since, until)
             values |= {
                 "time/wait_for_batch_seconds": ready - start,
                 "time/learner_seconds": trained - ready,

@@ -5,11 +5,13 @@ metrics.jsonl        one line per step          logs/                 one file p
 events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one file per controller
 trajectories.sqlite  index of the trajectories  .../learned.jsonl     what training computed of their tokens
 status.json          what the run does now      summary.json          written at the end
+experts.jsonl        the experts' load          origins.json          where settings come from
 tokenizer.json       to read token ids by       earlier/N/            what the N-th resume took out
 
 A run that goes on from a checkpoint (`--resume`) writes on in the same files. Of the steps after that
-checkpoint, which are undone, metrics.jsonl loses its lines and checkpoints/ its folders: they lie in
-earlier/N, with the settings and the summary until then. Events and trajectories, which did happen, all stay.
+checkpoint, which are undone, metrics.jsonl and experts.jsonl lose their lines and checkpoints/ its folders:
+they lie in earlier/N, with the settings and the summary until then. Events and trajectories, which did
+happen, all stay.
 """
 
 import fcntl
@@ -19,9 +21,9 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tomli_w
 
@@ -34,6 +36,8 @@ from trainer.sample import TokenScores
 
 # Of trajectories.sqlite and the records it points to; what reads them checks it.
 INDEX_SCHEMA = 1
+# Of a model with more layers x experts, the loads of every so many steps are written.
+MOST_LOADS, LOADS_EVERY = 4096, 10
 _INDEX = """
 create table if not exists trajectories (
     id text primary key, grp text, env text, split text, task text, stop_reason text, reward real,
@@ -102,11 +106,18 @@ def _short(numbers: Sequence[float | None]) -> list[float | None]:
 class RunFolder:
     """The run's own end of the folder."""
 
-    def __init__(self, config: RunConfig, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        resume: bool = False,
+        origins: Mapping[str, str] | None = None,
+    ) -> None:
         """Create the folder; one that is there already is kept under a name with its date.
 
         With `resume` it is the one to go on in; `go_on` says where, once that is certain. Raises ConfigError
-        where a run in progress holds the folder, and where another release wrote the index.
+        where a run in progress holds the folder, and where another release wrote the index. origins: where
+        the settings that are no defaults come from.
         """
         self.path = config.folder
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +133,7 @@ class RunFolder:
                 "give this one another with --name"
             ) from None
         self.config = config
+        self.origins = dict(origins or {})
         self.kept = None if resume else _set_aside(self.path)
         for sub in ("trajectories", "checkpoints", "logs"):
             (self.path / sub).mkdir(parents=True, exist_ok=True)
@@ -129,9 +141,10 @@ class RunFolder:
             for file in (*self.path.glob("*.jsonl"), *self.path.glob("trajectories/*.jsonl")):
                 _cut_off_half_a_line(file)
         else:
-            (self.path / "config.toml").write_text(dump_toml(config))
+            self._settings()
         self._metrics = (self.path / "metrics.jsonl").open("a")
         self._events = (self.path / "events.jsonl").open("a")
+        self._experts = (self.path / "experts.jsonl").open("a")
         self._index = sqlite3.connect(self.path / "trajectories.sqlite")
         [schema] = self._index.execute("pragma user_version").fetchone()
         if schema not in (0, INDEX_SCHEMA):
@@ -153,21 +166,15 @@ class RunFolder:
         while (aside := self.path / "earlier" / str(number)).exists():
             number += 1
         aside.mkdir(parents=True)
-        for name in ("config.toml", "summary.json"):
+        for name in ("config.toml", "origins.json", "summary.json"):
             if (self.path / name).exists():
                 (self.path / name).rename(aside / name)
-        (self.path / "config.toml").write_text(dump_toml(self.config))
+        self._settings()
         for later, folder in steps(self.path / "checkpoints"):
             if later > step:
                 folder.rename(aside / folder.name)
-        self._metrics.close()
-        lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
-        undone = [line for line in lines if json.loads(line)["step"] > step]
-        (aside / "metrics.jsonl").write_text("".join(undone))
-        partial = self.path / "metrics.jsonl.partial"
-        partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-        partial.rename(self.path / "metrics.jsonl")
-        self._metrics = (self.path / "metrics.jsonl").open("a")
+        self._metrics = self._undo(self._metrics, "metrics.jsonl", step, aside)
+        self._experts = self._undo(self._experts, "experts.jsonl", step, aside)
         now = time.time()
         self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))
         return aside
@@ -177,6 +184,20 @@ class RunFolder:
         file = Path(checkpoint) / "tokenizer.json"
         if file.is_file():
             shutil.copyfile(file, self.path / file.name)
+
+    def _undo(self, file: TextIO, name: str, step: int, aside: Path) -> TextIO:
+        """Move the lines of later steps to `aside`; returns the file, open to go on."""
+        file.close()
+        lines = (self.path / name).read_text().splitlines(keepends=True)
+        undone = [line for line in lines if json.loads(line)["step"] > step]
+        (aside / name).write_text("".join(undone))
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        self._replace(name, kept)
+        return (self.path / name).open("a")
+
+    def _settings(self) -> None:
+        (self.path / "config.toml").write_text(dump_toml(self.config))
+        self._replace("origins.json", json.dumps(self.origins, indent=2) + "\n")
 
     def groups(self) -> int:
         """How many groups of training have begun at least, by their names in the index."""
@@ -199,6 +220,16 @@ class RunFolder:
             k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))
         }
         self._line(self._metrics, {"step": step, "time": time.time(), **finite})
+
+    def experts(self, step: int, computing: int, loads: Sequence[Sequence[float]]) -> None:
+        """One line of experts.jsonl: the share of tokens that chose each expert, per layer.
+
+        computing: how many of a layer's experts compute, the first ones. Of a large model every tenth step;
+        of one without experts none.
+        """
+        if not loads or (len(loads) * len(loads[0]) > MOST_LOADS and step % LOADS_EVERY):
+            return
+        self._line(self._experts, {"step": step, "computing": computing, "loads": loads})
 
     def event(self, lane: str, name: str, start: float, end: float, **details: Any) -> None:
         """A span of time in a lane of the Gantt chart (unix seconds)."""
@@ -244,21 +275,22 @@ class RunFolder:
 
     def summary(self, values: dict[str, Any]) -> None:
         """Write summary.json, whole or not at all."""
-        self._replace("summary.json", json.dumps(values, indent=2))
+        self._replace("summary.json", json.dumps(values, indent=2) + "\n")
 
     def status(self, values: dict[str, Any]) -> None:
         """Write status.json (`rl.status`), whole or not at all."""
-        self._replace("status.json", json.dumps(values))
+        self._replace("status.json", json.dumps(values) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
         partial = self.path / f"{name}.partial"
-        partial.write_text(text + "\n")
+        partial.write_text(text)
         partial.rename(self.path / name)
 
     def close(self) -> None:
         """Close all files."""
         self._metrics.close()
         self._events.close()
+        self._experts.close()
         self._index.close()
         self._lock.close()
 

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,28 @@ from rich.table import Table
 from rich.text import Text
 
 from rl.config_file import ConfigError
-from rl.waiting import Waiting
+from rl.waiting import Latency, Waiting
 
 # How often the run writes it, and after how long without it the run's own loop is suspected.
 WRITE_SECONDS = 5.0
 SILENT_SECONDS = 30.0
 # Rows of the waiting-for table that are written; the counts cover all.
 ROWS = 100
+
+
+@dataclass(frozen=True)
+class ActorState:
+    """One actor as status.json has it. seen: when it last answered (unix seconds), None: never yet.
+
+    asked: since when an answer is awaited; None where none is. fault: why the last question failed.
+    """
+
+    name: str
+    pid: int | None
+    node: str
+    seen: float | None
+    asked: float | None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,8 @@ class Status:
     published, without a place in it. engines: the version each holds (None: it changes). asleep: engines
     that do, while the learner uses their devices. in_flight, buffered: trajectories. counts: those in
     flight per environment and phase. waiting: the most suspicious ones, `ROWS` at most. silent:
-    controllers that did not answer; what they play is in no row.
+    controllers that did not answer; what they play is in no row. ledger: per environment, as
+    `rl.ledger.Ledger.counts` has it. latency: per environment and phase. actors: who answered when.
     """
 
     time: float
@@ -46,6 +62,9 @@ class Status:
     counts: dict[str, dict[str, int]]
     waiting: tuple[Waiting, ...]
     silent: tuple[str, ...]
+    ledger: dict[str, dict[str, int]] = field(default_factory=dict)
+    latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
+    actors: tuple[ActorState, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For status.json."""
@@ -57,8 +76,13 @@ def read_status(folder: Path) -> Status:
     try:
         values = json.loads((folder / "status.json").read_text())
         rows = tuple(Waiting(**row) for row in values.pop("waiting"))
+        actors = tuple(ActorState(**one) for one in values.pop("actors", ()))
+        latency = {
+            env: {phase: Latency(**one) for phase, one in phases.items()}
+            for env, phases in values.pop("latency", {}).items()
+        }
         lists = {key: tuple(values[key]) for key in ("window", "asleep", "silent")}
-        return Status(**{**values, **lists}, waiting=rows)
+        return Status(**{**values, **lists}, waiting=rows, latency=latency, actors=actors)
     except FileNotFoundError:
         raise ConfigError(
             f"status {folder}: the run has not begun to play yet"

@@ -8,7 +8,7 @@ nothing moves any more.
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rl.config import DeadlineConfig, RunConfig
 from rollout.trajectory import Phase
@@ -42,15 +42,26 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Seconds that a phase took lately; count: of how many."""
+
+    p50: float
+    p95: float
+    p99: float
+    count: int
+
+
+@dataclass(frozen=True)
 class WaitingTable:
     """The most suspicious rows, and how many trajectories there are per environment and phase in all.
 
-    silent: controllers that did not answer.
+    silent: controllers that did not answer. latency: how long phases take.
     """
 
     rows: tuple[Waiting, ...]
     counts: Mapping[tuple[str, str], int]
     silent: tuple[str, ...] = ()
+    latency: Mapping[tuple[str, str], Latency] = field(default_factory=dict)
 
 
 class PhaseTimes:
@@ -66,13 +77,15 @@ class PhaseTimes:
         for phase in phases:
             self._seconds[env, phase.name].append(phase.seconds)
 
-    def p99(self) -> dict[tuple[str, str], float]:
-        """Per environment and phase, in seconds, where there are enough of them."""
-        return {
-            key: sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
-            for key, seconds in self._seconds.items()
-            if len(seconds) >= _ENOUGH
-        }
+    def latency(self) -> dict[tuple[str, str], Latency]:
+        """Per environment and phase, where there are enough of them."""
+        found = {}
+        for key, seconds in self._seconds.items():
+            if (count := len(seconds)) >= _ENOUGH:
+                ranked = sorted(seconds)
+                p50, p95, p99 = (ranked[math.ceil(q * count) - 1] for q in (0.5, 0.95, 0.99))
+                found[key] = Latency(p50, p95, p99, count)
+        return found
 
 
 def deadline(
@@ -121,4 +134,22 @@ def merge(tables: Sequence[WaitingTable], count: int) -> WaitingTable:
     for table in tables:
         counts.update(table.counts)
     rows = worst((row for table in tables for row in table.rows), count)
-    return WaitingTable(tuple(rows), counts)
+    return WaitingTable(tuple(rows), counts, latency=_together([t.latency for t in tables]))
+
+
+def _together(
+    parts: Sequence[Mapping[tuple[str, str], Latency]],
+) -> dict[tuple[str, str], Latency]:
+    """Means weighted by count: controllers take groups of all environments alike, so theirs differ little."""
+    by_key: dict[tuple[str, str], list[Latency]] = defaultdict(list)
+    for part in parts:
+        for key, one in part.items():
+            by_key[key].append(one)
+    found = {}
+    for key, several in by_key.items():
+        count = sum(one.count for one in several)
+        p50 = sum(one.p50 * one.count for one in several) / count
+        p95 = sum(one.p95 * one.count for one in several) / count
+        p99 = sum(one.p99 * one.count for one in several) / count
+        found[key] = Latency(p50, p95, p99, count)
+    return found

@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from rl.cluster import Actors
 from rl.config import RunConfig
 from rl.dispatcher import Dispatcher
 from rl.fleet import Fleet
+from rl.ledger import Ledger
 from rl.progress import Progress
+from rl.pulse import Pulses
 from rl.replay import Replay
 from rl.run_folder import RunFolder
 from rl.sample_queue import SampleQueue
 from rl.status import ROWS, WRITE_SECONDS, Status, sentence, suspect
 from rl.supervision import Supervision
+from rl.waiting import Latency
 
 # Rows of the waiting-for table that a stalled run prints.
 STALL_ROWS = 20
@@ -28,6 +32,7 @@ class Watched(Protocol):
     """What is read of a run."""
 
     config: RunConfig
+    actors: Actors
     folder: RunFolder
     progress: Progress
     dispatcher: Dispatcher
@@ -35,6 +40,7 @@ class Watched(Protocol):
     queue: SampleQueue
     replay: Replay
     supervision: Supervision
+    ledger: Ledger
     learner_version: int
 
 
@@ -45,6 +51,7 @@ class Watch:
         self.run = run
         self._moved = time.monotonic()
         self._at_work: list[str] = []
+        self._pulses = Pulses(run.actors.all)
 
     def moved(self) -> None:
         """The run has come forward just now."""
@@ -62,10 +69,14 @@ class Watch:
 
     async def report(self) -> None:
         """Keeps status.json true. A disk that is full must not end the run for it."""
-        while True:
-            state = await self._status()
-            self._write(state)
-            await asyncio.sleep(WRITE_SECONDS)
+        try:
+            while True:
+                for name, pulse in (await self._pulses.ask()).items():
+                    self.run.fleet.lanes.idle(name, pulse.idle)
+                self._write(await self._status())
+                await asyncio.sleep(WRITE_SECONDS)
+        finally:
+            self._pulses.close()
 
     async def until_stalled(self) -> str:
         """Wait until nothing has moved for too long; then say what episodes wait for, return the sentence."""
@@ -94,6 +105,9 @@ class Watch:
         counts: dict[str, dict[str, int]] = {}
         for (env, phase), count in table.counts.items():
             counts.setdefault(env, {})[phase] = count
+        latency: dict[str, dict[str, Latency]] = {}
+        for (env, phase), one in table.latency.items():
+            latency.setdefault(env, {})[phase] = one
         window = run.fleet.window
         return Status(
             time=time.time(),
@@ -110,6 +124,9 @@ class Watch:
             counts=counts,
             waiting=table.rows,
             silent=table.silent,
+            ledger=run.ledger.counts(),
+            latency=latency,
+            actors=self._pulses.states(),
         )
 
     def _write(self, state: Status) -> None:

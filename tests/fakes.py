@@ -19,6 +19,7 @@ from envs.session import EnvSession, Opening, StepResult
 from envs.tool import ToolError, tool
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
 from rl.group import GroupReport, GroupSpec, MemberReport, member_report
+from rl.pulse import Pulse
 from rl.run_folder import RunFolder, TrajectoryWriter
 from rl.samples import Dropped
 from rl.waiting import Waiting, WaitingTable, worst
@@ -365,6 +366,7 @@ class FakePool:
         self.learner = SimpleNamespace(
             step=Remote(self._step),
             record=Remote(self._record),
+            experts=Remote(self._experts),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(self._save),
@@ -376,6 +378,7 @@ class FakePool:
                 load=Remote(partial(self._load, name)),
                 sleep=Remote(partial(self._act, name, "sleep")),
                 wake=Remote(partial(self._act, name, "wake")),
+                pulse=Remote(self._pulse),
             )
             for name in ("engine-0", "engine-1")
         }
@@ -383,6 +386,13 @@ class FakePool:
         self.copied: set[str] = set()
         self.positions: list[str] = []
         self.staged: dict[str, int] = {}
+
+    @property
+    def all(self) -> dict[str, Any]:
+        return self.engines
+
+    async def _pulse(self) -> Pulse:
+        return Pulse(1234, "127.0.0.1")
 
     def weights(self) -> list[Path]:
         """Published files that are still there."""
@@ -396,6 +406,9 @@ class FakePool:
     async def _record(self) -> list[tuple[str, int]]:
         await self._act("record", None)
         return [("g000000-0", 10 * sum(name == "record" for name, _ in self.log))]
+
+    async def _experts(self) -> tuple[int, list[list[float]]]:
+        return 2, [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]
 
     async def _snapshot(self, path: str) -> float:
         await self._act("snapshot", path)

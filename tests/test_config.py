@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rl.check import with_own_deadlines
+from rl.check import own_settings, with_own_deadlines
 from rl.cli import app
 from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config, usable_cpus
-from rl.config_file import ConfigError
+from rl.config_file import ConfigError, flat, read_origins
 from rl.run_folder import dump_toml
 
 BASE = """
@@ -74,6 +74,38 @@ def test_a_file_becomes_a_frozen_tree_with_defaults(tmp_path):
 )
 def test_any_setting_can_be_changed_on_the_command_line(tmp_path, overrides, read):
     assert read(load_config(write(tmp_path), overrides))
+
+
+def test_where_each_value_comes_from(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'name = "a"\nsteps = 3\n[model.init]\npreset = "tiny"\n[learner.optim]\nlr = 1.0\n'
+        '[[env]]\nid = "calculator"\n[env.deadlines]\ntool_seconds = 5\n'
+    )
+    overrides = [
+        "--learner.optim.lr",
+        "1e-4",
+        "--env.0.weight=2",
+        "--sampling",
+        "{temperature = 0.5}",
+    ]
+    assert read_origins(file, overrides) == {
+        **dict.fromkeys(
+            ("name", "steps", "model.init.preset", "env.0.id", "env.0.deadlines.tool_seconds"),
+            f"file {file}",
+        ),
+        "learner.optim.lr": "--learner.optim.lr",
+        "env.0.weight": "--env.0.weight",
+        "sampling.temperature": "--sampling",
+    }
+    own = own_settings(load_config(file, overrides))
+    assert own["env.0.deadlines.score_seconds"] == "environment calculator"
+    assert "env.0.deadlines.tool_seconds" not in own
+
+
+def test_nested_tables_as_one():
+    nested = {"a": {"b": 1, "c": [1, 2]}, "env": [{"id": "x"}, {"id": "y", "config": {}}], "d": []}
+    assert flat(nested) == {"a.b": 1, "a.c": [1, 2], "env.0.id": "x", "env.1.id": "y", "d": []}
 
 
 def test_staleness_is_zero_in_sync_mode(tmp_path):

@@ -14,15 +14,14 @@ import httpx
 import pytest
 from nicegui import ui
 from nicegui.testing import User
-from nicegui.testing.user_simulation import user_simulation
+from simulated_user import simulated_user
 from test_run_data import STATUS, make_run, step_metrics
 
 from rl.config_file import ConfigError
 from rl.dashboard import page_frame, run_data
 from rl.dashboard.metrics_page import MAX_CHARTS
 from rl.dashboard.page_frame import run_address
-from rl.dashboard.run_data import RunsFolder
-from rl.dashboard.server import add_pages, check_address
+from rl.dashboard.server import check_address
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 ROOT = Path(__file__).parent.parent
@@ -37,12 +36,8 @@ def folder(tmp_path) -> Path:
 async def user(folder, monkeypatch) -> AsyncIterator[User]:
     monkeypatch.setattr(run_data, "FRESH_SECONDS", 0.0)
     monkeypatch.setattr(page_frame, "LIVE_SECONDS", 0.05)
-    modules = dict(sys.modules)
-    async with user_simulation() as user:
-        add_pages(RunsFolder(folder))
+    async with simulated_user(folder) as user:
         yield user
-    # It forgets the modules that have pages and the packages above them; other tests still use those.
-    sys.modules.update(modules)
 
 
 def shown(user: User) -> list[str]:
@@ -104,7 +99,10 @@ async def test_a_run_that_has_not_begun_to_play_says_what_comes_first(user, fold
     await user.should_see("Cold start and the start of the engines come first")
 
 
-@pytest.mark.parametrize("page", ["", "metrics"])
+PAGES = ("", "metrics", "timeline", "environments", "experts", "health", "config")
+
+
+@pytest.mark.parametrize("page", PAGES)
 async def test_a_run_that_is_not_there_says_so(user, page):
     await user.open(run_address("gone", page))
     await user.should_see("There is no run named 'gone'")
@@ -139,6 +137,45 @@ async def test_the_expression_filters_and_the_address_follows(user, folder):
     assert went[-1] == "/run/demo/metrics?match=nothing+like+it"
 
 
+async def test_smoothing_scale_and_axis_are_in_the_address_and_in_the_chart(user, folder):
+    steps = [step_metrics(n, **{"loss/loss": float(n % 2)}) for n in range(1, 5)]
+    make_run(folder / "demo", steps)
+    await user.open("/run/demo/metrics?match=^loss&smooth=0.5&log=1&x=time")
+    (chart,) = user.find(ui.echart).elements
+    raw, smooth = chart.options["series"]
+    assert raw["data"] == [[0.0, 1.0], [2.0, 1.0]], "what is not above 0 has no logarithm"
+    assert [x for x, _ in smooth["data"]] == [0.0, 1.0, 2.0, 3.0]
+    assert smooth["data"][1][1] == pytest.approx(1 / 3)
+    assert chart.options["yAxis"]["type"] == "log"
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    (slider,) = user.find(ui.slider).elements
+    slider.set_value(0.9)
+    async with asyncio.timeout(30):
+        while not went:
+            await asyncio.sleep(0.01)
+    assert went == ["/run/demo/metrics?match=%5Eloss&smooth=0.9&log=1&x=time"]
+    for odd in ("x", "nan", "-1", "1e999"):
+        answer = await user.http_client.get(f"/run/demo/metrics?smooth={odd}&x=odd")
+        assert answer.status_code == 200
+
+
+async def test_what_is_shown_can_be_had_as_csv(user, folder):
+    make_run(folder / "demo", [step_metrics(1, **{"=cmd()": 0.5}), step_metrics(2)])
+    make_run(folder / "other", [step_metrics(1)])
+    answer = await user.http_client.get("/run/demo/metrics.csv?match=^=|total&also=other&also=gone")
+    assert answer.headers["content-type"].startswith("text/csv")
+    assert answer.text.splitlines() == [
+        "run,key,step,time,value",
+        "demo,'=cmd(),1,101.0,0.5",
+        "demo,time/total_seconds,1,101.0,5.0",
+        "demo,time/total_seconds,2,102.0,5.0",
+        "other,time/total_seconds,1,101.0,5.0",
+    ]
+    assert (await user.http_client.get("/run/gone/metrics.csv")).status_code == 404
+    assert (await user.http_client.get("/run/demo/metrics.csv?match=(")).text.count("\n") == 1
+
+
 async def test_more_charts_than_anybody_reads_are_not_drawn(user, folder):
     make_run(folder / "demo", [{"step": 1, **{f"k{i:03}": 1.0 for i in range(100)}}])
     await user.open("/run/demo/metrics?match=.")
@@ -155,7 +192,14 @@ async def test_what_is_hostile_is_text_on_every_page(user, folder):
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('"' + "x" * 2**20 + '"\n{"step": 2, "half')
     everything = run_address(HOSTILE, "metrics", [("match", HOSTILE), ("also", HOSTILE)])
-    for address in ("/", run_address(HOSTILE), everything, run_address(f"no {HOSTILE}")):
+    span = {"lane": HOSTILE, "name": HOSTILE, "what": HOSTILE, "start": 1.0, "end": 2.0}
+    (run.folder / "events.jsonl").write_text(
+        "".join(
+            json.dumps(span | {"lane": lane}) + "\n" for lane in (HOSTILE, "rollout", "learner")
+        )
+    )
+    pages = [run_address(HOSTILE, page) for page in PAGES]
+    for address in ("/", *pages, everything, run_address(f"no {HOSTILE}")):
         answer = await user.http_client.get(address)
         assert answer.status_code == 200
         assert "onerror" in answer.text and "<img" not in answer.text
@@ -168,6 +212,110 @@ def test_where_others_could_connect_it_wants_a_password():
     with pytest.raises(ConfigError, match=r"--host: at 0\.0\.0\.0 .* needs a password"):
         check_address("0.0.0.0", 8080, None)
     check_address("0.0.0.0", 0, "a long password")
+
+
+async def test_the_timeline_follows_the_run_and_its_zoom_is_in_the_address(user, folder):
+    run = make_run(folder / "demo")
+    await user.open("/run/demo/timeline")
+    await user.should_see("No events yet.")
+    with (run.folder / "events.jsonl").open("w") as file:
+        for step in range(1, 5):
+            span = {"lane": "learner", "name": f"step {step}", "start": 10.0 * step}
+            file.write(json.dumps(span | {"end": 10.0 * step + 5}) + "\n")
+    await user.should_see("learner idle", retries=50)
+    assert "43%" in shown(user)
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    user.find("last 60 s").click()
+    async with asyncio.timeout(30):
+        while not went:
+            await asyncio.sleep(0.01)
+    assert went == ["/run/demo/timeline?from=-60"]
+    await user.open("/run/demo/timeline?from=0&to=5")
+    await user.should_see("0%")
+    (lanes,) = (
+        c for c in user.find(ui.echart).elements if c.options["yAxis"]["type"] == "category"
+    )
+    assert [bar["name"] for bar in lanes.options["series"][0]["data"]] == [
+        "learner: step 1\n5 s, from 0:00:00"
+    ]
+
+
+async def test_the_environments_page_has_the_books_and_follows_the_run(user, folder):
+    run = make_run(folder / "demo")
+    await user.open("/run/demo/environments")
+    await user.should_see("Nothing has been played yet.")
+    counts = {"dispatched": 8, "in_flight": 4, "filtered:zero_variance": 4}
+    (run.folder / "status.json").write_text(json.dumps(STATUS | {"ledger": {"units": counts}}))
+    await user.should_not_see("Nothing has been played yet.", retries=50)
+    assert "filtered: zero variance 4" in [row.get("reasons") for row in rows(user)]
+    assert charts(user)["what became of trajectories"] == ["filtered", "in flight"]
+
+
+async def test_the_health_page_opens_the_log_that_its_address_names(user, folder):
+    run = make_run(folder / "demo", status=STATUS)
+    (run.folder / "logs").mkdir()
+    for name in ("engine-0.log", "learner.log"):
+        (run.folder / "logs" / name).write_text(f"{HOSTILE} said {name}\n")
+    await user.open("/run/demo/health?log=engine-0.log")
+    assert f"{HOSTILE} said engine-0.log\n" in shown(user)
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    (chosen,) = user.find(ui.select).elements
+    assert list(chosen.options) == ["engine-0.log", "learner.log"]
+    chosen.set_value("learner.log")
+    await user.should_see("said learner.log", retries=50)
+    assert went == ["/run/demo/health?log=learner.log"]
+    await user.open("/run/demo/health?log=../config.toml")
+    await user.should_see("There is no file '../config.toml' in logs/.")
+
+
+async def test_the_config_page_says_where_values_come_from_and_what_differs(user, folder):
+    origins = {"steps": "--steps", "name": "file a.toml"}
+    make_run(folder / "demo", origins=origins)
+    other = make_run(folder / "other")
+    (other.folder / "config.toml").write_text(f'name = "demo"\nsteps = 9\n"{HOSTILE}" = 1\n')
+    await user.open("/run/demo/config")
+    found = {row["key"]: (row["value"], row["origin"]) for row in rows(user)}
+    assert found == {
+        "name": ('"demo"', "file a.toml"),
+        "steps": ("4", "--steps"),
+        "mode": ('"dora"', "default"),
+        "max_staleness": ("2", "default"),
+    }
+    await user.open("/run/demo/config?also=other&differing=1&also=gone")
+    await user.should_see("There is no run named 'gone'.")
+    assert {row["key"]: (row["value"], row["other0"]) for row in rows(user)} == {
+        "steps": ("4", "9"),
+        "mode": ('"dora"', "-"),
+        "max_staleness": ("2", "-"),
+        HOSTILE: ("-", "1"),
+    }
+    went: list[str] = []
+    ui.navigate.history.replace = lambda address: went.append(str(address))
+    (field,) = user.find(ui.input).elements
+    field.set_value("stale")
+    await user.should_see("1 settings", retries=50)
+    assert went[-1] == "/run/demo/config?also=other&match=stale&differing=1"
+    await user.open("/run/other/config?match=steps")
+    assert [row["origin"] for row in rows(user)] == ["not recorded"]
+
+
+async def test_the_experts_page_draws_each_layer_and_follows_the_run(user, folder):
+    run = make_run(folder / "demo", [step_metrics(1, **{"router/zero_share": 0.3})])
+    await user.open("/run/demo/experts")
+    titles = ["zero-computation experts: share of choices"]
+    assert list(charts(user)) == titles
+    line = {"step": 1, "computing": 2, "loads": [[0.5, 0.25, 0.25]] * 10}
+    (run.folder / "experts.jsonl").write_text(json.dumps(line) + "\n")
+    await user.should_see("layers 8 to 9", retries=50)
+    titles += [f"layer {n}: load over the mean" for n in range(8)]
+    assert sorted(charts(user)) == sorted(titles)
+    await user.open("/run/demo/experts?layer=8")
+    assert sorted(charts(user))[:2] == [
+        "layer 8: load over the mean",
+        "layer 9: load over the mean",
+    ]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -136,6 +136,7 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     first.metrics(0, {"eval/calculator/pass_rate": 0.25})
     for step in (1, 2, 3):
         first.metrics(step, {"loss/loss": float(step)})
+        first.experts(step, 1, [[1.0]])
     first.event("learner", "step 3", 1.0, 2.0)
     report = group_report("calculator", [member("g000041.0")])
     first.index(report, "train")
@@ -154,12 +155,14 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     again.close()
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == [0, 1, 2, 3]
     assert lines(run / "metrics.jsonl")[-1]["loss/loss"] == 30.0
+    assert [line["step"] for line in lines(run / "experts.jsonl")] == [1, 2]
     assert [line["loss/loss"] for line in lines(aside / "metrics.jsonl")] == [3.0]
     assert (run / "trajectories/controller-0.jsonl").read_text() == ""
     assert [e["name"] for e in lines(run / "events.jsonl")] == ["step 3", "goes on after step 2"]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_2"]
     assert {p.name for p in aside.iterdir()} == {
-        *("config.toml", "summary.json", "metrics.jsonl", "step_3"),
+        *("config.toml", "origins.json", "summary.json"),
+        *("metrics.jsonl", "experts.jsonl", "step_3"),
     }
     assert "steps = 9" in (run / "config.toml").read_text()
     assert "steps = 5" in (aside / "config.toml").read_text()

@@ -242,6 +242,8 @@ def test_load_and_gradients_are_watched_as_defined():
     assert found["router/load_violation"] == pytest.approx(
         (load[:6].max() / load[:6].mean() - 1).item()
     )
+    [loads] = watch.loads()
+    assert loads == pytest.approx((load / 40).tolist(), abs=1e-4)
     assert found["router/ffn_experts"] == pytest.approx(load[:6].sum().item() / 40)
     assert found["router/zero_share"] == pytest.approx(load[6:].sum().item() / 120)
     again, _ = random_scores(40)

@@ -489,7 +489,19 @@ async def test_the_run_folder_tells_the_run(start):
     paths = [str(folder.resolve() / "checkpoints" / f"step_{n}") for n in (2, 4, 5)]
     assert acts == [act for path in paths for act in (("save", path), ("saved", None))]
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert {e["lane"] for e in events} == {"learner", "sync", "rollout"}
+    engines = {"engine-0", "engine-1"}
+    assert {e["lane"] for e in events} == {"learner", "sync", "rollout", "window", *engines}
+    for engine in engines:
+        names = [e["name"] for e in events if e["lane"] == engine]
+        assert names == [
+            "version 0",
+            *(f"{what} {v}" for v in range(1, 6) for what in ("load version", "version")),
+        ]
+    experts = [json.loads(line) for line in (folder / "experts.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in experts] == [1, 2, 3, 4, 5]
+    assert experts[0]["loads"] == [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]
+    state = read_status(folder)
+    assert {one.name: one.pid for one in state.actors} == {"engine-0": 1234, "engine-1": 1234}
     index = sqlite3.connect(folder / "trajectories.sqlite")
     finished = totals(run)["dispatched"] - totals(run)["cancelled"]
     (count,) = index.execute("select count(*) from trajectories").fetchone()

@@ -34,6 +34,24 @@ def folder(config):
     opened.close()
 
 
+def test_origins_are_beside_the_settings(config):
+    opened = RunFolder(config, origins={"steps": "--steps"})
+    opened.close()
+    assert json.loads((config.folder / "origins.json").read_text()) == {"steps": "--steps"}
+
+
+def test_loads_of_experts_are_written_and_those_of_a_large_model_seldom(folder):
+    for step in range(1, 12):
+        folder.experts(step, 2, [[0.5, 0.25, 0.25]])
+    written = lines(folder.path / "experts.jsonl")
+    assert [line["step"] for line in written] == list(range(1, 12))
+    assert written[0] == {"step": 1, "computing": 2, "loads": [[0.5, 0.25, 0.25]]}
+    for step in range(12, 42):
+        folder.experts(step, 2, [[0.5] * 2049] * 2)
+        folder.experts(step, 0, [])
+    assert [line["step"] for line in lines(folder.path / "experts.jsonl")][11:] == [20, 30, 40]
+
+
 def lines(path: Path) -> list[dict]:
     def refuse(constant: str):
         raise ValueError(f"{constant} is no JSON")

@@ -9,14 +9,12 @@ import pytest
 from fakes import scored, turn
 from nicegui import ui
 from nicegui.testing import User
-from nicegui.testing.user_simulation import user_simulation
 from recorded_run import RecordedRun
+from simulated_user import simulated_user
 
 from envs.message import Message, ToolCall
 from rl.dashboard import page_frame, trajectory_page
 from rl.dashboard.page_frame import run_address
-from rl.dashboard.run_data import RunsFolder
-from rl.dashboard.server import add_pages
 from rl.dashboard.trajectories_page import trajectory_address
 from rl.dashboard.trajectory_filter import TrajectoryFilter
 from rl.dashboard.trajectory_index import find
@@ -37,8 +35,7 @@ def run(tmp_path):
 @pytest.fixture
 async def user(tmp_path, monkeypatch) -> AsyncIterator[User]:
     monkeypatch.setattr(page_frame, "LIVE_SECONDS", 0.05)
-    async with user_simulation() as user:
-        add_pages(RunsFolder(tmp_path))
+    async with simulated_user(tmp_path) as user:
         yield user
 
 

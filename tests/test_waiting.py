@@ -15,7 +15,7 @@ from rl.config import DeadlineConfig, EnvTable, InitConfig, ModelConfig, RunConf
 from rl.dispatcher import Dispatcher
 from rl.run_folder import RunFolder
 from rl.status import SILENT_SECONDS, Status, describe, in_progress, read_status, sentence, suspect
-from rl.waiting import PhaseTimes, WaitingTable, deadline, merge, worst
+from rl.waiting import Latency, PhaseTimes, WaitingTable, deadline, merge, worst
 from rollout.trajectory import Phase
 
 
@@ -60,7 +60,10 @@ def test_usual_times_are_per_environment_and_phase_and_need_enough_of_them():
     times.add("a", [Phase("tool", 0.0, float(n)) for n in range(1, 101)])
     times.add("b", [Phase("tool", 0.0, 1.0)] * 19)
     times.add("a", [Phase("generate", 0.0, 0.5)] * 20)
-    assert times.p99() == {("a", "tool"): 99.0, ("a", "generate"): 0.5}
+    assert times.latency() == {
+        ("a", "tool"): Latency(50.0, 95.0, 99.0, 100),
+        ("a", "generate"): Latency(0.5, 0.5, 0.5, 20),
+    }
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,13 @@ def test_the_suspect_is_the_one_furthest_beyond_its_usual_time():
     assert [row.id for row in worst(rows, 2)] == ["odd", "new"]
     both = merge([WaitingTable((rows[0],), {("a", "tool"): 3}), WaitingTable((rows[1],), {})], 1)
     assert [row.id for row in both.rows] == ["odd"] and both.counts == {("a", "tool"): 3}
+
+
+def test_several_controllers_latency_is_weighted_by_how_much_each_has_seen():
+    key = ("a", "tool")
+    few, many = Latency(1.0, 2.0, 3.0, 20), Latency(4.0, 5.0, 6.0, 60)
+    both = merge([WaitingTable((), {}, latency={key: one}) for one in (few, many)], 1)
+    assert both.latency == {key: Latency(3.25, 4.25, 5.25, 80)}
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ class Learner:
                 layer.compile(dynamic=True)
         self.scorer.tape.replay = config.router.replay
         self.experts: Experts | None = None
+        self.expert_loads: list[list[float]] = []  # of the last step, per layer
         self.biases: BiasController | None = None
         if self.scorer.routers:
             self.experts = experts_of(self.model.config, config.router.experts_per_token)
@@ -146,6 +147,7 @@ class Learner:
         self.token_scores = tape.scores(self.ranks) if tape is not None else []
         sums = self.ranks.total(sums)
         self._steer(watch)
+        self.expert_loads = watch.loads() if watch is not None else []
         gap, compared = sums.pop("gap"), sums.pop("compared")
         return {
             "loss/loss": sums.pop("loss"),

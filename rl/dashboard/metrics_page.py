@@ -1,12 +1,16 @@
-"""`/run/NAME/metrics?match=EXPRESSION&also=RUN`: keys found by expression, several runs in a chart."""
+"""`/run/NAME/metrics?match=EXPRESSION&also=RUN&smooth=0.6&log=1&x=time`: several runs in a chart per key.
+
+`/run/NAME/metrics.csv` with the same query is the same as a table.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Query
-from nicegui import ui
+from fastapi import Query, Response
+from nicegui import app, ui
 
 from rl.dashboard import charts
+from rl.dashboard.metrics_table import as_csv
 from rl.dashboard.page_frame import (
     frame,
     live,
@@ -17,39 +21,73 @@ from rl.dashboard.page_frame import (
     run_address,
 )
 from rl.dashboard.run_data import RunData, RunsFolder
-from rl.dashboard.series import matching
+from rl.dashboard.series import matching, number, smoothed, thin
 
 FIRST_MATCH = "reward$|^loss/|^time/|^staleness/"
 # More charts than this make a page slow, and nobody reads them.
 MAX_CHARTS = 24
+MAX_SMOOTHING = 0.99
 
 
 @dataclass
 class Choice:
-    """What the page shows: the runs, the first of which it is about, and the expression."""
+    """What the page shows: the runs, the first of which it is about, and the expression.
+
+    smooth: how much the value before counts against the next, 0 to 0.99. x: "step" or "time".
+    """
 
     runs: list[RunData]
     match: str
+    smooth: float = 0.0
+    logarithmic: bool = False
+    x: str = "step"
 
     @property
     def address(self) -> str:
         """The address that shows the same."""
         query = [("match", self.match), *(("also", run.name) for run in self.runs[1:])]
+        query += [("smooth", f"{self.smooth:g}")] if self.smooth else []
+        query += [("log", "1")] if self.logarithmic else []
+        query += [("x", "time")] if self.x == "time" else []
         return run_address(self.runs[0].name, "metrics", query)
+
+    @property
+    def table_address(self) -> str:
+        """Where the shown values are as CSV."""
+        query = [("match", self.match), *(("also", run.name) for run in self.runs[1:])]
+        return run_address(self.runs[0].name, "metrics.csv", query)
 
 
 def metrics_page(runs: RunsFolder) -> None:
     """Register the page."""
 
+    @app.get("/run/{name}/metrics.csv")
+    async def download(
+        name: str, match: str = FIRST_MATCH, also: Annotated[list[str] | None, Query()] = None
+    ) -> Response:
+        run = runs.find(name)
+        if run is None:
+            return Response("there is no such run\n", 404, media_type="text/plain")
+        choice = Choice([run, *_others(runs, run, also)], match)
+        await read(*choice.runs)
+        table = as_csv(choice.runs, _keys(choice)[:MAX_CHARTS])
+        headers = {"Content-Disposition": 'attachment; filename="metrics.csv"'}
+        return Response(table, media_type="text/csv; charset=utf-8", headers=headers)
+
     @ui.page("/run/{name}/metrics", response_timeout=60)
     async def page(
-        name: str, match: str = FIRST_MATCH, also: Annotated[list[str] | None, Query()] = None
+        name: str,
+        match: str = FIRST_MATCH,
+        also: Annotated[list[str] | None, Query()] = None,
+        smooth: str = "",
+        log: str = "",
+        x: str = "step",
     ) -> None:
         run = runs.find(name)
         if run is None:
             return no_such_run(runs, name)
-        others = [found for other in also or () if (found := runs.find(other)) not in (None, run)]
-        choice = Choice([run, *(one for one in others if one is not None)], match)
+        by = "time" if x == "time" else "step"
+        choice = Choice([run, *_others(runs, run, also)], match, smoothing(smooth), log == "1", by)
         await read(*choice.runs)
         with frame(runs, run.name, "metrics"):
             if missing := [other for other in also or () if runs.find(other) is None]:
@@ -81,9 +119,10 @@ def _content(runs: RunsFolder, choice: Choice) -> None:
                 with ui.element("div").classes("panel"):
                     drawn[key] = ui.echart(chart(choice, key)).style("height: 230px")
 
-    async def choose(match: str, names: list[str]) -> None:
-        others = [one for name in names if (one := runs.find(name)) is not None]
-        choice.runs[1:], choice.match = others, match
+    async def choose() -> None:
+        choice.runs[1:] = _others(runs, choice.runs[0], beside.value)
+        choice.match, choice.x = expression.value or "", by.value
+        choice.smooth, choice.logarithmic = smooth.value or 0.0, bool(log.value)
         await read(*choice.runs)
         ui.navigate.history.replace(choice.address)
         panels.refresh()
@@ -103,8 +142,18 @@ def _content(runs: RunsFolder, choice: Choice) -> None:
             options, label="runs beside it", multiple=True, value=[r.name for r in choice.runs[1:]]
         )
         beside.props("outlined dense use-chips").style("min-width: 220px")
-    for control in (expression, beside):
-        control.on_value_change(lambda: choose(expression.value or "", beside.value or []))
+    with ui.row().classes("w-full items-center gap-4"):
+        ui.label("smoothing").classes("quiet")
+        smooth = ui.slider(min=0, max=MAX_SMOOTHING, step=0.01, value=choice.smooth)
+        smooth.props("label debounce=200 aria-label=smoothing").style("width: 180px")
+        log = ui.checkbox("logarithmic", value=choice.logarithmic)
+        by = ui.toggle({"step": "by step", "time": "by time"}, value=choice.x)
+        by.props("no-caps dense size=sm padding='4px 10px'")
+        ui.space()
+        save = ui.button("save as CSV", icon="download")
+        save.props("outline size=sm no-caps").on_click(lambda: ui.navigate.to(choice.table_address))
+    for control in (expression, beside, smooth, log, by):
+        control.on_value_change(choose)
     panels()
     live(refresh)
 
@@ -115,11 +164,32 @@ def wanted(choice: Choice) -> list[str]:
 
 
 def chart(choice: Choice, key: str) -> charts.Options:
-    """One key of all runs that have it."""
-    return charts.lines(
-        key,
-        [(run.name, one) for run in choice.runs if (one := run.series.get(key)) is not None],
-    )
+    """One key of all runs that have it; beside what is smoothed the values as they are, faint."""
+    by_time = choice.x == "time"
+    found = []
+    for run in choice.runs:
+        if (one := run.series.get(key)) is None:
+            continue
+        begin = run.begin if by_time else None
+        if choice.smooth:
+            found.append(charts.Curve(run.name, thin(one, begin=begin), faint=True))
+            one = smoothed(one, choice.smooth)
+        found.append(charts.Curve(run.name, thin(one, begin=begin)))
+    return charts.curves(key, found, logarithmic=choice.logarithmic, clock=by_time)
+
+
+def smoothing(text: str) -> float:
+    """What an address says, within its bounds."""
+    try:
+        value = number(float(text)) if text else None
+    except ValueError:
+        value = None
+    return 0.0 if value is None else min(max(value, 0.0), MAX_SMOOTHING)
+
+
+def _others(runs: RunsFolder, run: RunData, names: list[str] | None) -> list[RunData]:
+    found = [runs.find(name) for name in dict.fromkeys(names or ())]
+    return [one for one in found if one is not None and one is not run]
 
 
 def _keys(choice: Choice) -> list[str]:

@@ -19,6 +19,7 @@ from rl.dashboard.page_frame import (
     read,
     redraw,
     table,
+    tile,
 )
 from rl.dashboard.run_data import RunData, RunsFolder
 
@@ -52,10 +53,7 @@ def _content(run: RunData) -> None:
     def head() -> None:
         with ui.element("div").classes("tiles"):
             for figure in figures(run):
-                with ui.column().classes("panel gap-0"):
-                    ui.label(figure.name).classes("quiet")
-                    ui.label(figure.value).classes("number")
-                    ui.label(figure.remark).classes("quiet")
+                tile(figure.name, figure.value, figure.remark)
         if run.steps:
             share = min(1.0, run.step / run.steps)
             ui.linear_progress(share, show_value=False).props("rounded aria-label=progress")

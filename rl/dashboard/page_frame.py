@@ -18,15 +18,33 @@ from rl.dashboard.run_data import RunData, RunsFolder
 LIVE_SECONDS = 2.0
 _ICONS = {"error": "error", "warning": "warning", "note": "info"}
 _TONES = {"error": "negative", "warning": "warning", "note": "primary"}
+# Of a run: title and address.
+_PAGES = (
+    ("Overview", ""),
+    ("Metrics", "metrics"),
+    ("Timeline", "timeline"),
+    ("Trajectories", "trajectories"),
+    ("Environments", "environments"),
+    ("Experts", "experts"),
+    ("Health", "health"),
+    ("Config", "config"),
+)
 _STYLE = """
 .nicegui-content { padding: 0; }
 .page { width: 100%; max-width: 1800px; margin: 0 auto; padding: 16px 24px 40px; }
 .panel { border: 1px solid #80879240; border-radius: 8px; padding: 12px; }
 .quiet { color: #7a818c; font-size: 12px; }
 .number { font-size: 22px; font-weight: 600; line-height: 1.2; }
+.halves { display: grid; gap: 12px; width: 100%; }
+.halves { grid-template-columns: repeat(auto-fit, minmax(520px, 1fr)); }
+.panel td { white-space: normal; overflow-wrap: anywhere; }
 .charts, .tiles { display: grid; gap: 12px; width: 100%; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)); }
 .tiles { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+.log { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 480px; overflow: auto;
+  font: 12px/1.45 ui-monospace, monospace; display: flex; flex-direction: column-reverse; }
+.settings td { font: 12px/1.45 ui-monospace, monospace; }
+.differs { background: #E69F0030; }
 .q-table__container { box-shadow: none; background: transparent; }
 """
 
@@ -48,11 +66,7 @@ def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
         ui.link("Dorado", "/").classes("text-white text-bold no-underline text-lg")
         if name:
             ui.label(name).classes("text-white ellipsis").style("max-width: 40vw")
-            for title, target in (
-                ("Overview", ""),
-                ("Metrics", "metrics"),
-                ("Trajectories", "trajectories"),
-            ):
+            for title, target in _PAGES:
                 link = ui.link(title, run_address(name, target)).classes("text-white")
                 link.classes("text-bold" if target == page else "no-underline")
         ui.space()
@@ -61,6 +75,22 @@ def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
         button.props("flat round dense color=white aria-label='dark or light'")
     with ui.column().classes("page gap-4"):
         yield
+
+
+@contextmanager
+def panel(title: str) -> Iterator[None]:
+    """A box with a title of ours around what is in it."""
+    with ui.element("div").classes("panel w-full"):
+        ui.label(title).classes("quiet")
+        yield
+
+
+def tile(name: str, value: str, remark: str) -> None:
+    """A number with its name and a remark."""
+    with ui.column().classes("panel gap-0"):
+        ui.label(name).classes("quiet")
+        ui.label(value).classes("number")
+        ui.label(remark).classes("quiet")
 
 
 def notice(text: str, advice: str = "", icon: str = "info") -> None:

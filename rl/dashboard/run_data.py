@@ -8,6 +8,7 @@ it is to hold it for a moment, and a run that starts in that moment would be ref
 
 import json
 import sqlite3
+import sys
 import threading
 import time
 import tomllib
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from rl.config_file import ConfigError
+from rl.dashboard.expert_loads import ExpertLoads, held, read_loads
 from rl.dashboard.growing_lines import GrowingLines, plain
 from rl.dashboard.series import Series, add, number
 from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
@@ -26,22 +28,28 @@ from rl.status import SILENT_SECONDS, Status
 State = Literal["starting", "running", "silent", "finished", "failed", "interrupted", "ended"]
 # Two pages that ask within this time get the same answer.
 FRESH_SECONDS = 1.0
-_MAX_SPANS = 20_000
+_MAX_SPANS = 200_000
+# Unix seconds that a span can have at most: the year 5138.
+LATEST = 1e11
 # Checks every field: what is shown later is of the type that it says.
 _STATUS = TypeAdapter(Status)
 _INDEX_FILES = ("trajectories.sqlite", "trajectories.sqlite-wal")
 _WRITTEN = ("status.json", "metrics.jsonl", "events.jsonl", "summary.json")
-_FILES = ("config.toml", *_WRITTEN, *_INDEX_FILES)
+_FILES = ("config.toml", "origins.json", "experts.jsonl", *_WRITTEN, *_INDEX_FILES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
-    """Something that took time, such as lane "learner", name "step 3", from start to end (unix seconds)."""
+    """Something that took time, such as lane "learner", name "step 3", from start to end (unix seconds).
+
+    what: what is said of it beside, such as why a breaker has opened.
+    """
 
     lane: str
     name: str
     start: float
     end: float
+    what: str = ""
 
 
 class RunData:
@@ -55,14 +63,17 @@ class RunData:
         self.series: dict[str, Series] = {}
         self.spans: list[Span] = []
         self.config: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
         self.summary: dict[str, Any] = {}
         self.status: Status | None = None
         self.trajectories: list[TrajectoryCount] = []
         self.written: float = 0.0
         self.problems: list[str] = []
         self._metrics = GrowingLines(folder / "metrics.jsonl")
+        self.experts: list[ExpertLoads] = []
         self._events = GrowingLines(folder / "events.jsonl")
-        self._odd = {"metrics.jsonl": 0, "events.jsonl": 0}
+        self._loads = GrowingLines(folder / "experts.jsonl")
+        self._odd = {"metrics.jsonl": 0, "events.jsonl": 0, "experts.jsonl": 0}
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._seen: dict[str, tuple[int, ...]] = {}
@@ -79,10 +90,13 @@ class RunData:
                 return
             self._found = []
             self.config = self._settings()
+            said = self._json("origins.json")
+            self.origins = {key: str(value)[:500] for key, value in said.items()}
             self.summary = self._json("summary.json")
             self.status = self._status()
             self._read_metrics()
             self._read_events()
+            self._read_experts()
             if any(seen[name] != self._seen.get(name) for name in _INDEX_FILES):
                 self._read_index(seen)
             self.written = max(seen[name][0] for name in _WRITTEN) / 1e9
@@ -108,6 +122,11 @@ class RunData:
         """The newest learner step of which there are metrics."""
         one = self.series.get("time/total_seconds")
         return one.steps[-1] if one is not None else 0
+
+    @property
+    def begin(self) -> float:
+        """When the first line of metrics was written (unix seconds)."""
+        return min((one.times[0] for one in self.series.values() if one.times), default=0.0)
 
     @property
     def held_out(self) -> dict[str, tuple[float | None, float | None]]:
@@ -161,7 +180,9 @@ class RunData:
         if anew:
             self._odd["metrics.jsonl"] = 0
         before = {} if anew else self.series
-        series = {key: Series([*one.steps], [*one.values]) for key, one in before.items()}
+        series = {
+            key: Series([*one.steps], [*one.values], [*one.times]) for key, one in before.items()
+        }
         for record in records:
             self._odd["metrics.jsonl"] += not add(series, record)
         self.series = series
@@ -174,13 +195,24 @@ class RunData:
         spans = [] if anew else [*self.spans]
         for record in records:
             start, end = number(record.get("start")), number(record.get("end"))
-            if start is None or end is None:
+            if start is None or end is None or not 0 <= start <= end <= LATEST:
                 self._odd["events.jsonl"] += 1
                 continue
-            lane, name = str(record.get("lane", "")), str(record.get("name", ""))
-            spans.append(Span(lane, name, start, end))
+            said = (str(record.get(key, ""))[:300] for key in ("lane", "name", "what"))
+            lane, name, what = map(sys.intern, said)  # few of them, in many spans
+            spans.append(Span(lane, name, start, end, what))
         self.spans = spans[-_MAX_SPANS:]
         self._count_broken("events.jsonl", self._events.broken)
+
+    def _read_experts(self) -> None:
+        records, anew = self._loads.read()
+        if anew:
+            self._odd["experts.jsonl"] = 0
+        found = [read_loads(record) for record in records]
+        self._odd["experts.jsonl"] += found.count(None)
+        before = [] if anew else self.experts
+        self.experts = held([*before, *(one for one in found if one is not None)])
+        self._count_broken("experts.jsonl", self._loads.broken)
 
     def _count_broken(self, name: str, broken: int) -> None:
         if lines := broken + self._odd[name]:

@@ -9,10 +9,14 @@ from typing import Any
 
 @dataclass
 class Series:
-    """One key over the steps, such as steps [1, 2, 3], values [0.5, 0.6, 0.7]. It grows at its end."""
+    """One key over the steps, such as steps [1, 2, 3], values [0.5, 0.6, 0.7]. It grows at its end.
+
+    times: when each was written (unix seconds), of what metrics.jsonl holds.
+    """
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
 
     @property
     def last(self) -> float:
@@ -22,7 +26,7 @@ class Series:
 
 def add(series: dict[str, Series], record: Mapping[str, Any]) -> bool:
     """Take in one line of metrics.jsonl; what is not a finite number is left out. Whether it was one."""
-    step = number(record.get("step"))
+    step, time = number(record.get("step")), number(record.get("time"))
     if step is None:
         return False
     for key, value in record.items():
@@ -32,6 +36,7 @@ def add(series: dict[str, Series], record: Mapping[str, Any]) -> bool:
         one = series.setdefault(key, Series())
         one.steps.append(int(step))
         one.values.append(value)
+        one.times.append(0.0 if time is None else time)
     return True
 
 
@@ -55,19 +60,32 @@ def recent(series: Mapping[str, Series], key: str, steps: int = 10) -> float | N
     return sum(values) / len(values)
 
 
-def thin(one: Series, points: int = 400) -> list[list[float]]:
-    """[step, value] pairs, `points` at most: of each stretch the lowest and the highest."""
+def thin(one: Series, points: int = 400, begin: float | None = None) -> list[list[float]]:
+    """[step, value] pairs, `points` at most: of each stretch the lowest and the highest.
+
+    begin: in place of the step, the seconds since then.
+    """
     count = len(one.values)
+    at = one.steps if begin is None else [round(time - begin, 3) for time in one.times]
     if count <= points:
-        return [[s, v] for s, v in zip(one.steps, one.values, strict=True)]
+        return [[x, v] for x, v in zip(at, one.values, strict=True)]
     shown: list[list[float]] = []
     stretches = max(1, points // 2)
     for i in range(stretches):
         part = range(i * count // stretches, (i + 1) * count // stretches)
         low = min(part, key=one.values.__getitem__)
         high = max(part, key=one.values.__getitem__)
-        shown += [[one.steps[j], one.values[j]] for j in sorted({low, high})]
+        shown += [[at[j], one.values[j]] for j in sorted({low, high})]
     return shown
+
+
+def smoothed(one: Series, weight: float) -> Series:
+    """Exponential means: each value counts `weight` times as much as the one after it; 0: as they are."""
+    means, mean, total = [], 0.0, 0.0
+    for value in one.values:
+        mean, total = weight * mean + value, weight * total + 1
+        means.append(mean / total)
+    return Series(one.steps, means, one.times)
 
 
 def matching(keys: Iterable[str], expression: str) -> list[str]:

@@ -7,12 +7,17 @@ from nicegui import app, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rl.config_file import ConfigError
+from rl.dashboard.config_page import config_page
+from rl.dashboard.environments_page import environments_page
+from rl.dashboard.experts_page import experts_page
 from rl.dashboard.group_page import group_page
+from rl.dashboard.health_page import health_page
 from rl.dashboard.metrics_page import metrics_page
 from rl.dashboard.overview_page import overview_page
 from rl.dashboard.password import VARIABLE, AskPassword
 from rl.dashboard.run_data import RunsFolder
 from rl.dashboard.runs_page import runs_page
+from rl.dashboard.timeline_page import timeline_page
 from rl.dashboard.trajectories_page import trajectories_page
 from rl.dashboard.trajectory_page import trajectory_page
 
@@ -25,6 +30,11 @@ def add_pages(runs: RunsFolder) -> None:
     trajectories_page(runs)
     group_page(runs)
     trajectory_page(runs)
+    timeline_page(runs)
+    environments_page(runs)
+    experts_page(runs)
+    health_page(runs)
+    config_page(runs)
 
 
 def check_address(host: str, port: int, password: str | None) -> None:

@@ -308,7 +308,7 @@ def histogram(bars: tuple[RewardBar, ...], asked: TrajectoryFilter) -> charts.Op
     """The rewards; bars outside of what is asked for are pale."""
     low = float("-inf") if asked.reward_min is None else asked.reward_min
     high = float("inf") if asked.reward_max is None else asked.reward_max
-    return charts.bars(
+    return charts.histogram(
         "rewards (choose a bar to see its trajectories)",
         [(_range(bar), bar.trajectories, low <= bar.high and bar.low <= high) for bar in bars],
     )

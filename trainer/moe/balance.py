@@ -141,6 +141,12 @@ class RouterWatch:
         """What adds up over ranks too, in place."""
         return [self.counts_LE, self.gradient_LE, self.balance_LE, self.agreement_3]
 
+    def loads(self) -> list[list[float]]:
+        """Per layer, the share of tokens that chose each expert; those that compute come first."""
+        tokens_L1 = self.counts_LE.sum(1, keepdim=True) / self.experts.per_token
+        shares_LE = self.counts_LE / tokens_L1.clamp(min=1e-9)
+        return [[round(share, 4) for share in layer] for layer in shares_LE.tolist()]
+
     def metrics(self) -> dict[str, float]:
         """What to watch; means over layers where the name says nothing else.
 

@@ -1,0 +1,118 @@
+"""The health of a run as plain data: who answers, what is waited for. All from status.json."""
+
+import time
+from typing import Any
+
+from rl.dashboard.overview import Figure, written
+from rl.dashboard.run_data import RunData
+from rl.status import SILENT_SECONDS
+
+# An actor that owes an answer for so long does not answer.
+LATE_SECONDS = 10.0
+_MOST_ROWS = 300
+
+
+def health_figures(run: RunData) -> list[Figure]:
+    """The first line of the page."""
+    status, state = run.status, run.state()
+    if status is None:
+        return [Figure("state", state, written(run))]
+    rows = actor_rows(run)
+    well = sum(row["state"] == "answers" for row in rows)
+    return [
+        Figure("state", state, status.stage[:80] if state == "running" else written(run)),
+        Figure("learner", f"{status.step} / {status.steps}", status.learner[:200]),
+        Figure("actors", f"{well} of {len(rows)}", "answered last"),
+        Figure("in flight", f"{status.in_flight:,}", "trajectories"),
+        Figure("buffered", f"{status.buffered:,}", "trajectories that wait for the learner"),
+        Figure("window", " ".join(map(str, status.window[:8])) or "-", "live versions"),
+    ]
+
+
+def actor_rows(run: RunData, now: float | None = None) -> list[dict[str, Any]]:
+    """Every actor with its heartbeat; those that do not answer come first."""
+    if run.status is None:
+        return []
+    # Of a run that is over or hangs: as of what it said last.
+    now = time.time() if now is None else now
+    live = run.state(now) == "running"
+    at = now if live else run.status.time
+    rows = []
+    for actor in run.status.actors[:_MOST_ROWS]:
+        waits = 0.0 if actor.asked is None else at - actor.asked
+        if actor.fault:
+            state = f"failed: {actor.fault}"
+        elif waits > LATE_SECONDS:
+            state = f"no answer for {waits:.0f} s"
+        else:
+            state = "answers" if actor.seen is not None else "not heard of yet"
+        serves = run.status.engines.get(actor.name)
+        asleep = " (asleep)" if actor.name in run.status.asleep else ""
+        rows.append(
+            {
+                "name": actor.name,
+                "state": state[:300],
+                "serves": "" if serves is None else f"version {serves}{asleep}",
+                "pid": "" if actor.pid is None else str(actor.pid),
+                "node": actor.node,
+                "seen": "never" if actor.seen is None else f"{max(0.0, at - actor.seen):.0f} s",
+            }
+        )
+    return sorted(rows, key=lambda row: (row["state"] == "answers", row["name"]))
+
+
+def waiting_rows(run: RunData) -> list[dict[str, Any]]:
+    """What trajectories wait for, the most suspicious first."""
+    if run.status is None:
+        return []
+    return [
+        {
+            "id": row.id,
+            "env": row.env,
+            "version": "" if row.version is None else str(row.version),
+            "phase": row.phase,
+            "at": row.at,
+            "seconds": f"{row.seconds:.1f}",
+            "p99": "" if row.p99 is None else f"{row.p99:.2f}",
+            "times": "" if not row.p99 else f"{row.seconds / row.p99:.1f}",
+            "left": f"{row.left:.0f}",
+            "then": row.then,
+        }
+        for row in run.status.waiting
+    ]
+
+
+def phase_rows(run: RunData) -> list[dict[str, Any]]:
+    """How many trajectories are in which phase, per environment."""
+    if run.status is None:
+        return []
+    return [
+        {
+            "env": env,
+            "all": f"{sum(phases.values()):,}",
+            "phases": ", ".join(f"{phase} {n:,}" for phase, n in sorted(phases.items())),
+        }
+        for env, phases in sorted(run.status.counts.items())[:_MOST_ROWS]
+    ]
+
+
+def troubles(run: RunData, now: float | None = None) -> list[str]:
+    """What is not as it should be now, in sentences."""
+    now = time.time() if now is None else now
+    if run.status is None or run.state(now) not in ("running", "silent"):
+        return []
+    found = []
+    if (silent := now - run.status.time) > SILENT_SECONDS:
+        found.append(
+            f"The run's own loop wrote its status {silent:.0f} s ago; what stands here is as of then."
+        )
+    found += [
+        f"{name} did not answer when it was asked what its episodes wait for."
+        for name in run.status.silent
+    ]
+    found += [
+        f"{row['name']}: {row['state']}."
+        for row in actor_rows(run, now)
+        if row["state"].startswith(("failed", "no answer"))
+    ]
+    return found
