@@ -25,6 +25,8 @@ class LearnerRanks:
 
     def __init__(self, ranks: Sequence[Any]) -> None:
         """ranks: handles of `rl.actors.LearnerActor`, rank 0 first."""
+        # What rank 0 has found on its node, the others can fetch from there.
+        self.lost = OnAllRanks([ranks[0].lost])
         self.step = OnAllRanks([rank.step for rank in ranks])
         self.snapshot = OnAllRanks([rank.snapshot for rank in ranks])
         self.publish = OnAllRanks([rank.publish for rank in ranks])

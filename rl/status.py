@@ -3,7 +3,7 @@
 import fcntl
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Status:
     published, without a place in it. engines: the version each holds (None: it changes). asleep: engines
     that do, while the learner uses their devices. in_flight, buffered: trajectories. counts: those in
     flight per environment and phase. waiting: the most suspicious ones, `ROWS` at most. silent:
-    controllers that did not answer; what they play is in no row.
+    controllers that did not answer; what they play is in no row. lost: a sentence for each node and engine
+    that is gone, and for what was started anew elsewhere. nodes: the names of the actors on each, by address.
     """
 
     time: float
@@ -46,6 +47,8 @@ class Status:
     counts: dict[str, dict[str, int]]
     waiting: tuple[Waiting, ...]
     silent: tuple[str, ...]
+    lost: tuple[str, ...] = ()
+    nodes: dict[str, list[str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For status.json."""
@@ -57,7 +60,7 @@ def read_status(folder: Path) -> Status:
     try:
         values = json.loads((folder / "status.json").read_text())
         rows = tuple(Waiting(**row) for row in values.pop("waiting"))
-        lists = {key: tuple(values[key]) for key in ("window", "asleep", "silent")}
+        lists = {key: tuple(values.get(key, ())) for key in ("window", "asleep", "silent", "lost")}
         return Status(**{**values, **lists}, waiting=rows)
     except FileNotFoundError:
         raise ConfigError(
@@ -102,7 +105,10 @@ def describe(status: Status, *, live: bool, now: float | None = None) -> Group:
         f"engines   {served}",
         f"in flight {status.in_flight} trajectories, {status.buffered} buffered",
     ]
+    if len(status.nodes) > 1:
+        lines += [f"on {node}: {', '.join(names)}" for node, names in sorted(status.nodes.items())]
     lines += [f"silent    {name} does not answer" for name in status.silent]
+    lines += [f"lost      {sentence}" for sentence in status.lost]
     for env, phases in sorted(status.counts.items()):
         said = ", ".join(f"{count} in {phase}" for phase, count in sorted(phases.items()))
         lines.append(f"          {env}: {said}")

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from rl.cluster import by_node
 from rl.config import RunConfig
 from rl.dispatcher import Dispatcher
 from rl.fleet import Fleet
+from rl.node_watch import NodeWatch
 from rl.progress import Progress
 from rl.replay import Replay
 from rl.run_folder import RunFolder
@@ -35,6 +37,7 @@ class Watched(Protocol):
     queue: SampleQueue
     replay: Replay
     supervision: Supervision
+    nodes: NodeWatch
     learner_version: int
 
 
@@ -110,6 +113,8 @@ class Watch:
             counts=counts,
             waiting=table.rows,
             silent=table.silent,
+            lost=tuple(run.nodes.sentences),
+            nodes=by_node(run.nodes.actors),
         )
 
     def _write(self, state: Status) -> None:

@@ -368,6 +368,7 @@ class FakePool:
             publish=Remote(self._publish),
             save=Remote(self._save),
             saved=Remote(partial(self._act, "saved", None)),
+            lost=Remote(self._lost),
         )
         self.engines = {
             name: SimpleNamespace(
@@ -379,6 +380,13 @@ class FakePool:
             for name in ("engine-0", "engine-1")
         }
         self.controllers: dict[str, Any] = {}
+        # As of actors that are all on this process's node.
+        self.places: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
+        self.hosts: dict[str, Any] = {}
+        self.home, self.shelves = "", {}
+        # Samples that are gone with their node.
+        self.gone: set[Any] = set()
         self.copied: set[str] = set()
         self.positions: list[str] = []
         self.staged: dict[str, int] = {}
@@ -391,6 +399,9 @@ class FakePool:
     async def _step(self, groups: Sequence[Any]) -> dict[str, float]:
         await self._act("step", list(groups))
         return {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
+
+    async def _lost(self, groups: Sequence[Any]) -> list[int]:
+        return [index for index, samples in enumerate(groups) if samples in self.gone]
 
     async def _snapshot(self, path: str) -> float:
         await self._act("snapshot", path)
