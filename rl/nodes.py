@@ -12,10 +12,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
 from reward.registry import UnknownJudge, find_judge
-from rl.check import make_env
 from rl.config import EnvTable
-from rl.config_file import ConfigError
 from rl.deadline import within
 from rl.process import first_line
 
@@ -88,10 +87,10 @@ def lacks(tables: Sequence[EnvTable], folders: Mapping[str, str], here: str) -> 
     """A sentence for the first thing that is missing where this runs, which it calls `here`; or ""."""
     for table in tables:
         try:
-            make_env(table)
+            settings_of(find_env(table.id), table.config)
             for judge in table.judges:
                 find_judge(judge)
-        except (ConfigError, UnknownJudge) as error:
+        except (UnknownEnv, BadSettings, UnknownJudge) as error:
             return f"env {table.label!r}: on {here}: {error}"
     for setting, folder in folders.items():
         if not Path(folder).is_dir():

@@ -47,7 +47,11 @@ class Place:
 class RayNodes:
     """A Ray cluster without a job server; the first place is the head's. cpus: of each node, by name."""
 
-    def __init__(self, places: Sequence[Place], cpus: Sequence[int]) -> None:
+    def __init__(
+        self, places: Sequence[Place], cpus: Sequence[int], *, modules: Sequence[Path] = ()
+    ) -> None:
+        """modules: folders of modules that only the head's node can import."""
+        self.modules = list(map(str, modules))
         self.mark = uuid.uuid4().hex
         # Sockets lie there, whose paths have to be short.
         self.folder = Path(tempfile.mkdtemp(prefix="dn-", dir="/tmp"))
@@ -85,7 +89,10 @@ class RayNodes:
         environment |= {
             "DORADO_TEST_MARK": self.mark,
             "DORADO_TEST_NODE": str(number),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "DORADO_TEST_FOLDER": str(folder),
+            "PYTHONPATH": os.pathsep.join(
+                [str(ROOT), str(ROOT / "tests"), *(self.modules if number == 0 else [])]
+            ),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
