@@ -5,9 +5,10 @@ on with those that are left. Without its learner it cannot.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection
 
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from rl.cluster import Actors
 from rl.deadline import within
@@ -16,6 +17,8 @@ from rl.nodes import alive_nodes, ask_node
 LOOK_SECONDS = 2.0
 # For Ray's control service to say which nodes there are.
 ANSWER_SECONDS = 60.0
+# For it to notice that a node is gone; its own settings say 25 s or so.
+NOTICE_SECONDS = 60.0
 
 
 class NodesLost(Exception):
@@ -67,6 +70,17 @@ class NodeWatch:
             for node in {*self.actors.places.values()} - alive.keys() - self.gone:
                 await self._lost(node)
             await self._ask()
+
+    async def explain(self, error: RayError) -> None:
+        """Raises as `watch` where a node that is gone is what `error` comes from.
+
+        For some seconds Ray knows only that an actor cannot be reached.
+        """
+        deadline = time.monotonic() + NOTICE_SECONDS
+        await self.look()
+        while isinstance(error, ActorUnavailableError) and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.look()
 
     async def _lost(self, node: str) -> None:
         self.gone.add(node)

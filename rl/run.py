@@ -644,5 +644,5 @@ class Run:
         except CheckpointError as error:
             raise cause(error) from None
         except RayError as error:
-            await self.nodes.look()  # where the learner's node is gone, that is the sentence
+            await self.nodes.explain(error)
             raise RunError(f"{what}: {first_line(error)} (see {self.folder.path}/logs)") from None

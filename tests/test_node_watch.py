@@ -131,3 +131,27 @@ async def test_without_its_learner_the_run_cannot_go_on(alive):
         "node 10.0.0.7 is gone: engine-1, host-1, learner; without its learner the run cannot go on"
     )
     assert run.told[0][1] == "node 10.0.0.7 is gone: engine-1, host-1, learner"
+
+
+async def test_an_actor_out_of_reach_is_explained_once_ray_knows_that_its_node_is_gone(
+    alive, monkeypatch
+):
+    monkeypatch.setattr(node_watch, "LOOK_SECONDS", 0.001)
+    run = Run(learner="b")
+    away = ActorUnavailableError("RPC error: Socket closed", b"0" * 16)
+    explaining = asyncio.create_task(run.watch.explain(away))
+    await asyncio.sleep(0.05)
+    assert not explaining.done(), "the node may be there"
+    del alive["b"]
+    with pytest.raises(NodesLost, match=r"node 10\.0\.0\.7 is gone: .* without its learner"):
+        await explaining
+    with pytest.raises(NodesLost):
+        await run.watch.explain(ActorDiedError())
+
+
+async def test_an_error_of_a_learner_whose_node_is_there_is_its_own(alive, monkeypatch):
+    monkeypatch.setattr(node_watch, "NOTICE_SECONDS", 0.0)
+    run = Run()
+    await run.watch.explain(ActorDiedError())
+    await run.watch.explain(ActorUnavailableError("RPC error", b"0" * 16))
+    assert run.told == []
