@@ -158,6 +158,10 @@ class StandInLearner:
         """There is nothing to load."""
         return 0
 
+    def lost(self, groups: Sequence[Any]) -> list[int]:
+        """Of one node, none ever is."""
+        return []
+
     def step(self, groups: Sequence[Any]) -> dict[str, float]:
         """Count the tokens."""
         tokens = sum(len(s.token_ids) for group in ray.get(list(groups)) for s in group)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError
 from transformers import AutoTokenizer
 
 from reward.registry import find_judge
@@ -23,12 +24,14 @@ from rl.config import RunConfig
 from rl.engine_pool import EnginePool
 from rl.env_hosts import HostPool, HostSession
 from rl.group import GroupReport, GroupSpec, member_report
+from rl.nodes import own_node
 from rl.process import log_to
 from rl.pulse import IdleTime, Pulse, own_pulse
 from rl.resume import POSITION
 from rl.run_folder import LearnedWriter, TrajectoryWriter
 from rl.samples import Dropped, group_samples
 from rl.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
+from rl.weight_copies import node_folder
 from rollout.engine import Completion, Request
 from rollout.episode import Episode
 from rollout.placement import InProgress
@@ -50,8 +53,12 @@ class Engine:
         log: str,
         caches: str,
     ) -> None:
-        """caches: the folder in which requests that move leave their caches, or "" where none move."""
+        """caches: the folder in whose part of this node requests that move leave their caches, or "" where
+        none move."""
         log_to(log)
+        self.caches = node_folder(caches, own_node()) if caches else None
+        if self.caches:
+            self.caches.mkdir(parents=True, exist_ok=True)
         from rollout.vllm_adapter import Adapters
         from rollout.vllm_engine import VllmEngine
 
@@ -59,7 +66,14 @@ class Engine:
         lora = config.learner.lora
         adapters = Adapters(lora.rank, lora.alpha, lora.targets) if lora else None
         self.engine = VllmEngine(
-            name, checkpoint, config.engine, config.sampling, eos_ids, seed, caches, adapters
+            name,
+            checkpoint,
+            config.engine,
+            config.sampling,
+            eos_ids,
+            seed,
+            str(self.caches or ""),
+            adapters,
         )
         self.idle = IdleTime()
 
@@ -68,13 +82,19 @@ class Engine:
         await self.engine.start()
 
     async def generate(self, request: Request) -> Completion:
-        """One turn."""
+        """One turn. A cache that lies on another node is not read."""
+        if request.cache and Path(request.cache).parent != self.caches:
+            request = replace(request, cache="")
         with self.idle.request():
             return await self.engine.generate(request)
 
     async def pulse(self) -> Pulse:
         """That it is there, and when it had no request."""
         return own_pulse(self.idle.take())
+
+    async def drop(self, cache: str) -> None:
+        """Remove a cache that this engine left and that no request will bring here."""
+        Path(cache).unlink(missing_ok=True)
 
     async def interrupt(self, ids: Sequence[str]) -> None:
         """End these requests with what they have written."""
@@ -123,8 +143,7 @@ class Controller:
         log_to(f"{folder}/logs/{name}.log")
         self.name = name
         self.config = config
-        handles = {name: ray.get_actor(name, namespace) for name in engines}
-        self.pool = EnginePool(handles, config.engine.request_seconds)
+        self.pool = EnginePool(_found(engines, namespace), config.engine.request_seconds)
         self.hosts = HostPool([ray.get_actor(host, namespace) for host in hosts], name)
         self.tables = {table.label: table for table in config.env}
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
@@ -174,6 +193,10 @@ class Controller:
     async def serve(self, versions: Mapping[str, int | None]) -> None:
         """These engines serve these versions; None: no new turn goes there."""
         await self.pool.serve(versions)
+
+    async def lose(self, engines: Sequence[str]) -> None:
+        """These engines are gone."""
+        await self.pool.lose(engines)
 
     async def leave(self, engines: Sequence[str], moves: Mapping[str, str]) -> None:
         """Take requests away from engines that change version, and move trajectories (id -> engine)."""
@@ -259,6 +282,17 @@ class Controller:
             return ScoredTrajectory(failed, {}, 0.0)
 
 
+def _found(engines: Sequence[str], namespace: str) -> dict[str, Any]:
+    """Handles by name, of those that are there: to a controller that is started anew, some may be gone."""
+    handles: dict[str, Any] = {}
+    for name in engines:
+        try:
+            handles[name] = ray.get_actor(name, namespace)
+        except ValueError:
+            continue
+    return handles
+
+
 class LearnerActor:
     """The learner in an actor, or one rank of it; samples come as references.
 
@@ -318,6 +352,16 @@ class LearnerActor:
         self.snapshots: dict[str, dict[str, torch.Tensor]] = {}
         self.unwritten: deque[tuple[int, list[TokenScores]]] = deque()
         return sum(p.numel() for p in self.learner.model.parameters())
+
+    def lost(self, groups: Sequence[Any]) -> list[int]:
+        """Which of these groups of samples (as for `step`) are gone with the node that they lay on."""
+        gone: list[int] = []
+        for index, group in enumerate(groups):
+            try:
+                ray.get(group)
+            except ObjectLostError:
+                gone.append(index)
+        return gone
 
     def step(self, groups: Sequence[Any]) -> dict[str, float]:
         """One update on groups of samples (references to lists of `TrainSample`)."""

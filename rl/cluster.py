@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from rl.deadline import within
 from rl.env_hosts import EnvHost
 from rl.learner_ranks import LearnerRanks
 from rl.local_ray import join_ray, start_local_ray
+from rl.nodes import alive_nodes, on_node, own_node, places, probe
 from rl.process import end_processes, first_line
+from rl.weight_copies import Shelf, node_folder
 from rollout.renderer import Renderer
 
 # Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
@@ -36,6 +39,8 @@ class Actors:
     """Handles of a run's actors; an actor ends when its last handle here is gone.
 
     ranks: the learner's processes, which `learner` stands for.
+    places: the node of each, by name. addresses: of the nodes. home: the learner's node, of several ranks the
+    first one's. shelves: by node, where the actors are on more nodes than this process's.
     """
 
     learner: Any
@@ -43,11 +48,23 @@ class Actors:
     hosts: dict[str, Any]
     controllers: dict[str, Any]
     ranks: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+    home: str = ""
+    shelves: dict[str, Any] = field(default_factory=dict)
 
     @property
     def all(self) -> dict[str, Any]:
         """Every process, by name."""
         return {**self.ranks, **self.engines, **self.controllers, **self.hosts}
+
+
+def by_node(actors: Actors) -> dict[str, list[str]]:
+    """Names of actors by the address of their node."""
+    found: dict[str, list[str]] = {}
+    for name, node in sorted(actors.places.items()):
+        found.setdefault(actors.addresses.get(node, node), []).append(name)
+    return found
 
 
 class Cluster:
@@ -60,6 +77,7 @@ class Cluster:
         self.weights = Path(config.cluster.weights_dir) / f"dorado-{self.id}"
         self.actors: Actors | None = None
         self._engines: dict[str, Any] = {}
+        self._shelves: dict[str, Any] = {}
         self._processes: list[psutil.Process] = []
 
     def connect(self) -> None:
@@ -72,13 +90,14 @@ class Cluster:
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise StartError(f"cluster.address: Ray did not start: {first_line(error)}") from None
         self._check_resources()
-        self.weights.mkdir(parents=True, exist_ok=True)
 
     async def start(self, checkpoint: str) -> Actors:
         """Place the actors and wait until each can work. Raises StartError."""
         config, seconds = self.config, self.config.timeouts.start_seconds
-        self._place_engines(checkpoint)
+        # The learner first: where engines spread over the nodes before it, its ranks might not find one.
         ranks = self._place_learner(checkpoint)
+        self._place_engines(checkpoint)
+        await self._probe(checkpoint, seconds)
         hosts = self._place_hosts()
         # Controllers look engines and hosts up by name, so those have to be known first.
         await asyncio.gather(*(self._ready(h.ping, name, seconds) for name, h in hosts.items()))
@@ -93,8 +112,56 @@ class Cluster:
         )
         self._processes = psutil.Process().children(recursive=True)
         learner = LearnerRanks(list(ranks.values())) if len(ranks) > 1 else ranks["learner"]
-        self.actors = Actors(learner, self._engines, hosts, controllers, ranks)
+        where = await self._where({**ranks, **self._engines, **hosts, **controllers})
+        home = where[next(iter(ranks))]
+        self._shelves = await self._place_shelves({home, *(where[name] for name in self._engines)})
+        self.actors = Actors(
+            learner,
+            self._engines,
+            hosts,
+            controllers,
+            ranks=ranks,
+            places=where,
+            addresses=alive_nodes(),
+            home=home,
+            shelves=self._shelves,
+        )
         return self.actors
+
+    async def _probe(self, checkpoint: str, seconds: float) -> None:
+        """Whether the other nodes can do their part; engines start meanwhile."""
+        folders = {"runs_dir": str(self.folder)}
+        if os.path.isdir(checkpoint):
+            folders["model.path"] = os.path.abspath(checkpoint)
+        if said := await probe(self.config.env, folders, seconds):
+            raise StartError(said[0])
+
+    async def _where(self, actors: Mapping[str, Any]) -> dict[str, str]:
+        seconds = self.config.timeouts.start_seconds
+        try:
+            return await places(actors, seconds)
+        except TimeoutError:
+            raise StartError(f"an actor did not tell its node within {seconds:g} s") from None
+        except RayError as error:
+            raise StartError(f"an actor ended while others started: {first_line(error)}") from None
+
+    async def _place_shelves(self, nodes: set[str]) -> dict[str, Any]:
+        """By node; where the run needs none but this one, it makes this one's folder itself."""
+        if nodes == {own_node()}:
+            node_folder(self.weights, own_node()).mkdir(parents=True, exist_ok=True)
+            return {}
+        shelves = {
+            node: self._place(
+                Shelf,
+                f"shelf-{node[:12]}",
+                (str(node_folder(self.weights, node)),),
+                max_concurrency=8,
+                scheduling_strategy=on_node(node),
+            )
+            for node in nodes
+        }
+        await self._where(shelves)
+        return shelves
 
     def _place_engines(self, checkpoint: str) -> None:
         config = self.config
@@ -110,6 +177,7 @@ class Cluster:
                 threads=config.engine.threads,
                 num_cpus=config.engine.cpus,
                 num_gpus=config.engine.gpus,
+                scheduling_strategy="SPREAD",
             )
 
     def _place_learner(self, checkpoint: str) -> dict[str, Any]:
@@ -197,12 +265,11 @@ class Cluster:
         if ray.is_initialized():
             endings = [engine.shutdown.remote() for engine in self._engines.values()]
             ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
+            endings = [shelf.clear.remote() for shelf in self._shelves.values()]
+            ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
             ray.shutdown()
         end_processes(list(own.values()))
-        for file in self.weights.glob("*") if self.weights.is_dir() else ():
-            file.unlink()
-        if self.weights.is_dir():
-            self.weights.rmdir()
+        shutil.rmtree(self.weights, ignore_errors=True)
 
     def _check_resources(self) -> None:
         there = ray.cluster_resources()

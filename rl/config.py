@@ -200,7 +200,7 @@ class EvalConfig(Section):
 class ClusterConfig(Section):
     """address: `local` starts Ray on this machine; `auto` or an address joins a cluster.
 
-    weights_dir: where the learner leaves weights for the engines; on several nodes a shared folder.
+    weights_dir: where a version's weights lie on each node that loads it, in a folder of the node's own.
     """
 
     address: str = "local"

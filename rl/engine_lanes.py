@@ -61,6 +61,13 @@ class EngineLanes:
             self.record(name, "asleep", since, now)
         self._asleep = {}
 
+    def lost(self, names: Iterable[str]) -> None:
+        """These engines have died."""
+        now = time.time()
+        for name in names:
+            self._leave(name, now)
+            self._asleep.pop(name, None)
+
     def idle(self, name: str, stretches: Iterable[tuple[float, float]]) -> None:
         """This engine had no request from start to end."""
         longest = sorted(stretches, key=lambda s: s[0] - s[1])[:MOST_IDLE]

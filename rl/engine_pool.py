@@ -3,7 +3,7 @@
 A turn goes to an engine that serves the trajectory's version: the one that holds its earlier turns, unless
 it is clearly busier. An engine that changes version is left first: its requests are interrupted, keep what
 they have written, and go on at another engine of the same version. Their caches go with them; what did not
-arrive is computed again, and counted.
+arrive is computed again, and counted. An engine that cannot be reached gets no turns until it answers again.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 
 from rl.deadline import within
 from rl.process import cause
@@ -25,6 +25,8 @@ from rollout.window import least_loaded
 
 # An abort that overtakes its request is not heard: it is said again after so long.
 _AGAIN_SECONDS = 0.05
+# Between two tries to reach an engine that could not be reached.
+_REACH_SECONDS = 0.5
 
 
 @dataclass
@@ -55,6 +57,9 @@ class EnginePool:
         self.asleep: set[str] = set()
         self.slept: Counter[str] = Counter()
         self.interrupted: set[str] = set()
+        # Engines that died, and those that cannot be reached now, with who waits for them to answer.
+        self.gone: set[str] = set()
+        self.away: dict[str, asyncio.Task[None]] = {}
         self.prefilled_again = 0
         self._changed = asyncio.Condition()
 
@@ -77,12 +82,19 @@ class EnginePool:
     async def serve(self, versions: Mapping[str, int | None]) -> None:
         """These engines serve these versions from now on; None: it sleeps, and no new turn goes there."""
         async with self._changed:
-            self.serves |= versions
+            self.serves |= {name: v for name, v in versions.items() if name not in self.gone}
             self.asleep -= versions.keys()
             self.asleep |= {name for name, version in versions.items() if version is None}
             self.slept.update(self.asleep)
             self._forget_caches(self.asleep)
             self._changed.notify_all()
+
+    async def lose(self, engines: Iterable[str]) -> None:
+        """These engines have died: no turn goes there any more, and their caches went with them."""
+        self.gone.update(engines)
+        for name in self.gone & self.serves.keys():
+            del self.serves[name]
+        self._forget_caches(self.gone)
 
     async def leave(self, engines: Iterable[str], moves: Mapping[str, str]) -> None:
         """Take every request away from these engines, and trajectories to new homes (id -> engine).
@@ -119,16 +131,17 @@ class EnginePool:
     async def generate(self, request: Request) -> Completion:
         """One turn, in as many pieces as it takes. Raises EngineFault."""
         pieces: list[Completion] = []
-        rest = request
+        rest, before = request, ""
         while True:
-            piece = await self._piece(rest)
+            piece = await self._piece(rest, before)
             pieces.append(piece)
+            before = piece.engine
             if piece.finish_reason != "abort" or rest.id not in self.interrupted:
                 break
             self.interrupted.discard(rest.id)
             left = rest.max_tokens - len(piece.token_ids)
             if left <= 0:
-                _remove(piece.cache)
+                self._drop(piece.cache, piece.engine)
                 pieces[-1] = replace(piece, finish_reason="length")
                 break
             rest = replace(
@@ -142,15 +155,16 @@ class EnginePool:
         self.interrupted.discard(rest.id)
         return joined(pieces)
 
-    async def _piece(self, request: Request) -> Completion:
-        """One request at one engine. The cache it brings is used up, whatever becomes of the request."""
+    async def _piece(self, request: Request, before: str) -> Completion:
+        """One request at one engine. The cache it brings, which engine `before` has left, is used up,
+        whatever becomes of the request."""
         session = self.sessions[request.session]
         try:
             name = await self._choose(session)
             session.engine, session.tokens = name, len(request.prompt_ids)
             completion = await self._at(name, request)
         finally:
-            _remove(request.cache)
+            self._drop(request.cache, before)
         if session.holder != name:
             self.prefilled_again += max(0, session.computed - completion.cached_tokens)
         session.holder = "" if completion.finish_reason == "abort" else name
@@ -178,8 +192,12 @@ class EnginePool:
             ) from None
         except EngineFault as error:
             raise cause(error) from None
-        except RayActorError:
+        except ActorDiedError:
+            await self.lose([name])
             raise EngineFault(f"engine {name} died") from None
+        except RayActorError:
+            self._set_aside(name)
+            raise EngineFault(f"engine {name} could not be reached") from None
         except asyncio.CancelledError:
             self._abort(name, request)
             raise
@@ -187,6 +205,24 @@ class EnginePool:
             answer.cancel()
             self.loads[name] -= 1
             del self.running[request.id], self.asked[request.id]
+
+    def _set_aside(self, name: str) -> None:
+        """Turns would fail there one after the other: none until it answers, or Ray says that it died."""
+        if name not in self.away:
+            self.away[name] = asyncio.create_task(self._reach(name))
+
+    async def _reach(self, name: str) -> None:
+        while name not in self.gone:
+            try:
+                await within(self.engines[name].abort.remote([]), self.request_seconds)
+                break
+            except ActorDiedError:
+                await self.lose([name])
+            except (TimeoutError, RayActorError):
+                await asyncio.sleep(_REACH_SECONDS)
+        async with self._changed:
+            del self.away[name]
+            self._changed.notify_all()
 
     def _abort(self, name: str, request: Request) -> None:
         """Nobody waits for this any more: the engine need not write on."""
@@ -199,11 +235,22 @@ class EnginePool:
                 fitting = {
                     name: self.loads[name]
                     for name, version in self.serves.items()
-                    if version is not None and session.version in (None, version)
+                    if version is not None
+                    and session.version in (None, version)
+                    and name not in self.away
                 }
                 if fitting:
                     return least_loaded(fitting, session.engine)
                 await self._changed.wait()
+
+    def _drop(self, cache: str, engine: str) -> None:
+        """Remove a cache that `engine` has left, on this node or on its own."""
+        if not cache:
+            return
+        if (file := Path(cache)).parent.is_dir():
+            file.unlink(missing_ok=True)
+        else:
+            self.engines[engine].drop.remote(cache)
 
     async def _interrupt(self, name: str, ids: list[str]) -> None:
         try:
@@ -211,11 +258,6 @@ class EnginePool:
         except (TimeoutError, RayActorError):
             # The requests themselves will say that the engine is gone.
             return
-
-
-def _remove(cache: str) -> None:
-    if cache:
-        Path(cache).unlink(missing_ok=True)
 
 
 def joined(pieces: list[Completion]) -> Completion:

@@ -5,6 +5,8 @@ their trajectories are, decides, and then, in this order: has the engines that c
 closes them, moves their requests, loads the weights, opens them again. One rebalance at a time. Engines that
 are likely to change version stage it as soon as it is published, so that a rebalance seldom waits for that.
 
+An engine that has died leaves the fleet (`lose`), and the others go on; the last one's death is a SyncError.
+
 With a layout in which the learner uses engines' devices (`lent`), those sleep while it steps. What they hold
 moves to engines that stay where some serve its version, and waits in its place where none does.
 """
@@ -12,11 +14,11 @@ moves to engines that stay where some serve its version, and waits in its place 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
@@ -80,6 +82,7 @@ class Fleet:
             await self.sync.publish(self.first)
         if self.adapters or self.first:
             await self.sync.load(dict.fromkeys(self.serves, self.first))
+            await self._take_out(self.sync.lost)
         await self.announce()
         self.lanes.serve(dict.fromkeys(self.serves, self.first))
         self.lanes.window(self.window.versions)
@@ -114,18 +117,44 @@ class Fleet:
             self.asleep = frozenset()
             await self.announce()
 
+    async def lose(self, names: Collection[str]) -> None:
+        """These engines have died. Raises SyncError where none is left."""
+        if not any(name in self.serves for name in names):
+            return
+        async with self.lock:
+            await self._take_out(names)
+            # What they held, of whatever version, goes on elsewhere.
+            await self._rebalance("lost")
+
+    async def _take_out(self, names: Collection[str]) -> None:
+        gone = sorted(name for name in names if name in self.serves)
+        if not gone:
+            return
+        for name in gone:
+            del self.serves[name]
+        self.counts["engines_lost"] += len(gone)
+        self.lanes.lost(gone)
+        self.lent = tuple(name for name in self.lent if name in self.serves)
+        self.asleep &= self.serves.keys()
+        if not self.serves:
+            raise SyncError(f"no engine is left: {', '.join(gone)} died")
+        await self._tell("lose", gone)
+
     async def _switch(self, act: str) -> None:
         limit = self.sync.load_seconds
 
         async def switch(name: str) -> None:
             try:
                 await within(getattr(self.actors.engines[name], act).remote(), limit)
+            except ActorDiedError:
+                self.sync.lost.add(name)
             except TimeoutError:
                 raise SyncError(f"{name} did not {act} within {limit:g} s") from None
             except RayError as error:
                 raise SyncError(f"{name} could not {act}: {first_line(error)}") from None
 
         await asyncio.gather(*map(switch, self.lent))
+        await self._take_out(self.sync.lost)
 
     async def snapshot(self, version: int) -> float:
         """The learner has made `version`: copy its weights, so that it may go on. Returns milliseconds."""
@@ -136,6 +165,7 @@ class Fleet:
         written = await self.sync.publish(version)
         staged = await self.sync.stage(await self._likely(version))
         async with self.lock:
+            await self._take_out(self.sync.lost)
             self.window = publish(self.window, version)
             loaded = await self._rebalance("step")
         return replace(
@@ -225,6 +255,10 @@ class Fleet:
         self.counts["weight_moves"] += len(flips)
         self.counts["request_moves"] += len(moves)
         staged = await self.sync.stage(flips)
+        await self._take_out(self.sync.lost)
+        flips = {name: version for name, version in flips.items() if name in self.serves}
+        # Where the target has died, the next rebalance finds another one.
+        moves = {id: target for id, target in moves.items() if target in self.serves}
         closed = time.time()
         if flips or moves:
             for name in flips:
@@ -240,8 +274,10 @@ class Fleet:
         start = time.time() if closed is None else closed
         times = await self.sync.load(versions)
         self.serves |= versions
+        await self._take_out(self.sync.lost)
         await self.announce()
-        self.lanes.loaded(versions, start, times.pause_ms)
+        alive = {name: version for name, version in versions.items() if name in self.serves}
+        self.lanes.loaded(alive, start, times.pause_ms)
         return times
 
     def _forget(self) -> None:

@@ -8,6 +8,7 @@ packages, which the cluster's nodes have to have, and the submitter's variables,
 """
 
 import getpass
+import math
 import os
 import shlex
 import subprocess
@@ -22,9 +23,12 @@ from envs.registry import split_file
 from rl.check import check_run
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
+from rl.resume import find_resume, split_step
 
-# Seconds that a stopped run has to end its actors and write its summary; Ray's own are 3.
-GRACE_SECONDS = 120
+# Seconds that a stopped run has after `timeouts.stop_seconds`, to end its actors and write its summary.
+END_SECONDS = 60
+# In which a job carries how long it has in all; without it Ray gives `RAYS_GRACE_SECONDS`.
+GRACE_VARIABLE, RAYS_GRACE_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S", 3
 SHIPPED_MIB = 100
 # Names of files and folders, wherever they lie; what .gitignore names stays behind too.
 EXCLUDES = (
@@ -43,10 +47,19 @@ class Request:
     metadata: dict[str, str]
 
 
-def prepare(file: Path, overrides: Sequence[str]) -> tuple[RunConfig, Request]:
-    """Check the run, and say what is to be submitted for it. Raises ConfigError."""
+def prepare(
+    file: Path, overrides: Sequence[str], resume: str | None = None
+) -> tuple[RunConfig, Request]:
+    """Check the run, and say what is to be submitted for it. Raises ConfigError.
+
+    resume: the run to go on with, as for `train`.
+    """
     cluster = [*overrides, "--cluster.address", "auto"]
     config = load_config(file, cluster)
+    going_on: list[str] = []
+    if resume is not None:
+        config, resume = _run_to_resume(resume, config)
+        going_on = ["--resume", resume]
     # An absolute folder is the cluster's, and need not be here.
     here = {"runs_dir": "."} if Path(config.runs_dir).is_absolute() else {}
     check_run(config.model_copy(update=here))
@@ -58,14 +71,15 @@ def prepare(file: Path, overrides: Sequence[str]) -> tuple[RunConfig, Request]:
     paths += _env_files(config, project)
     excludes = [*EXCLUDES, *_runs_in(project, Path(config.runs_dir))]
     check_size(project, excludes)
-    command = ["python", "-m", "rl", "train", str(file.relative_to(project)), *cluster, *paths]
+    command = ["python", "-m", "rl", "train", str(file.relative_to(project)), *going_on]
+    grace = math.ceil(config.timeouts.stop_seconds) + END_SECONDS
     return config, Request(
         id=f"{config.name}-{uuid.uuid4().hex[:6]}",
-        entrypoint=shlex.join(command),
+        entrypoint=shlex.join([*command, *cluster, *paths]),
         runtime_env={
             "working_dir": str(project),
             "excludes": excludes,
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_SECONDS)},
+            "env_vars": {GRACE_VARIABLE: str(grace)},
         },
         metadata={
             "config": config.name,
@@ -73,6 +87,21 @@ def prepare(file: Path, overrides: Sequence[str]) -> tuple[RunConfig, Request]:
             "user": _user(),
         },
     )
+
+
+def _run_to_resume(what: str, config: RunConfig) -> tuple[RunConfig, str]:
+    """The settings with the name of the run to go on with, and where the job finds it. Raises ConfigError.
+
+    A run that is here is looked into. An absolute folder may be the cluster's alone; the job then says
+    whether it can go on.
+    """
+    if Path(what).is_absolute() and not Path(what).exists():
+        run, step = split_step(Path(what))
+        config = config.model_copy(update={"name": run.name, "runs_dir": str(run.parent)})
+        return config, str(run if step is None else run / f"step_{step}")
+    config, resume = find_resume(what, config)
+    run, step = os.path.abspath(resume.run), split_step(Path(what))[1]
+    return config, run if step is None else f"{run}/step_{step}"
 
 
 def _env_files(config: RunConfig, project: Path) -> list[str]:

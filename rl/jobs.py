@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from rich.table import Table
 
 from rl.config_file import ConfigError
-from rl.job_request import GRACE_SECONDS, Request
+from rl.job_request import GRACE_VARIABLE, RAYS_GRACE_SECONDS, Request
 
 T = TypeVar("T")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -31,6 +31,7 @@ UPLOAD_SECONDS = 300.0
 # A log that says nothing for so long: ask whether the job is still there.
 SILENT_SECONDS = 30.0
 POLL_SECONDS = 0.5
+FIRST_NODE_SECONDS = 15.0
 ENDED = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
@@ -59,9 +60,9 @@ class JobServer(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted job, such as Job("quickstart-3f9a1c", "RUNNING", "quickstart", "ada", 1.7e9, 0, "/runs/q").
+    """A submitted job, such as Job("quick-3f9a1c", "RUNNING", "quick", "ada", 1.7e9, 0, "/runs/quick", 180).
 
-    began, ended: unix seconds, 0 where it has not yet.
+    began, ended: unix seconds, 0 where it has not yet. grace: seconds that it has to end when it is stopped.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Job:
     began: float
     ended: float
     folder: str
+    grace: float
 
 
 def address_of(given: str | None) -> str:
@@ -116,11 +118,21 @@ def connect(address: str) -> JobServer:
 
 
 def nodes_of(address: str) -> list[Mapping[str, float]]:
-    """What each living node of the cluster has in all, by resource. Raises JobError."""
+    """What each living node of the cluster has in all, by resource. Raises JobError.
+
+    The job server of a cluster that is starting answers before its first node is there.
+    """
     from ray.util.state import list_nodes
 
-    nodes: list[Any] = ask("list nodes", lambda: list_nodes(address, detail=True, limit=10_000))
-    return [node.resources_total or {} for node in nodes if node.state == "ALIVE"]
+    deadline = time.monotonic() + FIRST_NODE_SECONDS
+    while True:
+        nodes: list[Any] = ask("list nodes", lambda: list_nodes(address, detail=True, limit=10_000))
+        alive: list[Mapping[str, float]] = [
+            node.resources_total or {} for node in nodes if node.state == "ALIVE"
+        ]
+        if alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(POLL_SECONDS)
 
 
 def ask(what: str, question: Callable[[], T], seconds: float = ANSWER_SECONDS) -> T:
@@ -196,6 +208,7 @@ def logs(server: JobServer, id: str) -> str:
 
 def _job(info: Any) -> Job:
     about = info.metadata or {}
+    variables = (info.runtime_env or {}).get("env_vars") or {}
     return Job(
         id=info.submission_id or info.job_id,
         status=str(getattr(info.status, "value", info.status)),
@@ -204,6 +217,7 @@ def _job(info: Any) -> Job:
         began=(info.start_time or 0) / 1000,
         ended=(info.end_time or 0) / 1000,
         folder=about.get("folder", ""),
+        grace=float(variables.get(GRACE_VARIABLE, RAYS_GRACE_SECONDS)),
     )
 
 
@@ -242,16 +256,23 @@ async def _tail(server: JobServer, id: str, write: Callable[[str], None]) -> Non
         following.cancel()
 
 
-def stop(server: JobServer, id: str) -> tuple[Job, bool]:
-    """Ask a run to end, and wait until it has.
+def stop(server: JobServer, id: str, write: Callable[[str], None]) -> tuple[Job, bool]:
+    """Ask a run to end, wait until it has, and write what it says of that.
 
     Returns the job and whether it was still running. Raises ConfigError, JobError.
     """
     job = find(server, id)
     if job.status in ENDED:
         return job, False
+    before = len(ask(f"logs {id}", lambda: server.get_job_logs(id)))
     ask(f"stop {id}", lambda: server.stop_job(id))
-    return wait(server, id, GRACE_SECONDS + ANSWER_SECONDS), True
+    write(
+        f"{id}: asked to end, within {job.grace:g} s: a run that trains finishes its step and writes a "
+        "checkpoint\n"
+    )
+    ended = wait(server, id, job.grace + ANSWER_SECONDS)
+    write(ask(f"logs {id}", lambda: server.get_job_logs(id))[before:])
+    return ended, True
 
 
 def table(found: Sequence[Job]) -> Table:

@@ -32,12 +32,16 @@ def submit(
     follow: Annotated[
         bool, typer.Option("--follow", help="Print what the run prints, until it ends.")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on with a run, as for `train`; its folder is the cluster's."),
+    ] = None,
 ) -> None:
     """Run a config as a job on a Ray cluster. Any setting can be changed, as for `train`."""
     from rl import job_request, jobs
 
     with _job_errors():
-        settings, request = job_request.prepare(config, context.args)
+        settings, request = job_request.prepare(config, context.args, resume)
         address = jobs.address_of(address)
         server = jobs.connect(address)
         job_request.check_resources(settings, jobs.nodes_of(address))
@@ -83,11 +87,12 @@ def logs(
 
 @app.command()
 def stop(id: JobId, address: AddressOption = None) -> None:
-    """Ask a job's run to end, and wait until it has."""
+    """Ask a job's run to end with a checkpoint, and wait until it has."""
     from rl import jobs
 
     with _job_errors():
-        job, running = jobs.stop(jobs.connect(jobs.address_of(address)), id)
+        server = jobs.connect(jobs.address_of(address))
+        job, running = jobs.stop(server, id, lambda text: typer.echo(text, nl=False))
     typer.echo(f"{id}: {job.status}" if running else f"{id}: had ended before, {job.status}")
 
 

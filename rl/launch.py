@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from ray.exceptions import RayError
 
 from rl.check import check_run, own_settings, resolved
-from rl.cluster import Cluster, StartError, first_line
+from rl.cluster import Cluster, StartError, by_node, first_line
 from rl.cold_start import ColdStartError, first_checkpoint
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.deadline import within
 from rl.ledger import LedgerError
+from rl.node_watch import NodesLost
 from rl.process import cause
 from rl.progress import Progress
 from rl.resume import Resume
@@ -127,15 +128,18 @@ async def _run(
     status, code = "failed", FAILED
     began = time.time()
     try:
-        await cluster.start(checkpoint)
+        actors = await cluster.start(checkpoint)
         folder.event("run", "engines start", began, time.time())
         timing["start_seconds"] = round(time.time() - began, 1)
+        if len(nodes := by_node(actors)) > 1:
+            for node, names in nodes.items():
+                progress.note(f"on node {node}: {', '.join(names)}")
         if resume is not None:
             await _go_on(resume, cluster, folder, progress)
         run = Run(config, cluster, folder, progress, sink, resume)
         await run.main()
         status, code = "finished", OK
-    except (RunError, SyncError, LedgerError, OutOfTasks) as error:
+    except (RunError, SyncError, NodesLost, LedgerError, OutOfTasks) as error:
         progress.note(f"error: {error} (run folder: {folder.path})")
     except (asyncio.CancelledError, Interrupted):
         status, code = "interrupted", INTERRUPTED

@@ -25,6 +25,8 @@ class LearnerRanks:
 
     def __init__(self, ranks: Sequence[Any]) -> None:
         """ranks: handles of `rl.actors.LearnerActor`, rank 0 first."""
+        # What rank 0 has found on its node, the others can fetch from there.
+        self.lost = OnAllRanks([ranks[0].lost])
         self.step = OnAllRanks([rank.step for rank in ranks])
         self.record = OnAllRanks([rank.record for rank in ranks])
         self.experts = ranks[0].experts  # every rank has the sum over all of them

@@ -13,7 +13,7 @@ Open = Literal["in_flight", "buffered"]
 Closed = Literal["trained", "filtered", "stale", "failed", "cancelled"]
 _NEXT: dict[Open, tuple[str, ...]] = {
     "in_flight": ("buffered", "filtered", "stale", "failed", "cancelled"),
-    "buffered": ("trained", "filtered", "stale", "cancelled"),
+    "buffered": ("trained", "filtered", "stale", "failed", "cancelled"),
 }
 
 

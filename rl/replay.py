@@ -8,7 +8,7 @@ metric `replay/reused_groups` counts each time more.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rl.sample_queue import BufferedGroup, assert_fresh
 from rollout.window import staleness
@@ -43,6 +43,10 @@ class Replay:
         drawn = self._random.sample(self.groups, count)
         assert_fresh(drawn, learner_version, self.max_staleness, "reused group")
         return drawn
+
+    def forget(self, groups: Collection[str]) -> None:
+        """The samples of these (by id) are gone."""
+        self.groups = [group for group in self.groups if group.id not in groups]
 
     def mix(
         self, fresh: Sequence[BufferedGroup], reused: Sequence[BufferedGroup]

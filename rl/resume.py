@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from envs.registry import split_file
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
 from rl.export import read_checkpoint
@@ -105,7 +106,9 @@ def _identity(config: RunConfig) -> dict[str, Any]:
         "env": sorted(table.label for table in config.env),
     }
     for table in config.env:
-        found[f"env {table.label!r}: id"] = table.id
+        # A job's files lie in a copy of the project, in another folder each time.
+        file = split_file(table.id)
+        found[f"env {table.label!r}: id"] = f"{file[0].name}:{file[1]}" if file else table.id
         found[f"env {table.label!r}: config"] = table.config
     return found
 
@@ -114,11 +117,17 @@ def _shown(value: Any) -> str:
     return "not given" if value is None else json.dumps(value)
 
 
+def split_step(path: Path) -> tuple[Path, int | None]:
+    """What `--resume` names without its step, and the step."""
+    found = re.fullmatch(r"step_(\d+)", path.name)
+    if found is None:
+        return path, None
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return run, int(found.group(1))
+
+
 def _run_and_step(what: str, runs_dir: Path) -> tuple[Path, int | None]:
-    path, step = Path(what), None
-    if found := re.fullmatch(r"step_(\d+)", path.name):
-        step, path = int(found.group(1)), path.parent
-        path = path.parent if path.name == "checkpoints" else path
+    path, step = split_step(Path(what))
     if path.name in ("", ".."):
         path = path.resolve()
     if not (path / "config.toml").is_file() and len(path.parts) == 1:

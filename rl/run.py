@@ -37,6 +37,7 @@ from rl.metrics import (
     quantiles,
     rollout_metrics,
 )
+from rl.node_watch import NodeWatch
 from rl.process import cause
 from rl.progress import Progress
 from rl.replay import Replay
@@ -122,6 +123,7 @@ class Run:
         envs = [make_env(table) for table in config.env]
         seed = config.seed + TASK_SEED_OFFSET
         self.supervision = Supervision(config, envs, seed, self._changed)
+        self.nodes = NodeWatch(self.actors, self.fleet.lose, self._changed)
         self.resumed = resumed
         self.learner_version = self.saving = resumed.step if resumed else 0
         self.writing = False  # a checkpoint of step `saving`, the last one begun
@@ -160,14 +162,16 @@ class Run:
         self.eval_faults: dict[str, int] = {}
 
     async def main(self) -> None:
-        """Evaluate, train, evaluate. Raises RunError, SyncError, LedgerError."""
+        """Evaluate, train, evaluate. Raises RunError, SyncError, NodesLost, LedgerError."""
         reporting = asyncio.create_task(self.watch.report())
         reporting.add_done_callback(self._say_why_it_ended)
+        self.watching = asyncio.create_task(self.nodes.watch())
         try:
             await self._main()
         finally:
             reporting.cancel()
-            await asyncio.gather(reporting, return_exceptions=True)
+            self.watching.cancel()
+            await asyncio.gather(reporting, self.watching, return_exceptions=True)
             self.fleet.lanes.close()
 
     async def _main(self) -> None:
@@ -189,6 +193,7 @@ class Run:
                 self._sync_loop(),
                 self._rollout_loop(),
                 self._end_when_stalled(),
+                self._end_without_nodes(),
             )
         ]
         try:
@@ -523,14 +528,36 @@ class Run:
     async def _take_batch(self) -> None:
         """Wait for a step's groups: new ones, and in place of some of them those that can be reused."""
         count = self.config.batch.groups
-        self.training = await self.queue.take(
-            count,
-            self.learner_version,
-            self._may_step,
-            fewest=count - self.replay.available,
-        )
-        if not self.stopping:
-            self.reused = self.replay.draw(count - len(self.training), self.learner_version)
+        while not self.stopping:
+            self.training = await self.queue.take(
+                count,
+                self.learner_version,
+                self._may_step,
+                fewest=count - self.replay.available,
+            )
+            if not self.stopping:
+                self.reused = self.replay.draw(count - len(self.training), self.learner_version)
+                if await self._all_there():
+                    return
+
+    async def _all_there(self) -> bool:
+        """Whether the batch's samples are; of one whose are gone with a node, the other groups wait again."""
+        batch = [*self.training, *self.reused]
+        fetched = self.actors.learner.lost.remote([group.samples for group in batch])
+        seconds = self.config.timeouts.step_seconds
+        lost = {batch[n].id for n in await self._bounded(fetched, seconds, "the next batch")}
+        if not lost:
+            return True
+        batch, self.training, self.reused = self.training, [], []
+        for group in batch:
+            if group.id in lost:
+                self.ledger.close(group.ids, "failed", "node_lost")
+            else:
+                self.queue.put(group)
+        self.replay.forget(lost)
+        self.progress.note(f"the samples of {len(lost)} groups are gone with their node")
+        self.changed.set()
+        return False
 
     def _book_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """Close the batch's trajectories in the ledger; the step's metrics so far."""
@@ -604,6 +631,10 @@ class Run:
     async def _end_when_stalled(self) -> None:
         raise RunError(await self.watch.until_stalled())
 
+    async def _end_without_nodes(self) -> None:
+        """Raises what the watch over the nodes does, since before there were loops."""
+        await asyncio.shield(self.watching)
+
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         """Stop the loops and what they still play; book it as cancelled, and balance the books."""
         self.dispatcher.cancel()
@@ -627,4 +658,5 @@ class Run:
         except CheckpointError as error:
             raise cause(error) from None
         except RayError as error:
+            await self.nodes.explain(error)
             raise RunError(f"{what}: {first_line(error)} (see {self.folder.path}/logs)") from None

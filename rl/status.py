@@ -46,6 +46,8 @@ class Status:
     flight per environment and phase. waiting: the most suspicious ones, `ROWS` at most. silent:
     controllers that did not answer; what they play is in no row. ledger: per environment, as
     `rl.ledger.Ledger.counts` has it. latency: per environment and phase. actors: who answered when.
+    controllers that did not answer; what they play is in no row. lost: a sentence for each node and engine
+    that is gone, and for what was started anew elsewhere. nodes: the names of the actors on each, by address.
     """
 
     time: float
@@ -65,6 +67,8 @@ class Status:
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
     actors: tuple[ActorState, ...] = ()
+    lost: tuple[str, ...] = ()
+    nodes: dict[str, list[str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For status.json."""
@@ -81,7 +85,7 @@ def read_status(folder: Path) -> Status:
             env: {phase: Latency(**one) for phase, one in phases.items()}
             for env, phases in values.pop("latency", {}).items()
         }
-        lists = {key: tuple(values[key]) for key in ("window", "asleep", "silent")}
+        lists = {key: tuple(values.get(key, ())) for key in ("window", "asleep", "silent", "lost")}
         return Status(**{**values, **lists}, waiting=rows, latency=latency, actors=actors)
     except FileNotFoundError:
         raise ConfigError(
@@ -126,7 +130,10 @@ def describe(status: Status, *, live: bool, now: float | None = None) -> Group:
         f"engines   {served}",
         f"in flight {status.in_flight} trajectories, {status.buffered} buffered",
     ]
+    if len(status.nodes) > 1:
+        lines += [f"on {node}: {', '.join(names)}" for node, names in sorted(status.nodes.items())]
     lines += [f"silent    {name} does not answer" for name in status.silent]
+    lines += [f"lost      {sentence}" for sentence in status.lost]
     for env, phases in sorted(status.counts.items()):
         said = ", ".join(f"{count} in {phase}" for phase, count in sorted(phases.items()))
         lines.append(f"          {env}: {said}")

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from rl.cluster import Actors
+from rl.cluster import Actors, by_node
 from rl.config import RunConfig
 from rl.dispatcher import Dispatcher
 from rl.fleet import Fleet
 from rl.ledger import Ledger
+from rl.node_watch import NodeWatch
 from rl.progress import Progress
 from rl.pulse import Pulses
 from rl.replay import Replay
@@ -41,6 +42,7 @@ class Watched(Protocol):
     replay: Replay
     supervision: Supervision
     ledger: Ledger
+    nodes: NodeWatch
     learner_version: int
 
 
@@ -127,6 +129,8 @@ class Watch:
             ledger=run.ledger.counts(),
             latency=latency,
             actors=self._pulses.states(),
+            lost=tuple(run.nodes.sentences),
+            nodes=by_node(run.nodes.actors),
         )
 
     def _write(self, state: Status) -> None:

@@ -1,7 +1,8 @@
 """Weight sync: the learner publishes a version, engines load it; its file lives until it is forgotten.
 
 The learner stops for a snapshot only; the file is written beside its next step. Engines stage a file while
-they go on generating, and stop for the change of weights only.
+they go on generating, and stop for the change of weights only. An engine that has died is left out, and named
+in `lost`; where its file lies on other nodes is `rl.weight_copies`'s.
 """
 
 import asyncio
@@ -11,8 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+
 from rl.cluster import Actors, first_line
 from rl.deadline import within
+from rl.weight_copies import WeightCopies
+
+# Between two tries to reach an engine of which Ray does not know yet whether it lives.
+AGAIN_SECONDS = 0.5
 
 
 class SyncError(Exception):
@@ -52,9 +59,11 @@ class WeightSync:
 
     def __init__(self, actors: Actors, folder: Path, load_seconds: float) -> None:
         self.actors = actors
-        self.folder = folder
+        self.copies = WeightCopies(folder, actors.home, actors.shelves)
         self.load_seconds = load_seconds
         self.files: dict[int, Path] = {}
+        # Engines that died under a call, for who made it to take out of service.
+        self.lost: set[str] = set()
         # What each engine has staged and not loaded: there is room for one version.
         self.staged: dict[str, int] = {}
 
@@ -75,11 +84,12 @@ class WeightSync:
         due = {name: v for name, v in versions.items() if self.staged.get(name) != v}
         times = await asyncio.gather(*(self._engine("stage", name, v) for name, v in due.items()))
         self.staged |= due
-        return SyncTimes(staging_ms=tuple(times))
+        return SyncTimes(staging_ms=tuple(t for t in times if t is not None))
 
     async def load(self, versions: Mapping[str, int]) -> SyncTimes:
         """Bring engines (name -> version) to published versions, all at once. Raises SyncError."""
-        times = await asyncio.gather(*(self._engine("load", n, v) for n, v in versions.items()))
+        loaded = await asyncio.gather(*(self._engine("load", n, v) for n, v in versions.items()))
+        times = [t for t in loaded if t is not None]
         for name in versions:
             self.staged.pop(name, None)
         return SyncTimes(
@@ -91,10 +101,11 @@ class WeightSync:
     def forget(self, versions: Collection[int]) -> None:
         """Remove the files of these versions."""
         for version in versions:
-            self.files.pop(version).unlink(missing_ok=True)
+            del self.files[version]
+            self.copies.forget(version)
 
     def _path(self, version: int) -> Path:
-        return self.folder / f"version-{version}.safetensors"
+        return self.copies.path(version, self.actors.home)
 
     async def _learner(self, act: Any, version: int, what: str) -> Any:
         try:
@@ -107,9 +118,16 @@ class WeightSync:
             ) from None
 
     async def _engine(self, act: str, name: str, version: int) -> Any:
-        method = getattr(self.actors.engines[name], act)
+        """What the engine answers; None where it has died."""
         try:
-            return await within(method.remote(str(self.files[version]), version), self.load_seconds)
+            return await within(self._reached(act, name, version), self.load_seconds)
+        except ActorDiedError as error:
+            if isinstance(error, RayTaskError):  # the node that it was to get its file from is gone
+                raise SyncError(
+                    f"{name} could not {act} version {version}: the learner's node is gone"
+                ) from None
+            self.lost.add(name)
+            return None
         except TimeoutError:
             raise SyncError(
                 f"{name} did not {act} version {version} within {self.load_seconds:g} s"
@@ -118,3 +136,13 @@ class WeightSync:
             raise SyncError(
                 f"{name} could not {act} version {version}: {first_line(error)}"
             ) from None
+
+    async def _reached(self, act: str, name: str, version: int) -> Any:
+        """An engine's answer, as soon as Ray knows whether its node is there."""
+        while True:
+            try:
+                node = self.actors.places.get(name, self.actors.home)
+                path = await self.copies.bring(version, node)
+                return await getattr(self.actors.engines[name], act).remote(str(path), version)
+            except ActorUnavailableError:
+                await asyncio.sleep(AGAIN_SECONDS)

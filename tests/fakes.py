@@ -371,6 +371,7 @@ class FakePool:
             publish=Remote(self._publish),
             save=Remote(self._save),
             saved=Remote(partial(self._act, "saved", None)),
+            lost=Remote(self._lost),
         )
         self.engines = {
             name: SimpleNamespace(
@@ -383,6 +384,13 @@ class FakePool:
             for name in ("engine-0", "engine-1")
         }
         self.controllers: dict[str, Any] = {}
+        # As of actors that are all on this process's node.
+        self.places: dict[str, str] = {}
+        self.addresses: dict[str, str] = {}
+        self.hosts: dict[str, Any] = {}
+        self.home, self.shelves = "", {}
+        # Samples that are gone with their node.
+        self.gone: set[Any] = set()
         self.copied: set[str] = set()
         self.positions: list[str] = []
         self.staged: dict[str, int] = {}
@@ -409,6 +417,9 @@ class FakePool:
 
     async def _experts(self) -> tuple[int, list[list[float]]]:
         return 2, [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]
+
+    async def _lost(self, groups: Sequence[Any]) -> list[int]:
+        return [index for index, samples in enumerate(groups) if samples in self.gone]
 
     async def _snapshot(self, path: str) -> float:
         await self._act("snapshot", path)

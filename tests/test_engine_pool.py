@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fakes import Remote
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from rl.engine_pool import EnginePool, joined
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
@@ -267,3 +268,66 @@ async def test_a_request_that_an_engine_does_not_give_up_is_not_waited_for_longe
     await asyncio.wait_for(made.leave(["a"], {}), 5)
     with pytest.raises(EngineFault, match=r"did not answer within 0.1 s"):
         await turn
+
+
+def failing(error: Exception):
+    async def fail(*_: object) -> None:
+        raise error
+
+    return Remote(fail)
+
+
+async def test_an_engine_that_died_gets_no_turn_any_more_even_if_it_is_named_again():
+    engines, writers = await pool(a=1, b=1)
+    writers["a"].handle.generate = failing(ActorDiedError())
+    engines.begin("x", 1)
+    engines.sessions["x"].engine = "a"
+    with pytest.raises(EngineFault, match="engine a died"):
+        await engines.generate(request("x"))
+    await engines.serve({"a": 1, "b": 1})
+    for turn in range(4):
+        assert (await engines.generate(request("x", turn=turn + 1))).token_ids == (1, 2, 3)
+    assert len(writers["b"].prompts) == 4
+
+
+async def test_what_an_engine_that_is_lost_had_computed_is_counted_as_computed_again():
+    engines, _ = await pool(a=1, b=1)
+    engines.begin("x", 1)
+    await engines.generate(request("x", 3))
+    await engines.lose([engines.in_progress()[0].engine])
+    await engines.generate(Request("x/1", "x", (0, 1, 2, 3, 7, 8), 3))
+    assert engines.prefilled_again == 3
+
+
+async def test_an_engine_out_of_reach_gets_no_turns_until_it_answers(monkeypatch):
+    monkeypatch.setattr("rl.engine_pool._REACH_SECONDS", 0.001)
+    engines, writers = await pool(a=1, b=1)
+    away, handle = failing(ActorUnavailableError("RPC error", b"0" * 16)), writers["a"].handle
+    generate, abort = handle.generate, handle.abort
+    handle.generate = handle.abort = away
+    engines.begin("x", 1)
+    engines.sessions["x"].engine = "a"
+    with pytest.raises(EngineFault, match="engine a could not be reached"):
+        await engines.generate(request("x"))
+    for turn in range(3):
+        await engines.generate(request("x", turn=turn + 1))
+    assert len(writers["b"].prompts) == 3
+    [reaching] = engines.away.values()
+    handle.generate, handle.abort = generate, abort
+    await reaching
+    engines.sessions["x"].engine = "a"
+    await engines.generate(request("x", turn=9))
+    assert len(writers["a"].prompts) == 1 and not engines.away
+
+
+async def test_a_cache_on_another_node_is_removed_there(tmp_path):
+    engines, writers = await pool(tmp_path, a=1, b=1)
+    dropped: list[str] = []
+
+    async def drop(cache: str) -> None:
+        dropped.append(cache)
+
+    writers["a"].handle.drop = Remote(drop)
+    engines._drop(str(tmp_path / "other-node" / "cache-1"), "a")
+    await asyncio.sleep(0)
+    assert dropped == [str(tmp_path / "other-node" / "cache-1")]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fakes import FakePool, Remote
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 
 from rl.fleet import Fleet
 from rl.weight_sync import SyncError, SyncTimes, WeightSync
@@ -23,11 +23,17 @@ class Controller:
     def __init__(self, pool: FakePool, places: list[InProgress], fail: Any = None) -> None:
         self.pool, self.places, self.fail = pool, places, fail
         self.handle = SimpleNamespace(
-            serve=Remote(self.serve), leave=Remote(self.leave), in_progress=Remote(self.in_progress)
+            serve=Remote(self.serve),
+            leave=Remote(self.leave),
+            lose=Remote(self.lose),
+            in_progress=Remote(self.in_progress),
         )
 
     async def serve(self, versions: dict[str, int]) -> None:
         self.pool.log.append(("serve", dict(versions)))
+
+    async def lose(self, engines: list[str]) -> None:
+        self.pool.log.append(("lose", engines))
 
     async def leave(self, engines: list[str], moves: dict[str, str]) -> None:
         self.pool.log.append(("leave", (engines, moves)))
@@ -223,3 +229,48 @@ async def test_adapters_are_on_every_engine_before_the_first_request(tmp_path):
     ]
     await publish(made, 1)
     assert [file.name for file in made.actors.weights()] == []
+
+
+async def test_an_engine_that_dies_as_it_loads_leaves_the_fleet_and_the_other_goes_on(tmp_path):
+    made = fleet(tmp_path, [], Rules(live=1, max_staleness=1, in_place=True))
+    await made.start()
+    made.actors.fail["stage engine-1"] = ActorDiedError()
+    await publish(made, 1)
+    assert made.serves == {"engine-0": 1} and made.counts["engines_lost"] == 1
+    assert ("lose", ["engine-1"]) in made.actors.log
+    made.actors.log.clear()
+    await publish(made, 2)
+    assert [name for name, _ in made.actors.log if "engine-1" in name] == []
+    await made.lose(["engine-1"])
+    assert made.counts["engines_lost"] == 1, "it had left before"
+
+
+async def test_what_the_lost_engine_alone_served_goes_on_at_another(tmp_path):
+    """Engine-0 serves version 0 and engine-1 version 1; the first one dies."""
+    places = [InProgress(f"t{n}", n % 2, f"engine-{n % 2}", n) for n in range(4)]
+    made = fleet(tmp_path, places)
+    await made.start()
+    await publish(made, 1)
+    assert made.serves == {"engine-0": 0, "engine-1": 1}
+    made.actors.log.clear()
+    await made.lose(["engine-0"])
+    assert made.serves == {"engine-1": 0}, "the oldest, which the window waits for"
+    assert made.actors.log[0] == ("lose", ["engine-0"])
+    assert made.actors.log[-1] == ("serve", {"engine-1": 0})
+
+
+async def test_without_any_engine_the_run_ends_with_a_sentence(tmp_path):
+    made = fleet(tmp_path, [])
+    await made.start()
+    await made.lose(["engine-0"])
+    with pytest.raises(SyncError, match=r"^no engine is left: engine-1 died$"):
+        await made.lose(["engine-1"])
+
+
+async def test_a_lent_engine_that_dies_is_not_waited_for(tmp_path):
+    made = fleet(tmp_path, [], lent=("engine-1",))
+    await made.start()
+    made.actors.fail["engine-1"] = ActorDiedError()
+    await made.lend()
+    await made.take_back()
+    assert made.serves == {"engine-0": 0} and made.lent == ()

@@ -86,9 +86,33 @@ def test_a_run_folder_of_the_cluster_need_not_be_here(project: Path) -> None:
     assert settings_in_job(request, project).runs_dir == "/proc/shared/runs"
 
 
-def test_a_stopped_run_gets_longer_than_rays_three_seconds(project: Path) -> None:
-    _, request = prepare(Path("configs/tiny.toml"), [])
-    assert int(request.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+@pytest.mark.parametrize("seconds", [120, 900])
+def test_a_stopped_run_gets_longer_than_it_may_take_for_its_checkpoint(
+    project: Path, seconds: int
+) -> None:
+    _, request = prepare(Path("configs/tiny.toml"), ["--timeouts.stop_seconds", str(seconds)])
+    assert int(request.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= seconds + 30
+
+
+def test_a_run_that_is_here_is_looked_into_before_its_job_goes_on_with_it(project: Path) -> None:
+    run = project / "runs" / "tiny"
+    with pytest.raises(ConfigError, match=r"there is no run folder runs/tiny"):
+        prepare(Path("configs/tiny.toml"), [], "tiny")
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text(CONFIG)
+    with pytest.raises(ConfigError, match=r"runs/tiny has no whole checkpoint"):
+        prepare(Path("configs/tiny.toml"), [], "tiny")
+
+
+def test_a_job_goes_on_with_a_run_that_only_the_cluster_sees(project: Path) -> None:
+    for given, passed in (
+        ("/proc/shared/runs/other", "/proc/shared/runs/other"),
+        ("/proc/shared/runs/other/checkpoints/step_7", "/proc/shared/runs/other/step_7"),
+    ):
+        _, request = prepare(Path("configs/tiny.toml"), [], given)
+        assert words(request)[4:7] == ["configs/tiny.toml", "--resume", passed]
+        assert request.metadata["folder"] == "/proc/shared/runs/other"
+        assert request.id.startswith("other-")
 
 
 def test_runs_and_caches_stay_behind(project: Path) -> None:

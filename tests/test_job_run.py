@@ -108,6 +108,18 @@ class Cluster:
         output, _ = process.communicate(timeout=200)
         return process.returncode, output
 
+    def nodes(self) -> str:
+        """A line for each node that the job server knows to be alive."""
+        asks = "import sys; from rl.jobs import nodes_of; print(*nodes_of(sys.argv[1]), sep='\\n')"
+        return subprocess.run(
+            [sys.executable, "-c", asks, self.address],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout.strip()
+
     def marked(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
@@ -177,12 +189,24 @@ def cluster() -> Iterator[Cluster]:
             assert started.head.poll() is None, started.log.read_text()
             time.sleep(0.5)
         assert answer[0] == 0, answer[1] + started.log.read_text()
+        # The job server answers before the node is known to it, and a job waits for its agent there.
+        while not started.nodes() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert started.nodes(), started.log.read_text()
         yield started
     finally:
         started.end()
 
 
-def test_a_run_is_submitted_followed_listed_and_stopped(
+def books_balance(ledger: dict[str, dict[str, int]]) -> bool:
+    return all(
+        counts["dispatched"] == sum(n for state, n in counts.items() if state != "dispatched")
+        and counts["in_flight"] == counts["buffered"] == 0
+        for counts in ledger.values()
+    )
+
+
+def test_a_run_is_submitted_followed_listed_stopped_and_goes_on(
     cluster: Cluster, checkpoint: Path, tmp_path: Path
 ) -> None:
     project = tmp_path / "project"
@@ -206,10 +230,26 @@ def test_a_run_is_submitted_followed_listed_and_stopped(
     assert listed[0]["folder"] == str(runs / "job")
     assert "step 1/5000" in cluster.done("logs", id)[1]
 
-    assert cluster.done("stop", id) == (0, f"{id}: STOPPED\n")
+    code, said = cluster.done("stop", id)
+    assert code == 0 and said.startswith(f"{id}: asked to end, within 180 s"), said
+    assert said.endswith(f"{id}: STOPPED\n") and "goes on after step_" in said, said
     rest, _ = follower.communicate(timeout=60)
     assert follower.returncode == 130 and "interrupted; what there is lies in" in rest
-    summary = json.loads((runs / "job" / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
+    first = json.loads((runs / "job" / "summary.json").read_text())
+    assert first["status"] == "interrupted" and books_balance(first["ledger"])
+    done = first["steps"]
+    assert [p.name for p in (runs / "job" / "checkpoints").iterdir()] == [f"step_{done}"]
     assert cluster.actors() == []
     assert cluster.done("stop", id) == (0, f"{id}: had ended before, STOPPED\n")
+
+    # What is sent differs now, and so does the folder in which the job's copy of it lies.
+    (project / "worlds" / "note.txt").write_text("another copy")
+    going_on = ("--resume", str(runs / "job"), "--steps", str(done + 2))
+    code, said = cluster.done(*request, *going_on, "--follow")
+    assert code == 0 and f"goes on after step {done}" in said, said
+    last = json.loads((runs / "job" / "summary.json").read_text())
+    assert (last["status"], last["steps"]) == ("finished", done + 2)
+    assert last["resumed"]["step"] == done and books_balance(last["ledger"])
+    # The engines have the weights that the learner goes on from.
+    assert last["parity"]["mean_abs_dlogp"] <= 2e-5
+    assert cluster.actors() == []

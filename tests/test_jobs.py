@@ -46,6 +46,7 @@ class FakeServer:
         self.looks += 1
         if job_id in self.stopping and self.looks > 2:
             self.jobs[job_id][0] = "STOPPED"
+            self.jobs[job_id][1].append("interrupted after step 7\n")
         return self._info(job_id)
 
     def list_jobs(self) -> list[Any]:
@@ -58,6 +59,7 @@ class FakeServer:
             job_id=None,
             status=self.jobs[id][0],
             metadata={"config": "tiny", "user": "ada", "folder": "/shared/runs/tiny"},
+            runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "180"}},
             start_time=1000 * (1 + list(self.jobs).index(id)),
             end_time=None,
         )
@@ -142,6 +144,7 @@ def test_jobs_are_listed_the_newest_first_without_other_drivers(server: FakeServ
         "began": 1.0,
         "ended": 0.0,
         "folder": "/shared/runs/tiny",
+        "grace": 180.0,
     }
     assert "live" in dorado("jobs").stdout
 
@@ -157,7 +160,10 @@ def test_following_a_failed_job_fails(server: FakeServer) -> None:
 
 def test_stop_asks_the_run_and_waits_until_it_has_ended(server: FakeServer) -> None:
     done = dorado("stop", "live")
-    assert (done.exit_code, done.stdout) == (0, "live: STOPPED\n")
+    assert done.exit_code == 0
+    asked, said, ended = done.stdout.splitlines()
+    assert asked.startswith("live: asked to end, within 180 s: ")
+    assert (said, ended) == ("interrupted after step 7", "live: STOPPED")
     assert server.stopping == {"live"}
 
 
@@ -172,6 +178,19 @@ def test_an_unknown_id_is_one_sentence(server: FakeServer, command: list[str]) -
     done = dorado(*command, "nobody")
     assert done.exit_code == 2
     assert done.stderr == "error: there is no job 'nobody'; `dorado jobs` lists those there are\n"
+
+
+def test_a_cluster_whose_first_node_is_not_there_yet_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = SimpleNamespace(state="ALIVE", resources_total={"CPU": 4.0})
+    answers = [[], [SimpleNamespace(state="DEAD", resources_total={"CPU": 9.0})], [node]]
+    monkeypatch.setattr("ray.util.state.list_nodes", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.0)
+    assert jobs.nodes_of("http://head:8265") == [{"CPU": 4.0}]
+    monkeypatch.setattr("ray.util.state.list_nodes", lambda *_, **__: [])
+    monkeypatch.setattr(jobs, "FIRST_NODE_SECONDS", 0.01)
+    assert jobs.nodes_of("http://head:8265") == []
 
 
 def test_a_job_that_does_not_end_is_named(server: FakeServer) -> None:

@@ -27,6 +27,7 @@ class FakeRank:
             save=Remote(lambda folder, position: self._answer("save", folder + position)),
             load=Remote(lambda folder: self._answer("load", folder)),
             saved=Remote(lambda: self._answer("saved", None)),
+            lost=Remote(lambda groups: self._answer("lost", groups)),
         )
 
     async def _answer(self, name: str, argument: object) -> object:
@@ -90,3 +91,9 @@ async def test_a_call_that_is_given_up_leaves_nothing_running():
     await asyncio.gather(call, return_exceptions=True)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+async def test_rank_0_alone_is_asked_what_it_can_find():
+    learner, (first, second) = together([1], [])
+    assert await learner.lost.remote(["a", "b"]) == [1]
+    assert (first.asked, second.asked) == ([("lost", ["a", "b"])], [])

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import FakeDispatcher, FakePool
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 from rich.console import Console
 
 from rl.config import RunConfig
+from rl.node_watch import NodesLost
 from rl.progress import Progress
 from rl.run import Run, RunError
 from rl.run_folder import RunFolder
@@ -537,3 +538,36 @@ async def test_evaluations_stand_before_and_after_and_count_faults(start):
     trained = [spec.task.id for _, spec in run.dispatcher.played if spec.train]
     held_out = {spec.task.id for _, spec in run.dispatcher.played if not spec.train}
     assert held_out.isdisjoint(trained)
+
+
+async def test_groups_whose_samples_are_gone_with_a_node_are_booked_and_others_take_their_place(
+    start,
+):
+    run = start()
+    run.actors.gone = {"g000001", "g000004"}
+    await asyncio.wait_for(run.main(), 30)
+    trained = set(itertools.chain(*(groups for name, groups in run.actors.log if name == "step")))
+    assert len(trained) == 15 and not trained & run.actors.gone
+    assert totals(run)["failed:node_lost"] == 4
+    assert "the samples of" in said(run)
+    assert_closed(run)
+
+
+async def test_a_run_whose_engines_are_all_gone_ends_with_a_sentence_and_closed_books(start):
+    run = start(fail={"engine-0": ActorDiedError(), "stage engine-1": ActorDiedError()})
+    with pytest.raises(SyncError, match=r"no engine is left: engine-0 died"):
+        await asyncio.wait_for(run.main(), 30)
+    assert_closed(run)
+
+
+async def test_a_run_that_loses_its_learners_node_says_so(start, monkeypatch):
+    monkeypatch.setattr("rl.node_watch.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("rl.node_watch.alive_nodes", dict)
+    run = start(outcome=lambda spec: "hang")
+    run.actors.places = {"learner": "a"}
+    with pytest.raises(NodesLost, match=r"node a is gone: learner; without its learner"):
+        await asyncio.wait_for(run.main(), 30)
+    assert_closed(run)
+    assert (
+        '"lane": "supervision", "name": "node a"' in (run.folder.path / "events.jsonl").read_text()
+    )

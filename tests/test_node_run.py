@@ -1,0 +1,134 @@
+"""Whole runs over two Ray nodes: spread, probed before, and on with one node when the other is lost."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from namespaces import NotPermitted, two_places
+from ray_nodes import Place, RayNodes
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(290)]
+
+CONFIG = """
+wandb = { enabled = false }
+batch = { groups = 4, group_size = 4, filter_zero_variance = false }
+episode = { max_turns = 3, max_completion_tokens = 24, max_tokens = 128, max_seconds = 60 }
+engine = { count = 2, max_model_len = 128 }
+learner = { micro_batch_tokens = 128, threads = 1, optim = { lr = 1e-4 } }
+rollout = { hosts = 2, controllers = 2 }
+eval = { before = false, after = false }
+"""
+CALCULATOR = '[[env]]\nid = "calculator"\n'
+# An environment that only the head's node can import.
+PLUGIN = "from envs.builtin.calculator import Calculator\n\n\nclass Here(Calculator):\n    name = 'here'\n"
+
+
+@contextmanager
+def addresses() -> Iterator[list[Place]]:
+    """Two addresses of the loopback; all else is shared."""
+    yield [Place("127.0.0.2"), Place("127.0.0.3")]
+
+
+def config_in(folder: Path, checkpoint: Path, name: str, rest: str) -> Path:
+    file = folder / f"{name}.toml"
+    file.write_text(f'name = "{name}"\nmodel = {{ path = "{checkpoint}" }}\n{CONFIG}{rest}')
+    return file
+
+
+def read_until(run: Any, text: str) -> str:
+    """Its lines up to the one that holds `text`, or to the end."""
+    lines: list[str] = []
+    for line in run.stdout:
+        lines.append(line)
+        if text in line:
+            break
+    return "".join(lines)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_node_that_cannot_import_a_plugin_is_named_before_anything_trains(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "only_here").mkdir()
+    (tmp_path / "only_here" / "here_env.py").write_text(PLUGIN)
+    with addresses() as places:
+        nodes = RayNodes(places, [3, 3], modules=[tmp_path / "only_here"])
+    try:
+        env = '[[env]]\nid = "here_env:Here"\n'
+        run = nodes.train(config_in(tmp_path, checkpoint, "plugin", env))
+        output, _ = run.communicate(timeout=200)
+        assert run.returncode == 1, output
+        [error] = [line for line in output.splitlines() if "error:" in line]
+        assert error.endswith(
+            "error: env 'here_env:Here': on node 127.0.0.3: environment 'here_env:Here' cannot be imported: "
+            "ModuleNotFoundError: No module named 'here_env'"
+        ), output
+    finally:
+        nodes.end()
+
+
+@pytest.mark.parametrize("where", [addresses, two_places], ids=["addresses", "namespaces"])
+def test_a_run_spreads_over_two_nodes_and_goes_on_when_one_is_lost(
+    where: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    try:
+        with where() as places:
+            _spread_and_lose_a_node(places, checkpoint, tmp_path)
+    except NotPermitted as error:
+        pytest.skip(f"network namespaces cannot be made here: {error}")
+
+
+def _spread_and_lose_a_node(places: list[Place], checkpoint: Path, tmp_path: Path) -> None:
+    head, worker = (place.address for place in places)
+    # The learner has no room on the node that will be lost.
+    nodes = RayNodes(places, [2, 1])
+    try:
+        config = config_in(tmp_path, checkpoint, "two", CALCULATOR)
+        run = nodes.train(
+            config, "--mode=dora", "--steps=12", "--learner.cpus=1.5", "--engine.cpus=0.5"
+        )
+        output = read_until(run, "step 3/12")
+        assert "step 3/12" in output, output + nodes.logs()
+        before = {line.split("on node ")[1] for line in output.splitlines() if "on node " in line}
+        assert {line.split(":")[0] for line in before} == {head, worker}, output
+        lost = next(line for line in before if line.startswith(worker)).split(": ")[1].split(", ")
+        assert {name.split("-")[0] for name in lost} >= {"engine", "host"}, output
+        assert nodes.running(1, "ray::EnvHost") and nodes.running(1, "ray::Engine")
+        nodes.kill(1)
+        rest, _ = run.communicate(timeout=200)
+        assert run.returncode == 0, output + rest
+    finally:
+        left = [p for p in nodes.marked() if _is_ours(p)]
+        nodes.end()
+    folder = tmp_path / "runs" / "two"
+    sentence = f"node {worker} is gone: {', '.join(lost)}"
+    said = [e["what"] for e in events(folder) if e["lane"] == "supervision"]
+    assert said[0] == sentence and sentence in rest
+    anew = {name for name in lost if name.startswith(("host", "controller"))}
+    assert {s.split()[0] for s in said if "was started anew on" in s} <= anew
+    status = json.loads((folder / "status.json").read_text())
+    assert sentence in status["lost"] and worker not in status["nodes"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 12)
+    assert summary["fleet"]["engines_lost"] == sum(name.startswith("engine") for name in lost)
+    for counts in summary["ledger"].values():
+        assert counts["dispatched"] == sum(n for s, n in counts.items() if s != "dispatched")
+    # Weights that came over are those that the learner had.
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+    assert left == []
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    """Of the run, not of Ray."""
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return any(name in line for name in ("ray::E", "ray::L", "ray::C", "ray::S", "EngineCore"))
