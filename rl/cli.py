@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -171,12 +172,20 @@ def dashboard(
         Path | None,
         typer.Option(help="Its first line is asked for; also DORADO_DASHBOARD_PASSWORD."),
     ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="A recorded quickstart, no runs.")] = False,
 ) -> None:
     """Show runs on a web page, live. It reads their folders and writes nothing."""
+    from rl.dashboard.demo import demo_runs
+
+    with demo_runs() if demo else nullcontext(runs_dir) as folder:
+        _serve(folder, host, port, password_file)
+
+
+def _serve(folder: Path, host: str, port: int, password_file: Path | None) -> None:
     from rl.dashboard.run_data import RunsFolder
 
     try:
-        runs = RunsFolder(runs_dir)
+        runs = RunsFolder(folder)
         try:
             from rl.dashboard.password import read_password
             from rl.dashboard.server import check_address, serve

@@ -323,7 +323,7 @@ async def test_the_experts_page_draws_each_layer_and_follows_the_run(user, folde
             check_address("127.0.0.1", taken.getsockname()[1], None)
 
 
-def dorado(*arguments: str, **options) -> subprocess.Popen:
+def dorado(*arguments: str, tmpdir: Path | None = None, **options) -> subprocess.Popen:
     # NiceGUI does not serve where it finds a test around it.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "NICEGUI"))}
     return subprocess.Popen(
@@ -331,7 +331,7 @@ def dorado(*arguments: str, **options) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=inherited | {"PYTHONPATH": str(ROOT)},
+        env=inherited | {"PYTHONPATH": str(ROOT)} | ({"TMPDIR": str(tmpdir)} if tmpdir else {}),
         **options,
     )
 
@@ -369,3 +369,22 @@ def test_bad_input_is_one_sentence_and_code_2(tmp_path):
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert said.startswith("error: dashboard ") and said.count("\n") == 1
+
+
+def test_the_demo_is_a_recorded_quickstart_that_goes_away_with_the_dashboard(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with dorado("--demo", "--port", str(port), tmpdir=tmp_path) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            transport = httpx.HTTPTransport(retries=6)
+            with httpx.Client(transport=transport, timeout=60) as client:
+                page = client.get(f"http://127.0.0.1:{port}/run/quickstart")
+            assert page.status_code == 200 and "finished" in page.text
+            assert [path.name for path in tmp_path.glob("*/*")] == ["quickstart"]
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert not list(tmp_path.iterdir())

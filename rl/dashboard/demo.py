@@ -1,0 +1,26 @@
+"""The recorded run behind `dorado dashboard --demo`: a real quickstart, with a part of its trajectories.
+
+`scripts/record_demo.py` makes the archive; here it is unpacked into a folder that goes away with
+the dashboard.
+"""
+
+import signal
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ARCHIVE = Path(__file__).parent / "demo.tar.xz"
+
+
+@contextmanager
+def demo_runs() -> Iterator[Path]:
+    """A folder of runs that holds the recorded one."""
+    # The server, once it has ended on this signal, raises it again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="dorado-demo-") as folder:
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(folder, filter="data")
+        yield Path(folder)

@@ -1,0 +1,346 @@
+"""The dashboard in a real browser: every page over the recorded quickstart, and over a hostile run.
+
+Needs Chromium (Debian package `chromium`); without it these tests are skipped.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from test_run_data import make_run, step_metrics
+
+from rl.dashboard.demo import demo_runs
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (apt-get install chromium)")
+ROOT = Path(__file__).parent.parent
+RUN = "/run/quickstart"
+HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
+# Of each page: its address, a text on it, and how many charts at least.
+PAGES = {
+    "runs": ("/", "quickstart", 0),
+    "overview": (RUN, "held-out", 6),
+    "metrics": (f"{RUN}/metrics", "keys", 12),
+    "timeline": (f"{RUN}/timeline", "engine-0", 1),
+    "trajectories": (f"{RUN}/trajectories", "trajectories", 1),
+    "group": (f"{RUN}/group/GROUP", "policy, turn 1", 0),
+    "trajectory": (f"{RUN}/trajectory/ID", "policy, turn 1", 0),
+    "environments": (f"{RUN}/environments", "calculator", 1),
+    "experts": (f"{RUN}/experts", "layer", 1),
+    "health": (f"{RUN}/health", "engine-0", 0),
+    "config": (f"{RUN}/config", "learner.optim.lr", 0),
+}
+INK = """canvas => {
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    return new Set(new Uint32Array(data.buffer)).size;
+}"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The recorded quickstart, and a run whose every text is hostile."""
+    folder = tmp_path_factory.mktemp("runs")
+    with demo_runs() as demo:
+        shutil.copytree(demo, folder, dirs_exist_ok=True)
+    hostile(folder / "hostile")
+    yield folder
+
+
+def hostile(folder: Path) -> None:
+    metrics = [step_metrics(1, **{f"rollout/{HOSTILE}/reward": 1.0, ":constructor": 2.0})]
+    make_run(folder, metrics, status={"stage": HOSTILE})
+    (folder / "config.toml").write_text(f"name = '''{HOSTILE}'''\n\"{'x' * 300}\" = 1\n")
+    (folder / "events.jsonl").write_text(
+        json.dumps({"lane": HOSTILE, "name": HOSTILE, "start": 1.0, "end": 2.0})
+        + '\n{"lane": "half'
+    )
+    (folder / "trajectories").mkdir()
+    message = {"role": "user", "content": HOSTILE + "x" * 2**20, "name": HOSTILE, "calls": []}
+    turn = {
+        "prompt_ids": [1, 2],
+        "completion_ids": [3],
+        "rollout_logprobs": [-0.5],
+        "versions": [{"version": 0, "start": 0, "end": 1}],
+        "finish_reason": "stop",
+        "engine": HOSTILE,
+        "text": HOSTILE,
+        "calls": [],
+        "observations": [message],
+    }
+    record = {
+        "id": "h",
+        "group": "g",
+        "env": HOSTILE,
+        "task": {"id": "t", "data": {HOSTILE: HOSTILE}},
+        "opening": [message],
+        "turns": [turn],
+        "stop_reason": "completed",
+        "evidence": {HOSTILE: 1.0},
+        "phases": [],
+        "fault": HOSTILE,
+        "trace": HOSTILE,
+        "rewards": {HOSTILE: 1.0},
+        "reward": 1.0,
+    }
+    whole = json.dumps(record).encode() + b"\n"
+    broken = json.dumps(record | {"id": "b"}).encode().replace(b"completed", b"\xff\xfe\\ud800")
+    half = whole[:1000]
+    (folder / "trajectories/c.jsonl").write_bytes(whole + broken + b"\n" + half)
+    index = sqlite3.connect(folder / "trajectories.sqlite")
+    from rl.run_folder import _INDEX
+
+    index.execute(_INDEX)
+    offsets = {"h": 0, "b": len(whole), "half": len(whole) + len(broken) + 1, "gone": 10**9}
+    for id, offset in offsets.items():
+        row = (
+            id,
+            "g",
+            HOSTILE,
+            "train",
+            "t",
+            HOSTILE,
+            1.0,
+            HOSTILE,
+            0,
+            0,
+            1,
+            3,
+            1,
+            1.0,
+            1.0,
+            HOSTILE,
+        )
+        marks = ",".join("?" * 18)
+        index.execute(
+            f"insert into trajectories values ({marks})", (*row, "trajectories/c.jsonl", offset)
+        )
+    index.commit()
+    index.close()
+
+
+@pytest.fixture(scope="module")
+def address(runs: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "NICEGUI"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rl", "dashboard", str(runs), "--port", str(port)],
+        env=inherited | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        give_up = time.monotonic() + 60
+        while time.monotonic() < give_up:
+            with socket.socket() as trial:
+                if trial.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        flags = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """A page whose test fails where the console has an error, or something was asked of another host."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, base_url=address)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    wrong: list[str] = []
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
+    page.on("request", lambda r: wrong.append(r.url) if not at_home(r.url, address) else None)
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def at_home(url: str, address: str) -> bool:
+    return url.startswith((address, address.replace("http", "ws"), "data:", "blob:"))
+
+
+@pytest.fixture(scope="module")
+def one(runs: Path) -> tuple[str, str]:
+    """A group of the demo, and one of its trajectories that was trained on."""
+    index = sqlite3.connect(runs / "quickstart/trajectories.sqlite")
+    query = "select grp, t.id from trajectories t join learned l on t.id = l.id where turns > 1"
+    return index.execute(query + " order by t.id limit 1").fetchone()
+
+
+def where(name: str, one: tuple[str, str]) -> str:
+    return PAGES[name][0].replace("GROUP", one[0]).replace("ID", one[1])
+
+
+def drawn(page: Page, charts: int) -> None:
+    """So many charts are there, and each has something on it."""
+    canvases = page.locator("canvas")
+    if charts:
+        expect(canvases.nth(charts - 1)).to_be_attached()
+    for canvas in canvases.all():
+        give_up = time.monotonic() + 10
+        while (inks := canvas.evaluate(INK)) < 3 and time.monotonic() < give_up:
+            page.wait_for_timeout(100)
+        assert inks >= 3, "an empty chart"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_page_shows_the_quickstart(page, one, name):
+    page.goto(where(name, one))
+    expect(page.get_by_text(PAGES[name][1]).first).to_be_visible()
+    drawn(page, PAGES[name][2])
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "it fits 1280 pixels"
+
+
+def test_the_pages_lead_to_each_other(page):
+    page.goto("/")
+    page.get_by_text("quickstart").first.click()
+    for title in (
+        "Metrics",
+        "Timeline",
+        "Trajectories",
+        "Environments",
+        "Experts",
+        "Health",
+        "Config",
+    ):
+        page.get_by_role("link", name=title, exact=True).click()
+        page.wait_for_url(re.compile(f"{RUN}/{title.lower()}"))
+    page.get_by_role("link", name="Overview", exact=True).click()
+    page.wait_for_url(re.compile(f"{RUN}$"))
+
+
+def test_dark_and_light(page):
+    page.goto(RUN)
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="dark or light").click()
+    page.wait_for_function(
+        "before => getComputedStyle(document.body).backgroundColor !== before", arg=before
+    )
+
+
+def test_metrics_are_filtered_by_expression_and_the_address_follows(page):
+    page.goto(f"{RUN}/metrics?match=^loss/loss$")
+    expect(page.locator("canvas")).to_have_count(1)
+    page.get_by_label("keys (regular expression)").fill("^optim/")
+    page.wait_for_url(re.compile("match=%5Eoptim"))
+    expect(page.locator("canvas")).to_have_count(2)
+    page.reload()
+    expect(page.get_by_label("keys (regular expression)")).to_have_value("^optim/")
+
+
+def test_the_charts_go_to_a_table(page):
+    page.goto(f"{RUN}/metrics?match=^loss/loss$")
+    with page.expect_download() as download:
+        page.get_by_text("CSV").click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert "loss/loss" in lines[0] or "loss/loss" in lines[1]
+    assert len(lines) > 40
+
+
+def test_trajectories_are_filtered_and_a_bar_of_the_histogram_chooses(page):
+    page.goto(f"{RUN}/trajectories?env=units")
+    rows = page.locator("tbody tr")
+    expect(rows.first).to_be_visible()
+    assert all("units" in text for text in rows.all_inner_texts() if text.strip())
+    page.goto(f"{RUN}/trajectories?reward_min=1")
+    expect(rows.first).to_be_visible()
+    canvas = page.locator("canvas").first
+    box = canvas.bounding_box()
+    assert box is not None
+    page.goto(f"{RUN}/trajectories")
+    drawn(page, 1)
+    page.locator("canvas").first.click(position={"x": box["width"] * 0.3, "y": box["height"] - 40})
+    page.wait_for_url(re.compile("reward_m"))
+
+
+def test_the_keyboard_goes_from_trajectory_to_trajectory(page, one):
+    page.goto(f"{RUN}/trajectories?env=calculator")
+    page.locator("tbody tr a").first.click()
+    page.wait_for_url(re.compile("/trajectory/"))
+    first = page.url
+    expect(page.get_by_text("policy, turn 1").first).to_be_visible()
+    page.keyboard.press("j")
+    page.wait_for_url(lambda url: url != first and "/trajectory/" in url)
+    expect(page.get_by_text("policy, turn 1").first).to_be_visible()
+    page.keyboard.press("k")
+    page.wait_for_url(first)
+
+
+@pytest.mark.parametrize(
+    "view",
+    ["rollout log-prob", "learner minus engine", "advantage", "entropy", "mask", "policy version"],
+)
+def test_the_tokens_are_coloured_by_a_chosen_number(page, one, view):
+    page.goto(where("trajectory", one))
+    page.get_by_role("button", name=view, exact=True).click()
+    colours = """() => new Set([...document.querySelectorAll('span')]
+        .map(one => getComputedStyle(one).backgroundColor)).size"""
+    page.wait_for_function(f"({colours})() > 1")
+    assert "was not trained on" not in page.content()
+
+
+def test_the_command_that_plays_it_again_is_copied(page, one):
+    page.goto(where("trajectory", one))
+    page.get_by_text("copy command", exact=False).click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("dorado env replay ") and one[1] in copied
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/run/hostile",
+        "/run/hostile/metrics?match=.",
+        "/run/hostile/timeline",
+        "/run/hostile/trajectories",
+        "/run/hostile/group/g",
+        "/run/hostile/trajectory/h",
+        "/run/hostile/trajectory/b",
+        "/run/hostile/trajectory/half",
+        "/run/hostile/trajectory/gone",
+        "/run/hostile/environments",
+        "/run/hostile/experts",
+        "/run/hostile/health",
+        "/run/hostile/config",
+        "/run/hostile/config?also=quickstart",
+        "/run/quickstart/metrics?also=hostile&match=.",
+        "/run/hostile/trajectories?env=<script>document.title='taken'</script>",
+        "/run/<script>document.title='taken'</script>",
+    ],
+)
+def test_what_is_hostile_is_shown_as_text(page, path):
+    page.goto(path)
+    expect(page.get_by_text("Dorado").first).to_be_visible()
+    page.wait_for_timeout(500)
+    assert page.title() == "Dorado"
+    assert page.locator("img[src=x]").count() == 0
+    assert "Internal Server Error" not in page.content()
+
+
+def test_a_hostile_trajectory_is_there_to_be_read(page):
+    page.goto("/run/hostile/trajectory/h")
+    expect(page.get_by_text("<script>document.title = 'taken'</script>").first).to_be_visible()
