@@ -3,27 +3,29 @@
 Needs Chromium (Debian package `chromium`); without it these tests are skipped.
 """
 
+import importlib.util
 import json
-import os
 import re
 import shutil
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from test_run_data import make_run, step_metrics
 
 from rl.dashboard.demo import demo_runs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (apt-get install chromium)")
 ROOT = Path(__file__).parent.parent
+_SPEC = importlib.util.spec_from_file_location("screenshots", ROOT / "scripts/screenshots.py")
+assert _SPEC is not None and _SPEC.loader is not None
+screenshots = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(screenshots)
+pytestmark = pytest.mark.skipif(
+    screenshots.CHROMIUM is None, reason="no Chromium (apt-get install chromium)"
+)
 RUN = "/run/quickstart"
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
 # Of each page: its address, a text on it, and how many charts at least.
@@ -36,7 +38,7 @@ PAGES = {
     "group": (f"{RUN}/group/GROUP", "policy, turn 1", 0),
     "trajectory": (f"{RUN}/trajectory/ID", "policy, turn 1", 0),
     "environments": (f"{RUN}/environments", "calculator", 1),
-    "experts": (f"{RUN}/experts", "layer", 1),
+    "experts": (f"{RUN}/experts", "Experts", 5),
     "health": (f"{RUN}/health", "engine-0", 0),
     "config": (f"{RUN}/config", "learner.optim.lr", 0),
 }
@@ -130,35 +132,14 @@ def hostile(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def address(runs: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "NICEGUI"))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rl", "dashboard", str(runs), "--port", str(port)],
-        env=inherited | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        give_up = time.monotonic() + 60
-        while time.monotonic() < give_up:
-            with socket.socket() as trial:
-                if trial.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
+    with screenshots.served(runs) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        flags = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with screenshots.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -185,9 +166,7 @@ def at_home(url: str, address: str) -> bool:
 @pytest.fixture(scope="module")
 def one(runs: Path) -> tuple[str, str]:
     """A group of the demo, and one of its trajectories that was trained on."""
-    index = sqlite3.connect(runs / "quickstart/trajectories.sqlite")
-    query = "select grp, t.id from trajectories t join learned l on t.id = l.id where turns > 1"
-    return index.execute(query + " order by t.id limit 1").fetchone()
+    return screenshots.trained(runs)
 
 
 def where(name: str, one: tuple[str, str]) -> str:
@@ -209,14 +188,14 @@ def drawn(page: Page, charts: int) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_each_page_shows_the_quickstart(page, one, name):
     page.goto(where(name, one))
-    expect(page.get_by_text(PAGES[name][1]).first).to_be_visible()
+    expect(page.get_by_text(PAGES[name][1]).locator("visible=true").first).to_be_visible()
     drawn(page, PAGES[name][2])
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "it fits 1280 pixels"
 
 
 def test_the_pages_lead_to_each_other(page):
     page.goto("/")
-    page.get_by_text("quickstart").first.click()
+    page.get_by_role("link", name="quickstart").click()
     for title in (
         "Metrics",
         "Timeline",
@@ -265,15 +244,15 @@ def test_trajectories_are_filtered_and_a_bar_of_the_histogram_chooses(page):
     rows = page.locator("tbody tr")
     expect(rows.first).to_be_visible()
     assert all("units" in text for text in rows.all_inner_texts() if text.strip())
-    page.goto(f"{RUN}/trajectories?reward_min=1")
-    expect(rows.first).to_be_visible()
-    canvas = page.locator("canvas").first
-    box = canvas.bounding_box()
-    assert box is not None
     page.goto(f"{RUN}/trajectories")
     drawn(page, 1)
-    page.locator("canvas").first.click(position={"x": box["width"] * 0.3, "y": box["height"] - 40})
-    page.wait_for_url(re.compile("reward_m"))
+    box = page.locator("canvas").first.bounding_box()
+    assert box is not None
+    # The bar at the right is of the highest reward, and it is a high one.
+    at = {"x": box["width"] * 0.77, "y": box["height"] * 0.7}
+    page.locator("canvas").first.click(position=at)
+    page.wait_for_url(re.compile("reward_min="))
+    expect(rows.first).to_be_visible()
 
 
 def test_the_keyboard_goes_from_trajectory_to_trajectory(page, one):
@@ -305,8 +284,10 @@ def test_the_tokens_are_coloured_by_a_chosen_number(page, one, view):
 def test_the_command_that_plays_it_again_is_copied(page, one):
     page.goto(where("trajectory", one))
     page.get_by_text("copy command", exact=False).click()
-    page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
-    copied = page.evaluate("navigator.clipboard.readText()")
+    give_up = time.monotonic() + 10
+    while not (copied := page.evaluate("navigator.clipboard.readText()")):
+        assert time.monotonic() < give_up
+        page.wait_for_timeout(100)
     assert copied.startswith("dorado env replay ") and one[1] in copied
 
 
@@ -329,7 +310,7 @@ def test_the_command_that_plays_it_again_is_copied(page, one):
         "/run/hostile/config?also=quickstart",
         "/run/quickstart/metrics?also=hostile&match=.",
         "/run/hostile/trajectories?env=<script>document.title='taken'</script>",
-        "/run/<script>document.title='taken'</script>",
+        "/run/<img src=x onerror=document.title='taken'>",
     ],
 )
 def test_what_is_hostile_is_shown_as_text(page, path):
@@ -344,3 +325,11 @@ def test_what_is_hostile_is_shown_as_text(page, path):
 def test_a_hostile_trajectory_is_there_to_be_read(page):
     page.goto("/run/hostile/trajectory/h")
     expect(page.get_by_text("<script>document.title = 'taken'</script>").first).to_be_visible()
+
+
+@pytest.mark.parametrize("name", screenshots.ADDRESSES)
+def test_each_screenshot_of_the_docs_is_what_its_page_shows_today(page, runs, name):
+    image = f"images/dashboard-{name}.png"
+    assert f"({image})" in (ROOT / "docs/dashboard.md").read_text()
+    page.goto(screenshots.address(name, runs))
+    assert screenshots.shown(page) == screenshots.text_of(ROOT / "docs" / image)

@@ -272,12 +272,13 @@ def _frame(title: str, *, legend: bool) -> Options:
         "title": {
             "text": title[:_MAX_NAME],
             "left": 0,
+            "top": 0,
             "textStyle": {"fontSize": 13, "fontWeight": 600, "color": _GREY},
         },
         "legend": {
             "show": legend,
             "type": "scroll",
-            "bottom": 0,
+            "bottom": 2,
             "textStyle": {"color": _GREY},
             "itemHeight": 8,
         },
