@@ -11,6 +11,9 @@ import pytest
 from namespaces import NotPermitted, two_places
 from ray_nodes import Place, RayNodes
 
+from rl.dashboard.alerts import alerts
+from rl.dashboard.run_data import RunData
+
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(290)]
 
 CONFIG = """
@@ -115,6 +118,10 @@ def _spread_and_lose_a_node(places: list[Place], checkpoint: Path, tmp_path: Pat
     assert {s.split()[0] for s in said if "was started anew on" in s} <= anew
     status = json.loads((folder / "status.json").read_text())
     assert sentence in status["lost"] and worker not in status["nodes"]
+    shown = RunData(folder)
+    shown.refresh()
+    assert f"{sentence}." in [alert.text for alert in alerts(shown)]
+    assert any(sentence in span.what for span in shown.spans if span.lane == "supervision")
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("finished", 12)
     assert summary["fleet"]["engines_lost"] == sum(name.startswith("engine") for name in lost)

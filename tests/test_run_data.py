@@ -245,6 +245,16 @@ def test_an_alert_says_what_was_seen(tmp_path, more, sentence):
     assert [text.startswith(sentence) for text in texts(loud)] == [True]
 
 
+def test_a_node_that_was_lost_is_an_alert_also_when_the_run_is_over(tmp_path):
+    lost = "node 10.0.0.7 is gone: engine-1, host-0"
+    status = STATUS | {"lost": [lost]}
+    run = make_run(
+        tmp_path / "demo", [step_metrics(1)], status=status, summary={"status": "finished"}
+    )
+    run.refresh()
+    assert texts(run) == [f"{lost}."]
+
+
 def test_a_reward_that_fell_is_an_alert(tmp_path):
     metrics = [
         step_metrics(i, **{"rollout/calculator/reward": 0.9 if i < 12 else 0.4}) for i in range(30)

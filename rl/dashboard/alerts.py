@@ -44,6 +44,8 @@ def _state(run: RunData, now: float) -> Iterator[Alert]:
             f"Nothing was written for {_ago(now - run.written)}, and there is no summary: the run was "
             f"killed, or it hangs. `dorado status` with this run folder tells which.",
         )
+    for what in run.status.lost if run.status is not None else ():
+        yield Alert("warning", f"{what[:300]}.")
     if state in ("starting", "finished", "failed", "interrupted", "ended") or run.status is None:
         return
     for name in run.status.silent:
