@@ -35,7 +35,7 @@ from envs.env import Task
 from envs.message import Message, ToolCall
 from rl.config import RunConfig
 from rl.dashboard import trajectory_index
-from rl.dashboard.page_frame import run_address
+from rl.dashboard.pages.frame import run_address
 from rl.dashboard.trajectory_filter import ORDERS, TrajectoryFilter
 from rl.group import GroupReport, GroupSpec, member_report
 from rl.run_folder import RunFolder, TrajectoryWriter

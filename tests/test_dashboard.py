@@ -18,9 +18,10 @@ from simulated_user import simulated_user
 from test_run_data import STATUS, make_run, step_metrics
 
 from rl.config_file import ConfigError
-from rl.dashboard import page_frame, run_data
-from rl.dashboard.metrics_page import MAX_CHARTS
-from rl.dashboard.page_frame import run_address
+from rl.dashboard import run_data
+from rl.dashboard.pages import frame
+from rl.dashboard.pages.frame import run_address
+from rl.dashboard.pages.metrics import MAX_CHARTS
 from rl.dashboard.server import check_address
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -35,7 +36,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 async def user(folder, monkeypatch) -> AsyncIterator[User]:
     monkeypatch.setattr(run_data, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(page_frame, "LIVE_SECONDS", 0.05)
+    monkeypatch.setattr(frame, "LIVE_SECONDS", 0.05)
     async with simulated_user(folder) as user:
         yield user
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_run_data import STATUS, make_run
 
 from rl.dashboard.charts import Window
+from rl.dashboard.pages.timeline import View, colour, lane_chart, version_chart, zoomed_to
 from rl.dashboard.run_data import RunData, Span
 from rl.dashboard.timeline import (
     _ENV_BARS,
@@ -21,7 +22,6 @@ from rl.dashboard.timeline import (
     timeline,
     version_lines,
 )
-from rl.dashboard.timeline_page import View, colour, lane_chart, version_chart, zoomed_to
 
 
 def run_with(folder: Path, *spans: Span, **files: object) -> RunData:

@@ -13,12 +13,12 @@ from recorded_run import RecordedRun
 from simulated_user import simulated_user
 
 from envs.message import Message, ToolCall
-from rl.dashboard import page_frame, trajectory_page
-from rl.dashboard.page_frame import run_address
-from rl.dashboard.trajectories_page import trajectory_address
+from rl.dashboard.pages import frame, trajectory
+from rl.dashboard.pages.frame import run_address
+from rl.dashboard.pages.trajectories import trajectory_address
+from rl.dashboard.pages.trajectory import replay_command
 from rl.dashboard.trajectory_filter import TrajectoryFilter
 from rl.dashboard.trajectory_index import find
-from rl.dashboard.trajectory_page import replay_command
 from rl.kit.replay import find_record
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -34,7 +34,7 @@ def run(tmp_path):
 
 @pytest.fixture
 async def user(tmp_path, monkeypatch) -> AsyncIterator[User]:
-    monkeypatch.setattr(page_frame, "LIVE_SECONDS", 0.05)
+    monkeypatch.setattr(frame, "LIVE_SECONDS", 0.05)
     async with simulated_user(tmp_path) as user:
         yield user
 
@@ -283,7 +283,7 @@ async def test_what_is_hostile_is_text_on_every_page(user, run):
         env=HOSTILE,
         split=HOSTILE,
     )
-    views = [[("view", kind)] for kind in trajectory_page._VIEWS]
+    views = [[("view", kind)] for kind in trajectory._VIEWS]
     addresses = [
         run_address("demo", "trajectories"),
         run_address("demo", "trajectories", TrajectoryFilter(env=HOSTILE, outcome=HOSTILE).query),

@@ -7,19 +7,19 @@ from nicegui import app, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rl.config_file import ConfigError
-from rl.dashboard.config_page import config_page
-from rl.dashboard.environments_page import environments_page
-from rl.dashboard.experts_page import experts_page
-from rl.dashboard.group_page import group_page
-from rl.dashboard.health_page import health_page
-from rl.dashboard.metrics_page import metrics_page
-from rl.dashboard.overview_page import overview_page
+from rl.dashboard.pages.config import config_page
+from rl.dashboard.pages.environments import environments_page
+from rl.dashboard.pages.experts import experts_page
+from rl.dashboard.pages.group import group_page
+from rl.dashboard.pages.health import health_page
+from rl.dashboard.pages.metrics import metrics_page
+from rl.dashboard.pages.overview import overview_page
+from rl.dashboard.pages.runs import runs_page
+from rl.dashboard.pages.timeline import timeline_page
+from rl.dashboard.pages.trajectories import trajectories_page
+from rl.dashboard.pages.trajectory import trajectory_page
 from rl.dashboard.password import VARIABLE, AskPassword
 from rl.dashboard.run_data import RunsFolder
-from rl.dashboard.runs_page import runs_page
-from rl.dashboard.timeline_page import timeline_page
-from rl.dashboard.trajectories_page import trajectories_page
-from rl.dashboard.trajectory_page import trajectory_page
 
 
 def add_pages(runs: RunsFolder) -> None:

@@ -11,7 +11,7 @@ from rl.dashboard.environments import (
     names,
     selection_rows,
 )
-from rl.dashboard.page_frame import (
+from rl.dashboard.pages.frame import (
     fill,
     frame,
     live,

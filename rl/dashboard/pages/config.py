@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Query
 from nicegui import ui
 
-from rl.dashboard.page_frame import (
+from rl.dashboard.pages.frame import (
     fill,
     frame,
     live,

@@ -9,7 +9,7 @@ from rl.dashboard.overview import (
     overview_charts,
     trajectory_rows,
 )
-from rl.dashboard.page_frame import (
+from rl.dashboard.pages.frame import (
     alert_rows,
     fill,
     frame,

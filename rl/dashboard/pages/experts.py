@@ -4,7 +4,7 @@ from nicegui import ui
 
 from rl.dashboard import charts
 from rl.dashboard.expert_loads import heat_map, router_charts
-from rl.dashboard.page_frame import frame, live, no_such_run, notice, read, redraw, run_address
+from rl.dashboard.pages.frame import frame, live, no_such_run, notice, read, redraw, run_address
 from rl.dashboard.run_data import RunData, RunsFolder
 
 # Heat maps on one page; a model with more layers has several pages.

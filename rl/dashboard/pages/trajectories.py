@@ -14,7 +14,7 @@ from fastapi import Request
 from nicegui import events, ui
 
 from rl.dashboard import charts
-from rl.dashboard.page_frame import (
+from rl.dashboard.pages.frame import (
     fill,
     frame,
     live,

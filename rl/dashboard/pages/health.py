@@ -13,7 +13,7 @@ from rl.dashboard.health import (
     waiting_rows,
 )
 from rl.dashboard.log_tail import TAIL_BYTES, log_names, log_tail
-from rl.dashboard.page_frame import (
+from rl.dashboard.pages.frame import (
     alert_rows,
     fill,
     frame,

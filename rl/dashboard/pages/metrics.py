@@ -11,7 +11,7 @@ from nicegui import app, ui
 
 from rl.dashboard import charts
 from rl.dashboard.metrics_table import as_csv
-from rl.dashboard.page_frame import (
+from rl.dashboard.pages.frame import (
     frame,
     live,
     no_such_run,

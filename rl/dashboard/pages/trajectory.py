@@ -14,8 +14,16 @@ from nicegui import events, ui
 
 from rl.dashboard.charts import COLOURS
 from rl.dashboard.learned_record import Learned, read_learned
-from rl.dashboard.message_view import STYLE, message, rewards_text, said, shortened, turn_messages
-from rl.dashboard.page_frame import frame, live, no_such_run, notice, run_address
+from rl.dashboard.pages.frame import frame, live, no_such_run, notice, run_address
+from rl.dashboard.pages.message_view import (
+    STYLE,
+    message,
+    rewards_text,
+    said,
+    shortened,
+    turn_messages,
+)
+from rl.dashboard.pages.trajectories import begun, trajectory_address
 from rl.dashboard.run_data import RunData, RunsFolder
 from rl.dashboard.token_text import token_texts
 from rl.dashboard.token_view import (
@@ -26,7 +34,6 @@ from rl.dashboard.token_view import (
     scale,
     token_rows,
 )
-from rl.dashboard.trajectories_page import begun, trajectory_address
 from rl.dashboard.trajectory_filter import TrajectoryFilter, read_filter
 from rl.dashboard.trajectory_index import Hit, beside, find
 from rl.dashboard.trajectory_record import TrajectoryView, TurnView, Unreadable, read_record

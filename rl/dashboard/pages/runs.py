@@ -6,7 +6,7 @@ from nicegui import ui
 
 from rl.dashboard.alerts import alerts
 from rl.dashboard.overview import figures, said, written
-from rl.dashboard.page_frame import fill, frame, live, notice, read, run_address, table
+from rl.dashboard.pages.frame import fill, frame, live, notice, read, run_address, table
 from rl.dashboard.run_data import RunData, RunsFolder
 from rl.dashboard.series import recent
 

@@ -8,7 +8,7 @@ from fastapi import Query
 from nicegui import events, run, ui
 
 from rl.dashboard import charts
-from rl.dashboard.page_frame import (
+from rl.dashboard.pages.frame import (
     frame,
     live,
     no_such_run,

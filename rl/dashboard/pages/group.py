@@ -7,10 +7,10 @@ from pathlib import Path
 
 from nicegui import ui
 
-from rl.dashboard.message_view import STYLE, message, rewards_text, said, turn_messages
-from rl.dashboard.page_frame import frame, no_such_run, notice
+from rl.dashboard.pages.frame import frame, no_such_run, notice
+from rl.dashboard.pages.message_view import STYLE, message, rewards_text, said, turn_messages
+from rl.dashboard.pages.trajectories import trajectory_address
 from rl.dashboard.run_data import RunData, RunsFolder
-from rl.dashboard.trajectories_page import trajectory_address
 from rl.dashboard.trajectory_index import MAX_MEMBERS, Hit, group
 from rl.dashboard.trajectory_record import TrajectoryView, Unreadable, read_record
 
