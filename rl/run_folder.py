@@ -86,6 +86,7 @@ class LearnedWriter:
                 "advantages": _once(one.advantages),
                 "learner_logprobs": _short(one.learner_logprobs),
                 "entropies": _short(one.entropies),
+                "experts": one.experts,
             }
             self._out.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
         self._out.flush()

@@ -55,9 +55,10 @@ class RecordedRun:
         advantages: list[float],
         learner_logprobs: list[float | None],
         entropies: list[float],
+        experts: list[list[list[int]]] | None = None,
     ) -> None:
         """What the learner made of it."""
-        scores = TokenScores(id, advantages, learner_logprobs, entropies)
+        scores = TokenScores(id, advantages, learner_logprobs, entropies, experts or [])
         self._folder.learned(step, LearnedWriter(self.path).write(step, [scores]))
 
     def execute(self, statement: str, *values: Any) -> None:

@@ -176,10 +176,12 @@ def test_the_index_says_what_became_of_each_trajectory(folder):
 
 def test_the_index_points_at_what_training_computed_of_a_trajectory(folder):
     writer = LearnedWriter(folder.path)
-    first = TokenScores("a", [0.5, 0.5], [-0.123456789, None], [1.0, 0.0])
-    again = TokenScores("a", [0.25, 0.25], [-0.1, -0.2], [0.5, 0.5])
+    first = TokenScores(
+        "a", [0.5, 0.5], [-0.123456789, None], [1.0, 0.0], [[[0, 2], [1, 3]], [[4], [5]]]
+    )
+    again = TokenScores("a", [0.25, 0.25], [-0.1, -0.2], [0.5, 0.5], [])
     folder.learned(
-        1, writer.write(1, [TokenScores("b", [1.0, 2.0], [-1.0, -1.0], [2.0, 2.0]), first])
+        1, writer.write(1, [TokenScores("b", [1.0, 2.0], [-1.0, -1.0], [2.0, 2.0], []), first])
     )
     folder.learned(2, LearnedWriter(folder.path).write(2, [again]))
     index = sqlite3.connect(folder.path / "trajectories.sqlite")
@@ -192,6 +194,7 @@ def test_the_index_points_at_what_training_computed_of_a_trajectory(folder):
         "advantages": 0.5,
         "learner_logprobs": [-0.123457, None],
         "entropies": [1.0, 0.0],
+        "experts": [[[0, 2], [1, 3]], [[4], [5]]],
     }
     assert json.loads(lines.splitlines()[0])["advantages"] == [1.0, 2.0]
     assert (found[1]["id"], found[1]["step"]) == ("a", 2) and [s for s, _ in rows] == [1, 2]

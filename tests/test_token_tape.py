@@ -71,3 +71,32 @@ def test_without_records_the_update_is_the_same(checkpoint):
         for one in (with_them, without)
     ]
     assert metrics[0] == metrics[1] and without.token_scores == []
+
+
+@pytest.mark.parametrize("family", ["longcat_flash", "qwen3_moe"])
+def test_the_experts_of_a_token_are_those_that_predicted_it(checkpoints, family):
+    """Against the routers of transformers' own model, where its first layer with one chooses."""
+    batch = samples()
+    one = learner(checkpoints[family])
+    one.step(batch)
+    model = AutoModelForCausalLM.from_pretrained(checkpoints[family], dtype=torch.float32)
+    seen: list[torch.Tensor] = []
+    for name, module in model.named_modules():
+        if name.endswith(("router", "gate")) and "mlp" in name:
+            module.register_forward_hook(lambda module, given, made: seen.append(_chosen(made)))
+    for sample, scores in zip(batch, one.token_scores, strict=True):
+        seen.clear()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([sample.token_ids]), use_cache=False)
+        assert len(scores.experts) == sample.num_policy_tokens
+        assert len(seen) == len(scores.experts[0]) > 1
+        wanted = [i for i, policy in enumerate(sample.loss_mask[1:]) if policy]
+        for layer, chosen in enumerate(seen):
+            mine = [sorted(token[layer]) for token in scores.experts]
+            assert mine == [sorted(chosen[i].tolist()) for i in wanted]
+
+
+def _chosen(made: object) -> torch.Tensor:
+    """A router's answer holds the chosen experts as its integers."""
+    parts = made if isinstance(made, tuple) else (made,)
+    return next(p for p in parts if isinstance(p, torch.Tensor) and not p.is_floating_point())

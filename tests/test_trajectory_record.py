@@ -223,6 +223,7 @@ LEARNED = {
     "advantages": [0.5, 0.5, -1.0, -1.0, -1.0],
     "learner_logprobs": [-0.1, -0.2, -0.5, -1.5, -9.0],
     "entropies": [0.1, 0.2, 0.3, 0.4, 2.0],
+    "experts": [[[token, 7], [3, 1]] for token in range(5)],
 }
 
 
@@ -236,6 +237,7 @@ def test_what_the_learner_made_of_each_token_is_beside_what_the_engine_did(run):
     assert [one.advantage for one in tokens[0]] == [0.5, 0.5]
     assert [one.entropy for one in tokens[1]] == [0.3, 0.4, 2.0]
     assert scale(tokens, "entropy") == 2.0
+    assert [one.experts for one in tokens[0]] == [((0, 7), (3, 1)), ((1, 7), (3, 1))]
     (row,) = [
         row
         for row in token_rows(

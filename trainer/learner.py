@@ -134,7 +134,7 @@ class Learner:
             loss, metrics = objective(inputs, self.config.loss)
             (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
             if tape is not None:
-                tape.note(batch, past_N, scores.entropy_N)
+                tape.note(batch, past_N, scores.entropy_N, self.scorer.tape)
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
             sums["loss"] += loss.item()

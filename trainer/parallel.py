@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,8 @@ from torch.distributed.tensor import DTensor
 
 from trainer.moe.experts import GroupedExperts
 from trainer.weights import working_dtype
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Ranks:
         dist.all_reduce(square)
         return square.sqrt().to(own.dtype)
 
-    def merged(self, found: Sequence[list[float]]) -> list[list[float]]:
+    def merged(self, found: Sequence[list[T]]) -> list[list[T]]:
         """Lists of which each is filled on one rank, and empty on the others."""
         if self.mesh is None:
             return list(found)

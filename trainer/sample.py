@@ -65,10 +65,13 @@ class TokenScores:
     """Of one sample that was trained on: N numbers per list, one per policy token, in order.
 
     learner_logprobs: under the version that wrote the token, by the learner's own weights; None where it has
-    kept none. entropies: of the present policy there, in nats, before the update.
+    kept none. entropies: of the present policy there, in nats, before the update. experts: those that the
+    learner's pass chose to predict the token, a list per layer with a router; empty for a policy without any,
+    and for one of more than `MOST_CHOICES` choices a token.
     """
 
     id: str
     advantages: list[float]
     learner_logprobs: list[float | None]
     entropies: list[float]
+    experts: list[list[list[int]]]

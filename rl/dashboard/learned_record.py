@@ -17,20 +17,23 @@ from rl.dashboard.trajectory_record import Unreadable, line_at
 from rl.run_folder import LEARNED
 
 Numbers = tuple[float | None, ...]
+Choices = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Learned:
     """One sample as it was trained on, in step `step`.
 
-    advantages, learner_logprobs, entropies: one number per policy token; empty where there is none. times:
-    how often it was trained on; this is the last time.
+    advantages, learner_logprobs, entropies: one number per policy token; empty where there is none. experts:
+    per policy token those that were chosen, layer by layer; empty where that is not recorded. times: how
+    often it was trained on; this is the last time.
     """
 
     step: int
     advantages: Numbers
     learner_logprobs: Numbers
     entropies: Numbers
+    experts: tuple[Choices, ...]
     times: int
 
 
@@ -61,6 +64,7 @@ def read_learned(folder: Path, hit: Hit, policy_tokens: int) -> Learned | str:
         advantages=_per_token(advantages, policy_tokens),
         learner_logprobs=_per_token(record.get("learner_logprobs"), policy_tokens),
         entropies=_per_token(record.get("entropies"), policy_tokens),
+        experts=_choices(record.get("experts"), policy_tokens),
         times=times,
     )
 
@@ -77,3 +81,12 @@ def _per_token(values: Any, tokens: int) -> Numbers:
     if not isinstance(values, list) or len(values) != tokens:
         return ()
     return tuple(number(value) for value in values)
+
+
+def _choices(values: Any, tokens: int) -> tuple[Choices, ...]:
+    if not isinstance(values, list) or len(values) != tokens:
+        return ()
+    try:
+        return tuple(tuple(tuple(map(int, layer)) for layer in token) for token in values)
+    except (TypeError, ValueError, OverflowError):
+        return ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl.dashboard.charts import COLOURS
-from rl.dashboard.learned_record import Learned, Numbers
+from rl.dashboard.learned_record import Choices, Learned, Numbers
 from rl.dashboard.trajectory_record import TrajectoryView, TurnView
 
 # Name in the address, and the name to choose by.
@@ -20,6 +20,7 @@ QUANTITIES = {
     "entropy": "entropy",
     "mask": "mask",
     "version": "policy version",
+    "experts": "experts",
 }
 # Tokens of one turn that are drawn; a browser is slow with more.
 MAX_TOKENS = 3000
@@ -27,6 +28,8 @@ _BLUE, _ORANGE, _GREEN = "0,114,178", "230,159,0", "0,158,115"
 # At this log-prob, about one in 150, the colour is full.
 _FULL_LOGPROB = 5.0
 _STRONGEST = 0.75
+# Whose experts hovering shows.
+_MOST_LAYERS = 16
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class PolicyToken:
     learner_logprob: float | None = None
     advantage: float | None = None
     entropy: float | None = None
+    experts: Choices = ()
     trained: bool = False
 
     @property
@@ -72,6 +76,7 @@ def _of_turn(turn: TurnView, learned: Learned | None, at: int, end: int) -> list
         part(learned.learner_logprobs),
         part(learned.advantages),
         part(learned.entropies),
+        learned.experts[at:end] or [()] * (end - at),
     )
     return [PolicyToken(*one, trained=True) for one in zip(*columns, strict=True)]
 
@@ -97,6 +102,8 @@ def legend(quantity: str, full: float) -> str:
         "mask": "Green: written by the policy and trained on; orange: written by it, not trained on; without "
         "colour: what it was told.",
         "version": "One colour per policy version, again after eight.",
+        "experts": "One colour per expert that the learner chose first in its first layer with a router, "
+        "again after eight; hovering shows all layers.",
     }[quantity]
 
 
@@ -133,7 +140,9 @@ def _style(one: PolicyToken, quantity: str, full: float) -> str:
         case "version":
             if one.version is None:
                 return ""
-            return f"box-shadow: inset 0 -4px {COLOURS[one.version % len(COLOURS)]}"
+            return _underline(one.version)
+        case "experts":
+            return _underline(one.experts[0][0]) if one.experts and one.experts[0] else ""
         case "logprob":
             value, below = one.logprob, _BLUE
         case _:
@@ -141,6 +150,10 @@ def _style(one: PolicyToken, quantity: str, full: float) -> str:
     if value is None:
         return ""
     return _ground(below if value < 0 else _BLUE, _STRONGEST * min(1.0, abs(value) / full))
+
+
+def _underline(number: int) -> str:
+    return f"box-shadow: inset 0 -4px {COLOURS[number % len(COLOURS)]}"
 
 
 def _ground(colour: str, strength: float) -> str:
@@ -160,6 +173,8 @@ def _hover(id: int, text: str, one: PolicyToken | None) -> str:
         ("policy version", one.version),
     )
     lines += [f"{name} {value:.6g}" for name, value in numbers if value is not None]
+    for layer, chosen in enumerate(one.experts[:_MOST_LAYERS]):
+        lines.append(f"experts, layer {layer}: {' '.join(map(str, chosen))}")
     return "\n".join([*lines, "trained on" if one.trained else "not trained on"])
 
 
