@@ -1,6 +1,7 @@
 """Starts Ray and the actors, and ends everything this run started, and nothing else."""
 
 import asyncio
+import itertools
 import os
 import re
 import shutil
@@ -28,6 +29,8 @@ from rollout.renderer import Renderer
 # Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
 # until another ends, and `interrupt` or `load` would wait behind the requests that wait for them.
 MAX_CALLS = 100_000
+# Bytes. An actor that asks for nothing at all Ray puts on any node, whatever the strategy says.
+LEAST_MEMORY = 2**20
 
 
 class StartError(Exception):
@@ -201,9 +204,15 @@ class Cluster:
     def _place_hosts(self) -> dict[str, Any]:
         names = [f"host-{index}" for index in range(self.config.rollout.hosts)]
         # Over as many nodes as there are: an environment's work wants CPUs, whichever.
-        options: dict[str, Any] = {"max_restarts": -1, "scheduling_strategy": "SPREAD"}
+        nodes = itertools.cycle(sorted(alive_nodes(), key=lambda node: node != own_node()))
         return {
-            name: self._place(EnvHost, name, (self.config.env, self._log(name)), **options)
+            name: self._place(
+                EnvHost,
+                name,
+                (self.config.env, self._log(name)),
+                max_restarts=-1,
+                scheduling_strategy=on_node(next(nodes), or_elsewhere=True),
+            )
             for name in names
         }
 
@@ -228,7 +237,7 @@ class Cluster:
 
         beside: groups of methods that run beside the others, and how many calls of each at once.
         """
-        options = {"num_cpus": 0, "max_concurrency": MAX_CALLS, **options}
+        options = {"num_cpus": 0, "memory": LEAST_MEMORY, "max_concurrency": MAX_CALLS, **options}
         # Threads that spin while they wait take the cores that the other processes need.
         variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         environment = {"env_vars": variables}

@@ -44,9 +44,9 @@ def _node_of(actor: Any) -> str:
     return own_node()
 
 
-def on_node(node: str) -> NodeAffinitySchedulingStrategy:
-    """For what has to run on that node or not at all."""
-    return NodeAffinitySchedulingStrategy(node, soft=False)
+def on_node(node: str, *, or_elsewhere: bool = False) -> NodeAffinitySchedulingStrategy:
+    """For what has to run on that node: or not at all, or elsewhere once it is gone."""
+    return NodeAffinitySchedulingStrategy(node, soft=or_elsewhere)
 
 
 async def probe(

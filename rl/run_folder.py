@@ -73,7 +73,9 @@ class LearnedWriter:
     """Appends what the learner computed of the tokens that it trained on. The learner's own."""
 
     def __init__(self, folder: Path) -> None:
-        self._out = (folder / LEARNED).open("ab")
+        path = folder / LEARNED
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._out = path.open("ab")
 
     def write(self, step: int, scores: Iterable[TokenScores]) -> list[tuple[str, int]]:
         """A line per sample. Returns their ids and byte offsets."""
