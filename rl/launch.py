@@ -139,7 +139,7 @@ async def _run(
         run = Run(config, cluster, folder, progress, sink, resume)
         await run.main()
         status, code = "finished", OK
-    except (RunError, SyncError, NodesLost, LedgerError, OutOfTasks) as error:
+    except (RunError, CheckpointError, SyncError, NodesLost, LedgerError, OutOfTasks) as error:
         progress.note(f"error: {error} (run folder: {folder.path})")
     except (asyncio.CancelledError, Interrupted):
         status, code = "interrupted", INTERRUPTED
@@ -151,7 +151,9 @@ async def _run(
             wall = round(time.time() - start, 1)
             folder.summary({"status": status, "wall_s": wall, **timing, **run.summary()})
     if run is not None and code == OK:
-        progress.results(run.evals.get("before", {}), run.evals.get("after", {}), str(folder.path))
+        progress.results(
+            run.totals.evals.get("before", {}), run.totals.evals.get("after", {}), str(folder.path)
+        )
     return code
 
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from ray.exceptions import RayError
 
 from rl.check import make_env
+from rl.checkpoints import Checkpoints
 from rl.cluster import Cluster, first_line
 from rl.config import RunConfig
 from rl.deadline import within
@@ -30,13 +31,7 @@ from rl.evaluation import evaluate
 from rl.fleet import Fleet
 from rl.group import GroupReport, GroupSpec
 from rl.ledger import Ledger
-from rl.metrics import (
-    histogram,
-    outcome_totals,
-    pass_rates,
-    quantiles,
-    rollout_metrics,
-)
+from rl.metrics import outcome_totals, pass_rates
 from rl.node_watch import NodeWatch
 from rl.process import cause
 from rl.progress import Progress
@@ -46,9 +41,10 @@ from rl.run_folder import RunFolder
 from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
 from rl.selection import Selection
 from rl.supervision import Supervision
+from rl.totals import Totals
 from rl.wandb_sink import WandbSink
 from rl.watch import Watch
-from rl.weight_sync import SyncTimes, WeightSync
+from rl.weight_sync import WeightSync
 from rollout.scheduler import Backlog
 from rollout.window import may_step
 from trainer.checkpoint_folder import CheckpointError
@@ -125,8 +121,7 @@ class Run:
         self.supervision = Supervision(config, envs, seed, self._changed)
         self.nodes = NodeWatch(self.actors, self.fleet.lose, self._changed)
         self.resumed = resumed
-        self.learner_version = self.saving = resumed.step if resumed else 0
-        self.writing = False  # a checkpoint of step `saving`, the last one begun
+        self.learner_version = resumed.step if resumed else 0
         self.stoppable = False
         self.stopping = False
         self.in_flight: dict[str, GroupSpec] = {}
@@ -146,23 +141,23 @@ class Run:
             self.number = max(resumed.groups, folder.groups()) + most
         self.changed = asyncio.Event()
         self.watch = Watch(self)
+        self.checkpoints = Checkpoints(
+            config,
+            self.actors.learner,
+            folder,
+            progress,
+            self.watch.busy,
+            self._bounded,
+            first=self.learner_version,
+        )
         self.made: asyncio.Queue[Made] = asyncio.Queue()
-        self.reports: list[GroupReport] = []
         self.failed_in_a_row = 0
-        self.faults: Counter[str] = Counter()
-        self.syncs: list[SyncTimes] = []
-        self.staleness: Counter[int] = Counter()
-        self.totals: Counter[str] = Counter()
-        self.parity: list[float] = []
-        self.training_seconds = 0.0
-        self.waiting_seconds = 0.0
-        self.evals: dict[str, dict[str, float]] = {}
+        self.totals = Totals()
         if resumed and (before := folder.eval_before()):
-            self.evals["before"] = before
-        self.eval_faults: dict[str, int] = {}
+            self.totals.evals["before"] = before
 
     async def main(self) -> None:
-        """Evaluate, train, evaluate. Raises RunError, SyncError, NodesLost, LedgerError."""
+        """Evaluate, train, evaluate. Raises RunError, CheckpointError, SyncError, NodesLost, LedgerError."""
         reporting = asyncio.create_task(self.watch.report())
         reporting.add_done_callback(self._say_why_it_ended)
         self.watching = asyncio.create_task(self.nodes.watch())
@@ -202,7 +197,7 @@ class Run:
                 task.result()
         finally:
             await self._end(loops)
-        await self._saved()
+        await self.checkpoints.written(stopping=self.stopping)
         self.stoppable = False
         if self.stopping:
             raise Interrupted
@@ -232,13 +227,13 @@ class Run:
             )
         for report in reports:
             self.folder.index(report, f"heldout-{when}")
-        self.evals[when] = pass_rates(reports)
-        self.eval_faults[when] = wanted - sum(m.judged for r in reports for m in r.members)
-        values = {f"eval/{env}/pass_rate": rate for env, rate in self.evals[when].items()}
+        self.totals.evals[when] = pass_rates(reports)
+        self.totals.eval_faults[when] = wanted - sum(m.judged for r in reports for m in r.members)
+        values = {f"eval/{env}/pass_rate": rate for env, rate in self.totals.evals[when].items()}
         self.folder.metrics(self.learner_version, values)
         self.sink.log(self.learner_version, values)
         self.folder.event("run", f"evaluation {when}", start, time.time())
-        rates = "  ".join(f"{env} {rate:.2f}" for env, rate in self.evals[when].items())
+        rates = "  ".join(f"{env} {rate:.2f}" for env, rate in self.totals.evals[when].items())
         self.progress.note(f"held-out pass rate {when} training: {rates}")
 
     def _unique(self, when: str) -> str:
@@ -253,25 +248,9 @@ class Run:
             if self.resumed
             else None,
             "trajectories": sum(self.ledger.dispatched.values()),
-            "tokens": self.totals["tokens"],
-            "trained_tokens": self.totals["trained_tokens"],
-            "training_s": round(self.training_seconds, 1),
-            "rollout_only_share": round(self.waiting_seconds / self.training_seconds, 4)
-            if self.training_seconds
-            else None,
-            "eval": {**self.evals, "faults": self.eval_faults},
-            "staleness": histogram(self.staleness),
-            "parity": {
-                "mean_abs_dlogp": sum(self.parity) / len(self.parity) if self.parity else None,
-                "max_step": max(self.parity, default=None),
-            },
-            "engine": {
-                "pause_ms": quantiles([ms for s in self.syncs for ms in s.pause_ms]),
-                "transfer_ms": quantiles([ms for s in self.syncs for ms in s.staging_ms]),
-            },
+            **self.totals.summary(),
             "fleet": dict(sorted(self.fleet.counts.items())),
             "ledger": outcome_totals(self.ledger.counts()),
-            "faults": dict(self.faults.most_common(20)),
         }
 
     def _say_why_it_ended(self, reporting: asyncio.Task[None]) -> None:
@@ -373,11 +352,10 @@ class Run:
                 self.ledger.close(spec.ids, "failed", "controller_fault")
                 return
             report, samples = played
-            self.reports.append(report)
+            self.totals.played(report)
             self.selection.played(spec.env, report.members)
             self.folder.index(report, "train")
             self.folder.event("rollout", spec.env, report.start, report.end, group=spec.id)
-            self.totals["tokens"] += sum(m.num_tokens for m in report.members)
             self.fleet.counts["tokens_prefilled_again"] += report.prefilled_again
             for drop in report.dropped:
                 self.ledger.close(drop.ids, drop.outcome, drop.reason)
@@ -409,7 +387,7 @@ class Run:
 
     def _lost(self, spec: GroupSpec, why: str) -> None:
         """A controller may have been started anew: it has to hear again who serves what."""
-        self.faults[why] += 1
+        self.totals.faults[why] += 1
         self.background.add(task := asyncio.create_task(self.fleet.announce()))
         task.add_done_callback(self.background.discard)
         self.progress.note(f"group {spec.id} ({spec.env}) was lost: {why}")
@@ -424,9 +402,9 @@ class Run:
         """Say each new fault once, and what it changes; end the run when there is nothing but faults."""
         for member in report.members:
             if member.fault:
-                if member.fault not in self.faults:
+                if member.fault not in self.totals.faults:
                     self.progress.note(f"{member.id} ({report.spec.env}): {member.fault}")
-                self.faults[member.fault] += 1
+                self.totals.faults[member.fault] += 1
         self.supervision.end(report, time.monotonic())
         if any(m.judged for m in report.members):
             self.failed_in_a_row = 0
@@ -479,8 +457,7 @@ class Run:
             with self.watch.busy(f"copies the weights of version {self.learner_version}"):
                 snapshot_ms = await self.fleet.snapshot(self.learner_version)
             copied = time.time()
-            self.training_seconds += copied - start
-            self.waiting_seconds += ready - start
+            self.totals.stepped(copied - start, ready - start)
             for name, since, until in (
                 ("wait for batch", start, ready),
                 (f"step {step}", ready, trained),
@@ -515,7 +492,7 @@ class Run:
             learned = await self._bounded(record, seconds, f"the record of step {made.step}")
             self.folder.learned(made.step, learned)
             times = replace(times, snapshot_ms=made.snapshot_ms)
-            self.syncs.append(times)
+            self.totals.synced(times)
             self.changed.set()
             done = time.time()
             self.folder.event("sync", f"version {made.version}", start, done)
@@ -561,25 +538,15 @@ class Run:
 
     def _book_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """Close the batch's trajectories in the ledger; the step's metrics so far."""
-        gaps: list[int] = []
-        for group in (*self.training, *self.reused):
-            gaps += [self.learner_version - oldest for oldest in group.versions]
         for group in self.training:
             self.ledger.close(group.ids, "trained")
         self.supervision.train(group.env for group in self.training)
-        self.staleness.update(gaps)
-        self.totals["trained_tokens"] += int(metrics["learner/tokens"])
-        if metrics["parity/tokens"]:
-            self.parity.append(metrics["parity/mean_abs_dlogp"])
-        reports, self.reports = self.reports, []
+        groups = (*self.training, *self.reused)
         return {
             **metrics,
-            **rollout_metrics(reports),
+            **self.totals.trained(groups, self.learner_version, metrics),
             **self.selection.metrics(),
             **self.supervision.metrics(),
-            "rollout_tokens": float(sum(m.num_tokens for r in reports for m in r.members)),
-            "staleness/mean": sum(gaps) / len(gaps),
-            "staleness/max": float(max(gaps)),
             "queue/groups": float(len(self.queue.groups)),
             "queue/in_flight_groups": float(len(self.in_flight)),
             "replay/reused_groups": float(len(self.reused)),
@@ -592,36 +559,10 @@ class Run:
             self.changed.set()
 
     async def _checkpoint(self, step: int) -> None:
-        """Begin to write a checkpoint where one is due, when the one before it has been written."""
-        every = self.config.checkpoint_every
-        due = step == self.config.steps or self.stopping or (every and step % every == 0)
-        if not due or step == self.saving:
-            return
-        await self._saved()
-        start = time.time()
-        self.saving, self.writing = step, True
-        position = write_position(self.number, self.supervision.position())
-        target = self.folder.path / "checkpoints" / f"step_{step}"
-        await self._writes(self.actors.learner.save.remote(str(target.resolve()), position))
-        self.folder.event("learner", f"checkpoint {step}", start, time.time())
+        await self.checkpoints.begin(step, self._position, stopping=self.stopping)
 
-    async def _saved(self) -> None:
-        """Wait for the checkpoint in progress, if there is one."""
-        if self.writing:
-            await self._writes(self.actors.learner.saved.remote())
-
-    async def _writes(self, act: Awaitable[None]) -> None:
-        """A checkpoint that fails is told and the run goes on; without the last one it has failed."""
-        step, seconds = self.saving, self.config.timeouts.step_seconds
-        try:
-            with self.watch.busy(f"writes checkpoint {step}"):
-                await self._bounded(act, seconds, f"checkpoint of step {step}")
-        except CheckpointError as error:
-            if step == self.config.steps:
-                raise RunError(str(error)) from None
-            self.progress.note(
-                str(error) if self.stopping else f"{error}; the run goes on without it"
-            )
+    def _position(self) -> str:
+        return write_position(self.number, self.supervision.position())
 
     def _check_books(self) -> None:
         playing = {id for spec in self.in_flight.values() for id in spec.ids}

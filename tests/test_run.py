@@ -141,8 +141,8 @@ async def test_no_sample_is_older_than_the_bound_and_none_is_lost(start, stalene
     mode = "in_flight" if staleness else "sync"
     run = start(seed=seed, mode=mode, max_staleness=staleness, steps=12)
     await asyncio.wait_for(run.main(), 30)
-    assert sum(run.staleness.values()) == 12 * 3 * 2
-    assert max(run.staleness) <= staleness
+    assert sum(run.totals.staleness.values()) == 12 * 3 * 2
+    assert max(run.totals.staleness) <= staleness
     assert_closed(run)
 
 
@@ -162,7 +162,7 @@ async def test_groups_that_end_in_their_order_are_never_too_old_however_slow_a_w
     run.actors.turns, run.dispatcher.in_order = 30, True
     await asyncio.wait_for(run.main(), 30)
     assert "stale:too_old" not in totals(run)
-    assert max(run.staleness) <= staleness
+    assert max(run.totals.staleness) <= staleness
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -174,7 +174,7 @@ async def test_where_versions_drain_nothing_is_too_old_and_each_group_has_one_ve
     await asyncio.wait_for(run.main(), 30)
     assert run.learner_version == 12
     assert "stale:too_old" not in totals(run)
-    assert max(run.staleness) <= bound
+    assert max(run.totals.staleness) <= bound
     await run.fleet.settle()
     assert set(run.fleet.serves.values()) == {12}
     assert len(run.actors.weights()) <= 1, "weights of older versions are gone"
@@ -231,8 +231,8 @@ async def test_reused_groups_fill_a_step_and_are_booked_once(start, mode, bound,
     assert totals(run)["trained"] == 2 * len(seen) == 2 * (20 * 4 - sum(reused))
     lines = (run.folder.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["replay/reused_groups"] for line in lines] == reused
-    assert max(run.staleness) <= bound
-    assert sum(run.staleness.values()) == 20 * 4 * 2
+    assert max(run.totals.staleness) <= bound
+    assert sum(run.totals.staleness.values()) == 20 * 4 * 2
     if mode != "in_flight":
         assert "stale:too_old" not in totals(run)
     assert_closed(run)
@@ -441,8 +441,8 @@ async def test_a_run_in_which_nothing_moves_says_what_it_waits_for(start):
         ({"engine-1": FakePool.HANG}, SyncError, "engine-1 did not load version 1 within 0.3 s"),
         ({"save": FakePool.HANG}, RunError, "checkpoint of step 5: no end within 0.3 s"),
         ({"saved": FakePool.HANG}, RunError, "checkpoint of step 5: no end within 0.3 s"),
-        ({"save": CheckpointError("no room")}, RunError, "no room"),
-        ({"saved": CheckpointError("no room")}, RunError, "no room"),
+        ({"save": CheckpointError("no room")}, CheckpointError, "no room"),
+        ({"saved": CheckpointError("no room")}, CheckpointError, "no room"),
     ],
 )
 async def test_whatever_part_fails_the_run_ends_with_a_sentence_and_closed_books(
@@ -519,7 +519,7 @@ async def test_training_goes_on_while_a_checkpoint_is_written(start):
 
 async def test_a_checkpoint_that_fails_ends_the_run_only_if_it_is_the_last(start):
     run = start(checkpoint_every=2, fail={"saved": CheckpointError("step_N: no space")})
-    with pytest.raises(RunError, match="step_N: no space"):
+    with pytest.raises(CheckpointError, match="step_N: no space"):
         await asyncio.wait_for(run.main(), 30)
     assert said(run).count("step_N: no space; the run goes on without it") == 2
     assert run.learner_version == 5
@@ -532,8 +532,8 @@ async def test_evaluations_stand_before_and_after_and_count_faults(start):
         outcome=lambda spec: "samples" if spec.train or spec.env == "sensors" else "fault",
     )
     await asyncio.wait_for(run.main(), 30)
-    assert run.evals == {"before": {"sensors": 1.0}, "after": {"sensors": 1.0}}
-    assert run.eval_faults == {"before": 4, "after": 4}
+    assert run.totals.evals == {"before": {"sensors": 1.0}, "after": {"sensors": 1.0}}
+    assert run.totals.eval_faults == {"before": 4, "after": 4}
     assert run.summary()["eval"]["faults"] == {"before": 4, "after": 4}
     trained = [spec.task.id for _, spec in run.dispatcher.played if spec.train]
     held_out = {spec.task.id for _, spec in run.dispatcher.played if not spec.train}
