@@ -19,11 +19,12 @@ def health_figures(run: RunData) -> list[Figure]:
         return [Figure("state", state, written(run))]
     rows = actor_rows(run)
     well = sum(row["state"] == "answers" for row in rows)
+    when = "" if state in ("running", "silent") else ", in its last status"
     return [
         Figure("state", state, status.stage[:80] if state == "running" else written(run)),
         Figure("learner", f"{status.step} / {status.steps}", status.learner[:200]),
-        Figure("actors", f"{well} of {len(rows)}", "answered last"),
-        Figure("in flight", f"{status.in_flight:,}", "trajectories"),
+        Figure("actors", f"{well} of {len(rows)}", f"answered{when}"),
+        Figure("in flight", f"{status.in_flight:,}", f"trajectories{when}"),
         Figure("buffered", f"{status.buffered:,}", "trajectories that wait for the learner"),
         Figure("window", " ".join(map(str, status.window[:8])) or "-", "live versions"),
     ]
