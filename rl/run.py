@@ -431,6 +431,7 @@ class Run:
             if self.stopping:
                 break
             ready = time.time()
+            self.folder.event("learner", "wait for batch", start, ready)
             if self.fleet.lent:  # an engine that sleeps takes no weights
                 await self.made.join()
             with self.watch.busy(f"step {step}"):
@@ -445,6 +446,7 @@ class Run:
                 await self.fleet.take_back()
                 self.changed.set()
             trained = time.time()
+            self.folder.event("learner", f"step {step}", ready, trained)
             await self.made.join()  # one version at a time is on its way to the engines
             values = self._book_step(metrics)
             asked = self.actors.learner.experts.remote()
@@ -458,12 +460,7 @@ class Run:
                 snapshot_ms = await self.fleet.snapshot(self.learner_version)
             copied = time.time()
             self.totals.stepped(copied - start, ready - start)
-            for name, since, until in (
-                ("wait for batch", start, ready),
-                (f"step {step}", ready, trained),
-                ("wait for policy", trained, copied),
-            ):
-                self.folder.event("learner", name, since, until)
+            self.folder.event("learner", "wait for policy", trained, copied)
             values |= {
                 "time/wait_for_batch_seconds": ready - start,
                 "time/learner_seconds": trained - ready,

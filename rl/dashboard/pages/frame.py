@@ -4,7 +4,7 @@ Text of a run folder reaches a page through labels, tables and charts only, whic
 and `ui.markdown` are not used anywhere.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -152,6 +152,16 @@ async def read(*data: RunData) -> None:
         await run.io_bound(one.refresh)
 
 
-def live(act: Callable[[], Any], *, times: int = 1) -> None:
+def live(act: Callable[[], Awaitable[None] | None], *, times: int = 1) -> None:
     """Do this again and again while the page is open, so many times in `LIVE_SECONDS`."""
-    ui.timer(LIVE_SECONDS / times, act, immediate=False)
+    client = ui.context.client
+
+    async def look() -> None:
+        try:
+            if (acting := act()) is not None:
+                await acting
+        except RuntimeError:
+            if not client.is_deleted:  # else the page was closed while this read the run folder
+                raise
+
+    ui.timer(LIVE_SECONDS / times, look, immediate=False)
