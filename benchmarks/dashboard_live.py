@@ -103,8 +103,10 @@ def watched(runs: Path, name: str, steps: int, *, aside: bool) -> dict[str, Any]
         listed.goto(f"{server}/run/{name}/trajectories")
         lanes.goto(f"{server}/run/{name}/timeline?from=-60")
         lanes.wait_for_selector("canvas")
-        listed.evaluate(NOTE_COUNT)
-        lanes.evaluate(NOTE_REACH, min(event["start"] for event in _lines(run / "events.jsonl")))
+        if not aside:
+            listed.evaluate(NOTE_COUNT)
+            first = min(event["start"] for event in _lines(run / "events.jsonl"))
+            lanes.evaluate(NOTE_REACH, first)
         opened = time.time()
         began, cpu, browsing = time.monotonic(), _cpu([dashboard]), _cpu(_chromium())
         # Whatever the run does last, its engines end then: as long as these pages are looked at.
@@ -113,16 +115,18 @@ def watched(runs: Path, name: str, steps: int, *, aside: bool) -> dict[str, Any]
         seconds = time.monotonic() - began
         cpu, browsing = _cpu([dashboard]) - cpu, _cpu(_chromium()) - browsing
         time.sleep(2 * TARGETS["seen_seconds"])
-        counts, reaches = (page.evaluate("window.noted") for page in (listed, lanes))
+        noted = [] if aside else [page.evaluate("window.noted") for page in (listed, lanes)]
         assert process.wait() == 0
         browser.close()
-    closed = opened + seconds
+    happened = (groups(run), learner_spans(run))
     return {
         "seconds": step_seconds(run),
         "cpu": cpu / seconds,
         "chromium_cpu": browsing / seconds,
-        "seen": delays(groups(run), counts, opened, closed),
-        "moved": delays(learner_spans(run), reaches, opened, closed),
+        "delays": [
+            delays(what, when, opened, opened + seconds)
+            for what, when in zip(happened, noted, strict=False)
+        ],
     }
 
 
@@ -201,13 +205,14 @@ def main() -> int:
                 f"pair {pair}: {alone[-1]:.2f} s a step, {with_it:.2f} s beside it; cpu {cpu:.3f}"
             )
         seen = watched(runs, "seen", given.steps, aside=False)
+    listed, lanes = seen["delays"]
     found = {
         "slower": median(look["seconds"] / one for look, one in zip(looks, alone, strict=True)),
         "cpu_share": fmean(look["cpu"] for look in looks),
-        "seen_seconds": max(seen["seen"]),
-        "seen_median_seconds": median(seen["seen"]),
-        "timeline_seconds": max(seen["moved"]),
-        "timeline_median_seconds": median(seen["moved"]),
+        "seen_seconds": max(listed),
+        "seen_median_seconds": median(listed),
+        "timeline_seconds": max(lanes),
+        "timeline_median_seconds": median(lanes),
         "chromium_cpu_share": seen["chromium_cpu"],
         "slower_with_chromium": seen["seconds"] / median(alone),
     }

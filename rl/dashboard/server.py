@@ -75,4 +75,6 @@ def serve(runs: RunsFolder, host: str, port: int, password: str | None = None) -
         reload=False,
         show=False,
         show_welcome_message=False,
+        # A busy machine or network: after less a page that lost its connection would begin anew.
+        reconnect_timeout=10.0,
     )
