@@ -161,7 +161,7 @@ def live(act: Callable[[], Awaitable[None] | None], *, times: int = 1) -> None:
             if (acting := act()) is not None:
                 await acting
         except RuntimeError:
-            if not client.is_deleted:  # else the page was closed while this read the run folder
+            if not client.is_deleted:  # else the server ends while this reads the run folder
                 raise
 
     ui.timer(LIVE_SECONDS / times, look, immediate=False)
