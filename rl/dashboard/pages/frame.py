@@ -114,6 +114,11 @@ def no_such_run(runs: RunsFolder, name: str) -> None:
         ui.link("All runs", "/")
 
 
+def unreadable_index(error: Exception) -> None:
+    """In place of what would come from the index of the trajectories."""
+    notice(f"trajectories.sqlite cannot be read now: {error}", "Load the page again.", "error")
+
+
 def alert_rows(found: Sequence[Alert]) -> None:
     """Alerts, one under the other."""
     for alert in found:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nicegui import ui
 
-from rl.dashboard.pages.frame import frame, no_such_run, notice
+from rl.dashboard.pages.frame import frame, no_such_run, notice, unreadable_index
 from rl.dashboard.pages.message_view import STYLE, message, rewards_text, said, turn_messages
 from rl.dashboard.pages.trajectories import trajectory_address
 from rl.dashboard.run_data import RunData, RunsFolder
@@ -31,12 +31,7 @@ def group_page(runs: RunsFolder) -> None:
             try:
                 found = await asyncio.to_thread(_read, data.folder, group_id)
             except (sqlite3.Error, OSError) as error:
-                notice(
-                    f"trajectories.sqlite cannot be read now: {error}",
-                    "Load the page again.",
-                    "error",
-                )
-                return
+                return unreadable_index(error)
             if not found:
                 notice(
                     f"There is no group {group_id[:200]!r} in the index.",

@@ -14,7 +14,14 @@ from nicegui import events, ui
 
 from rl.dashboard.charts import COLOURS
 from rl.dashboard.learned_record import Learned, read_learned
-from rl.dashboard.pages.frame import frame, live, no_such_run, notice, run_address
+from rl.dashboard.pages.frame import (
+    frame,
+    live,
+    no_such_run,
+    notice,
+    run_address,
+    unreadable_index,
+)
 from rl.dashboard.pages.message_view import (
     STYLE,
     message,
@@ -94,12 +101,7 @@ def trajectory_page(runs: RunsFolder) -> None:
             try:
                 hit = await asyncio.to_thread(find, data.folder, id)
             except (sqlite3.Error, OSError) as error:
-                notice(
-                    f"trajectories.sqlite cannot be read now: {error}",
-                    "Load the page again.",
-                    "error",
-                )
-                return
+                return unreadable_index(error)
             if hit is None:
                 return _wait_for(data, id)
             await _open(data, hit, request.query_params)
