@@ -46,6 +46,7 @@ from rl.cluster import Cluster
 from rl.cold_start import first_checkpoint
 from rl.config import RunConfig
 from rl.progress import Progress
+from rl.pulse import Pulse, own_pulse
 from rl.run import Run
 from rl.run_folder import RunFolder
 from rl.wandb_sink import WandbSink
@@ -147,6 +148,10 @@ class StandInEngine:
             self.held.pop(id).set_result(self.rng.choice(self.calls))
         return len(self.held)
 
+    async def pulse(self) -> Pulse:
+        """That it is there."""
+        return own_pulse()
+
     async def shutdown(self) -> None:
         """There is nothing to end."""
 
@@ -170,6 +175,14 @@ class StandInLearner:
             "parity/tokens": 0.0,
             "parity/mean_abs_dlogp": 0.0,
         }
+
+    def experts(self) -> tuple[int, list[list[float]]]:
+        """There are none."""
+        return 0, []
+
+    def pulse(self) -> Pulse:
+        """That it is there."""
+        return own_pulse()
 
     def snapshot(self, path: str) -> float:
         """There are no weights."""

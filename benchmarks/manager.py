@@ -188,6 +188,9 @@ class Learner:
         self.profiled = False
         self.handle = SimpleNamespace(
             step=Remote(self._step),
+            lost=Remote(self._lost),
+            record=Remote(self._record),
+            pulse=Remote(_pulse),
             experts=Remote(self._experts),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
@@ -200,6 +203,12 @@ class Learner:
             self.profile.enable() if len(self.marks) == 1 else None
             self.profile.disable() if len(self.marks) == STEPS else None
         return {"learner/tokens": 40.0, "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
+
+    async def _lost(self, groups: list[Any]) -> list[int]:
+        return []
+
+    async def _record(self) -> list[tuple[str, int]]:
+        return []
 
     async def _experts(self) -> tuple[int, list[list[float]]]:
         return 0, []

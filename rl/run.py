@@ -448,9 +448,9 @@ class Run:
             trained = time.time()
             self.folder.event("learner", f"step {step}", ready, trained)
             await self.made.join()  # one version at a time is on its way to the engines
-            values = self._book_step(metrics)
             asked = self.actors.learner.experts.remote()
             experts = await self._bounded(asked, timeouts.step_seconds, f"loads of step {step}")
+            values = self._book_step(metrics)
             self.folder.experts(step, *experts)
             self.learner_version += 1
             self.replay.trained(self.training, self.learner_version)

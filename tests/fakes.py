@@ -416,6 +416,8 @@ class FakePool:
         return [("g000000-0", 10 * sum(name == "record" for name, _ in self.log))]
 
     async def _experts(self) -> tuple[int, list[list[float]]]:
+        if "experts" in self.fail:
+            await self._act("experts", None)
         return 2, [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]
 
     async def _lost(self, groups: Sequence[Any]) -> list[int]:
