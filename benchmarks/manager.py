@@ -195,6 +195,7 @@ class Learner:
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(self._save),
+            saved=Remote(self._saved),
         )
 
     async def _step(self, groups: list[Any]) -> dict[str, float]:
@@ -221,6 +222,9 @@ class Learner:
         return 0
 
     async def _save(self, folder: str, position: str) -> None:
+        pass
+
+    async def _saved(self) -> None:
         pass
 
 
