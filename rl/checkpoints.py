@@ -51,7 +51,7 @@ class Checkpoints:
         due = step == self.config.steps or stopping or (every and step % every == 0)
         if not due or step == self.step:
             return
-        await self.written()
+        await self.written(stopping=stopping)
         start = time.time()
         self.step, self.writing = step, True
         target = self.folder.path / "checkpoints" / f"step_{step}"
