@@ -266,7 +266,8 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     cluster: Any = SimpleNamespace(actors=actors, weights=Path(folder))
     progress = Progress(Console(file=io.StringIO()))
     run = Run(config, cluster, run_folder, progress, WandbSink(config, run_folder))
-    run.dispatcher = LocalDispatcher(actors, config.episode.max_seconds, run._lost)
+    limit, announce = config.episode.max_seconds, run.fleet.announce
+    run.dispatcher = LocalDispatcher(actors, limit, run._lost, announce)
     finishing = asyncio.create_task(controllers.finish())
     await run.main()
     finishing.cancel()

@@ -163,7 +163,8 @@ class Controller:
         return own_pulse()
 
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, list[TrainSample]]:
-        """Play a group. The report is for the run, the samples are for the learner."""
+        """Play a group. The report is for the run, the samples are for the learner. Raises NotTold."""
+        self.pool.check_told()
         start = time.time()
         members = await asyncio.gather(*(self._member(spec, id) for id in spec.ids))
         samples: list[TrainSample] = []

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, TaskCancelledError
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
+from rl.engine_pool import NotTold
 from rl.group import GroupReport, GroupSpec
 from rl.waiting import WaitingTable, merge
 
@@ -24,12 +25,18 @@ class Dispatcher:
     """Plays groups on the least busy controller."""
 
     def __init__(
-        self, actors: Actors, max_seconds: float, lost: Callable[[GroupSpec, str], None]
+        self,
+        actors: Actors,
+        max_seconds: float,
+        lost: Callable[[GroupSpec, str], None],
+        announce: Callable[[], Awaitable[None]],
     ) -> None:
-        """`max_seconds`: an episode's own limit. `lost(spec, why)` is told of groups that are lost."""
+        """`max_seconds`: an episode's own limit. `lost(spec, why)` is told of groups that are lost.
+        `announce()` tells all controllers which engine serves what."""
         self.controllers = actors.controllers
         self.limit = max_seconds + GROUP_GRACE_SECONDS
         self.lost = lost
+        self.announce = announce
         self.busy: Counter[str] = Counter(dict.fromkeys(self.controllers, 0))
         self.playing: dict[str, Any] = {}
 
@@ -40,19 +47,26 @@ class Dispatcher:
         """
         name = min(self.busy, key=lambda c: self.busy[c])
         self.busy[name] += 1
-        report, samples = self.controllers[name].play.options(num_returns=2).remote(spec)
-        self.playing[spec.id] = report
         try:
-            return await within(report, self.limit), samples
+            return await within(self._played(spec, name), self.limit)
         except TaskCancelledError:
             return None
         except (TimeoutError, RayActorError, OutOfMemoryError) as error:
-            ray.cancel(report)
+            ray.cancel(self.playing[spec.id])
             self.lost(spec, f"{name}: {first_line(error)}")
             return None
         finally:
             self.busy[name] -= 1
             del self.playing[spec.id]
+
+    async def _played(self, spec: GroupSpec, name: str) -> tuple[GroupReport, Any]:
+        play = self.controllers[name].play.options(num_returns=2)
+        while True:
+            self.playing[spec.id], samples = play.remote(spec)
+            try:
+                return await self.playing[spec.id], samples
+            except NotTold:
+                await self.announce()
 
     def give_up(self, group: str) -> None:
         """Stop playing a group; its requests end too."""

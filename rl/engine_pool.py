@@ -29,6 +29,10 @@ _AGAIN_SECONDS = 0.05
 _REACH_SECONDS = 0.5
 
 
+class NotTold(Exception):
+    """A controller that was started anew has not heard yet which engine serves which version."""
+
+
 @dataclass
 class _Session:
     """One trajectory's place: pinned version (None: whatever is served), home engine, context length.
@@ -61,7 +65,13 @@ class EnginePool:
         self.gone: set[str] = set()
         self.away: dict[str, asyncio.Task[None]] = {}
         self.prefilled_again = 0
+        self.told = False
         self._changed = asyncio.Condition()
+
+    def check_told(self) -> None:
+        """Raises NotTold before the first `serve`: whoever waited for an engine would wait in vain."""
+        if not self.told:
+            raise NotTold("this controller has not heard which engine serves what")
 
     def begin(self, session: str, version: int | None) -> None:
         """A trajectory begins; all its turns go to engines of `version`."""
@@ -82,6 +92,7 @@ class EnginePool:
     async def serve(self, versions: Mapping[str, int | None]) -> None:
         """These engines serve these versions from now on; None: it sleeps, and no new turn goes there."""
         async with self._changed:
+            self.told = True
             self.serves |= {name: v for name, v in versions.items() if name not in self.gone}
             self.asleep -= versions.keys()
             self.asleep |= {name for name, version in versions.items() if version is None}

@@ -23,6 +23,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError
 from rl.cluster import Actors, first_line
 from rl.deadline import within
 from rl.engine_lanes import EngineLanes, Record, unrecorded
+from rl.nodes import reached
 from rl.weight_sync import SyncError, SyncTimes, WeightSync
 from rollout.placement import EngineState, InProgress, Placement
 from rollout.scheduler import Backlog, Limits, admission, decide
@@ -83,12 +84,16 @@ class Fleet:
         if self.adapters or self.first:
             await self.sync.load(dict.fromkeys(self.serves, self.first))
             await self._take_out(self.sync.lost)
-        await self.announce()
+        await self._announce()
         self.lanes.serve(dict.fromkeys(self.serves, self.first))
         self.lanes.window(self.window.versions)
 
     async def announce(self) -> None:
-        """Tell every controller which engine serves which version."""
+        """Tell every controller which engine serves which version, between two rebalances."""
+        async with self.lock:
+            await self._announce()
+
+    async def _announce(self) -> None:
         await self._tell("serve", dict(self._awake()))
 
     def _awake(self) -> Iterator[tuple[str, int | None]]:
@@ -102,7 +107,7 @@ class Fleet:
             return
         async with self.lock:
             self.asleep = frozenset(self.lent)
-            await self.announce()
+            await self._announce()
             await self._rebalance("switch")
             self.lanes.sleep(self.lent)
             await self._switch("sleep")
@@ -115,7 +120,7 @@ class Fleet:
             await self._switch("wake")
             self.lanes.wake()
             self.asleep = frozenset()
-            await self.announce()
+            await self._announce()
 
     async def lose(self, names: Collection[str]) -> None:
         """These engines have died. Raises SyncError where none is left."""
@@ -275,7 +280,7 @@ class Fleet:
         times = await self.sync.load(versions)
         self.serves |= versions
         await self._take_out(self.sync.lost)
-        await self.announce()
+        await self._announce()
         alive = {name: version for name, version in versions.items() if name in self.serves}
         self.lanes.loaded(alive, start, times.pause_ms)
         return times
@@ -301,8 +306,7 @@ class Fleet:
         """
         limit = self.sync.load_seconds
         try:
-            method = getattr(controller, act)
-            return await within(method.remote(*arguments), limit)
+            return await within(reached(lambda: getattr(controller, act).remote(*arguments)), limit)
         except RayActorError:
             return None
         except TimeoutError:

@@ -4,12 +4,12 @@ Out: the node of each actor, and a sentence for what a node lacks. Which one is 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
@@ -17,6 +17,11 @@ from reward.registry import UnknownJudge, find_judge
 from rl.config import EnvTable
 from rl.deadline import within
 from rl.process import first_line
+
+# Between two tries to reach an actor of which Ray does not know yet whether it lives.
+AGAIN_SECONDS = 0.5
+
+T = TypeVar("T")
 
 
 def alive_nodes() -> dict[str, str]:
@@ -42,6 +47,19 @@ async def ask_node(actor: Any) -> str:
 
 def _node_of(actor: Any) -> str:
     return own_node()
+
+
+async def reached(ask: Callable[[], Awaitable[T]]) -> T:
+    """What an actor answers, as soon as Ray knows whether it is there; one that starts anew is waited for.
+
+    `ask()` must bear being carried out twice: of an actor that cannot be reached nobody knows what it has
+    heard. Without a deadline of its own. Raises what else `ask` does.
+    """
+    while True:
+        try:
+            return await ask()
+        except ActorUnavailableError:
+            await asyncio.sleep(AGAIN_SECONDS)
 
 
 def on_node(node: str, *, or_elsewhere: bool = False) -> NodeAffinitySchedulingStrategy:

@@ -96,7 +96,6 @@ class Run:
         self.folder = folder
         self.progress = progress
         self.sink = sink
-        self.dispatcher = Dispatcher(self.actors, config.episode.max_seconds, self._lost)
         sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
         lent = config.lent_engines(list(self.actors.engines))
         self.fleet = Fleet(
@@ -110,6 +109,9 @@ class Run:
             adapters=config.learner.lora is not None,
             first=resumed.step if resumed else 0,
             record=folder.event,
+        )
+        self.dispatcher = Dispatcher(
+            self.actors, config.episode.max_seconds, self._lost, self.fleet.announce
         )
         self.selection = Selection()
         self.ledger = Ledger(closed=self.selection.close)
@@ -132,7 +134,6 @@ class Run:
         self.reused: list[BufferedGroup] = []
         self.groups: set[asyncio.Task[None]] = set()
         self.failed_groups: list[asyncio.Task[None]] = []
-        self.background: set[asyncio.Task[None]] = set()
         self.number = 0
         if resumed:
             self.supervision.restore(resumed.position)
@@ -386,10 +387,7 @@ class Run:
         self.changed.set()
 
     def _lost(self, spec: GroupSpec, why: str) -> None:
-        """A controller may have been started anew: it has to hear again who serves what."""
         self.totals.faults[why] += 1
-        self.background.add(task := asyncio.create_task(self.fleet.announce()))
-        task.add_done_callback(self.background.discard)
         self.progress.note(f"group {spec.id} ({spec.env}) was lost: {why}")
 
     def _changed(self, label: str, sentence: str) -> None:
@@ -576,7 +574,7 @@ class Run:
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         """Stop the loops and what they still play; book it as cancelled, and balance the books."""
         self.dispatcher.cancel()
-        tasks = [*loops, *self.groups, *self.background]
+        tasks = [*loops, *self.groups]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

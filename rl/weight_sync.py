@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
+from rl.nodes import reached
 from rl.weight_copies import WeightCopies
-
-# Between two tries to reach an engine of which Ray does not know yet whether it lives.
-AGAIN_SECONDS = 0.5
 
 
 class SyncError(Exception):
@@ -120,7 +118,9 @@ class WeightSync:
     async def _engine(self, act: str, name: str, version: int) -> Any:
         """What the engine answers; None where it has died."""
         try:
-            return await within(self._reached(act, name, version), self.load_seconds)
+            return await within(
+                reached(lambda: self._brought(act, name, version)), self.load_seconds
+            )
         except ActorDiedError as error:
             if isinstance(error, RayTaskError):  # the node that it was to get its file from is gone
                 raise SyncError(
@@ -137,12 +137,7 @@ class WeightSync:
                 f"{name} could not {act} version {version}: {first_line(error)}"
             ) from None
 
-    async def _reached(self, act: str, name: str, version: int) -> Any:
-        """An engine's answer, as soon as Ray knows whether its node is there."""
-        while True:
-            try:
-                node = self.actors.places.get(name, self.actors.home)
-                path = await self.copies.bring(version, node)
-                return await getattr(self.actors.engines[name], act).remote(str(path), version)
-            except ActorUnavailableError:
-                await asyncio.sleep(AGAIN_SECONDS)
+    async def _brought(self, act: str, name: str, version: int) -> Any:
+        node = self.actors.places.get(name, self.actors.home)
+        path = await self.copies.bring(version, node)
+        return await getattr(self.actors.engines[name], act).remote(str(path), version)

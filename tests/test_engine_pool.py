@@ -10,7 +10,7 @@ import pytest
 from fakes import Remote
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from rl.engine_pool import EnginePool, joined
+from rl.engine_pool import EnginePool, NotTold, joined
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 
 
@@ -331,3 +331,11 @@ async def test_a_cache_on_another_node_is_removed_there(tmp_path):
     engines._drop(str(tmp_path / "other-node" / "cache-1"), "a")
     await asyncio.sleep(0)
     assert dropped == [str(tmp_path / "other-node" / "cache-1")]
+
+
+async def test_a_pool_that_was_told_nothing_says_so():
+    made = EnginePool({}, 5.0)
+    with pytest.raises(NotTold):
+        made.check_told()
+    await made.serve({})
+    made.check_told()

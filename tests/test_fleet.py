@@ -1,11 +1,12 @@
 """The fleet: the order in which engines change version, and what happens to the weights' files."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fakes import FakePool, Remote
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from rl.fleet import Fleet
 from rl.weight_sync import SyncError, SyncTimes, WeightSync
@@ -18,7 +19,8 @@ DORA = Rules(live=2, max_staleness=2)
 
 
 class Controller:
-    """Writes down what it is told, into the log of the pool."""
+    """Writes down what it is told, into the log of the pool. fail: what asking it to leave raises; of a
+    list, one after the other."""
 
     def __init__(self, pool: FakePool, places: list[InProgress], fail: Any = None) -> None:
         self.pool, self.places, self.fail = pool, places, fail
@@ -37,7 +39,10 @@ class Controller:
 
     async def leave(self, engines: list[str], moves: dict[str, str]) -> None:
         self.pool.log.append(("leave", (engines, moves)))
-        if self.fail is not None:
+        if isinstance(self.fail, list):
+            if self.fail:
+                raise self.fail.pop()
+        elif self.fail is not None:
             raise self.fail
 
     async def in_progress(self) -> list[InProgress]:
@@ -137,6 +142,31 @@ async def test_a_dead_controller_has_nothing_to_move_and_a_deaf_one_ends_the_run
     deaf = fleet(tmp_path, places, fail=TimeoutError())
     with pytest.raises(SyncError, match=r"controller did not answer within 5 s \(asked to leave\)"):
         await publish(deaf, 1)
+
+
+async def test_a_controller_that_cannot_be_reached_for_a_moment_is_asked_again(
+    tmp_path, monkeypatch
+):
+    """It may live: its requests have to leave before the weights change under them."""
+    monkeypatch.setattr("rl.nodes.AGAIN_SECONDS", 0.0)
+    places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
+    away = ActorUnavailableError("RPC error", b"0" * 16)
+    made = fleet(tmp_path, places, fail=[away, away])
+    await publish(made, 1)
+    acts = [name for name, _ in made.actors.log]
+    assert acts[-5:] == ["leave", "leave", "leave", "engine-1", "serve"]
+
+
+async def test_who_serves_what_is_told_anew_after_a_rebalance_and_not_in_the_middle(tmp_path):
+    made = fleet(tmp_path, [])
+    async with made.lock:
+        made.serves["engine-1"] = None
+        telling = asyncio.create_task(made.announce())
+        await asyncio.sleep(0.01)
+        assert made.actors.log == []
+        made.serves["engine-1"] = 1
+    await telling
+    assert made.actors.log == [("serve", {"engine-0": 0, "engine-1": 1})]
 
 
 async def test_engines_on_the_learners_devices_sleep_while_it_steps(tmp_path):

@@ -1,6 +1,7 @@
 """Whole runs over two Ray nodes: spread, probed before, and on with one node when the other is lost."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,17 @@ def read_until(run: Any, text: str) -> str:
     return "".join(lines)
 
 
+def read_rest(nodes: RayNodes, run: Any, folder: Path, seconds: float) -> str:
+    """What it prints until it has ended. Of a run that does not end: that, and its last status."""
+    try:
+        return run.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        nodes.kill(0)  # and the run with it
+        status = folder / "status.json"
+        said = status.read_text() if status.exists() else "no status.json"
+        pytest.fail(f"no end within {seconds:g} s\n{run.communicate()[0]}\n{said}")
+
+
 def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
@@ -66,7 +78,7 @@ def test_a_node_that_cannot_import_a_plugin_is_named_before_anything_trains(
     try:
         env = '[[env]]\nid = "here_env:Here"\n'
         run = nodes.train(config_in(tmp_path, checkpoint, "plugin", env))
-        output, _ = run.communicate(timeout=200)
+        output = read_rest(nodes, run, tmp_path / "runs" / "plugin", 200)
         assert run.returncode == 1, output
         [error] = [line for line in output.splitlines() if "error:" in line]
         assert error.endswith(
@@ -105,7 +117,7 @@ def _spread_and_lose_a_node(places: list[Place], checkpoint: Path, tmp_path: Pat
         assert {name.split("-")[0] for name in lost} >= {"engine", "host"}, output
         assert nodes.running(1, "ray::EnvHost") and nodes.running(1, "ray::Engine")
         nodes.kill(1)
-        rest, _ = run.communicate(timeout=200)
+        rest = read_rest(nodes, run, tmp_path / "runs" / "two", 200)
         assert run.returncode == 0, output + rest
     finally:
         left = [p for p in nodes.marked() if _is_ours(p)]

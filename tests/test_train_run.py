@@ -454,14 +454,42 @@ def test_a_rank_of_the_learner_that_dies_ends_the_run_with_its_name(
     command = Command(tmp_path, "train", str(config), "--learner.ranks=2")
     output = command.read_until("step 2/1000")
     assert "step 2/1000" in output, output
-    log = (tmp_path / "runs/dies/logs/learner-1.log").resolve()
-    [victim] = [p for p in command._alive() if _writes_to(p, log)]
-    victim.kill()
+    _kill(command, tmp_path / "runs/dies/logs/learner-1.log")
     code, rest = command.wait()
     assert code == 1, output + rest
     errors = [line for line in rest.splitlines() if "error:" in line]
     assert len(errors) == 1 and "rank 1 of the learner (learner-1.log) died" in errors[0], rest
     assert command.left_behind() == []
+
+
+def test_a_controller_that_dies_is_started_anew_and_the_run_goes_on(
+    policy: Path, tmp_path: Path
+) -> None:
+    """The only one: nothing is played until the new one has heard which engine serves what."""
+    config = tmp_path / "anew.toml"
+    config.write_text(
+        'name = "anew"\nsteps = 8\neval = { before = false, after = false }\n'
+        f'model = {{ path = "{policy}" }}\n{COMMON}{CALCULATOR}'
+    )
+    command = Command(tmp_path, "train", str(config), "--rollout.controllers=1")
+    output = command.read_until("step 3/8")
+    assert "step 3/8" in output, output
+    _kill(command, tmp_path / "runs/anew/logs/controller-0.log")
+    code, rest = command.wait()
+    assert code == 0, output + rest
+    assert "was lost: controller-0: " in rest
+    assert command.left_behind() == []
+    ledger = _summary(tmp_path, "anew")["ledger"]
+    _assert_books_balance(ledger)
+    assert ledger["all"]["trained"] == 8 * 16
+    assert ledger["all"]["failed:controller_fault"] > 0
+    assert "failed:timeout" not in ledger["all"], "episodes waited for an engine in vain"
+
+
+def _kill(command: Command, log: Path) -> None:
+    """Kill the actor that writes this log."""
+    [victim] = [p for p in command._alive() if _writes_to(p, log.resolve())]
+    victim.kill()
 
 
 def _writes_to(process: psutil.Process, log: Path) -> bool:

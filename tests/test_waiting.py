@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 from fakes import Remote, waiting
@@ -135,7 +136,9 @@ async def test_a_controller_that_does_not_answer_is_named(monkeypatch):
         "a": SimpleNamespace(waiting=Remote(never)),
         "b": SimpleNamespace(waiting=Remote(answers)),
     }
-    dispatcher = Dispatcher(SimpleNamespace(controllers=controllers), 1.0, lambda spec, why: None)
+    dispatcher = Dispatcher(
+        SimpleNamespace(controllers=controllers), 1.0, lambda spec, why: None, AsyncMock()
+    )
     table = await dispatcher.waiting(10)
     assert [row.id for row in table.rows] == ["here"] and table.silent == ("a",)
     assert suspect(status(silent=table.silent)) == "a did not answer (see the logs)"

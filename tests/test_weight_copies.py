@@ -98,7 +98,7 @@ async def test_a_node_that_dies_as_it_fetches_loses_its_engine_and_the_others_lo
 
 
 async def test_a_node_that_cannot_be_reached_for_a_moment_is_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("rl.weight_sync.AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("rl.nodes.AGAIN_SECONDS", 0.0)
     away = ActorUnavailableError("RPC error", b"0" * 16)
     pool, shelves = two_nodes(tmp_path, b=(away, away))
     sync = WeightSync(pool, tmp_path, 5.0)
