@@ -143,6 +143,7 @@ class Controller:
         log_to(f"{folder}/logs/{name}.log")
         self.name = name
         self.config = config
+        self.namespace = namespace
         self.pool = EnginePool(_found(engines, namespace), config.engine.request_seconds)
         self.hosts = HostPool([ray.get_actor(host, namespace) for host in hosts], name)
         self.tables = {table.label: table for table in config.env}
@@ -193,7 +194,9 @@ class Controller:
 
     async def serve(self, versions: Mapping[str, int | None]) -> None:
         """These engines serve these versions; None: no new turn goes there."""
-        await self.pool.serve(versions)
+        new = [name for name in versions if name not in self.pool.engines]
+        self.pool.add(_found(new, self.namespace))
+        await self.pool.serve({n: v for n, v in versions.items() if n in self.pool.engines})
 
     async def lose(self, engines: Sequence[str]) -> None:
         """These engines are gone."""

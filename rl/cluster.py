@@ -79,6 +79,7 @@ class Cluster:
         self.id = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.weights = Path(config.cluster.weights_dir) / f"dorado-{self.id}"
         self.actors: Actors | None = None
+        self._checkpoint = ""
         self._engines: dict[str, Any] = {}
         self._shelves: dict[str, Any] = {}
         self._processes: list[psutil.Process] = []
@@ -97,9 +98,13 @@ class Cluster:
     async def start(self, checkpoint: str) -> Actors:
         """Place the actors and wait until each can work. Raises StartError."""
         config, seconds = self.config, self.config.timeouts.start_seconds
+        self._checkpoint = checkpoint
         # The learner first: where engines spread over the nodes before it, its ranks might not find one.
         ranks = self._place_learner(checkpoint)
-        self._place_engines(checkpoint)
+        self._engines |= {
+            name: self._place_engine(name)
+            for name in (f"engine-{index}" for index in range(config.engine.count))
+        }
         await self._probe(checkpoint, seconds)
         hosts = self._place_hosts()
         # Controllers look engines and hosts up by name, so those have to be known first.
@@ -117,7 +122,7 @@ class Cluster:
         learner = LearnerRanks(list(ranks.values())) if len(ranks) > 1 else ranks["learner"]
         where = await self._where({**ranks, **self._engines, **hosts, **controllers})
         home = where[next(iter(ranks))]
-        self._shelves = await self._place_shelves({home, *(where[name] for name in self._engines)})
+        await self._place_shelves(home, {where[name] for name in self._engines})
         self.actors = Actors(
             learner,
             self._engines,
@@ -148,11 +153,11 @@ class Cluster:
         except RayError as error:
             raise StartError(f"an actor ended while others started: {first_line(error)}") from None
 
-    async def _place_shelves(self, nodes: set[str]) -> dict[str, Any]:
-        """By node; where the run needs none but this one, it makes this one's folder itself."""
-        if nodes == {own_node()}:
+    async def _place_shelves(self, home: str, nodes: set[str]) -> None:
+        """On nodes that have none; where the run needs none but this one, it makes this one's folder itself."""
+        if not self._shelves and {home, *nodes} == {own_node()}:
             node_folder(self.weights, own_node()).mkdir(parents=True, exist_ok=True)
-            return {}
+            return
         shelves = {
             node: self._place(
                 Shelf,
@@ -161,27 +166,44 @@ class Cluster:
                 max_concurrency=8,
                 scheduling_strategy=on_node(node),
             )
-            for node in nodes
+            for node in {home, *nodes} - self._shelves.keys()
         }
         await self._where(shelves)
-        return shelves
+        self._shelves |= shelves
 
-    def _place_engines(self, checkpoint: str) -> None:
+    async def add_engine(self, name: str) -> str:
+        """Start one more engine on whichever node has room, or will have: without a deadline.
+
+        Returns its node's address; it has no part in the run yet. Raises StartError.
+        """
+        assert self.actors is not None, "the cluster has to be started"
+        engine = self._place_engine(name)
+        try:
+            await self._ready(engine.start, name, None)
+            node = (await self._where({name: engine}))[name]
+            await self._place_shelves(self.actors.home, {node})
+        except StartError:
+            ray.kill(engine)
+            raise
+        self.actors.engines[name] = engine
+        self.actors.places[name] = node
+        self.actors.addresses |= alive_nodes()
+        return self.actors.addresses[node]
+
+    def _place_engine(self, name: str) -> Any:
         config = self.config
-        eos_ids = Renderer(checkpoint, config.episode.tool_format).eos_ids
+        eos_ids = Renderer(self._checkpoint, config.episode.tool_format).eos_ids
         # Requests move where engines serve different versions.
         caches = str(self.weights) if config.rules.live > 1 else ""
-        for index in range(config.engine.count):
-            name = f"engine-{index}"
-            self._engines[name] = self._place(
-                Engine,
-                name,
-                (name, checkpoint, config, eos_ids, self._log(name), caches),
-                threads=config.engine.threads,
-                num_cpus=config.engine.cpus,
-                num_gpus=config.engine.gpus,
-                scheduling_strategy="SPREAD",
-            )
+        return self._place(
+            Engine,
+            name,
+            (name, self._checkpoint, config, eos_ids, self._log(name), caches),
+            threads=config.engine.threads,
+            num_cpus=config.engine.cpus,
+            num_gpus=config.engine.gpus,
+            scheduling_strategy="SPREAD",
+        )
 
     def _place_learner(self, checkpoint: str) -> dict[str, Any]:
         """By name, rank 0 first."""
@@ -258,7 +280,10 @@ class Cluster:
             *(self._ready(rank.ready, name, seconds, meeting) for name, rank in ranks.items())
         )
 
-    async def _ready(self, method: Any, name: str, seconds: float, *arguments: Any) -> Any:
+    async def _ready(
+        self, method: Any, name: str, seconds: float | None, *arguments: Any
+    ) -> Any:
+        """seconds: None: however long it takes."""
         try:
             return await within(method.remote(*arguments), seconds)
         except TimeoutError:

@@ -7,8 +7,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def within(act: Awaitable[T], seconds: float) -> T:
-    """The result of `act`. Raises TimeoutError after `seconds`.
+async def within(act: Awaitable[T], seconds: float | None) -> T:
+    """The result of `act`. Raises TimeoutError after `seconds` (None: never).
 
     In place of `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes in the same
     turn as the result: a loop that is being ended would go on for ever.

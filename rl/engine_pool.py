@@ -51,7 +51,7 @@ class EnginePool:
     """Generates turns for the trajectories of one controller."""
 
     def __init__(self, engines: Mapping[str, Any], request_seconds: float) -> None:
-        self.engines = engines
+        self.engines = dict(engines)
         self.request_seconds = request_seconds
         self.serves: dict[str, int | None] = {}
         self.sessions: dict[str, _Session] = {}
@@ -67,6 +67,11 @@ class EnginePool:
         self.prefilled_again = 0
         self.told = False
         self._changed = asyncio.Condition()
+
+    def add(self, engines: Mapping[str, Any]) -> None:
+        """These are there too (handles by name); what they serve is told later."""
+        self.engines |= engines
+        self.loads |= dict.fromkeys(engines, 0)
 
     def check_told(self) -> None:
         """Raises NotTold before the first `serve`: whoever waited for an engine would wait in vain."""

@@ -6,6 +6,8 @@ closes them, moves their requests, loads the weights, opens them again. One reba
 are likely to change version stage it as soon as it is published, so that a rebalance seldom waits for that.
 
 An engine that has died leaves the fleet (`lose`), and the others go on; the last one's death is a SyncError.
+One that was started in its place (`join`) gets turns once it has loaded the newest version, which is as soon as
+there is a file of it: of a single live version, that is the next one.
 
 With a layout in which the learner uses engines' devices (`lent`), those sleep while it steps. What they hold
 moves to engines that stay where some serve its version, and waits in its place where none does.
@@ -131,6 +133,21 @@ class Fleet:
             # What they held, of whatever version, goes on elsewhere.
             await self._rebalance("lost")
 
+    async def join(self, name: str) -> None:
+        """An engine that was started in place of another one; it holds no version of the run yet."""
+        async with self.lock:
+            self.serves[name] = None
+            self.counts["engines_joined"] += 1
+            await self._take_in()
+            if self.serves.get(name) is not None:
+                await self._rebalance("joined")
+
+    async def _take_in(self) -> None:
+        """Engines that hold no version load the newest, where its file is there."""
+        new = [name for name, version in self.serves.items() if version is None]
+        if self.window.newest in self.sync.files:
+            await self._load(dict.fromkeys(new, self.window.newest))
+
     async def _take_out(self, names: Collection[str]) -> None:
         gone = sorted(name for name in names if name in self.serves)
         if not gone:
@@ -204,8 +221,9 @@ class Fleet:
             newest = self.window.newest if self.window.pending is None else self.window.pending
             self.window = Window((newest,))
             self.lanes.window(self.window.versions)
-            behind = {name: newest for name, version in self.serves.items() if version != newest}
-            await self._load(behind)
+            held = {name: version for name, version in self.serves.items() if version is not None}
+            await self._load({name: newest for name, v in held.items() if v != newest})
+            await self._take_in()
             self._forget()
 
     def admit(self) -> dict[int, int]:
@@ -221,11 +239,12 @@ class Fleet:
         return self.rules.in_place or version in dict(self._awake()).values()
 
     def _states(self) -> list[EngineState]:
+        """Of those that are awake and hold a version."""
         room = self.limits.engine_later
         return [
             EngineState(name, version, room)
             for name, version in self.serves.items()
-            if name not in self.asleep
+            if name not in self.asleep and version is not None
         ]
 
     async def _rebalance(self, why: str) -> SyncTimes:
@@ -243,6 +262,7 @@ class Fleet:
             times = await self._carry_out(decision.placement)
         elif self.window != before:
             times = await self._load(dict.fromkeys(self.serves, self.window.newest))
+        await self._take_in()
         self._forget()
         return times
 

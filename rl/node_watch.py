@@ -1,7 +1,8 @@
 """Watches the nodes of a run: says which one is gone and what was on it; dead engines leave the fleet.
 
-Hosts and controllers start anew on another node by themselves (Ray does that). Engines do not: the run goes
-on with those that are left. Without its learner it cannot.
+Hosts and controllers start anew on another node by themselves (Ray does that). In place of an engine another
+one may be started (`rl.engine_restarts`); the run goes on with those that are left. Without its learner it
+cannot.
 """
 
 import asyncio
@@ -32,12 +33,14 @@ class NodeWatch:
         self,
         actors: Actors,
         lose: Callable[[Collection[str]], Awaitable[None]],
+        replace: Callable[[str], None],
         tell: Callable[[str, str], None],
     ) -> None:
-        """`lose(engines)` takes these out of service; it raises where none is left. `tell(what, sentence)`
-        is told what has happened to a node or an actor."""
+        """`lose(engines)` takes these out of service; it raises where none is left. `replace(engine)` may have
+        another one started. `tell(what, sentence)` is told what has happened to a node or an actor."""
         self.actors = actors
         self.lose = lose
+        self.replace = replace
         self.tell = tell
         # In the order in which they were noticed.
         self.sentences: list[str] = []
@@ -87,7 +90,7 @@ class NodeWatch:
         places, address = self.actors.places, self.actors.addresses.get(node, node)
         names = sorted(name for name, at in places.items() if at == node)
         sentence = f"node {address} is gone: {', '.join(names)}"
-        self._say(f"node {address}", sentence)
+        self.say(f"node {address}", sentence)
         if any(name.startswith("learner") for name in names):
             self._end = NodesLost(f"{sentence}; without its learner the run cannot go on")
             raise self._end
@@ -95,7 +98,12 @@ class NodeWatch:
         self._moving.update(name for name in names if name not in engines)
         for name in names:
             del places[name]
+        await self._lose(engines)
+
+    async def _lose(self, engines: Collection[str]) -> None:
         await self.lose(engines)
+        for engine in engines:
+            self.replace(engine)
 
     async def _ask(self) -> None:
         """Ask engines, and what starts anew elsewhere, where they are; take what was answered by now."""
@@ -115,8 +123,8 @@ class NodeWatch:
         except ActorDiedError:
             if name in self.actors.engines:
                 del self.actors.places[name]
-                self._say(name, f"{name} died; its log says why")
-                await self.lose([name])
+                self.say(name, f"{name} died; its log says why")
+                await self._lose([name])
         except RayError:  # not to be reached now; asked again
             return
         else:
@@ -124,8 +132,9 @@ class NodeWatch:
                 self._moving.discard(name)
                 self.actors.places[name] = node
                 where = self.actors.addresses.get(node, node)
-                self._say(name, f"{name} was started anew on node {where}")
+                self.say(name, f"{name} was started anew on node {where}")
 
-    def _say(self, what: str, sentence: str) -> None:
+    def say(self, what: str, sentence: str) -> None:
+        """Something has happened to a node or an actor."""
         self.sentences.append(sentence)
         self.tell(what, sentence)

@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,15 +77,17 @@ class IdleTime:
 class Pulses:
     """Of the actors of a run, by name."""
 
-    def __init__(self, handles: Mapping[str, Any]) -> None:
+    def __init__(self, handles: Callable[[], Mapping[str, Any]]) -> None:
+        """`handles()`: who there is now."""
         self.handles = handles
-        self._states = {name: ActorState(name, None, "", None, None) for name in handles}
+        self._states: dict[str, ActorState] = {}
         self._asked: dict[str, asyncio.Future[Pulse]] = {}
 
     async def ask(self) -> dict[str, Pulse]:
         """Ask everybody who owes no answer, and wait a moment. Returns the answers that have come."""
         now = time.time()
-        for name, handle in self.handles.items():
+        for name, handle in self.handles().items():
+            self._states.setdefault(name, ActorState(name, None, "", None, None))
             if name not in self._asked:
                 self._asked[name] = asyncio.ensure_future(handle.pulse.remote())
                 self._set(name, asked=now)

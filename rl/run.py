@@ -27,6 +27,7 @@ from rl.cluster import Cluster, first_line
 from rl.config import RunConfig
 from rl.deadline import within
 from rl.dispatcher import Dispatcher
+from rl.engine_restarts import EngineRestarts
 from rl.evaluation import evaluate
 from rl.fleet import Fleet
 from rl.group import GroupReport, GroupSpec
@@ -97,7 +98,7 @@ class Run:
         self.progress = progress
         self.sink = sink
         sync = WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds)
-        lent = config.lent_engines(list(self.actors.engines))
+        self.lent = config.lent_engines(list(self.actors.engines))
         self.fleet = Fleet(
             self.actors,
             sync,
@@ -105,7 +106,7 @@ class Run:
             config.limits,
             self._backlog,
             self._evict,
-            lent,
+            self.lent,
             adapters=config.learner.lora is not None,
             first=resumed.step if resumed else 0,
             record=folder.event,
@@ -121,7 +122,15 @@ class Run:
         envs = [make_env(table) for table in config.env]
         seed = config.seed + TASK_SEED_OFFSET
         self.supervision = Supervision(config, envs, seed, self._changed)
-        self.nodes = NodeWatch(self.actors, self.fleet.lose, self._changed)
+        self.nodes = NodeWatch(self.actors, self.fleet.lose, self._replace, self._changed)
+        self.restarts = EngineRestarts(
+            cluster,
+            self.fleet.join,
+            self.nodes.say,
+            engines=config.engine.count,
+            most=config.engine.max_restarts,
+            slow_seconds=config.engine.start_seconds,
+        )
         self.resumed = resumed
         self.learner_version = resumed.step if resumed else 0
         self.stoppable = False
@@ -168,6 +177,7 @@ class Run:
             reporting.cancel()
             self.watching.cancel()
             await asyncio.gather(reporting, self.watching, return_exceptions=True)
+            await self.restarts.close()
             self.fleet.lanes.close()
 
     async def _main(self) -> None:
@@ -190,6 +200,7 @@ class Run:
                 self._rollout_loop(),
                 self._end_when_stalled(),
                 self._end_without_nodes(),
+                self.restarts.failed(),
             )
         ]
         try:
@@ -389,6 +400,11 @@ class Run:
     def _lost(self, spec: GroupSpec, why: str) -> None:
         self.totals.faults[why] += 1
         self.progress.note(f"group {spec.id} ({spec.env}) was lost: {why}")
+
+    def _replace(self, engine: str) -> None:
+        """An engine has died. One on the learner's own devices is done without."""
+        if engine not in self.lent:
+            self.restarts.replace(engine)
 
     def _changed(self, label: str, sentence: str) -> None:
         """Supervision has changed something of an environment."""

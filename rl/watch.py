@@ -53,7 +53,7 @@ class Watch:
         self.run = run
         self._moved = time.monotonic()
         self._at_work: list[str] = []
-        self._pulses = Pulses(run.actors.all)
+        self._pulses = Pulses(lambda: run.actors.all)
 
     def moved(self) -> None:
         """The run has come forward just now."""

@@ -68,10 +68,10 @@ class WeightCopies:
 
     def __init__(self, folder: Path, home: str, shelves: Mapping[str, Any]) -> None:
         """folder: in which every node has one of its own. home: the learner's node. shelves: handles of
-        `Shelf` by node, the learner's and the engines'; none where all are on this node."""
+        `Shelf` by node, the learner's and the engines'; none where all are on this node. More may come."""
         self.folder = folder
         self.home = home
-        self.shelves = dict(shelves)
+        self.shelves = shelves
         # Per version, what the other nodes that are to have it are doing.
         self.fetches: dict[int, dict[str, asyncio.Task[Any]]] = {}
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rollout.tool_format import ToolFormat
 
@@ -33,6 +33,8 @@ class EngineConfig(Section):
     moved requests too, vLLM's NIXL connector hands over nothing of an aborted request.
     capture_routing: the router's choices ride with the samples. On GPUs a moved request's cache stays behind
     then, whatever `move_cache` says.
+    start_seconds: until an engine has answered its first request. request_seconds: for one turn.
+    max_restarts: engines that are started in place of ones that died, in a run.
     vllm: further arguments of vLLM's engine, as vLLM names them.
     """
 
@@ -47,6 +49,7 @@ class EngineConfig(Section):
     kv_cache_gib: PositiveInt = 1
     move_cache: Literal["shared_memory", "none"] = "shared_memory"
     capture_routing: bool = False
+    max_restarts: NonNegativeInt = 4
     start_seconds: PositiveFloat = 180
     request_seconds: PositiveFloat = 120
     vllm: dict[str, Any] = {}

@@ -339,3 +339,16 @@ async def test_a_pool_that_was_told_nothing_says_so():
         made.check_told()
     await made.serve({})
     made.check_told()
+
+
+async def test_an_engine_that_came_later_gets_turns_once_it_serves():
+    made, _ = await pool({"old": 0})
+    young = Writer(1)
+    made.add({"young": young.handle})
+    made.begin("t", 1)
+    turn = asyncio.create_task(made.generate(Request("t.0", "t", (7,), 3)))
+    await asyncio.sleep(0.01)
+    assert not turn.done()
+    await made.serve({"young": 1})
+    assert (await turn).token_ids == (8, 9, 10)
+    assert made.loads["young"] == 0

@@ -65,7 +65,10 @@ class Run:
         )
         self.lost: list[str] = []
         self.told: list[tuple[str, str]] = []
-        self.watch = NodeWatch(self.actors, self._lose, lambda *said: self.told.append(said))
+        self.replaced: list[str] = []
+        self.watch = NodeWatch(
+            self.actors, self._lose, self.replaced.append, lambda *said: self.told.append(said)
+        )
 
     async def _lose(self, engines: Any) -> None:
         self.lost += engines
@@ -95,7 +98,7 @@ async def test_a_node_that_is_gone_is_one_sentence_and_what_starts_anew_is_anoth
     await run.looks()
     sentence = "node 10.0.0.7 is gone: engine-1, host-1"
     assert run.told == [("node 10.0.0.7", sentence)]
-    assert run.lost == ["engine-1"]
+    assert run.lost == run.replaced == ["engine-1"]
     assert "10.0.0.7" not in by_node(run.actors)
     run.handles["host-1"].node = "a"
     await run.looks()
@@ -119,7 +122,7 @@ async def test_an_engine_that_dies_alone_is_not_taken_for_its_node(alive):
     run.handles["engine-1"].node = ActorDiedError()
     await run.looks()
     assert run.told == [("engine-1", "engine-1 died; its log says why")]
-    assert run.lost == ["engine-1"]
+    assert run.lost == run.replaced == ["engine-1"]
 
 
 async def test_without_its_learner_the_run_cannot_go_on(alive):

@@ -31,7 +31,8 @@ async def test_who_answers_is_seen_and_who_does_not_holds_nobody_up(monkeypatch)
     async def is_gone() -> Pulse:
         raise RayActorError(error_msg="the process has died")
 
-    pulses = Pulses({"a": actor(answers), "b": actor(waits), "c": actor(is_gone)})
+    handles = {"a": actor(answers), "b": actor(waits), "c": actor(is_gone)}
+    pulses = Pulses(lambda: handles)
     assert await pulses.ask() == {"a": Pulse(7, "10.0.0.1", ((1.0, 2.0),))}
     a, b, c = pulses.states()
     assert (a.pid, a.node, a.asked, a.fault) == (7, "10.0.0.1", None, "") and a.seen is not None
