@@ -120,7 +120,8 @@ def _spread_and_lose_a_node(places: list[Place], checkpoint: Path, tmp_path: Pat
         rest = read_rest(nodes, run, tmp_path / "runs" / "two", 200)
         assert run.returncode == 0, output + rest
     finally:
-        left = [p for p in nodes.marked() if _is_ours(p)]
+        # Ray ends what is left of a job once its driver is gone.
+        _, left = psutil.wait_procs([p for p in nodes.marked() if _is_ours(p)], timeout=10)
         nodes.end()
     folder = tmp_path / "runs" / "two"
     sentence = f"node {worker} is gone: {', '.join(lost)}"
