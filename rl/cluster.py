@@ -154,7 +154,7 @@ class Cluster:
             raise StartError(f"an actor ended while others started: {first_line(error)}") from None
 
     async def _place_shelves(self, home: str, nodes: set[str]) -> None:
-        """On nodes that have none; where the run needs none but this one, it makes this one's folder itself."""
+        """On nodes that have none; of a run on this node alone it makes the folder itself."""
         if not self._shelves and {home, *nodes} == {own_node()}:
             node_folder(self.weights, own_node()).mkdir(parents=True, exist_ok=True)
             return
@@ -280,9 +280,7 @@ class Cluster:
             *(self._ready(rank.ready, name, seconds, meeting) for name, rank in ranks.items())
         )
 
-    async def _ready(
-        self, method: Any, name: str, seconds: float | None, *arguments: Any
-    ) -> Any:
+    async def _ready(self, method: Any, name: str, seconds: float | None, *arguments: Any) -> Any:
         """seconds: None: however long it takes."""
         try:
             return await within(method.remote(*arguments), seconds)

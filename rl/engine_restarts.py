@@ -1,8 +1,8 @@
 """Starts engines in place of those that died, up to `engine.max_restarts` of them in a run.
 
-A new engine has a name of its own. It starts on whichever node has room; where none has, Ray keeps the request
-until a node joins, so that an autoscaler sees it, and the run goes on meanwhile. It gets its first turn once it
-has loaded the newest version (`Fleet.join`).
+A new engine has a name of its own. It starts on whichever node has room; where none has, Ray keeps the
+request until a node joins, so that an autoscaler sees it, and the run goes on meanwhile. It gets its first
+turn once it has loaded the newest version (`Fleet.join`).
 """
 
 import asyncio

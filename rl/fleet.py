@@ -6,8 +6,8 @@ closes them, moves their requests, loads the weights, opens them again. One reba
 are likely to change version stage it as soon as it is published, so that a rebalance seldom waits for that.
 
 An engine that has died leaves the fleet (`lose`), and the others go on; the last one's death is a SyncError.
-One that was started in its place (`join`) gets turns once it has loaded the newest version, which is as soon as
-there is a file of it: of a single live version, that is the next one.
+One that was started in its place (`join`) gets turns once it has loaded the newest version. Where only one
+version lives at a time no file of it is left by then, and the engine waits for the next one.
 
 With a layout in which the learner uses engines' devices (`lent`), those sleep while it steps. What they hold
 moves to engines that stay where some serve its version, and waits in its place where none does.

@@ -36,8 +36,8 @@ class NodeWatch:
         replace: Callable[[str], None],
         tell: Callable[[str, str], None],
     ) -> None:
-        """`lose(engines)` takes these out of service; it raises where none is left. `replace(engine)` may have
-        another one started. `tell(what, sentence)` is told what has happened to a node or an actor."""
+        """`lose(engines)` takes these out of service; it raises where none is left. `replace(engine)` may
+        start another one. `tell(what, sentence)` is told what has happened to a node or an actor."""
         self.actors = actors
         self.lose = lose
         self.replace = replace

@@ -373,16 +373,9 @@ class FakePool:
             saved=Remote(partial(self._act, "saved", None)),
             lost=Remote(self._lost),
         )
-        self.engines = {
-            name: SimpleNamespace(
-                stage=Remote(partial(self._stage, name)),
-                load=Remote(partial(self._load, name)),
-                sleep=Remote(partial(self._act, name, "sleep")),
-                wake=Remote(partial(self._act, name, "wake")),
-                pulse=Remote(self._pulse),
-            )
-            for name in ("engine-0", "engine-1")
-        }
+        self.engines: dict[str, Any] = {}
+        for name in ("engine-0", "engine-1"):
+            self.add(name)
         self.controllers: dict[str, Any] = {}
         # As of actors that are all on this process's node.
         self.places: dict[str, str] = {}
@@ -394,6 +387,16 @@ class FakePool:
         self.copied: set[str] = set()
         self.positions: list[str] = []
         self.staged: dict[str, int] = {}
+
+    def add(self, name: str) -> None:
+        """An engine more."""
+        self.engines[name] = SimpleNamespace(
+            stage=Remote(partial(self._stage, name)),
+            load=Remote(partial(self._load, name)),
+            sleep=Remote(partial(self._act, name, "sleep")),
+            wake=Remote(partial(self._act, name, "wake")),
+            pulse=Remote(self._pulse),
+        )
 
     @property
     def all(self) -> dict[str, Any]:

@@ -61,7 +61,16 @@ class RayNodes:
             held.bind(("127.0.0.1", 0))
             self.address = f"{places[0].address}:{held.getsockname()[1]}"
         self.nodes = [self._start(number, cpus[number]) for number in range(len(places))]
-        joined = self.command(0, sys.executable, "-c", JOINED, self.address, str(len(places)))
+        self._wait_for(len(places))
+
+    def add(self, place: Place, cpus: int) -> int:
+        """One node more; returns its number. Nothing is waited for."""
+        self.places.append(place)
+        self.nodes.append(self._start(len(self.nodes), cpus))
+        return len(self.nodes) - 1
+
+    def _wait_for(self, count: int) -> None:
+        joined = self.command(0, sys.executable, "-c", JOINED, self.address, str(count))
         output, _ = joined.communicate(timeout=120)
         assert joined.returncode == 0, output + self.logs()
 

@@ -342,13 +342,12 @@ async def test_a_pool_that_was_told_nothing_says_so():
 
 
 async def test_an_engine_that_came_later_gets_turns_once_it_serves():
-    made, _ = await pool({"old": 0})
-    young = Writer(1)
-    made.add({"young": young.handle})
+    made, _ = await pool(old=0)
+    made.add({"young": Writer(1).handle})
     made.begin("t", 1)
-    turn = asyncio.create_task(made.generate(Request("t.0", "t", (7,), 3)))
+    turn = asyncio.create_task(made.generate(request("t")))
     await asyncio.sleep(0.01)
     assert not turn.done()
     await made.serve({"young": 1})
-    assert (await turn).token_ids == (8, 9, 10)
+    assert (await turn).token_ids == (1, 2, 3)
     assert made.loads["young"] == 0

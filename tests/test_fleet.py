@@ -304,3 +304,67 @@ async def test_a_lent_engine_that_dies_is_not_waited_for(tmp_path):
     await made.lend()
     await made.take_back()
     assert made.serves == {"engine-0": 0} and made.lent == ()
+
+
+def another(made: Fleet, name: str = "engine-2") -> str:
+    """An engine more, which the fleet has not heard of."""
+    pool: Any = made.actors
+    pool.add(name)
+    return name
+
+
+async def test_an_engine_that_joins_loads_the_newest_version_before_its_first_turn(tmp_path):
+    places = [InProgress(f"t{n}", 1, "engine-0", n) for n in range(9)]
+    made = fleet(tmp_path, places)
+    await made.start()
+    made.window = Window((0, 1))
+    await made.sync.snapshot(1)
+    await made.sync.publish(1)
+    made.serves |= {"engine-0": 1, "engine-1": 1}
+    made.actors.log.clear()
+    await made.join(another(made))
+    acts = [act for act in made.actors.log if act[0] in ("engine-2", "serve", "leave")]
+    assert acts[:2] == [
+        ("engine-2", 1),
+        ("serve", {"engine-0": 1, "engine-1": 1, "engine-2": 1}),
+    ]
+    assert made.counts["engines_joined"] == 1
+    left, moves = acts[2][1]
+    assert left == [] and "engine-2" in moves.values(), "it takes its share of what is in progress"
+
+
+@pytest.mark.parametrize(
+    "rules", [Rules(live=1, max_staleness=1), Rules(live=1, max_staleness=1, in_place=True)]
+)
+async def test_where_one_version_lives_an_engine_joins_with_the_next_one(tmp_path, rules):
+    made = fleet(tmp_path, [], rules)
+    await made.start()
+    await publish(made, 1)
+    assert list(tmp_path.iterdir()) == []
+    await made.join(another(made))
+    await made.rebalance("timer")
+    assert made.serves == {"engine-0": 1, "engine-1": 1, "engine-2": None}
+    assert made.served(1), "the others do meanwhile"
+    await publish(made, 2)
+    assert made.serves == {"engine-0": 2, "engine-1": 2, "engine-2": 2}
+    assert made.actors.log[-1] == ("serve", {"engine-0": 2, "engine-1": 2, "engine-2": 2})
+    assert list(tmp_path.iterdir()) == [], "nobody will load it again"
+
+
+async def test_an_engine_that_joins_after_the_last_version_gets_no_turns(tmp_path):
+    made = fleet(tmp_path, [], Rules(live=1, max_staleness=1, in_place=True))
+    await made.start()
+    await publish(made, 1)
+    await made.join(another(made))
+    await made.settle()
+    assert made.serves == {"engine-0": 1, "engine-1": 1, "engine-2": None}
+
+
+async def test_an_engine_that_dies_as_it_joins_leaves_again(tmp_path):
+    made = fleet(tmp_path, [])
+    await made.start()
+    name = another(made)
+    made.actors.fail[name] = ActorDiedError()
+    await made.join(name)
+    assert made.serves == {"engine-0": 0, "engine-1": 0}
+    assert (made.counts["engines_joined"], made.counts["engines_lost"]) == (1, 1)

@@ -1,6 +1,7 @@
 """Whole runs over two Ray nodes: spread, probed before, and on with one node when the other is lost."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,6 +144,38 @@ def _spread_and_lose_a_node(places: list[Place], checkpoint: Path, tmp_path: Pat
     # Weights that came over are those that the learner had.
     assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
     assert left == []
+
+
+def test_a_node_that_joins_gets_an_engine_in_place_of_the_one_that_was_lost(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    with addresses() as places:
+        nodes = RayNodes(places, [2, 1])
+    try:
+        config = config_in(tmp_path, checkpoint, "joins", CALCULATOR)
+        cpus = ("--learner.cpus=1.5", "--engine.cpus=0.5")
+        run = nodes.train(config, "--mode=dora", "--steps=1000", *cpus)
+        output = read_until(run, "step 2/1000")
+        assert "step 2/1000" in output, output + nodes.logs()
+        nodes.kill(1)
+        output += read_until(run, "engine-2 starts in place of engine-")
+        added = nodes.add(Place("127.0.0.4"), 1)
+        output += read_until(run, "on node 127.0.0.4")
+        assert nodes.running(added, "ray::Engine"), output + nodes.logs()
+        # Then some are played with it.
+        output += "".join(read_until(run, "/1000") for _ in range(6))
+        run.send_signal(signal.SIGINT)
+        output += read_rest(nodes, run, tmp_path / "runs" / "joins", 100)
+        assert run.returncode == 130, output
+    finally:
+        nodes.end()
+    folder = tmp_path / "runs" / "joins"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["fleet"]["engines_lost"], summary["fleet"]["engines_joined"]) == (1, 1)
+    loads = [e["name"] for e in events(folder) if e["lane"] == "engine-2"]
+    assert [name for name in loads if name.startswith("load version ")], loads
+    # Weights that came over are those that the learner had.
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
 
 
 def _is_ours(process: psutil.Process) -> bool:

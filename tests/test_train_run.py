@@ -486,10 +486,43 @@ def test_a_controller_that_dies_is_started_anew_and_the_run_goes_on(
     assert "failed:timeout" not in ledger["all"], "episodes waited for an engine in vain"
 
 
+@pytest.mark.parametrize("mode", ["dora", "in_flight"])
+def test_an_engine_that_dies_is_replaced_and_the_new_one_has_the_newest_weights(
+    mode: str, policy: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "engine.toml"
+    config.write_text(
+        'name = "engine"\nsteps = 1000\neval = { before = false, after = false }\n'
+        f'model = {{ path = "{policy}" }}\n{COMMON}{CALCULATOR}'
+    )
+    command = Command(tmp_path, "train", str(config), f"--mode={mode}")
+    output = command.read_until("step 3/1000")
+    assert "step 3/1000" in output, output
+    _kill(command, tmp_path / "runs/engine/logs/engine-1.log")
+    joined = command.read_until("engine-2 has taken the place of engine-1, on node ")
+    assert "engine-2 has taken the place of engine-1, on node " in joined, joined
+    # Where one version lives its weights come with the next step; then some are played with them.
+    steps = "".join(command.read_until("/1000") for _ in range(4))
+    command.process.send_signal(signal.SIGINT)
+    code, rest = command.wait()
+    assert code == 130, joined + steps + rest
+    assert command.left_behind() == []
+    summary = _summary(tmp_path, "engine")
+    _assert_books_balance(summary["ledger"])
+    assert (summary["fleet"]["engines_lost"], summary["fleet"]["engines_joined"]) == (1, 1)
+    events = (tmp_path / "runs/engine/events.jsonl").read_text().splitlines()
+    served = [e for e in map(json.loads, events) if e["lane"] == "engine-2"]
+    assert [e["name"] for e in served if e["name"].startswith("load version ")], served
+    # Its weights were those that the learner had.
+    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+
+
 def _kill(command: Command, log: Path) -> None:
-    """Kill the actor that writes this log."""
-    [victim] = [p for p in command._alive() if _writes_to(p, log.resolve())]
-    victim.kill()
+    """Kill the actor that writes this log, and what it has started."""
+    victims = [p for p in command._alive() if _writes_to(p, log.resolve())]
+    assert victims
+    for victim in victims:
+        victim.kill()
 
 
 def _writes_to(process: psutil.Process, log: Path) -> bool:
