@@ -81,6 +81,7 @@ class Cluster:
         self.actors: Actors | None = None
         self._checkpoint = ""
         self._engines: dict[str, Any] = {}
+        self._starting: dict[str, Any] = {}
         self._shelves: dict[str, Any] = {}
         self._processes: list[psutil.Process] = []
 
@@ -177,15 +178,16 @@ class Cluster:
         Returns its node's address; it has no part in the run yet. Raises StartError.
         """
         assert self.actors is not None, "the cluster has to be started"
-        engine = self._place_engine(name)
+        # A handle that nobody holds would end the engine, and leave what it has started to itself.
+        engine = self._starting[name] = self._place_engine(name)
         try:
             await self._ready(engine.start, name, None)
             node = (await self._where({name: engine}))[name]
             await self._place_shelves(self.actors.home, {node})
         except StartError:
-            ray.kill(engine)
+            ray.kill(self._starting.pop(name))
             raise
-        self.actors.engines[name] = engine
+        self.actors.engines[name] = self._starting.pop(name)
         self.actors.places[name] = node
         self.actors.addresses |= alive_nodes()
         return self.actors.addresses[node]
@@ -292,13 +294,14 @@ class Cluster:
 
     def stop(self) -> None:
         """End the engines in order, then Ray, then whatever of ours is still there."""
-        own = {p.pid: p for p in self._processes}
-        own |= {p.pid: p for p in psutil.Process().children(recursive=True)}
+        own = {p.pid: p for p in (*self._processes, *psutil.Process().children(recursive=True))}
         if ray.is_initialized():
             endings = [engine.shutdown.remote() for engine in self._engines.values()]
             ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
             endings = [shelf.clear.remote() for shelf in self._shelves.values()]
             ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
+            # An engine that was about to start has gone on with it.
+            own |= {p.pid: p for p in psutil.Process().children(recursive=True)}
             ray.shutdown()
         end_processes(list(own.values()))
         shutil.rmtree(self.weights, ignore_errors=True)
