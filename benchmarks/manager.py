@@ -231,9 +231,8 @@ class Learner:
 class LocalDispatcher(Dispatcher):
     """The dispatcher over stand-ins, which Ray cannot cancel."""
 
-    def cancel(self) -> None:
-        """Give up every group in progress."""
-        for report in self.playing.values():
+    def _cancel(self, group: str) -> None:
+        if (report := self.playing.get(group)) is not None:
             report.cancel()
 
 

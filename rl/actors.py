@@ -6,7 +6,9 @@ live in `rl.env_hosts`.) Token data goes engine -> controller -> learner, never 
 
 import asyncio
 import gc
+import os
 import random
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -39,6 +41,9 @@ from rollout.renderer import Renderer
 from rollout.trajectory import ScoredTrajectory, Trajectory
 from trainer.checkpoint_folder import prune
 from trainer.sample import TokenScores, TrainSample
+
+# Between two looks at vLLM's own processes.
+DEAD_SECONDS = 1.0
 
 
 class Engine:
@@ -76,10 +81,19 @@ class Engine:
             adapters,
         )
         self.idle = IdleTime()
+        self.watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Run a first request."""
         await self.engine.start()
+        self.watching = asyncio.create_task(self._end_when_dead())
+
+    async def _end_when_dead(self) -> None:
+        """Without vLLM's own processes this one is of no use; that it ends is what everybody notices."""
+        while not self.engine.dead:
+            await asyncio.sleep(DEAD_SECONDS)
+        print("vLLM has died: this engine ends", file=sys.stderr, flush=True)
+        os._exit(1)
 
     async def generate(self, request: Request) -> Completion:
         """One turn. A cache that lies on another node is not read."""
@@ -122,6 +136,8 @@ class Engine:
 
     async def shutdown(self) -> None:
         """End vLLM's own processes."""
+        if self.watching is not None:
+            self.watching.cancel()
         self.engine.shutdown()
 
 

@@ -79,10 +79,12 @@ class Cluster:
         self.id = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.weights = Path(config.cluster.weights_dir) / f"dorado-{self.id}"
         self.actors: Actors | None = None
-        self._checkpoint = ""
+        # Checkpoint and end-of-sequence ids, of every engine.
+        self._policy: tuple[str, tuple[int, ...]] = ("", ())
         self._engines: dict[str, Any] = {}
         self._starting: dict[str, Any] = {}
         self._shelves: dict[str, Any] = {}
+        self._placing = asyncio.Lock()
         self._processes: list[psutil.Process] = []
 
     def connect(self) -> None:
@@ -99,7 +101,7 @@ class Cluster:
     async def start(self, checkpoint: str) -> Actors:
         """Place the actors and wait until each can work. Raises StartError."""
         config, seconds = self.config, self.config.timeouts.start_seconds
-        self._checkpoint = checkpoint
+        self._policy = (checkpoint, Renderer(checkpoint, config.episode.tool_format).eos_ids)
         # The learner first: where engines spread over the nodes before it, its ranks might not find one.
         ranks = self._place_learner(checkpoint)
         self._engines |= {
@@ -156,21 +158,22 @@ class Cluster:
 
     async def _place_shelves(self, home: str, nodes: set[str]) -> None:
         """On nodes that have none; of a run on this node alone it makes the folder itself."""
-        if not self._shelves and {home, *nodes} == {own_node()}:
-            node_folder(self.weights, own_node()).mkdir(parents=True, exist_ok=True)
-            return
-        shelves = {
-            node: self._place(
-                Shelf,
-                f"shelf-{node[:12]}",
-                (str(node_folder(self.weights, node)),),
-                max_concurrency=8,
-                scheduling_strategy=on_node(node),
-            )
-            for node in {home, *nodes} - self._shelves.keys()
-        }
-        await self._where(shelves)
-        self._shelves |= shelves
+        async with self._placing:
+            if not self._shelves and {home, *nodes} == {own_node()}:
+                node_folder(self.weights, own_node()).mkdir(parents=True, exist_ok=True)
+                return
+            shelves = {
+                node: self._place(
+                    Shelf,
+                    f"shelf-{node[:12]}",
+                    (str(node_folder(self.weights, node)),),
+                    max_concurrency=8,
+                    scheduling_strategy=on_node(node),
+                )
+                for node in {home, *nodes} - self._shelves.keys()
+            }
+            await self._where(shelves)
+            self._shelves |= shelves
 
     async def add_engine(self, name: str) -> str:
         """Start one more engine on whichever node has room, or will have: without a deadline.
@@ -189,18 +192,17 @@ class Cluster:
             raise
         self.actors.engines[name] = self._starting.pop(name)
         self.actors.places[name] = node
-        self.actors.addresses |= alive_nodes()
-        return self.actors.addresses[node]
+        self.actors.addresses |= await asyncio.to_thread(alive_nodes)
+        return self.actors.addresses.get(node, node)
 
     def _place_engine(self, name: str) -> Any:
-        config = self.config
-        eos_ids = Renderer(self._checkpoint, config.episode.tool_format).eos_ids
+        config, (checkpoint, eos_ids) = self.config, self._policy
         # Requests move where engines serve different versions.
         caches = str(self.weights) if config.rules.live > 1 else ""
         return self._place(
             Engine,
             name,
-            (name, self._checkpoint, config, eos_ids, self._log(name), caches),
+            (name, checkpoint, config, eos_ids, self._log(name), caches),
             threads=config.engine.threads,
             num_cpus=config.engine.cpus,
             num_gpus=config.engine.gpus,

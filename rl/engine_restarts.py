@@ -30,15 +30,16 @@ class EngineRestarts:
     def __init__(
         self,
         cluster: Starts,
-        join: Callable[[str], Awaitable[None]],
+        join: Callable[[str], Awaitable[bool]],
         tell: Callable[[str, str], None],
         *,
         engines: int,
         most: int,
         slow_seconds: float,
     ) -> None:
-        """`join(engine)` has it take part. `tell(engine, sentence)` is told what becomes of it. engines: the
-        run began with. most: to start. slow_seconds: it is said of an engine that takes longer."""
+        """`join(engine)` has it take part, and says whether it does. `tell(engine, sentence)` is told what
+        becomes of it. engines: the run began with. most: to start. slow_seconds: it is said of an engine that
+        takes longer."""
         self.cluster = cluster
         self.join = join
         self.tell = tell
@@ -82,8 +83,9 @@ class EngineRestarts:
                 await asyncio.sleep(pause)
                 pause *= 2
                 continue
-            await self.join(name)
-            self.tell(name, f"{name} has taken the place of {lost}, on node {address}")
+            if await self.join(name):
+                self.tell(name, f"{name} has taken the place of {lost}, on node {address}")
+            # Of one that has died meanwhile whoever noticed that asks for another one.
             return
         self.tell(lost, f"{lost} is not replaced: engine.max_restarts is {self.most}")
 

@@ -70,6 +70,8 @@ class Fleet:
         self.first = first
         self.window = Window((first,))
         self.serves: dict[str, int | None] = dict.fromkeys(actors.engines, first)
+        # Engines that have died.
+        self.gone: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.lanes = EngineLanes(record)
         self.lock = asyncio.Lock()
@@ -126,6 +128,7 @@ class Fleet:
 
     async def lose(self, names: Collection[str]) -> None:
         """These engines have died. Raises SyncError where none is left."""
+        self.gone.update(names)
         if not any(name in self.serves for name in names):
             return
         async with self.lock:
@@ -133,14 +136,20 @@ class Fleet:
             # What they held, of whatever version, goes on elsewhere.
             await self._rebalance("lost")
 
-    async def join(self, name: str) -> None:
-        """An engine that was started in place of another one; it holds no version of the run yet."""
+    async def join(self, name: str) -> bool:
+        """An engine that was started in place of another one; it holds no version of the run yet.
+
+        Returns whether it takes part: False where it has died already.
+        """
         async with self.lock:
+            if name in self.gone:
+                return False
             self.serves[name] = None
             self.counts["engines_joined"] += 1
             await self._take_in()
             if self.serves.get(name) is not None:
                 await self._rebalance("joined")
+            return name in self.serves
 
     async def _take_in(self) -> None:
         """Engines that hold no version load the newest, where its file is there."""
@@ -158,7 +167,7 @@ class Fleet:
         self.lanes.lost(gone)
         self.lent = tuple(name for name in self.lent if name in self.serves)
         self.asleep &= self.serves.keys()
-        if not self.serves:
+        if all(version is None for version in self.serves.values()):
             raise SyncError(f"no engine is left: {', '.join(gone)} died")
         await self._tell("lose", gone)
 

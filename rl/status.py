@@ -133,7 +133,7 @@ def describe(status: Status, *, live: bool, now: float | None = None) -> Group:
     if len(status.nodes) > 1:
         lines += [f"on {node}: {', '.join(names)}" for node, names in sorted(status.nodes.items())]
     lines += [f"silent    {name} does not answer" for name in status.silent]
-    lines += [f"lost      {sentence}" for sentence in status.lost]
+    lines += [f"noticed   {sentence}" for sentence in status.lost]
     for env, phases in sorted(status.counts.items()):
         said = ", ".join(f"{count} in {phase}" for phase, count in sorted(phases.items()))
         lines.append(f"          {env}: {said}")

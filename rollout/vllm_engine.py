@@ -187,6 +187,11 @@ class VllmEngine:
         await self.llm.update_weight_version("0")
         await self.generate(Request("warm-up", "warm-up", (self.eos_ids[0],), 2))
 
+    @property
+    def dead(self) -> bool:
+        """Whether vLLM has given up, say because its process is gone: nothing will work any more."""
+        return self.llm.errored
+
     async def generate(self, request: Request) -> Completion:
         """Generate one turn. Raises EngineFault where the engine is dead."""
         from vllm import SamplingParams

@@ -1,12 +1,19 @@
 """Groups on controllers: what becomes of one whose controller dies or is silent."""
 
 import asyncio
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
-from ray.exceptions import ActorDiedError, OutOfMemoryError, TaskCancelledError
+from fakes import Remote
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    TaskCancelledError,
+)
 
 from envs.env import Task
 from rl import dispatcher
@@ -41,7 +48,8 @@ def playing(
     )
     lost: list[str] = []
     monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)
-    actors: Any = SimpleNamespace(controllers={"controller-0": SimpleNamespace(play=play)})
+    handle = SimpleNamespace(play=play, pulse=Remote(AsyncMock()))
+    actors: Any = SimpleNamespace(controllers={"controller-0": handle})
     return Dispatcher(actors, 1.0, lambda spec, why: lost.append(why), announced), lost
 
 
@@ -66,6 +74,63 @@ async def test_a_controller_that_was_started_anew_hears_who_serves_what_and_play
     played, lost = playing("report", monkeypatch, announce)
     assert await played.play(SPEC) == ("report", "samples")
     assert announce.await_count == 1 and not lost and not played.playing
+
+
+async def test_a_controller_that_is_gone_gets_no_group_before_it_answers(monkeypatch):
+    """Ray fails at once what is asked of an actor that starts anew: it would be the least busy one."""
+    monkeypatch.setattr(dispatcher, "REACH_SECONDS", 0.001)
+    there = asyncio.Event()
+    asked: Counter[str] = Counter()
+
+    def controller(name: str) -> Any:
+        async def play(spec: GroupSpec) -> str:
+            asked[name] += 1
+            if name == "a" and not there.is_set():
+                raise ActorUnavailableError("The actor is restarting", b"0" * 16)
+            await asyncio.sleep(0.01)
+            return name
+
+        async def pulse() -> None:
+            if not there.is_set():
+                raise ActorUnavailableError("The actor is restarting", b"0" * 16)
+
+        two = SimpleNamespace(remote=lambda spec: (asyncio.ensure_future(play(spec)), "samples"))
+        return SimpleNamespace(
+            play=SimpleNamespace(options=lambda num_returns: two), pulse=Remote(pulse)
+        )
+
+    monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)
+    lost: list[str] = []
+    actors: Any = SimpleNamespace(controllers={name: controller(name) for name in "ab"})
+    made = Dispatcher(actors, 1.0, lambda spec, why: lost.append(why), AsyncMock())
+    for _ in range(5):
+        await made.play(SPEC)
+    assert asked == {"a": 1, "b": 4} and len(lost) == 1
+    there.set()
+    while made.away:
+        await asyncio.sleep(0.001)
+    assert await made.play(SPEC) == ("a", "samples")
+    # With all of them gone a group waits.
+    there.clear()
+    await made.play(SPEC)
+    actors.controllers.pop("b")
+    waiting = asyncio.create_task(made.play(SPEC))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    there.set()
+    assert await asyncio.wait_for(waiting, 5) == ("a", "samples")
+    assert len(lost) == 2
+
+
+async def test_a_group_that_is_given_up_while_its_controller_is_told_is_not_played(monkeypatch):
+    told = asyncio.Event()
+    played, lost = playing("report", monkeypatch, told.wait)
+    group = asyncio.create_task(played.play(SPEC))
+    await asyncio.sleep(0.01)
+    played.give_up(SPEC.id)
+    told.set()
+    assert await asyncio.wait_for(group, 5) is None
+    assert not lost and played.busy["controller-0"] == 0
 
 
 async def test_a_group_whose_controller_cannot_be_told_is_lost_at_its_deadline(monkeypatch):

@@ -37,6 +37,7 @@ class Run:
     def __init__(self, most: int = 4, join: Any = None) -> None:
         self.cluster = Cluster()
         self.joined: list[str] = []
+        self.dead: list[str] = []
         self.told: list[str] = []
         self.restarts = EngineRestarts(
             self.cluster,
@@ -47,8 +48,9 @@ class Run:
             slow_seconds=0.05,
         )
 
-    async def _join(self, name: str) -> None:
+    async def _join(self, name: str) -> bool:
         self.joined.append(name)
+        return name not in self.dead
 
     async def settles(self) -> None:
         """Until nothing is on its way."""
@@ -73,6 +75,14 @@ async def test_an_engine_that_died_is_replaced_by_one_of_another_name():
     run.restarts.replace("engine-2")
     await run.settles()
     assert run.joined == ["engine-2", "engine-3"]
+
+
+async def test_one_that_has_died_before_it_took_part_has_taken_no_place():
+    run = Run()
+    run.dead = ["engine-2"]
+    run.restarts.replace("engine-0")
+    await run.settles()
+    assert run.told == ["engine-2 starts in place of engine-0"]
 
 
 async def test_one_that_cannot_start_is_said_why_and_tried_again():
@@ -127,7 +137,7 @@ async def test_a_run_that_ends_waits_for_no_engine():
 
 
 async def test_an_engine_that_cannot_be_taken_in_is_for_the_run_to_know():
-    async def join(name: str) -> None:
+    async def join(name: str) -> bool:
         raise RuntimeError(f"{name} could not load version 3")
 
     run = Run(join=join)

@@ -365,6 +365,27 @@ async def test_an_engine_that_dies_as_it_joins_leaves_again(tmp_path):
     await made.start()
     name = another(made)
     made.actors.fail[name] = ActorDiedError()
-    await made.join(name)
+    assert not await made.join(name)
     assert made.serves == {"engine-0": 0, "engine-1": 0}
     assert (made.counts["engines_joined"], made.counts["engines_lost"]) == (1, 1)
+
+
+async def test_an_engine_that_has_died_before_it_joins_takes_no_part(tmp_path):
+    made = fleet(tmp_path, [], Rules(live=1, max_staleness=1, in_place=True))
+    await made.start()
+    async with made.lock:
+        joining = asyncio.create_task(made.join(another(made)))
+        await asyncio.sleep(0.01)
+        await made.lose(["engine-2"])
+    assert not await joining
+    assert "engine-2" not in made.serves
+
+
+async def test_engines_without_weights_are_none_that_the_run_could_go_on_with(tmp_path):
+    made = fleet(tmp_path, [], Rules(live=1, max_staleness=1, in_place=True))
+    await made.start()
+    await publish(made, 1)
+    assert await made.join(another(made))
+    await made.lose(["engine-0"])
+    with pytest.raises(SyncError, match=r"^no engine is left: engine-1 died$"):
+        await made.lose(["engine-1"])

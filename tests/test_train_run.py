@@ -486,9 +486,11 @@ def test_a_controller_that_dies_is_started_anew_and_the_run_goes_on(
     assert "failed:timeout" not in ledger["all"], "episodes waited for an engine in vain"
 
 
-@pytest.mark.parametrize("mode", ["dora", "in_flight"])
+@pytest.mark.parametrize(
+    ("mode", "what"), [("dora", ""), ("in_flight", "EngineCore")], ids=["actor", "vllm"]
+)
 def test_an_engine_that_dies_is_replaced_and_the_new_one_has_the_newest_weights(
-    mode: str, policy: Path, tmp_path: Path
+    mode: str, what: str, policy: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "engine.toml"
     config.write_text(
@@ -498,7 +500,7 @@ def test_an_engine_that_dies_is_replaced_and_the_new_one_has_the_newest_weights(
     command = Command(tmp_path, "train", str(config), f"--mode={mode}")
     output = command.read_until("step 3/1000")
     assert "step 3/1000" in output, output
-    _kill(command, tmp_path / "runs/engine/logs/engine-1.log")
+    _kill(command, tmp_path / "runs/engine/logs/engine-1.log", what)
     joined = command.read_until("engine-2 has taken the place of engine-1, on node ")
     assert "engine-2 has taken the place of engine-1, on node " in joined, joined
     # Where one version lives its weights come with the next step; then some are played with them.
@@ -513,13 +515,16 @@ def test_an_engine_that_dies_is_replaced_and_the_new_one_has_the_newest_weights(
     events = (tmp_path / "runs/engine/events.jsonl").read_text().splitlines()
     served = [e for e in map(json.loads, events) if e["lane"] == "engine-2"]
     assert [e["name"] for e in served if e["name"].startswith("load version ")], served
+    written = [p.read_text() for p in (tmp_path / "runs/engine/trajectories").glob("*.jsonl")]
+    assert any('"engine-2"' in text for text in written), "it has played"
     # Its weights were those that the learner had.
     assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
 
 
-def _kill(command: Command, log: Path) -> None:
-    """Kill the actor that writes this log, and what it has started."""
+def _kill(command: Command, log: Path, what: str = "") -> None:
+    """Kill the actor that writes this log, and what it has started; or what has `what` in its name."""
     victims = [p for p in command._alive() if _writes_to(p, log.resolve())]
+    victims = [p for p in victims if what in " ".join(p.cmdline())]
     assert victims
     for victim in victims:
         victim.kill()
