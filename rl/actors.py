@@ -26,6 +26,7 @@ from rl.config import RunConfig
 from rl.engine_pool import EnginePool
 from rl.env_hosts import HostPool, HostSession
 from rl.group import GroupReport, GroupSpec, member_report
+from rl.node_folder import node_folder
 from rl.nodes import own_node
 from rl.process import log_to
 from rl.pulse import IdleTime, Pulse, own_pulse
@@ -33,7 +34,6 @@ from rl.resume import POSITION
 from rl.run_folder import LearnedWriter, TrajectoryWriter
 from rl.samples import Dropped, group_samples
 from rl.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
-from rl.weight_copies import node_folder
 from rollout.engine import Completion, Request
 from rollout.episode import Episode
 from rollout.placement import InProgress

@@ -21,9 +21,10 @@ from rl.deadline import within
 from rl.env_hosts import EnvHost
 from rl.learner_ranks import LearnerRanks
 from rl.local_ray import join_ray, start_local_ray
+from rl.node_folder import PREFIX, claim, node_folder
 from rl.nodes import alive_nodes, on_node, own_node, places, probe
 from rl.process import end_processes, first_line
-from rl.weight_copies import Shelf, node_folder
+from rl.weight_copies import Shelf
 from rollout.renderer import Renderer
 
 # Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
@@ -77,7 +78,7 @@ class Cluster:
         self.config = config
         self.folder = folder.resolve()
         self.id = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.weights = Path(config.cluster.weights_dir) / f"dorado-{self.id}"
+        self.weights = Path(config.cluster.weights_dir) / f"{PREFIX}{self.id}"
         self.actors: Actors | None = None
         # Checkpoint and end-of-sequence ids, of every engine.
         self._policy: tuple[str, tuple[int, ...]] = ("", ())
@@ -160,7 +161,7 @@ class Cluster:
         """On nodes that have none; of a run on this node alone it makes the folder itself."""
         async with self._placing:
             if not self._shelves and {home, *nodes} == {own_node()}:
-                node_folder(self.weights, own_node()).mkdir(parents=True, exist_ok=True)
+                claim(node_folder(self.weights, own_node()))
                 return
             shelves = {
                 node: self._place(

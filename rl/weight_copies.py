@@ -6,14 +6,14 @@ name when it is whole. Where the run's actors are all on this process's node the
 """
 
 import asyncio
-import os
-import shutil
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+
+from rl.node_folder import claim, empty, node_folder
 
 CHUNK_BYTES = 16 * 2**20
 # Chunks on their way to a node: the next one is read while one is sent and one is written.
@@ -25,7 +25,7 @@ class Shelf:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        claim(self.folder)
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -105,20 +105,6 @@ class WeightCopies:
         for node in (self.home, *self.fetches.pop(version, {})):
             # Nobody waits: a node that is gone has nothing to remove.
             self.shelves[node].remove.remote(home.name)
-
-
-def node_folder(folder: str | Path, node: str) -> Path:
-    """The folder in `folder` that is the node's own, whatever file systems nodes share."""
-    return Path(folder) / node
-
-
-def empty(folder: Path) -> None:
-    """Remove a node's folder, and the one it lies in when nothing else is left there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        os.rmdir(folder.parent)
-    except OSError:  # another node's lies there too
-        return
 
 
 def _failed(task: asyncio.Task[Any]) -> bool:

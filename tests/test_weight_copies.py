@@ -12,7 +12,8 @@ from fakes import FakePool, Remote
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from rl.local_ray import start_local_ray
-from rl.weight_copies import CHUNK_BYTES, Shelf, empty, node_folder
+from rl.node_folder import empty, node_folder
+from rl.weight_copies import CHUNK_BYTES, Shelf
 from rl.weight_sync import SyncError, WeightSync
 
 
@@ -123,7 +124,7 @@ def test_what_is_emptied_leaves_no_folder_but_another_nodes(tmp_path):
         Shelf(str(node_folder(run, node)))
         (run / node / "version-1.safetensors").touch()
     empty(run / "a")
-    assert [path.name for path in run.iterdir()] == ["b"]
+    assert sorted(path.name for path in run.iterdir()) == ["b", "b.owner"]
     empty(run / "b")
     assert not run.exists()
 
