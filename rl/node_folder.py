@@ -1,7 +1,7 @@
 """A run's folder on a node, for weights and caches: `weights_dir/dorado-RUN/NODE`, in memory as a rule.
 
-Beside it lies `NODE.owner`, which names the process that will remove it. By that the next run on the node finds
-what one that was killed has left, and removes it.
+Beside it lies `NODE.owner`, which names the process that will remove it. By that the next run on the node
+finds what one that was killed has left, and removes it.
 """
 
 import os
