@@ -482,7 +482,8 @@ def test_a_controller_that_dies_is_started_anew_and_the_run_goes_on(
     ledger = _summary(tmp_path, "anew")["ledger"]
     _assert_books_balance(ledger)
     assert ledger["all"]["trained"] == 8 * 16
-    assert ledger["all"]["failed:controller_fault"] > 0
+    # What it was playing, of two batches at most; the one that starts anew gets nothing before it answers.
+    assert 0 < ledger["all"]["failed:controller_fault"] <= 2 * 16
     assert "failed:timeout" not in ledger["all"], "episodes waited for an engine in vain"
 
 
