@@ -464,8 +464,8 @@ class Run:
             await self.made.join()  # one version at a time is on its way to the engines
             asked = self.actors.learner.experts.remote()
             experts = await self._bounded(asked, timeouts.step_seconds, f"loads of step {step}")
-            values = self._book_step(metrics)
             self.folder.experts(step, *experts)
+            values = self._book_step(metrics)
             self.learner_version += 1
             self.replay.trained(self.training, self.learner_version)
             self.training, self.reused = [], []

@@ -4,6 +4,7 @@ Nothing here starts Ray: the learner, the engines and the dispatcher are stand-i
 """
 
 import asyncio
+import errno
 import io
 import itertools
 import json
@@ -454,6 +455,18 @@ async def test_whatever_part_fails_the_run_ends_with_a_sentence_and_closed_books
     with pytest.raises(error) as caught:
         await asyncio.wait_for(run.main(), 30)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert_closed(run)
+
+
+async def test_a_disk_that_is_full_ends_the_run_with_that_and_closed_books(start, monkeypatch):
+    run = start()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run.folder, "experts", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        await asyncio.wait_for(run.main(), 30)
     assert_closed(run)
 
 
