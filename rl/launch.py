@@ -7,6 +7,7 @@ there.
 
 import asyncio
 import signal
+import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from rl.config_file import ConfigError
 from rl.deadline import within
 from rl.ledger import LedgerError
 from rl.node_watch import NodesLost
-from rl.process import cause
+from rl.process import cause, is_disk_full
 from rl.progress import Progress
 from rl.resume import Resume
 from rl.run import Interrupted, Run, RunError
@@ -57,6 +58,14 @@ def train(
             return _train(config, folder, progress, endings, start, resume)
         except (ColdStartError, StartError) as error:
             progress.note(f"error: {error}")
+            return FAILED
+        except (OSError, sqlite3.Error, RayError) as error:
+            if not is_disk_full(error):
+                raise
+            progress.note(
+                f"error: {first_line(cause(error))}: the disk of {folder.path} is full, or its quota"
+                f"{_goes_on(folder, progress)}"
+            )
             return FAILED
         except KeyboardInterrupt:
             progress.note(f"interrupted; what there is lies in {folder.path}")
@@ -143,8 +152,7 @@ async def _run(
         progress.note(f"error: {error} (run folder: {folder.path})")
     except (asyncio.CancelledError, Interrupted):
         status, code = "interrupted", INTERRUPTED
-        last = latest(folder.path / "checkpoints", progress.note)
-        on = f"; --resume {folder.path} goes on after {last.name}" if last else ""
+        on = _goes_on(folder, progress)
         progress.note(f"interrupted; what there is lies in {folder.path}{on}")
     finally:
         if run is not None:
@@ -155,6 +163,12 @@ async def _run(
             run.totals.evals.get("before", {}), run.totals.evals.get("after", {}), str(folder.path)
         )
     return code
+
+
+def _goes_on(folder: RunFolder, progress: Progress) -> str:
+    """How the run can go on; "" where it has no checkpoint yet."""
+    last = latest(folder.path / "checkpoints", progress.note)
+    return f"; --resume {folder.path} goes on after {last.name}" if last else ""
 
 
 async def _go_on(resume: Resume, cluster: Cluster, folder: RunFolder, progress: Progress) -> None:

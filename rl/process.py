@@ -1,7 +1,9 @@
 """What every actor's process needs: a log file, errors as they were raised or in one line, an end."""
 
+import errno
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +21,14 @@ def log_to(path: str) -> None:
 def cause(error: Exception) -> Exception:
     """The exception as it was raised in another process, without Ray's wrapping."""
     return error.cause if isinstance(error, RayTaskError) else error
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether there was no room left for a file, or no quota, in this process or another."""
+    error = cause(error)
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def first_line(error: BaseException) -> str:

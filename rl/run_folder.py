@@ -22,6 +22,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -290,12 +291,10 @@ class RunFolder:
         partial.rename(self.path / name)
 
     def close(self) -> None:
-        """Close all files."""
-        self._metrics.close()
-        self._events.close()
-        self._experts.close()
-        self._index.close()
-        self._lock.close()
+        """Close all files. On a full disk what was not written is known by now."""
+        for file in (self._metrics, self._events, self._experts, self._index, self._lock):
+            with suppress(OSError, sqlite3.Error):
+                file.close()
 
     def _line(self, file: Any, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
