@@ -11,11 +11,13 @@ import random
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import ray
 from ray.exceptions import ObjectLostError
 from transformers import AutoTokenizer
@@ -44,6 +46,8 @@ from trainer.sample import TokenScores, TrainSample
 
 # Between two looks at vLLM's own processes.
 DEAD_SECONDS = 1.0
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -92,15 +96,30 @@ class Engine:
         """Without vLLM's own processes this one is of no use; that it ends is what everybody notices."""
         while not self.engine.dead:
             await asyncio.sleep(DEAD_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
         print("vLLM has died: this engine ends", file=sys.stderr, flush=True)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         os._exit(1)
+
+    async def _done(self, act: Awaitable[T]) -> T:
+        """What an act of vLLM's returns. A dead vLLM is no error of the act's, but this engine's end."""
+        try:
+            return await act
+        except Exception:
+            if self.engine.dead:
+                self._end()
+            raise
 
     async def generate(self, request: Request) -> Completion:
         """One turn. A cache that lies on another node is not read."""
         if request.cache and Path(request.cache).parent != self.caches:
             request = replace(request, cache="")
         with self.idle.request():
-            return await self.engine.generate(request)
+            return await self._done(self.engine.generate(request))
 
     async def pulse(self) -> Pulse:
         """That it is there, and when it had no request."""
@@ -120,19 +139,19 @@ class Engine:
 
     async def stage(self, path: str, version: int) -> float:
         """Make weights ready while requests go on. Returns milliseconds."""
-        return await self.engine.stage(path, version)
+        return await self._done(self.engine.stage(path, version))
 
     async def load(self, path: str, version: int) -> Any:
         """Change weights; returns `LoadTimes`."""
-        return await self.engine.load(path, version)
+        return await self._done(self.engine.load(path, version))
 
     async def sleep(self) -> None:
         """Give up the device; requests in progress wait."""
-        await self.engine.sleep()
+        await self._done(self.engine.sleep())
 
     async def wake(self) -> None:
         """Take the device back, and go on."""
-        await self.engine.wake()
+        await self._done(self.engine.wake())
 
     async def shutdown(self) -> None:
         """End vLLM's own processes."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, TaskCancelledError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, TaskCancelledError
 
 from rl.cluster import Actors, first_line
 from rl.deadline import within
@@ -98,7 +98,7 @@ class Dispatcher:
         while True:
             try:
                 await within(self.controllers[name].pulse.remote(), WAITING_SECONDS)
-            except (TimeoutError, RayActorError):
+            except (TimeoutError, RayError):
                 await asyncio.sleep(REACH_SECONDS)
             else:
                 del self.away[name]

@@ -46,7 +46,12 @@ def train(
     origins = {**own_settings(config), **(origins or {})}
     config = resolved(config)
     start = time.time()
-    folder = RunFolder(config, resume=resume is not None, origins=origins)
+    try:
+        folder = RunFolder(config, resume=resume is not None, origins=origins)
+    except (OSError, sqlite3.Error) as error:
+        if not is_disk_full(error):
+            raise
+        raise ConfigError(f"runs_dir: the disk of {config.folder} is full, or its quota") from None
     with ExitStack() as endings:
         endings.callback(folder.close)
         progress = endings.enter_context(Progress())

@@ -6,9 +6,9 @@ finds what one that was killed has left, and removes it.
 
 import os
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
-
-import psutil
 
 PREFIX = "dorado-"
 UNKNOWN = "?"
@@ -21,14 +21,28 @@ def node_folder(folder: str | Path, node: str) -> Path:
 
 def claim(folder: Path) -> None:
     """Make a node's folder, which is this process's to remove; remove those of processes that are gone."""
-    for owner in folder.parent.parent.glob(f"{PREFIX}*/*.owner"):
+    folder.mkdir(parents=True, exist_ok=True)
+    owner, here = _owner(folder), f"{_machine()} {os.getpid()} {_started(os.getpid())}"
+    if owner.exists() and owner.read_text() == here:
+        return
+    partial = owner.with_suffix(".partial")
+    partial.write_text(here)
+    partial.replace(owner)
+    for run in folder.parent.parent.glob(f"{PREFIX}*"):
+        # Whatever goes wrong with what others have left is no reason not to begin.
+        with suppress(OSError):
+            _tidy(run)
+
+
+def _tidy(run: Path) -> None:
+    """Remove what a run has left on nodes where it is gone."""
+    status = run.lstat()
+    # What is another user's, or leads to somewhere else, is not ours to remove.
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        return
+    for owner in list(run.glob("*.owner")):
         if _is_gone(owner):
             empty(owner.with_suffix(""))
-    folder.mkdir(parents=True, exist_ok=True)
-    owner = _owner(folder)
-    partial = owner.with_suffix(".partial")
-    partial.write_text(f"{_machine()} {os.getpid()} {psutil.Process().create_time():.2f}")
-    partial.replace(owner)
 
 
 def empty(folder: Path) -> None:
@@ -54,14 +68,25 @@ def _machine() -> str:
         return UNKNOWN
 
 
+def _started(pid: int) -> int:
+    """When a process began, in clock ticks since the machine did. Raises OSError where there is none.
+
+    Not the time of day: a clock that is set would change it.
+    """
+    line = Path(f"/proc/{pid}/stat").read_text()
+    return int(line.rpartition(")")[2].split()[19])
+
+
 def _is_gone(owner: Path) -> bool:
     """Whether the process that an owner file names is; of another machine's nobody here can know."""
     try:
-        machine, pid, created = owner.read_text().split()
-        if machine == UNKNOWN or machine != _machine():
-            return False
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) > 1
-    except psutil.NoSuchProcess:
-        return True
-    except (OSError, ValueError, psutil.Error):
+        machine, pid, started = owner.read_text().split()
+        number = int(pid)
+    except ValueError:
         return False
+    if machine == UNKNOWN or machine != _machine():
+        return False
+    try:
+        return str(_started(number)) != started
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -9,6 +9,7 @@ from ray.exceptions import RayTaskError
 
 from rl import launch
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.config_file import ConfigError
 from rl.process import is_disk_full
 from rl.run_folder import RunFolder
 
@@ -69,6 +70,15 @@ def test_a_run_on_a_full_disk_ends_with_a_sentence(config, monkeypatch, capsys, 
     assert said.endswith(
         f"error: [Errno 28] No space left on device: the disk of {folder} is full, or its quota{on}"
     )
+
+
+def test_a_run_that_cannot_even_begin_its_folder_says_so(config, monkeypatch):
+    def no_folder(*_: object, **__: object) -> RunFolder:
+        raise full()
+
+    monkeypatch.setattr(launch, "RunFolder", no_folder)
+    with pytest.raises(ConfigError, match=r"^runs_dir: the disk of .*demo is full"):
+        launch.train(config)
 
 
 def test_another_error_of_a_file_is_raised_as_it_is(config, monkeypatch):

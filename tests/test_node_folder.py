@@ -54,9 +54,8 @@ def test_of_a_run_over_nodes_that_share_a_file_system_only_the_part_that_is_gone
 def test_a_process_id_that_was_given_out_again_is_not_the_owner(tmp_path):
     left = killed_run(tmp_path / "dorado-1" / "a")
     owner = left.parent / "a.owner"
-    machine, _, created = owner.read_text().split()
-    earlier = float(created) - 100
-    owner.write_text(f"{machine} {os.getpid()} {earlier}")
+    machine, _, started = owner.read_text().split()
+    owner.write_text(f"{machine} {os.getpid()} {int(started) - 100}")
     claim(tmp_path / "dorado-2" / "a")
     assert not left.exists()
 
@@ -64,9 +63,10 @@ def test_a_process_id_that_was_given_out_again_is_not_the_owner(tmp_path):
 @pytest.mark.parametrize(
     "written",
     [
-        pytest.param(f"another-boot/1 {2**22} 1.0", id="of another machine"),
-        pytest.param("? 1 1.0", id="of a machine that says nothing of itself"),
+        pytest.param(f"another-boot/1 {2**22} 1", id="of another machine"),
+        pytest.param("? 1 1", id="of a machine that says nothing of itself"),
         pytest.param("half", id="unreadable"),
+        pytest.param("", id="empty"),
     ],
 )
 def test_where_nobody_can_know_whether_the_owner_lives_its_folder_stays(tmp_path, written):
@@ -85,6 +85,28 @@ def test_a_folder_without_an_owner_and_other_peoples_files_stay(tmp_path):
     claim(tmp_path / "dorado-2" / "a")
     assert all(folder.is_dir() for folder in others)
     assert (tmp_path / "dorado-x.safetensors").exists()
+
+
+def test_a_link_in_place_of_a_run_is_not_followed(tmp_path):
+    """Anybody may put one into a folder that all share."""
+    elsewhere = killed_run(tmp_path / "home" / "a")
+    (tmp_path / "shm").mkdir()
+    (tmp_path / "shm" / "dorado-1").symlink_to(tmp_path / "home")
+    claim(tmp_path / "shm" / "dorado-2" / "a")
+    assert elsewhere.is_dir()
+
+
+def test_what_goes_wrong_with_an_earlier_run_does_not_keep_a_new_one_from_starting(
+    tmp_path, monkeypatch
+):
+    killed_run(tmp_path / "dorado-1" / "a")
+
+    def vanished(owner: Path) -> bool:
+        raise FileNotFoundError(owner)
+
+    monkeypatch.setattr(node_folder, "_is_gone", vanished)
+    claim(tmp_path / "dorado-2" / "a")
+    assert (tmp_path / "dorado-2" / "a").is_dir()
 
 
 def test_where_the_machine_says_nothing_of_itself_a_run_starts_all_the_same(tmp_path, monkeypatch):
