@@ -85,6 +85,7 @@ class Engine:
             adapters,
         )
         self.idle = IdleTime()
+        # While vLLM is to be alive.
         self.watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -110,7 +111,7 @@ class Engine:
         try:
             return await act
         except Exception:
-            if self.engine.dead:
+            if self.engine.dead and self.watching is not None:
                 self._end()
             raise
 
@@ -157,6 +158,7 @@ class Engine:
         """End vLLM's own processes."""
         if self.watching is not None:
             self.watching.cancel()
+            self.watching = None
         self.engine.shutdown()
 
 
