@@ -21,7 +21,7 @@ from rl.deadline import within
 from rl.env_hosts import EnvHost
 from rl.learner_ranks import LearnerRanks
 from rl.local_ray import join_ray, start_local_ray
-from rl.node_folder import PREFIX, claim, node_folder
+from rl.node_folder import PREFIX, claim, node_folder, tidy
 from rl.nodes import alive_nodes, on_node, own_node, places, probe
 from rl.process import end_processes, first_line
 from rl.weight_copies import Shelf
@@ -90,6 +90,8 @@ class Cluster:
 
     def connect(self) -> None:
         """Start Ray on this machine, or join a cluster. Raises StartError."""
+        # Ray and vLLM want room in memory too; other nodes are tidied when they get their folders.
+        tidy(self.weights.parent)
         try:
             if self.config.cluster.address == "local":
                 start_local_ray(object_store_mib=512)

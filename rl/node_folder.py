@@ -28,14 +28,19 @@ def claim(folder: Path) -> None:
     partial = owner.with_suffix(".partial")
     partial.write_text(here)
     partial.replace(owner)
-    for run in folder.parent.parent.glob(f"{PREFIX}*"):
+    tidy(folder.parent.parent)
+
+
+def tidy(weights_dir: Path) -> None:
+    """Remove what killed runs have left there, of this user and this machine."""
+    for run in weights_dir.glob(f"{PREFIX}*"):
         # Whatever goes wrong with what others have left is no reason not to begin.
         with suppress(OSError):
             _tidy(run)
 
 
 def _tidy(run: Path) -> None:
-    """Remove what a run has left on nodes where it is gone."""
+    """What one run has left on nodes where it is gone."""
     status = run.lstat()
     # What is another user's, or leads to somewhere else, is not ours to remove.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rl import node_folder
-from rl.node_folder import claim
+from rl.node_folder import claim, tidy
 
 CLAIMS = """
 import os, sys
@@ -32,6 +32,15 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next_one(tmp_path):
     mine = tmp_path / "dorado-2" / "a"
     claim(mine)
     assert not left.parent.exists() and mine.is_dir()
+
+
+def test_a_run_has_that_room_before_it_starts_anything(tmp_path):
+    left = killed_run(tmp_path / "dorado-1" / "a")
+    mine = tmp_path / "dorado-2" / "a"
+    claim(mine)
+    tidy(tmp_path)
+    assert not left.parent.exists() and mine.is_dir()
+    tidy(tmp_path / "not there")
 
 
 def test_the_folder_of_a_process_that_lives_stays(tmp_path):
