@@ -86,6 +86,7 @@ class Cluster:
         self._starting: dict[str, Any] = {}
         self._shelves: dict[str, Any] = {}
         self._placing = asyncio.Lock()
+        self._shelf_numbers = itertools.count()
         self._processes: list[psutil.Process] = []
 
     def connect(self) -> None:
@@ -168,14 +169,21 @@ class Cluster:
             shelves = {
                 node: self._place(
                     Shelf,
-                    f"shelf-{node[:12]}",
+                    f"shelf-{next(self._shelf_numbers)}",
                     (str(node_folder(self.weights, node)),),
                     max_concurrency=8,
                     scheduling_strategy=on_node(node),
                 )
                 for node in {home, *nodes} - self._shelves.keys()
             }
-            await self._where(shelves)
+            try:
+                await self._where(shelves)
+            except StartError:
+                for shelf in shelves.values():
+                    ray.kill(shelf)
+                if not self._shelves:  # the folder here is this process's as before
+                    claim(node_folder(self.weights, own_node()))
+                raise
             self._shelves |= shelves
 
     async def add_engine(self, name: str) -> str:
@@ -195,6 +203,7 @@ class Cluster:
             raise
         self.actors.engines[name] = self._starting.pop(name)
         self.actors.places[name] = node
+        self._processes += psutil.Process().children(recursive=True)
         self.actors.addresses |= await asyncio.to_thread(alive_nodes)
         return self.actors.addresses.get(node, node)
 

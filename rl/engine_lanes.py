@@ -38,13 +38,13 @@ class EngineLanes:
             self._leave(name, now)
             self._since[name] = (version, now)
 
-    def loaded(self, versions: Mapping[str, int], start: float, pause_ms: Iterable[float]) -> None:
-        """These engines have been closed since `start` for these versions, and are open again.
+    def loaded(self, versions: Mapping[str, tuple[int, float]], start: float) -> None:
+        """These engines have been closed since `start`, and are open again.
 
-        pause_ms: of each, how long its requests stood still.
+        versions: of each, its version, and for how many milliseconds its requests stood still.
         """
         now = time.time()
-        for (name, version), paused in zip(versions.items(), pause_ms, strict=True):
+        for name, (version, paused) in versions.items():
             self._leave(name, start)
             said = f"requests stood still for {paused:.0f} ms"
             self.record(name, f"load version {version}", start, now, what=said)

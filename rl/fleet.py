@@ -82,15 +82,16 @@ class Fleet:
         Adapters are loaded from the first version on: a request that begins without one would go on without.
         So is the version of a run that goes on: its engines start on the weights that the run began with.
         """
-        if self.rules.live > 1 or self.adapters or self.first:
-            await self.sync.snapshot(self.first)
-            await self.sync.publish(self.first)
-        if self.adapters or self.first:
-            await self.sync.load(dict.fromkeys(self.serves, self.first))
-            await self._take_out(self.sync.lost)
-        await self._announce()
-        self.lanes.serve(dict.fromkeys(self.serves, self.first))
-        self.lanes.window(self.window.versions)
+        async with self.lock:
+            if self.rules.live > 1 or self.adapters or self.first:
+                await self.sync.snapshot(self.first)
+                await self.sync.publish(self.first)
+            if self.adapters or self.first:
+                await self.sync.load(dict.fromkeys(self.serves, self.first))
+                await self._take_out(self.sync.lost)
+            await self._announce()
+            self.lanes.serve(dict.fromkeys(self.serves, self.first))
+            self.lanes.window(self.window.versions)
 
     async def announce(self) -> None:
         """Tell every controller which engine serves which version, between two rebalances."""
@@ -237,7 +238,7 @@ class Fleet:
 
     def admit(self) -> dict[int, int]:
         """Groups that may begin, per version."""
-        if len(self.asleep) == len(self.serves):
+        if self.asleep and all(version is None for _, version in self._awake()):
             return {}
         # Asked at every change; engines matter only where older versions' idle ones are filled.
         engines = self._states() if self.limits.legacy_fill else ()
@@ -310,8 +311,10 @@ class Fleet:
         self.serves |= versions
         await self._take_out(self.sync.lost)
         await self._announce()
-        alive = {name: version for name, version in versions.items() if name in self.serves}
-        self.lanes.loaded(alive, start, times.pause_ms)
+        pauses = zip(times.loaded, times.pause_ms, strict=True)
+        # One may have died since it has loaded.
+        alive = {name: (versions[name], ms) for name, ms in pauses if name in self.serves}
+        self.lanes.loaded(alive, start)
         return times
 
     def _forget(self) -> None:

@@ -67,8 +67,9 @@ def train(
         except (OSError, sqlite3.Error, RayError) as error:
             if not is_disk_full(error):
                 raise
+            full = getattr(cause(error), "filename", None) or folder.path
             progress.note(
-                f"error: {first_line(cause(error))}: the disk of {folder.path} is full, or its quota"
+                f"error: {first_line(cause(error))}: the disk of {full} is full, or its quota"
                 f"{_goes_on(folder, progress)}"
             )
             return FAILED

@@ -21,14 +21,15 @@ def node_folder(folder: str | Path, node: str) -> Path:
 
 def claim(folder: Path) -> None:
     """Make a node's folder, which is this process's to remove; remove those of processes that are gone."""
-    folder.mkdir(parents=True, exist_ok=True)
     owner, here = _owner(folder), f"{_machine()} {os.getpid()} {_started(os.getpid())}"
     if owner.exists() and owner.read_text() == here:
         return
+    # First: they may have left no room for an owner.
+    tidy(folder.parent.parent)
+    folder.mkdir(parents=True, exist_ok=True)
     partial = owner.with_suffix(".partial")
     partial.write_text(here)
     partial.replace(owner)
-    tidy(folder.parent.parent)
 
 
 def tidy(weights_dir: Path) -> None:

@@ -15,7 +15,7 @@ when neither has moved for `timeouts.stall_seconds`, and says what every episode
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -234,8 +234,8 @@ class Run:
         self.progress.stage(f"evaluation {when} training")
         start = time.time()
         with self.watch.busy("waits for the evaluation"):
-            reports, wanted = await evaluate(
-                self.config, self.dispatcher, self._unique(when), self.progress.episodes
+            reports, wanted = await self._while_watching(
+                evaluate(self.config, self.dispatcher, self._unique(when), self.progress.episodes)
             )
         for report in reports:
             self.folder.index(report, f"heldout-{when}")
@@ -247,6 +247,18 @@ class Run:
         self.folder.event("run", f"evaluation {when}", start, time.time())
         rates = "  ".join(f"{env} {rate:.2f}" for env, rate in self.totals.evals[when].items())
         self.progress.note(f"held-out pass rate {when} training: {rates}")
+
+    async def _while_watching(self, act: Coroutine[Any, Any, T]) -> T:
+        """What `act` returns. Raises what the watch over the nodes does, if that comes first."""
+        acting = asyncio.create_task(act)
+        try:
+            await asyncio.wait({acting, self.watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not acting.done():
+                self.watching.result()
+            return await acting
+        finally:
+            acting.cancel()
+            await asyncio.gather(acting, return_exceptions=True)
 
     def _unique(self, when: str) -> str:
         """Of a run that goes on, an evaluation has trajectories of other ids than the one before."""

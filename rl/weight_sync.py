@@ -29,7 +29,7 @@ class SyncTimes:
     """One weight sync. snapshot: the learner stood still. publish: until the file was there.
 
     Per engine, in ms. staging: making the weights ready while it generated. pause: its requests stood
-    still. flip: the part of the pause that changed weights.
+    still, of `loaded`. flip: the part of the pause that changed weights.
     """
 
     snapshot_ms: float = 0.0
@@ -38,6 +38,7 @@ class SyncTimes:
     staging_ms: tuple[float, ...] = ()
     pause_ms: tuple[float, ...] = ()
     flip_ms: tuple[float, ...] = ()
+    loaded: tuple[str, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         """As a step's metrics; of the engines, the slowest one's figures."""
@@ -86,14 +87,16 @@ class WeightSync:
 
     async def load(self, versions: Mapping[str, int]) -> SyncTimes:
         """Bring engines (name -> version) to published versions, all at once. Raises SyncError."""
-        loaded = await asyncio.gather(*(self._engine("load", n, v) for n, v in versions.items()))
-        times = [t for t in loaded if t is not None]
+        answers = await asyncio.gather(*(self._engine("load", n, v) for n, v in versions.items()))
+        loaded = {n: t for n, t in zip(versions, answers, strict=True) if t is not None}
+        times = loaded.values()
         for name in versions:
             self.staged.pop(name, None)
         return SyncTimes(
             staging_ms=tuple(t.staging_ms for t in times if t.staging_ms),
             pause_ms=tuple(t.pause_ms for t in times),
             flip_ms=tuple(t.flip_ms for t in times),
+            loaded=tuple(loaded),
         )
 
     def forget(self, versions: Collection[int]) -> None:

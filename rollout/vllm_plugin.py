@@ -9,9 +9,13 @@
    after its last message: with two engines and a learner on a few cores, most of the machine's time.
 6. Adapters: LongCat-Flash says which projections vLLM holds as one. On CPU the experts keep their kernel, and
    an adapter is two matrix products: vLLM copies it for every token, at ten times the cost and more.
+7. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
 """
 
+import multiprocessing
+import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -37,6 +41,7 @@ def register() -> None:
 
     if BACKEND in WeightTransferEngineFactory._registry:
         return
+    _end_with_parent()
     WeightTransferEngineFactory.register_engine(
         BACKEND, "rollout.weight_transfer", "FileWeightTransfer"
     )
@@ -52,6 +57,19 @@ def register() -> None:
         _wait_without_spinning()
         _experts_without_adapters()
         _multiply_by_adapters()
+
+
+def _end_with_parent() -> None:
+    """vLLM ends its workers with its core, and its core with nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not multiprocessing.current_process().name.startswith("EngineCore"):
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
 
 
 def _wait_without_spinning() -> None:

@@ -389,3 +389,44 @@ async def test_engines_without_weights_are_none_that_the_run_could_go_on_with(tm
     await made.lose(["engine-0"])
     with pytest.raises(SyncError, match=r"^no engine is left: engine-1 died$"):
         await made.lose(["engine-1"])
+
+
+async def test_while_an_engine_without_weights_alone_is_awake_no_group_begins(tmp_path):
+    rules = Rules(live=1, max_staleness=1, in_place=True)
+    made = fleet(tmp_path, [], rules, lent=("engine-1",))
+    await made.start()
+    await publish(made, 1)
+    assert await made.join(another(made))
+    await made.lose(["engine-0"])
+    assert made.admit(), "the lent one is awake"
+    await made.lend()
+    assert made.admit() == {}
+    await made.take_back()
+    assert made.admit()
+
+
+async def test_the_first_version_is_there_until_all_have_loaded_it_whoever_dies_meanwhile(tmp_path):
+    made = fleet(tmp_path, [], Rules(live=1, max_staleness=1, in_place=True), adapters=True)
+    made.actors.turns = 20
+    made.actors.fail["engine-0"] = ActorDiedError()
+    starting = asyncio.create_task(made.start())
+    while ("engine-1", 0) not in made.actors.log:
+        await asyncio.sleep(0)
+    await made.lose(["engine-0"])
+    await starting
+    assert made.serves == {"engine-1": 0} and made.counts["engines_lost"] == 1
+
+
+async def test_an_engine_that_dies_when_it_has_loaded_leaves_too(tmp_path, monkeypatch):
+    made = fleet(tmp_path, [], Rules(live=1, max_staleness=1, in_place=True))
+    await made.start()
+    load = made.sync.load
+
+    async def load_and_lose(versions: dict[str, int]) -> SyncTimes:
+        times = await load(versions)
+        made.sync.lost.add("engine-1")  # noticed by a call beside this one
+        return times
+
+    monkeypatch.setattr(made.sync, "load", load_and_lose)
+    await publish(made, 1)
+    assert made.serves == {"engine-0": 1}

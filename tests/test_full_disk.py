@@ -72,6 +72,16 @@ def test_a_run_on_a_full_disk_ends_with_a_sentence(config, monkeypatch, capsys, 
     )
 
 
+def test_the_disk_that_is_full_is_the_one_that_is_named(config, monkeypatch, capsys):
+    def train(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/dev/shm/dorado-1/a.partial")
+
+    monkeypatch.setattr(launch, "_train", train)
+    assert launch.train(config) == launch.FAILED
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the disk of /dev/shm/dorado-1/a.partial is full, or its quota" in said
+
+
 def test_a_run_that_cannot_even_begin_its_folder_says_so(config, monkeypatch):
     def no_folder(*_: object, **__: object) -> RunFolder:
         raise full()

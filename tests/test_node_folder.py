@@ -1,5 +1,6 @@
 """A run's folder on a node: it is there while its owner lives, and the next run removes it after that."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -41,6 +42,18 @@ def test_a_run_has_that_room_before_it_starts_anything(tmp_path):
     tidy(tmp_path)
     assert not left.parent.exists() and mine.is_dir()
     tidy(tmp_path / "not there")
+
+
+def test_what_is_left_goes_before_anything_is_written(tmp_path, monkeypatch):
+    left = killed_run(tmp_path / "dorado-1" / "a")
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", no_room)
+    with pytest.raises(OSError, match="No space"):
+        claim(tmp_path / "dorado-2" / "a")
+    assert not left.exists()
 
 
 def test_the_folder_of_a_process_that_lives_stays(tmp_path):

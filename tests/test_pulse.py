@@ -84,7 +84,7 @@ def spans(monkeypatch):
 def test_every_version_load_and_sleep_of_an_engine_is_one_span(spans):
     lanes, written = spans
     lanes.serve({"engine-0": 0, "engine-1": 0})
-    lanes.loaded({"engine-0": 1}, 100.5, [15.2])
+    lanes.loaded({"engine-0": (1, 15.2)}, 100.5)
     assert written == [
         ("engine-0", "version 0", 100.0, 100.5),
         ("engine-0", "load version 1", 100.5, 101.0, "requests stood still for 15 ms"),

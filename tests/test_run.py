@@ -585,3 +585,22 @@ async def test_a_run_that_loses_its_learners_node_says_so(start, monkeypatch):
     assert (
         '"lane": "supervision", "name": "node a"' in (run.folder.path / "events.jsonl").read_text()
     )
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_evaluation_without_the_learners_node_ends_with_the_run(start, monkeypatch, when):
+    monkeypatch.setattr("rl.node_watch.LOOK_SECONDS", 0.0)
+    run = start(
+        outcome=lambda spec: "samples" if spec.train else "hang",
+        eval={"before": False, "after": False, "tasks": 4} | {when: True},
+    )
+    run.actors.places = {"learner": "a"}
+
+    def alive() -> dict[str, str]:
+        evaluating = any(not spec.train for _, spec in run.dispatcher.played)
+        return {} if evaluating else {"a": "10.0.0.7"}
+
+    monkeypatch.setattr("rl.node_watch.alive_nodes", alive)
+    with pytest.raises(NodesLost, match=r"node 10.0.0.7 is gone: learner; without its learner"):
+        await asyncio.wait_for(run.main(), 30)
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -488,7 +488,7 @@ def test_a_controller_that_dies_is_started_anew_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("mode", "what"), [("dora", ""), ("in_flight", "EngineCore")], ids=["actor", "vllm"]
+    ("mode", "what"), [("dora", "ray::"), ("in_flight", "EngineCore")], ids=["actor", "vllm"]
 )
 def test_an_engine_that_dies_is_replaced_and_the_new_one_has_the_newest_weights(
     mode: str, what: str, policy: Path, tmp_path: Path
@@ -501,7 +501,9 @@ def test_an_engine_that_dies_is_replaced_and_the_new_one_has_the_newest_weights(
     command = Command(tmp_path, "train", str(config), f"--mode={mode}")
     output = command.read_until("step 3/1000")
     assert "step 3/1000" in output, output
-    _kill(command, tmp_path / "runs/engine/logs/engine-1.log", what)
+    log = tmp_path / "runs/engine/logs/engine-1.log"
+    _kill(command, log, what)
+    _await_end(command, log)
     joined = command.read_until("engine-2 has taken the place of engine-1, on node ")
     assert "engine-2 has taken the place of engine-1, on node " in joined, joined
     # Where one version lives its weights come with the next step; then some are played with them.
@@ -529,6 +531,14 @@ def _kill(command: Command, log: Path, what: str = "") -> None:
     assert victims
     for victim in victims:
         victim.kill()
+
+
+def _await_end(command: Command, log: Path) -> None:
+    """Until the rest of what writes this log has ended too: it would keep memory and device."""
+    give_up = time.monotonic() + 30
+    while rest := [p for p in command._alive() if _writes_to(p, log.resolve())]:
+        assert time.monotonic() < give_up, [p.cmdline() for p in rest]
+        time.sleep(0.1)
 
 
 def _writes_to(process: psutil.Process, log: Path) -> bool:
