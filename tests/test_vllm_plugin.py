@@ -1,0 +1,58 @@
+"""What Dorado adds to vLLM's processes, where no other test sees it."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ENGINE = """
+import asyncio
+import sys
+import psutil
+from rollout.config import EngineConfig, SamplingConfig
+from rollout.vllm_engine import VllmEngine
+
+
+async def main():
+    config = EngineConfig(max_model_len=64, max_num_seqs=2)
+    engine = VllmEngine("engine-0", sys.argv[1], config, SamplingConfig(), (0,), seed=0)
+    await engine.start()
+    print("started", *(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
+    await asyncio.sleep(600)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(240)
+def test_vllms_core_ends_when_the_process_that_started_it_is_killed(checkpoint, tmp_path):
+    script = tmp_path / "engine.py"
+    script.write_text(ENGINE)
+    command = [sys.executable, str(script), str(checkpoint)]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = next((line for line in process.stdout if line.startswith("started ")), "")
+        started = [psutil.Process(int(pid)) for pid in line.split()[1:]]
+        cores = [p for p in started if "EngineCore" in " ".join(p.cmdline())]
+        process.kill()
+    assert cores
+    give_up = time.monotonic() + 30
+    while (alive := [core for core in cores if _computes(core)]) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    for core in alive:
+        core.kill()
+    assert not alive
+
+
+def _computes(process: psutil.Process) -> bool:
+    try:  # where nobody waits for it, it stays as a zombie
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
