@@ -279,8 +279,11 @@ def _frame(title: str, *, legend: bool) -> Options:
             "show": legend,
             "type": "scroll",
             "bottom": 2,
-            "textStyle": {"color": _GREY},
+            # A line as high as its letters: the scrolling legend cuts off what stands out of it.
+            "textStyle": {"color": _GREY, "fontSize": 11, "lineHeight": 16},
+            "itemWidth": 14,
             "itemHeight": 8,
+            "itemGap": 8,
         },
         "tooltip": {"trigger": "axis", "renderMode": "richText", "confine": True},
         "grid": {
