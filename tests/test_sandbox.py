@@ -386,6 +386,22 @@ async def test_a_cancelled_run_leaves_nothing(level):
 
 
 @levels("survivors")
+async def test_a_run_that_is_cancelled_while_it_begins_leaves_nothing(level):
+    """At every stage of building its world, in which bubblewrap has not yet tied it to its own end."""
+    sandbox, mark = await box(level), uuid.uuid4().hex
+
+    async def cut_off(seconds: float) -> None:
+        act = asyncio.create_task(sandbox.run([python_at(level), "-S", "-c", "", mark]))
+        await asyncio.sleep(seconds)
+        act.cancel()
+        await asyncio.wait({act})
+
+    for step in range(100):
+        await asyncio.gather(*(cut_off(((4 * step + n) / 1000) ** 2) for n in range(4)))
+    assert running(mark) == []
+
+
+@levels("survivors")
 async def test_a_run_that_is_cancelled_again_while_it_ends_still_leaves_nothing(level, monkeypatch):
     mark = uuid.uuid4().hex
     ending, go_on, exited = asyncio.Event(), asyncio.Event(), process._exit

@@ -22,6 +22,7 @@ from envs.sandbox.usage import usage_of
 _WATCH_SECONDS = 0.1
 # How long a killed sandbox may take to be gone before its process group is killed as well.
 _END_SECONDS = 5.0
+_HEAR_SECONDS = 0.001
 
 
 class Passed(Exception):
@@ -227,15 +228,18 @@ async def _end_started(
 
 async def _end(proc: asyncio.subprocess.Process, facts: _Facts, command: Command) -> None:
     """Kill what still runs and wait until it is gone."""
-    first = facts.read().get("child-pid")
     if proc.returncode is None:
-        await _kill(proc, first, command)
+        await _kill(proc, facts.read().get("child-pid"), command)
+    first = facts.read().get("child-pid")  # it may have been told since
     if command.own_world and isinstance(first, int):
         await _world_end(first)
 
 
 async def _world_end(first: int) -> None:
-    """Wait for a world's first process, which takes the rest along: bubblewrap itself ends before it does."""
+    """End a world's first process, which takes the rest along: bubblewrap itself ends before it does.
+
+    One that was still building its world goes on without bubblewrap, or waits for it without end.
+    """
     try:
         fd = os.pidfd_open(first)
     except ProcessLookupError:
@@ -243,6 +247,7 @@ async def _world_end(first: int) -> None:
     try:
         async with asyncio.timeout(_END_SECONDS):
             if _is_first(first):  # else the number is somebody else's by now
+                _signal(first, signal.SIGKILL)
                 await _readable(fd)
     except TimeoutError:
         pass  # it was killed, and the kernel takes its time
@@ -257,14 +262,19 @@ async def _kill(proc: asyncio.subprocess.Process, first: object, command: Comman
         # A namespace's first process takes everything in it along before it can be waited for.
         _signal(first, signal.SIGKILL)
     else:
-        _signal(proc.pid, signal.SIGKILL)
+        # A first process that it has not told of yet is in its group until it has.
+        _kill_group(proc.pid)
     try:
         async with asyncio.timeout(_END_SECONDS):
             await _exit(proc)
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(proc.pid, signal.SIGKILL)
+        _kill_group(proc.pid)
         await _exit(proc)
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 async def _exit(proc: asyncio.subprocess.Process) -> None:
@@ -279,6 +289,9 @@ async def _exit(proc: asyncio.subprocess.Process) -> None:
         await _readable(fd)
     finally:
         os.close(fd)
+    # Whoever closes the transport before asyncio has heard of it takes the exit code away from it.
+    while proc.returncode is None:
+        await asyncio.sleep(_HEAR_SECONDS)
 
 
 async def _readable(pidfd: int) -> None:
