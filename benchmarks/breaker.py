@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from episodes import StandInCluster, StandInEngine, turns
+from episodes import StandInCluster, StandInEngine
 from rich.console import Console
 
 from rl.cold_start import first_checkpoint
@@ -40,7 +40,6 @@ from rl.run import Run
 from rl.run_folder import RunFolder
 from rl.wandb_sink import WandbSink
 from rollout.engine import Completion, Request, VersionSpan
-from rollout.renderer import Renderer
 
 TESTS = Path(__file__).parent.parent / "tests"
 TURN_SECONDS = 1.0
@@ -88,10 +87,7 @@ class SteadyEngine(StandInEngine):
 class SteadyCluster(StandInCluster):
     """The cluster with these engines."""
 
-    def _place_engines(self, checkpoint: str) -> None:
-        calls, answer = turns(Renderer(checkpoint, self.config.episode.tool_format))
-        for name in ("engine-0", "engine-1"):
-            self._engines[name] = self._place(SteadyEngine, name, (name, calls, answer))
+    engine_kind = SteadyEngine
 
 
 def ended(run: Run) -> int:

@@ -39,6 +39,7 @@ from typing import Any
 import psutil
 import ray
 from rich.console import Console
+from typing_extensions import override
 
 from envs.env import call, say
 from envs.message import Message, ToolCall
@@ -206,12 +207,15 @@ class StandInLearner:
 class StandInCluster(Cluster):
     """The cluster with stand-ins for what needs a policy."""
 
-    def _place_engines(self, checkpoint: str) -> None:
-        calls, answer = turns(Renderer(checkpoint, self.config.episode.tool_format))
-        for index in range(ENGINES):
-            name = f"engine-{index}"
-            self._engines[name] = self._place(StandInEngine, name, (name, calls, answer))
+    engine_kind: type[StandInEngine] = StandInEngine
 
+    @override
+    def _place_engine(self, name: str) -> Any:
+        checkpoint, _ = self._policy
+        calls, answer = turns(Renderer(checkpoint, self.config.episode.tool_format))
+        return self._place(self.engine_kind, name, (name, calls, answer))
+
+    @override
     def _place_learner(self, checkpoint: str) -> dict[str, Any]:
         return {"learner": self._place(StandInLearner, "learner", (), max_concurrency=1)}
 
