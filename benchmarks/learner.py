@@ -1,12 +1,13 @@
 """The learner's forward, backward and optimizer step against transformers' own model, on the same inputs.
 
-    python benchmarks/learner.py [--device cpu|cuda] [--json]
+    python benchmarks/learner.py [--device cpu|cuda] [--no-compile] [--json]
 
 LongCat-Flash in bfloat16, random weights. *tiny* and *small*: a batch of equal sequences; *packing*:
 sequences of long-tailed lengths, packed by the learner against the learner on rows padded to the longest. The
 other side of tiny and small is transformers' model with bfloat16 weights, AdamW on them, and the attention
-(eager or sdpa) that is the faster one. The learner's side is what a training step of its does, float32 master
-weights included. Sides take turns; a figure is the median over the turns of their ratio.
+(eager or sdpa) that is the faster one. The learner's side is what a training step of its does with
+`learner.compile`, float32 master weights included. Either has the allocator that the learner sets up. Sides
+take turns; a figure is the median over the turns of their ratio.
 
 *product*: a plain product of two square matrices in bfloat16, measured between the turns; *share*: what the
 learner's step reaches of it, counting the products that the formulas ask for, not those that are done twice.
@@ -31,12 +32,14 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LongcatFlashConfig
 
 from rl.config import usable_cpus
+from trainer.allocator import keep_freed_memory
 from trainer.attention import plan_buckets
 from trainer.batch import PackedBatch
 from trainer.config import OptimConfig
 from trainer.optimizer import Optimizer
 from trainer.policy import build_policy
 from trainer.presets import VOCAB_SIZE, Preset, model_config
+from trainer.row_kernel import compile_kernels
 from trainer.scorer import Scorer
 
 SEQUENCES, LENGTH = 16, 256
@@ -290,10 +293,14 @@ def main() -> int:
     """Print the figures; 1 where a target is missed on CPU."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--no-compile", action="store_true", help="without learner.compile")
     parser.add_argument("--json", action="store_true", help="figures as JSON, nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(usable_cpus())
     device = torch.device(arguments.device)
+    keep_freed_memory()
+    if not arguments.no_compile:
+        compile_kernels(device)
     clock = Clock(device)
     results = {
         "tiny": against_transformers("tiny", clock),

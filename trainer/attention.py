@@ -10,7 +10,8 @@ kernel there in bfloat16. Elsewhere torch's scaled_dot_product_attention does th
 Shapes: T tokens, H query heads, G key heads, L longest of a bucket, D, P and V head widths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,60 +126,92 @@ def _unpadded(x_CLHD: Tensor, bucket: Bucket) -> Tensor:
 class _BlockedAttention(torch.autograd.Function):
     """Batched products over blocks of query rows, which leave out what lies above the diagonal.
 
-    Inside: B = count x G; the R query heads of a key head are rows of one product.
+    Inside: B = count x G; X rows of one product, those of a block in all R query heads of a key head.
     """
 
     @staticmethod
     def forward(ctx: Any, query_THD, key_TGP, shared_TR, value_TGV, scale, buckets):  # pyright: ignore
-        ctx.scale, ctx.buckets = scale, buckets
-        kept = []
+        ctx.scale, ctx.buckets, ctx.own = scale, buckets, key_TGP.shape[-1]
+        keep, kept = any(ctx.needs_input_grad), []
         out_THV = query_THD.new_empty(*query_THD.shape[:2], value_TGV.shape[-1])
         for bucket in buckets:
             q, k, v = _heads(query_THD, key_TGP, shared_TR, value_TGV, bucket)
-            out_BRLV = torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype)
-            for start, end in _blocks(bucket.length):
-                weights = _weights(q, k, start, end, scale)
-                if bucket.length <= KEEP and any(ctx.needs_input_grad):
-                    kept.append(weights)
-                mixed = torch.bmm(weights, v[:, :end])
-                out_BRLV[:, :, start:end] = mixed.unflatten(1, (-1, end - start))
-            out_THV[bucket.start : bucket.end] = _unpadded(_tokens(out_BRLV, bucket), bucket)
-        ctx.save_for_backward(query_THD, key_TGP, shared_TR, value_TGV, *kept)
+            if keep:
+                kept += (q, k, v)
+            with _padded_rows(out_THV, bucket) as out_CLHV:
+                for start, end in _blocks(bucket.length):
+                    weights = _weights(q, k, start, end, scale)
+                    if keep and bucket.length <= KEEP:
+                        kept.append(weights)
+                    mixed = torch.bmm(weights, v[:, :end]).unflatten(1, (-1, end - start))
+                    out_CLHV[:, start:end] = _tokens(mixed, bucket)
+        ctx.save_for_backward(*kept)
         return out_THV
 
     @staticmethod
     def backward(ctx: Any, grad_THV):  # pyright: ignore[reportIncompatibleMethodOverride]
-        query_THD, key_TGP, shared_TR, value_TGV, *weights_kept = ctx.saved_tensors
-        dquery, dkey, dshared, dvalue = grads = [
-            torch.empty_like(x) for x in (query_THD, key_TGP, shared_TR, value_TGV)
-        ]
-        own = dkey.shape[-1]
-        kept = iter(weights_kept)
+        scale, own = ctx.scale, ctx.own
+        kept = iter(ctx.saved_tensors)
+        grads: list[Tensor] = []
         for bucket in ctx.buckets:
-            q, k, v = _heads(query_THD, key_TGP, shared_TR, value_TGV, bucket)
+            q, k, v = next(kept), next(kept), next(kept)
+            if not grads:
+                grads = _token_grads(grad_THV, q, k, v, own)
+            dquery, dkey, dshared, dvalue = grads
+            blocks = _blocks(bucket.length)
+            weights_kept = [next(kept) for _ in blocks] if bucket.length <= KEEP else None
             grad = _rows(_padded(grad_THV, bucket), dkey.shape[1])
-            dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for start, end in _blocks(bucket.length):
-                weights = (
-                    next(kept) if bucket.length <= KEEP else _weights(q, k, start, end, ctx.scale)
-                )
-                g = grad[:, :, start:end].flatten(1, 2)
-                dv[:, :end] += torch.bmm(weights.transpose(1, 2), g)
-                dweights = torch.bmm(g, v[:, :end].transpose(1, 2))
-                dscores = torch.ops.aten._softmax_backward_data(
-                    dweights, weights, -1, weights.dtype
-                )
-                dscores *= ctx.scale
-                rows = torch.bmm(dscores, k[:, :end]).unflatten(1, (-1, end - start))
-                dq[:, :, start:end] = rows
-                dk[:, :end] += torch.bmm(dscores.transpose(1, 2), q[:, :, start:end].flatten(1, 2))
+            dk, dv = torch.empty_like(k), torch.empty_like(v)
+            with _padded_rows(dquery, bucket) as dq_CLHD:
+                # Last block first: it reaches all keys.
+                for start, end in reversed(blocks):
+                    fresh = end == bucket.length
+                    weights = (
+                        weights_kept.pop() if weights_kept else _weights(q, k, start, end, scale)
+                    )
+                    g = grad[:, :, start:end].flatten(1, 2)
+                    dv[:, :end].baddbmm_(weights.transpose(1, 2), g, beta=0 if fresh else 1)
+                    dweights = torch.bmm(g, v[:, :end].transpose(1, 2))
+                    dscores = torch.ops.aten._softmax_backward_data(
+                        dweights, weights, -1, weights.dtype
+                    )
+                    q_BXD = q[:, :, start:end].flatten(1, 2)
+                    dk[:, :end].baddbmm_(
+                        dscores.transpose(1, 2), q_BXD, beta=0 if fresh else 1, alpha=scale
+                    )
+                    rows = _product(dscores, k[:, :end], scale).unflatten(1, (-1, end - start))
+                    dq_CLHD[:, start:end] = _tokens(rows, bucket)
             dk_CLGD = _tokens(dk[:, None], bucket)
             inside = slice(bucket.start, bucket.end)
-            dquery[inside] = _unpadded(_tokens(dq, bucket), bucket)
             dkey[inside] = _unpadded(dk_CLGD[..., :own], bucket)
             dshared[inside] = _unpadded(dk_CLGD[..., own:].sum(2), bucket)
             dvalue[inside] = _unpadded(_tokens(dv[:, None], bucket), bucket)
         return *grads, None, None
+
+
+def _token_grads(grad_THV: Tensor, q: Tensor, k: Tensor, v: Tensor, own: int) -> list[Tensor]:
+    """Room for the gradients of queries, keys, what keys share, and values, in the order of tokens."""
+    tokens, heads = grad_THV.shape[:2]
+    groups = heads // q.shape[1]
+    shapes = (
+        (heads, q.shape[-1]),
+        (groups, own),
+        (k.shape[-1] - own,),
+        (groups, v.shape[-1]),
+    )
+    return [grad_THV.new_empty(tokens, *shape) for shape in shapes]
+
+
+@contextmanager
+def _padded_rows(x_THD: Tensor, bucket: Bucket) -> Iterator[Tensor]:
+    """(count, length, H, D) to write a bucket's rows of x into."""
+    rows = x_THD[bucket.start : bucket.end]
+    if bucket.slots_T is None:
+        yield rows.unflatten(0, (bucket.count, bucket.length))
+        return
+    padded = x_THD.new_empty(bucket.count, bucket.length, *x_THD.shape[1:])
+    yield padded
+    torch.index_select(padded.flatten(0, 1), 0, bucket.slots_T, out=rows)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -213,15 +246,18 @@ def _tokens(x_BRLD: Tensor, bucket: Bucket) -> Tensor:
 
 def _weights(q_BRLD: Tensor, k_BLD: Tensor, start: int, end: int, scale: float) -> Tensor:
     """Attention weights of query rows [start, end) of all R heads over keys [0, end)."""
-    q_BXD = q_BRLD[:, :, start:end].flatten(1, 2)
     rows = end - start
-    scores_BXK = torch.empty(*q_BXD.shape[:2], end, dtype=q_BXD.dtype)
-    torch.baddbmm(
-        scores_BXK, q_BXD, k_BLD[:, :end].transpose(1, 2), beta=0, alpha=scale, out=scores_BXK
-    )
+    q_BXD = q_BRLD[:, :, start:end].flatten(1, 2)
+    scores_BXK = _product(q_BXD, k_BLD[:, :end].transpose(1, 2), scale)
     mask = torch.full((rows, rows), float("-inf"), dtype=q_BXD.dtype).triu(1)
     scores_BXK.unflatten(1, (-1, rows))[..., start:] += mask
     return torch.softmax(scores_BXK, -1)
+
+
+def _product(a_BXY: Tensor, b_BYZ: Tensor, scale: float) -> Tensor:
+    """scale a b, (B, X, Z)."""
+    out_BXZ = a_BXY.new_empty(*a_BXY.shape[:2], b_BYZ.shape[-1])
+    return out_BXZ.baddbmm_(a_BXY, b_BYZ, beta=0, alpha=scale)
 
 
 def _interface(

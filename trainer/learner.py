@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainer.advantage import batch_normalised
+from trainer.allocator import keep_freed_memory
 from trainer.batch import PackedBatch, pack, plan_micro_batches
 from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
 from trainer.config import LearnerConfig
@@ -29,6 +30,7 @@ from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of
 from trainer.optimizer import Optimizer
 from trainer.parallel import ALONE, Ranks, exchanged, materialise, shard
 from trainer.policy import fill_policy, load_policy, outline_policy
+from trainer.row_kernel import compile_kernels
 from trainer.sample import TokenScores, TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
@@ -57,12 +59,14 @@ class Learner:
     ) -> None:
         """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs.
 
-        Raises ValueError where the policy cannot be shared out over the ranks.
+        Raises ValueError where the policy cannot be shared out over the ranks, or nothing can compile.
         """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if config.deterministic:
             make_deterministic()
+        if config.device == "cpu":
+            keep_freed_memory()
         self.config = config
         self.keep_versions = keep_versions
         self.device = torch.device(config.device)
@@ -86,8 +90,7 @@ class Learner:
         if config.recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
         if config.compile:
-            for layer in self.model.model.layers:  # pyright: ignore
-                layer.compile(dynamic=True)
+            compile_kernels(self.device)
         self.scorer.tape.replay = config.router.replay
         self.experts: Experts | None = None
         self.expert_loads: list[list[float]] = []  # of the last step, per layer

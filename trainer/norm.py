@@ -1,7 +1,7 @@
 """Root-mean-square normalisation, x / sqrt(mean(x^2) + eps) * weight in float32 (arXiv 1910.07467).
 
-On CPU rows are worked off in blocks (`trainer.row_blocks`), with a backward pass written out: several times
-as fast there as one pass over memory per operation. Elsewhere torch's own kernel does it.
+On CPU one pass over the rows forward and one backward (`trainer.row_kernel`): several times as fast there as
+one pass over memory per operation. Elsewhere torch's own kernel does it.
 
 Shapes: T rows (all leading dimensions), D width.
 """
@@ -12,7 +12,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.row_blocks import row_blocks
+from trainer.row_kernel import RowKernel
+
+
+@RowKernel
+def _forward(x_TD: Tensor, out_TD: Tensor, *, weight_D: Tensor, eps: float) -> None:
+    x_TD = x_TD.float()
+    out_TD.copy_(x_TD * _scale(x_TD, eps) * weight_D)
+
+
+@RowKernel
+def _backward(
+    x_TD: Tensor, grad_TD: Tensor, dx_TD: Tensor, *, weight_D: Tensor, eps: float
+) -> Tensor:
+    """Returns the weight's gradient, in float32."""
+    x_TD, grad_TD = x_TD.float(), grad_TD.float()
+    scale_T1 = _scale(x_TD, eps)
+    unit_TD = x_TD * scale_T1
+    along_TD = unit_TD * grad_TD
+    mean_T1 = (along_TD * weight_D).mean(-1, keepdim=True)
+    dx_TD.copy_((grad_TD * weight_D - unit_TD * mean_T1) * scale_T1)
+    return along_TD.sum(0)
+
+
+def _scale(x_TD: Tensor, eps: float) -> Tensor:
+    """What makes the mean square of a row 1."""
+    return torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -21,31 +46,16 @@ class _RMSNorm(torch.autograd.Function):
         ctx.save_for_backward(x_TD, weight_D)
         ctx.eps = eps
         out_TD = torch.empty_like(x_TD)
-        for x, out in row_blocks(x_TD, out_TD):
-            torch.mul(_normalised(x, eps)[0], weight_D, out=out)
+        _forward(x_TD, out_TD, weight_D=weight_D.float(), eps=eps)
         return out_TD
 
     @staticmethod
     def backward(ctx: Any, grad_TD):  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TD, weight_D = ctx.saved_tensors
-        weight = weight_D.float()
-        dweight, dx_TD = torch.zeros_like(weight), torch.empty_like(x_TD)
-        for x, grad, dx in row_blocks(x_TD, grad_TD, dx_TD):
-            x, scale = _normalised(x, ctx.eps)
-            grad = grad.to(torch.float32, copy=True)
-            along = x * grad
-            dweight += along.sum(0)
-            along = (along @ weight).div_(len(weight))[:, None]
-            dx.copy_(grad.mul_(weight).addcmul_(x, along, value=-1).mul_(scale))
-        return dx_TD, dweight.to(weight_D.dtype), None
-
-
-def _normalised(x_TD: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """A copy of x with mean square 1, in float32, and what it was multiplied by."""
-    x = x_TD.to(torch.float32, copy=True)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return x.mul_(scale), scale
+        dx_TD = torch.empty_like(x_TD)
+        dweight_D = _backward(x_TD, grad_TD, dx_TD, weight_D=weight_D.float(), eps=ctx.eps)
+        assert dweight_D is not None, "the kernel returns it"
+        return dx_TD, dweight_D.to(weight_D.dtype), None
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -12,55 +12,79 @@ from torch import Tensor, nn
 from trainer.batch import PackedBatch
 from trainer.critic import Critic
 from trainer.moe.router import share_tape
+from trainer.row_kernel import RowKernel
 
 # Logits that exist at once, in elements: what stays in a core's cache, or what a GPU is busy with.
-LOGITS = {"cpu": 1 << 19, "cuda": 1 << 26}
+LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 # Rows below which a product is slow.
 MIN_ROWS = 128
+
+
+@RowKernel
+def _read_off(
+    logits_CV: Tensor,
+    target_C: Tensor,
+    logprob_C: Tensor,
+    entropy_C: Tensor,
+    norm_C: Tensor,
+    *,
+    temperature: float,
+) -> None:
+    logits_CV = logits_CV.float() / temperature
+    top_C1 = logits_CV.amax(-1, keepdim=True)
+    weights_CV = torch.exp(logits_CV - top_C1)
+    sum_C1 = weights_CV.sum(-1, keepdim=True)
+    norm_C1 = top_C1 + sum_C1.log()
+    mean_C = (weights_CV * logits_CV).sum(-1) / sum_C1[:, 0]
+    norm_C.copy_(norm_C1[:, 0])
+    entropy_C.copy_(norm_C1[:, 0] - mean_C)
+    logprob_C.copy_(logits_CV.gather(1, target_C[:, None])[:, 0] - norm_C1[:, 0])
+
+
+@RowKernel
+def _logits_gradient(
+    logits_CV: Tensor, target_C: Tensor, norm_C: Tensor, grad_C: Tensor, *, temperature: float
+) -> None:
+    """In place of the logits: d logp / d logits = onehot(target) - softmax."""
+    probs_CV = torch.exp(logits_CV.float() / temperature - norm_C[:, None])
+    onehot_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C[:, None]
+    logits_CV.copy_((onehot_CV.float() - probs_CV) * (grad_C[:, None] / temperature))
 
 
 class _TokenLogprobs(torch.autograd.Function):
     """log softmax(hidden W^T / temperature)[target] and the entropy, chunked over tokens.
 
-    The backward pass computes each chunk's logits again: d logp / d logits = onehot(target) - softmax.
-    The entropy carries no gradient.
+    The backward pass computes each chunk's logits again. The entropy carries no gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden_ND, head_VD, target_N, temperature):  # pyright: ignore
-        logprobs, entropies, norms = [], [], []
         size = max(MIN_ROWS, LOGITS[head_VD.device.type] // len(head_VD))
-        for hidden_CD, target_C in zip(hidden_ND.split(size), target_N.split(size), strict=True):
-            logits_CV = (hidden_CD @ head_VD.t()).float().div_(temperature)
-            norm_C = logits_CV.logsumexp(-1)
-            logprobs.append(logits_CV.gather(1, target_C[:, None])[:, 0] - norm_C)
-            probs_CV = torch.exp(logits_CV - norm_C[:, None])
-            entropies.append(norm_C - torch.linalg.vecdot(probs_CV, logits_CV))
-            norms.append(norm_C)
-        norm_N = torch.cat(norms)
+        results_3N = torch.empty(3, len(hidden_ND), device=hidden_ND.device)
+        parts = (hidden_ND.split(size), target_N.split(size), results_3N.split(size, dim=1))
+        for hidden_CD, target_C, results_3C in zip(*parts, strict=True):
+            logits_CV = hidden_CD @ head_VD.t()
+            _read_off(logits_CV, target_C, *results_3C, temperature=temperature)
+        logprob_N, entropy_N, norm_N = results_3N
         ctx.save_for_backward(hidden_ND, head_VD, target_N, norm_N)
         ctx.temperature, ctx.size = temperature, size
-        entropy_N = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_N)
-        return torch.cat(logprobs), entropy_N
+        return logprob_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, grad_N, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_ND, head_VD, target_N, norm_N = ctx.saved_tensors
-        grad_N = grad_N / ctx.temperature
         dhidden_ND = torch.empty_like(hidden_ND)
         dhead_VD = None
         if ctx.needs_input_grad[1]:
             dhead_VD = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device)
         parts = [x.split(ctx.size) for x in (hidden_ND, target_N, norm_N, grad_N, dhidden_ND)]
         for hidden_CD, target_C, norm_C, grad_C, dhidden_CD in zip(*parts, strict=True):
-            logits_CV = (hidden_CD @ head_VD.t()).float().div_(ctx.temperature)
-            dlogits_CV = logits_CV.sub_(norm_C[:, None]).exp_().mul_(-grad_C[:, None])
-            dlogits_CV.scatter_add_(1, target_C[:, None], grad_C[:, None])
-            dlogits_CV = dlogits_CV.to(head_VD.dtype)
-            torch.mm(dlogits_CV, head_VD, out=dhidden_CD)
+            logits_CV = hidden_CD @ head_VD.t()
+            _logits_gradient(logits_CV, target_C, norm_C, grad_C, temperature=ctx.temperature)
+            torch.mm(logits_CV, head_VD, out=dhidden_CD)
             if dhead_VD is not None:
-                dhead_VD += dlogits_CV.t() @ hidden_CD
+                dhead_VD += logits_CV.t() @ hidden_CD
         return dhidden_ND, None if dhead_VD is None else dhead_VD.to(head_VD.dtype), None, None
 
 

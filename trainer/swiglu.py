@@ -1,7 +1,7 @@
 """The gated activation silu(gate) x up, and the dense feed-forward layer that uses it.
 
-On CPU rows are worked off in blocks (`trainer.row_blocks`), forward and backward. Nothing but the input is
-kept for the backward pass.
+One pass over the rows forward and one backward (`trainer.row_kernel`), in float32 inside. Nothing but the
+input is kept for the backward pass.
 
 Shapes: S rows, F inner width, D model width.
 """
@@ -13,7 +13,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from trainer.row_blocks import row_blocks
+from trainer.row_kernel import RowKernel
+
+
+@RowKernel
+def _forward(gate_SF: Tensor, up_SF: Tensor, weight_S: Tensor, out_SF: Tensor) -> None:
+    out_SF.copy_(F.silu(gate_SF.float()) * up_SF.float() * weight_S[:, None])
+
+
+@RowKernel
+def _backward(
+    gate_SF: Tensor,
+    up_SF: Tensor,
+    weight_S: Tensor,
+    grad_SF: Tensor,
+    dgate_SF: Tensor,
+    dup_SF: Tensor,
+    dweight_S: Tensor,
+) -> None:
+    gate_SF, up_SF, grad_SF = gate_SF.float(), up_SF.float(), grad_SF.float()
+    sigmoid_SF = torch.sigmoid(gate_SF)
+    act_SF = gate_SF * sigmoid_SF
+    dact_SF = grad_SF * up_SF
+    dweight_S.copy_((act_SF * dact_SF).sum(-1))
+    slope_SF = sigmoid_SF + act_SF - act_SF * sigmoid_SF
+    dgate_SF.copy_(dact_SF * weight_S[:, None] * slope_SF)
+    dup_SF.copy_(grad_SF * weight_S[:, None] * act_SF)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -22,10 +47,7 @@ class _SwiGLU(torch.autograd.Function):
         ctx.save_for_backward(inner_S2F, weight_S)
         width = inner_S2F.shape[1] // 2
         out_SF = inner_S2F.new_empty(len(inner_S2F), width)
-        for inner, weight, out in row_blocks(inner_S2F, weight_S, out_SF):
-            gate, up = inner.split(width, dim=-1)
-            torch.mul(F.silu(gate), up, out=out)
-            out.mul_(weight[:, None])
+        _forward(*inner_S2F.split(width, dim=-1), weight_S, out_SF)
         return out_SF
 
     @staticmethod
@@ -33,15 +55,8 @@ class _SwiGLU(torch.autograd.Function):
         inner_S2F, weight_S = ctx.saved_tensors
         width = grad_SF.shape[1]
         dinner_S2F, dweight_S = torch.empty_like(inner_S2F), torch.empty_like(weight_S)
-        blocks = row_blocks(inner_S2F, weight_S, grad_SF, dinner_S2F, dweight_S)
-        for inner, weight, grad, dinner, dweight in blocks:
-            gate, up = inner.split(width, dim=-1)
-            dgate, dup = dinner.split(width, dim=-1)
-            act = F.silu(gate)
-            torch.sum(act * up * grad, -1, dtype=torch.float32, out=dweight)
-            grad = grad * weight[:, None].to(grad.dtype)
-            torch.mul(grad, act, out=dup)
-            torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=dgate)
+        inner, dinner = inner_S2F.split(width, dim=-1), dinner_S2F.split(width, dim=-1)
+        _backward(*inner, weight_S, grad_SF, *dinner, dweight_S)
         return dinner_S2F, dweight_S
 
 
