@@ -1,20 +1,25 @@
 """LongCat-Flash's multi-head latent attention over a packed stream (report, arXiv 2509.01322, section 2.2).
 
 transformers' module with a leaner forward pass: no cache, no layout changes that only a cache needs, the
-query's scale folded into that of the scores.
+query's scale folded into that of the scores. The rotary position embedding turns pairs of neighbouring
+columns, (x0, x1), (x2, x3), …; here the rows of the weights that make them are taken in another order, so
+that all first and all second columns of pairs lie together. That of queries and keys alike, so their products
+are the same.
 
-Shapes: T tokens, H heads, R rotary pairs.
+Shapes: T tokens, H heads, D head width, of it 2R turned.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashMLA
 
 from trainer.attention import Bucket, packed_attention, plan_buckets
 from trainer.norm import RMSNorm, rms_norm
+from trainer.row_kernel import RowKernel
 
 
 class PackedMLA(LongcatFlashMLA):
@@ -35,18 +40,15 @@ class PackedMLA(LongcatFlashMLA):
         rows, length = hidden_states.shape[:2]
         tokens = rows * length
         buckets = buckets or plan_buckets([length] * rows, hidden_states.device)
-        x = hidden_states.flatten(0, 1)
-        cos, sin = (
+        cos_TR, sin_TR = (
             p.expand(rows, -1, -1).flatten(0, 1)[:, : p.shape[-1] // 2].float()
             for p in position_embeddings
         )
-        turns_TR = torch.complex(cos, sin)
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        query = _Rotate.apply(q.view(tokens, self.num_heads, -1), turns_TR)
-        latent, k_rot = self.kv_a_proj_with_mqa(x).split(
-            [self.kv_lora_rank, self.qk_rope_head_dim], dim=-1
-        )
-        shared = _Rotate.apply(k_rot[:, None], turns_TR)[:, 0]  # pyright: ignore
+        narrow, latent, turned = self._narrow(hidden_states.flatten(0, 1))
+        order = _pairs_apart(self.q_b_proj, self.num_heads, self.qk_rope_head_dim)
+        q = _linear(self.q_a_layernorm(narrow), self.q_b_proj, order)
+        query = _Rotate.apply(q.view(tokens, self.num_heads, -1), cos_TR, sin_TR)
+        shared = _Rotate.apply(turned[:, None], cos_TR, sin_TR)[:, 0]  # pyright: ignore
         norm = self.kv_a_layernorm
         assert isinstance(norm, RMSNorm), "a model built by trainer.policy"
         kv = self.kv_b_proj(rms_norm(latent, norm.weight * self.mla_scale_kv_lora, norm.eps))
@@ -57,26 +59,85 @@ class PackedMLA(LongcatFlashMLA):
         mixed = packed_attention(query, key, value, scale, buckets, shared)  # pyright: ignore
         return self.o_proj(mixed.flatten(1)).view_as(hidden_states), None
 
+    def _narrow(self, x_TD: Tensor) -> tuple[Tensor, ...]:
+        """The queries' narrow vectors, the latent ones of keys and values, and the keys' turned columns."""
+        q, kv = self.q_a_proj, self.kv_a_proj_with_mqa
+        order = _pairs_apart(kv, 1, self.qk_rope_head_dim)
+        if _is_plain(q) and _is_plain(kv):
+            both = F.linear(x_TD, torch.cat((q.weight, _Reorder.apply(kv.weight, order))))  # pyright: ignore
+        else:
+            both = torch.cat((q(x_TD), kv(x_TD)[:, order]), dim=-1)
+        return both.split([self.q_lora_rank, self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
 
-class _Rotate(torch.autograd.Function):
-    """Turns the interleaved pairs (x0, x1), (x2, x3), … of the last 2R columns; the others stay.
 
-    transformers moves the pairs apart as well; queries and keys alike, so their products are the same.
-    """
+def _pairs_apart(layer: nn.Linear, heads: int, turned: int) -> Tensor:
+    """The layer's rows in an order in which, of each head's last `turned`, the first of all pairs come before
+    the second."""
+    rows_HD = torch.arange(layer.out_features, device=layer.weight.device).view(heads, -1)
+    pairs = rows_HD[:, -turned:]
+    return torch.cat((rows_HD[:, :-turned], pairs[:, 0::2], pairs[:, 1::2]), dim=1).flatten()
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether it computes with its weight alone (`trainer.lora`)."""
+    return type(layer) is nn.Linear and layer.bias is None
+
+
+def _linear(x_TD: Tensor, layer: nn.Linear, order: Tensor) -> Tensor:
+    """What the layer gives, its columns in another order."""
+    if _is_plain(layer):
+        return F.linear(x_TD, _Reorder.apply(layer.weight, order))  # pyright: ignore
+    return layer(x_TD)[:, order]
+
+
+class _Reorder(torch.autograd.Function):
+    """Rows in another order, each once: its gradient need not add up, as that of indexing would."""
 
     @staticmethod
-    def forward(ctx: Any, x_THD, turns_TR):  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(turns_TR)
-        return _turned(x_THD, turns_TR)
+    def forward(ctx: Any, rows_ND, order_N):  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(order_N)
+        return rows_ND.index_select(0, order_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (order_N,) = ctx.saved_tensors
+        return grad_ND.index_select(0, order_N.argsort()), None
+
+
+class _Rotate(torch.autograd.Function):
+    """Turns the pairs of the last 2R columns by an angle per token and pair; the others stay."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THD, cos_TR, sin_TR):  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(cos_TR, sin_TR)
+        return _turned(x_THD, cos_TR, sin_TR)
 
     @staticmethod
     def backward(ctx: Any, grad_THD):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _turned(grad_THD, ctx.saved_tensors[0].conj()), None
+        cos_TR, sin_TR = ctx.saved_tensors
+        return _turned(grad_THD, cos_TR, -sin_TR), None, None
 
 
-def _turned(x_THD: Tensor, turns_TR: Tensor) -> Tensor:
-    out = x_THD.clone(memory_format=torch.contiguous_format)
-    pairs = out[..., -2 * turns_TR.shape[-1] :]
-    turned = torch.view_as_complex(pairs.float().unflatten(-1, (-1, 2))) * turns_TR[:, None]
-    pairs.copy_(torch.view_as_real(turned).flatten(-2))
-    return out
+def _turned(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    pairs = cos_TR.shape[1]
+    sizes = [x_THD.shape[2] - 2 * pairs, pairs, pairs]
+    out_THD = x_THD.new_empty(x_THD.shape)
+    own, *turned = x_THD.split(sizes, dim=-1)
+    out_own, *out_turned = out_THD.split(sizes, dim=-1)
+    out_own.copy_(own)
+    _turn(*turned, cos_TR[:, None], sin_TR[:, None], *out_turned)
+    return out_THD
+
+
+@RowKernel
+def _turn(
+    first_THR: Tensor,
+    second_THR: Tensor,
+    cos_T1R: Tensor,
+    sin_T1R: Tensor,
+    out_first_THR: Tensor,
+    out_second_THR: Tensor,
+) -> None:
+    first_THR, second_THR = first_THR.float(), second_THR.float()
+    out_first_THR.copy_(torch.addcmul(first_THR * cos_T1R, second_THR, sin_T1R, value=-1))
+    out_second_THR.copy_(torch.addcmul(second_THR * cos_T1R, first_THR, sin_T1R))

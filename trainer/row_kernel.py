@@ -63,7 +63,9 @@ class RowKernel:
             for tensor in rows:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
             return self.whole(*rows, **shared)
-        size = max(1, BLOCK // first.shape[1]) if first.device.type == "cpu" else len(first)
+        size = max(1, len(first))
+        if first.device.type == "cpu":
+            size = max(1, BLOCK * size // max(1, first.numel()))
         total: Tensor | None = None
         for block in zip(*(tensor.split(size) for tensor in rows), strict=True):
             part = self.function(*block, **shared)
