@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return
-    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        mallopt(parameter, 2**31 - 1)
+    mallopt(_MMAP_THRESHOLD, 2**31 - 1)
+    mallopt(_TRIM_THRESHOLD, -1)  # never
     # One heap for all threads: those of further ones cannot hold a large tensor.
     mallopt(_ARENA_MAX, 1)

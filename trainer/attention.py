@@ -133,18 +133,24 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(ctx: Any, query_THD, key_TGP, shared_TR, value_TGV, scale, buckets):  # pyright: ignore
         ctx.scale, ctx.buckets, ctx.own = scale, buckets, key_TGP.shape[-1]
         keep, kept = any(ctx.needs_input_grad), []
+        groups = key_TGP.shape[1]
         out_THV = query_THD.new_empty(*query_THD.shape[:2], value_TGV.shape[-1])
         for bucket in buckets:
-            q, k, v = _heads(query_THD, key_TGP, shared_TR, value_TGV, bucket)
+            q_CLHD = _padded(query_THD, bucket)
+            k, v = _heads(key_TGP, shared_TR, value_TGV, bucket)
             if keep:
-                kept += (q, k, v)
+                kept += (k, v)
             with _padded_rows(out_THV, bucket) as out_CLHV:
                 for start, end in _blocks(bucket.length):
-                    weights = _weights(q, k, start, end, scale)
+                    q = _rows(q_CLHD[:, start:end], groups)
+                    weights = _weights(q, k[:, :end], end - start, scale)
+                    if keep:
+                        kept.append(q)
                     if keep and bucket.length <= KEEP:
                         kept.append(weights)
-                    mixed = torch.bmm(weights, v[:, :end]).unflatten(1, (-1, end - start))
-                    out_CLHV[:, start:end] = _tokens(mixed, bucket)
+                    out_CLHV[:, start:end] = _tokens(
+                        torch.bmm(weights, v[:, :end]), bucket, end - start
+                    )
         ctx.save_for_backward(*kept)
         return out_THV
 
@@ -154,51 +160,47 @@ class _BlockedAttention(torch.autograd.Function):
         kept = iter(ctx.saved_tensors)
         grads: list[Tensor] = []
         for bucket in ctx.buckets:
-            q, k, v = next(kept), next(kept), next(kept)
-            if not grads:
-                grads = _token_grads(grad_THV, q, k, v, own)
-            dquery, dkey, dshared, dvalue = grads
+            k, v = next(kept), next(kept)
             blocks = _blocks(bucket.length)
-            weights_kept = [next(kept) for _ in blocks] if bucket.length <= KEEP else None
-            grad = _rows(_padded(grad_THV, bucket), dkey.shape[1])
+            each = 2 if bucket.length <= KEEP else 1
+            kept_blocks = [[next(kept) for _ in range(each)] for _ in blocks]
+            groups = len(k) // bucket.count
+            if not grads:
+                grads = _token_grads(grad_THV, k, v, groups, own)
+            dquery, dkey, dshared, dvalue = grads
+            grad_CLHV = _padded(grad_THV, bucket)
             dk, dv = torch.empty_like(k), torch.empty_like(v)
             with _padded_rows(dquery, bucket) as dq_CLHD:
                 # Last block first: it reaches all keys.
                 for start, end in reversed(blocks):
-                    fresh = end == bucket.length
+                    rows, beta = end - start, 0 if end == bucket.length else 1
+                    q, *weights_kept = kept_blocks.pop()
                     weights = (
-                        weights_kept.pop() if weights_kept else _weights(q, k, start, end, scale)
+                        weights_kept[0] if weights_kept else _weights(q, k[:, :end], rows, scale)
                     )
-                    g = grad[:, :, start:end].flatten(1, 2)
-                    dv[:, :end].baddbmm_(weights.transpose(1, 2), g, beta=0 if fresh else 1)
+                    g = _rows(grad_CLHV[:, start:end], groups)
+                    dv[:, :end].baddbmm_(weights.transpose(1, 2), g, beta=beta)
                     dweights = torch.bmm(g, v[:, :end].transpose(1, 2))
-                    dscores = torch.ops.aten._softmax_backward_data(
-                        dweights, weights, -1, weights.dtype
+                    dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, g.dtype)
+                    dk[:, :end].baddbmm_(dscores.transpose(1, 2), q, beta=beta, alpha=scale)
+                    dq_CLHD[:, start:end] = _tokens(
+                        _product(dscores, k[:, :end], scale), bucket, rows
                     )
-                    q_BXD = q[:, :, start:end].flatten(1, 2)
-                    dk[:, :end].baddbmm_(
-                        dscores.transpose(1, 2), q_BXD, beta=0 if fresh else 1, alpha=scale
-                    )
-                    rows = _product(dscores, k[:, :end], scale).unflatten(1, (-1, end - start))
-                    dq_CLHD[:, start:end] = _tokens(rows, bucket)
-            dk_CLGD = _tokens(dk[:, None], bucket)
+            dk_CLGD = _tokens(dk, bucket, bucket.length)
             inside = slice(bucket.start, bucket.end)
             dkey[inside] = _unpadded(dk_CLGD[..., :own], bucket)
             dshared[inside] = _unpadded(dk_CLGD[..., own:].sum(2), bucket)
-            dvalue[inside] = _unpadded(_tokens(dv[:, None], bucket), bucket)
+            dvalue[inside] = _unpadded(_tokens(dv, bucket, bucket.length), bucket)
         return *grads, None, None
 
 
-def _token_grads(grad_THV: Tensor, q: Tensor, k: Tensor, v: Tensor, own: int) -> list[Tensor]:
+def _token_grads(
+    grad_THV: Tensor, k_BLD: Tensor, v_BLV: Tensor, groups: int, own: int
+) -> list[Tensor]:
     """Room for the gradients of queries, keys, what keys share, and values, in the order of tokens."""
     tokens, heads = grad_THV.shape[:2]
-    groups = heads // q.shape[1]
-    shapes = (
-        (heads, q.shape[-1]),
-        (groups, own),
-        (k.shape[-1] - own,),
-        (groups, v.shape[-1]),
-    )
+    width = k_BLD.shape[-1]
+    shapes = ((heads, width), (groups, own), (width - own,), (groups, v_BLV.shape[-1]))
     return [grad_THV.new_empty(tokens, *shape) for shape in shapes]
 
 
@@ -219,38 +221,35 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 
 def _heads(
-    query_THD: Tensor, key_TGP: Tensor, shared_TR: Tensor, value_TGV: Tensor, bucket: Bucket
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A bucket's (B, R, L, D) queries, (B, L, D) keys and (B, L, V) values."""
+    key_TGP: Tensor, shared_TR: Tensor, value_TGV: Tensor, bucket: Bucket
+) -> tuple[Tensor, Tensor]:
+    """A bucket's (B, L, D) keys and (B, L, V) values."""
     groups, own = key_TGP.shape[1:]
-    q = _rows(_padded(query_THD, bucket), groups)
-    v = _rows(_padded(value_TGV, bucket), groups)[:, 0]
-    k = torch.empty(*v.shape[:2], q.shape[-1], dtype=q.dtype)
+    v = _rows(_padded(value_TGV, bucket), groups)
+    k = v.new_empty(*v.shape[:2], own + shared_TR.shape[1])
     k_CGLD = k.unflatten(0, (bucket.count, groups))
     k_CGLD[..., :own] = _padded(key_TGP, bucket).transpose(1, 2)
     k_CGLD[..., own:] = _padded(shared_TR, bucket)[:, None]
-    return q, k, v
+    return k, v
 
 
 def _rows(x_CLHD: Tensor, groups: int) -> Tensor:
-    """(count, L, H, D) as contiguous (count x G, R, L, D)."""
+    """(count, L, H, D) as (B, X, D), X = R L."""
     x = x_CLHD.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
-    return x.contiguous().flatten(0, 1)
+    return x.flatten(2, 3).flatten(0, 1).contiguous()
 
 
-def _tokens(x_BRLD: Tensor, bucket: Bucket) -> Tensor:
-    """(count x G, R, L, D) as (count, L, H, D)."""
-    x = x_BRLD.unflatten(0, (bucket.count, -1))
+def _tokens(x_BXD: Tensor, bucket: Bucket, length: int) -> Tensor:
+    """(B, X, D) as (count, L, H, D)."""
+    x = x_BXD.unflatten(1, (-1, length)).unflatten(0, (bucket.count, -1))
     return x.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
-def _weights(q_BRLD: Tensor, k_BLD: Tensor, start: int, end: int, scale: float) -> Tensor:
-    """Attention weights of query rows [start, end) of all R heads over keys [0, end)."""
-    rows = end - start
-    q_BXD = q_BRLD[:, :, start:end].flatten(1, 2)
-    scores_BXK = _product(q_BXD, k_BLD[:, :end].transpose(1, 2), scale)
+def _weights(q_BXD: Tensor, k_BKD: Tensor, rows: int, scale: float) -> Tensor:
+    """Attention weights of the last `rows` queries of all R heads over all keys so far, (B, X, K)."""
+    scores_BXK = _product(q_BXD, k_BKD.transpose(1, 2), scale)
     mask = torch.full((rows, rows), float("-inf"), dtype=q_BXD.dtype).triu(1)
-    scores_BXK.unflatten(1, (-1, rows))[..., start:] += mask
+    scores_BXK.unflatten(1, (-1, rows))[..., -rows:] += mask
     return torch.softmax(scores_BXK, -1)
 
 

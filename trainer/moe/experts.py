@@ -28,7 +28,7 @@ from trainer.weights import routed_experts
 
 # Rows of an expert come in multiples of this where a kernel is compiled for each number of rows that comes
 # (bfloat16 on CPU: milliseconds each, and loads differ from step to step).
-ROWS = 64
+ROWS = 32
 
 
 @dataclass(frozen=True)
