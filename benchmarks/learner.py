@@ -6,8 +6,9 @@ LongCat-Flash in bfloat16, random weights. *tiny* and *small*: a batch of equal 
 sequences of long-tailed lengths, packed by the learner against the learner on rows padded to the longest. The
 other side of tiny and small is transformers' model with bfloat16 weights, AdamW on them, and the attention
 (eager or sdpa) that is the faster one. The learner's side is what a training step of its does with
-`learner.compile`, float32 master weights included. Either has the allocator that the learner sets up. Sides
-take turns; a figure is the median over the turns of their ratio.
+`learner.compile`, float32 master weights included. Each side has a process of its own, so that neither lives
+with the memory that the other has left, and both have the allocator that the learner sets up. Sides take
+turns; a figure is the median over the turns of their ratio.
 
 *product*: a plain product of two square matrices in bfloat16, measured between the turns; *share*: what the
 learner's step reaches of it, counting the products that the formulas ask for, not those that are done twice.
@@ -22,7 +23,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
@@ -48,6 +51,8 @@ PRODUCT = {"cpu": 2048, "cuda": 8192}
 TARGETS = {("tiny", "speedup"): 1.3, ("small", "speedup"): 1.8, ("small", "matmul_share"): 0.4}
 TARGETS |= {("packing", "speedup"): 2.0}
 OPTIM = OptimConfig(lr=1e-5)
+
+Rows = Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def sequences(lengths: Sequence[int], vocabulary: int) -> list[torch.Tensor]:
     return [torch.randint(3, vocabulary, (n,)) for n in lengths]
 
 
-def packed(rows: Sequence[torch.Tensor], device: torch.device, *, pad_to: int = 0) -> PackedBatch:
+def packed(rows: Rows, device: torch.device, *, pad_to: int = 0) -> PackedBatch:
     """The sequences as one stream, longest first; every token but a sequence's first is predicted.
 
     pad_to: fill each up to so many tokens, which are computed and not predicted.
@@ -98,7 +103,9 @@ def packed(rows: Sequence[torch.Tensor], device: torch.device, *, pad_to: int = 
         target_N=torch.cat([row[1:] for row in rows]).to(device),
         sample_N=torch.zeros(len(source), dtype=torch.long, device=device),
         rollout_logprobs_N=zeros.to(device),
-        advantages_N=torch.randn(len(source)).to(device),
+        advantages_N=torch.randn(len(source), generator=torch.Generator().manual_seed(1)).to(
+            device
+        ),
         versions_N=zeros.long().to(device),
         routing_TLK=None,
         versions=frozenset((0,)),
@@ -203,90 +210,139 @@ class Clock:
             torch.cuda.synchronize()
 
 
-def against_transformers(preset: Preset, clock: Clock) -> Result:
+class Worker:
+    """What a side's process holds: steps by name, and a clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.clock = Clock(device)
+        self.steps: dict[str, Callable[[], object]] = {}
+        self.ours: Ours | None = None
+
+    def load_ours(self, preset: Preset, rows: Rows) -> None:
+        """`step`: the learner's on these sequences."""
+        ours = self.ours = Ours(config_of(preset), self.device)
+        batch = packed(rows, self.device)
+        self.steps = {"step": lambda: ours.step([batch])}
+
+    def load_theirs(self, preset: Preset, rows: Rows, attention: str) -> None:
+        """`step`: that of transformers' model."""
+        self.steps = {}
+        theirs = Theirs(config_of(preset), self.device, attention)
+        advantages = packed(rows, self.device).advantages_N.view(len(rows), -1)
+        ids = torch.stack(list(rows)).to(self.device)
+        self.steps = {"step": lambda: theirs.step(ids, advantages)}
+
+    def load_padding(self, rows: Rows) -> None:
+        """`packed` and `padded`: the learner's steps on the same sequences."""
+        ours = self.ours = Ours(config_of("small"), self.device)
+        batch = packed(rows, self.device)
+        # As many tokens in a micro-batch on either side, as memory allows.
+        longest = max(map(len, rows))
+        padded = [
+            packed(rows[i : i + 4], self.device, pad_to=longest) for i in range(0, len(rows), 4)
+        ]
+        self.steps = {"padded": lambda: ours.step(padded), "packed": lambda: ours.step([batch])}
+
+    def seconds(self, step: str) -> float:
+        """Of one step."""
+        return self.clock.seconds(self.steps[step])
+
+    def product(self) -> float:
+        """FLOP/s of the plain product, the median so far."""
+        return self.clock.product()
+
+    def peak_gb(self, step: str) -> float:
+        """The allocator's peak of one step, 0 on a CPU."""
+        return self.clock.peak_gb(self.steps[step])
+
+    def counts(self) -> tuple[int, int]:
+        """The learner's parameters, and the token-expert pairs of its latest forward pass."""
+        assert self.ours is not None, "the learner's side"
+        return sum(p.numel() for p in self.ours.scorer.parameters()), self.ours.pairs()
+
+
+class Side:
+    """A process with a worker."""
+
+    def __init__(self, device: str, *, compiled: bool) -> None:
+        spawn = get_context("spawn")
+        self.pool = ProcessPoolExecutor(1, spawn, _start_worker, (device, compiled))
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What the worker's method returns."""
+        return self.pool.submit(_ask_worker, method, arguments).result()
+
+
+def _start_worker(device: str, compiled: bool) -> None:
+    global _worker
+    torch.set_num_threads(usable_cpus())
+    keep_freed_memory()
+    if compiled:
+        compile_kernels(torch.device(device))
+    _worker = Worker(torch.device(device))
+
+
+def _ask_worker(method: str, arguments: Sequence[Any]) -> Any:
+    return getattr(_worker, method)(*arguments)
+
+
+def against_transformers(preset: Preset, ours: Side, theirs: Side) -> Result:
     """Equal sequences; no packing to gain from."""
-    config, device = config_of(preset), clock.device
+    config = config_of(preset)
     rows = sequences([LENGTH] * SEQUENCES, config.vocab_size)
-    batch = packed(rows, device)
-    ids = torch.stack(rows).to(device)
-    advantages = batch.advantages_N.view(SEQUENCES, LENGTH - 1)
-    candidates = {name: Theirs(config, device, name) for name in ("eager", "sdpa")}
-
-    def seconds(name: str) -> float:
-        return min(clock.seconds(lambda: candidates[name].step(ids, advantages)) for _ in "ab")
-
-    other = candidates[min(candidates, key=seconds)]
-    candidates.clear()
-    ours = Ours(config, device)
-    result = compare(
-        clock,
-        TURNS[preset],
-        lambda: ours.step([batch]),
-        lambda: other.step(ids, advantages),
-        tokens=SEQUENCES * LENGTH,
-    )
-    work = flops(config, [LENGTH] * SEQUENCES, ours.pairs())
-    return finished(result, ours, work)
+    ours.ask("load_ours", preset, rows)
+    times = {}
+    for attention in ("eager", "sdpa"):
+        theirs.ask("load_theirs", preset, rows, attention)
+        times[attention] = min(theirs.ask("seconds", "step") for _ in range(3))
+    if times["eager"] < times["sdpa"]:
+        theirs.ask("load_theirs", preset, rows, "eager")
+    return compare(config, [LENGTH] * SEQUENCES, TURNS[preset], (ours, "step"), (theirs, "step"))
 
 
-def against_padding(clock: Clock) -> Result:
+def against_padding(ours: Side) -> Result:
     """Long-tailed lengths (log-normal, median 96, longest 1,024), packed against padded."""
-    config, device = config_of("small"), clock.device
+    config = config_of("small")
     draw = random.Random(0)
     lengths = [
         1024,
         *(min(1024, max(16, round(draw.lognormvariate(4.56, 1.0)))) for _ in range(15)),
     ]
-    rows = sequences(lengths, config.vocab_size)
-    ours = Ours(config, device)
-    # As many tokens in a micro-batch on either side, as memory allows.
-    padded = [packed(rows[i : i + 4], device, pad_to=1024) for i in range(0, len(rows), 4)]
-    batch = packed(rows, device)
-    result = compare(
-        clock,
-        TURNS["packing"],
-        lambda: ours.step([batch]),
-        lambda: ours.step(padded),
-        tokens=sum(lengths),
-    )
-    ours.step([batch])
-    return finished(result, ours, flops(config, lengths, ours.pairs()))
+    ours.ask("load_padding", sequences(lengths, config.vocab_size))
+    return compare(config, lengths, TURNS["packing"], (ours, "packed"), (ours, "padded"))
 
 
 def compare(
-    clock: Clock,
+    config: LongcatFlashConfig,
+    lengths: Sequence[int],
     turns: int,
-    ours: Callable[[], object],
-    other: Callable[[], object],
-    *,
-    tokens: int,
-) -> dict[str, Any]:
+    ours: tuple[Side, str],
+    other: tuple[Side, str],
+) -> Result:
     """Warm up, then take turns."""
-    peaks = [clock.peak_gb(act) for act in (ours, other)]
-    for act in (ours, other):
-        act()
-    pairs, product = [], clock.product()
+    (mine, my_step), (their, their_step) = ours, other
+    their_peak, my_peak = their.ask("peak_gb", their_step), mine.ask("peak_gb", my_step)
+    for side, step in (other, ours, other, ours):
+        side.ask("seconds", step)
+    parameters, pairs = mine.ask("counts")
+    turns_taken, product = [], mine.ask("product")
     for _ in range(turns):
-        pairs.append((clock.seconds(ours), clock.seconds(other)))
-        product = clock.product()
-    mine, theirs = (median(pair[i] for pair in pairs) for i in (0, 1))
-    return {
-        "tokens": tokens,
-        "speedup": median(b / a for a, b in pairs),
-        "tokens_per_second": tokens / mine,
-        "other_tokens_per_second": tokens / theirs,
-        "product_gflops": product / 1e9,
-        "peak_memory_gb": peaks[0],
-        "other_peak_memory_gb": peaks[1],
-    }
-
-
-def finished(result: dict[str, Any], ours: Ours, work: float) -> Result:
-    """With the share of the plain product."""
-    tokens, rate = result["tokens"], result["tokens_per_second"]
-    share = work * rate / tokens / 1e9 / result["product_gflops"]
-    parameters = sum(p.numel() for p in ours.scorer.parameters())
-    return Result(parameters=parameters, matmul_share=share, **result)
+        turns_taken.append((mine.ask("seconds", my_step), their.ask("seconds", their_step)))
+        product = mine.ask("product")
+    tokens = sum(lengths)
+    my_seconds, their_seconds = (median(turn[i] for turn in turns_taken) for i in (0, 1))
+    return Result(
+        parameters=parameters,
+        tokens=tokens,
+        speedup=median(b / a for a, b in turns_taken),
+        tokens_per_second=tokens / my_seconds,
+        other_tokens_per_second=tokens / their_seconds,
+        matmul_share=flops(config, lengths, pairs) / my_seconds / product,
+        product_gflops=product / 1e9,
+        peak_memory_gb=my_peak,
+        other_peak_memory_gb=their_peak,
+    )
 
 
 def main() -> int:
@@ -296,16 +352,12 @@ def main() -> int:
     parser.add_argument("--no-compile", action="store_true", help="without learner.compile")
     parser.add_argument("--json", action="store_true", help="figures as JSON, nothing else")
     arguments = parser.parse_args()
-    torch.set_num_threads(usable_cpus())
-    device = torch.device(arguments.device)
-    keep_freed_memory()
-    if not arguments.no_compile:
-        compile_kernels(device)
-    clock = Clock(device)
+    device, compiled = arguments.device, not arguments.no_compile
+    ours, theirs = Side(device, compiled=compiled), Side(device, compiled=False)
     results = {
-        "tiny": against_transformers("tiny", clock),
-        "small": against_transformers("small", clock),
-        "packing": against_padding(clock),
+        "tiny": against_transformers("tiny", ours, theirs),
+        "small": against_transformers("small", ours, theirs),
+        "packing": against_padding(ours),
     }
     if arguments.json:
         print(json.dumps({name: asdict(r) for name, r in results.items()}, indent=2))
@@ -314,15 +366,15 @@ def main() -> int:
     missed = [
         f"{name}.{key} is {asdict(results[name])[key]:.2f}, the target is {target:g}"
         for (name, key), target in TARGETS.items()
-        if device.type == "cpu" and asdict(results[name])[key] < target
+        if device == "cpu" and asdict(results[name])[key] < target
     ]
     print(*missed, sep="\n", file=sys.stderr, end="\n" if missed else "")
     return 1 if missed else 0
 
 
-def show(results: dict[str, Result], device: torch.device) -> None:
+def show(results: dict[str, Result], device: str) -> None:
     """The figures as a table."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{usable_cpus()} CPUs"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{usable_cpus()} CPUs"
     table = Table("", *results, title=f"LongCat-Flash in bfloat16, {name}")
     for key in asdict(next(iter(results.values()))):
         row = [asdict(r)[key] for r in results.values()]

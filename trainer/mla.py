@@ -119,25 +119,23 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    pairs = cos_TR.shape[1]
-    sizes = [x_THD.shape[2] - 2 * pairs, pairs, pairs]
+    turned = 2 * cos_TR.shape[1]
     out_THD = x_THD.new_empty(x_THD.shape)
-    own, *turned = x_THD.split(sizes, dim=-1)
-    out_own, *out_turned = out_THD.split(sizes, dim=-1)
+    own, pairs = x_THD.split([x_THD.shape[2] - turned, turned], dim=-1)
+    out_own, out_pairs = out_THD.split([x_THD.shape[2] - turned, turned], dim=-1)
     out_own.copy_(own)
-    _turn(*turned, cos_TR[:, None], sin_TR[:, None], *out_turned)
+    sin_T12R = torch.stack((-sin_TR, sin_TR), dim=1)[:, None]
+    _turn(
+        pairs.unflatten(-1, (2, -1)),
+        cos_TR[:, None, None],
+        sin_T12R,
+        out_pairs.unflatten(-1, (2, -1)),
+    )
     return out_THD
 
 
 @RowKernel
-def _turn(
-    first_THR: Tensor,
-    second_THR: Tensor,
-    cos_T1R: Tensor,
-    sin_T1R: Tensor,
-    out_first_THR: Tensor,
-    out_second_THR: Tensor,
-) -> None:
-    first_THR, second_THR = first_THR.float(), second_THR.float()
-    out_first_THR.copy_(torch.addcmul(first_THR * cos_T1R, second_THR, sin_T1R, value=-1))
-    out_second_THR.copy_(torch.addcmul(second_THR * cos_T1R, first_THR, sin_T1R))
+def _turn(x_TH2R: Tensor, cos_T11R: Tensor, sin_T12R: Tensor, out_TH2R: Tensor) -> None:
+    """(a, b) -> (a cos - b sin, b cos + a sin)."""
+    x_TH2R = x_TH2R.float()
+    out_TH2R.copy_(torch.addcmul(x_TH2R * cos_T11R, x_TH2R.roll(1, -2), sin_T12R))
