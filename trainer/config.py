@@ -318,7 +318,8 @@ class LearnerConfig(Section):
     cpus, gpus: what each rank's actor asks Ray for (0 CPUs: it shares the engines' cores).
     advantage: where it is missing, that of the loss's paper.
     recompute: keep only each layer's input and compute the rest again in the backward pass: less memory,
-    about a third more work. compile: torch.compile for each layer; on CPU it needs a C++ compiler.
+    about a third more work. compile: torch.compile for what is not a product (norms, activations, rotary
+    embedding, log-probs); on CPU it needs a C++ compiler, and some ten seconds the first time.
     lora: adapters to train in place of the weights; where it is missing, all weights are trained.
     deterministic: the same samples give the same losses to the bit, on one machine with the same threads.
     record_tokens: keep what each update computed of each token it trained on (log-prob, entropy, advantage)
