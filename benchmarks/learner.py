@@ -6,9 +6,9 @@ LongCat-Flash in bfloat16, random weights. *tiny* and *small*: a batch of equal 
 sequences of long-tailed lengths, packed by the learner against the learner on rows padded to the longest. The
 other side of tiny and small is transformers' model with bfloat16 weights, AdamW on them, and the attention
 (eager or sdpa) that is the faster one. The learner's side is what a training step of its does with
-`learner.compile`, float32 master weights included. Each side has a process of its own, so that neither lives
-with the memory that the other has left, and both have the allocator that the learner sets up. Sides take
-turns; a figure is the median over the turns of their ratio.
+`learner.compile`, float32 master weights included. Learner and transformers have a process each, so that
+neither lives with the memory that the other has left, and both have the allocator that the learner sets up.
+Sides take turns; a figure is the median over the turns of their ratio.
 
 *product*: a plain product of two square matrices in bfloat16, measured between the turns; *share*: what the
 learner's step reaches of it, counting the products that the formulas ask for, not those that are done twice.

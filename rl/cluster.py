@@ -26,6 +26,7 @@ from rl.nodes import alive_nodes, on_node, own_node, places, probe
 from rl.process import end_processes, first_line
 from rl.weight_copies import Shelf
 from rollout.renderer import Renderer
+from trainer import allocator
 
 # Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
 # until another ends, and `interrupt` or `load` would wait behind the requests that wait for them.
@@ -235,6 +236,7 @@ class Cluster:
                 num_gpus=config.gpus,
                 max_concurrency=1,
                 beside={"publish": 1, "pulse": 1},
+                variables=allocator.VARIABLES,
             )
             for rank, name in enumerate(names if config.ranks > 1 else ["learner"])
         }
@@ -269,16 +271,18 @@ class Cluster:
         *,
         threads: int = 1,
         beside: Mapping[str, int] | None = None,
+        variables: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Any:
         """Start an actor. The CPUs it asks for do not decide how many threads it gets.
 
         beside: groups of methods that run beside the others, and how many calls of each at once.
+        variables: further ones of its environment.
         """
         options = {"num_cpus": 0, "memory": LEAST_MEMORY, "max_concurrency": MAX_CALLS, **options}
         # Threads that spin while they wait take the cores that the other processes need.
-        variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        environment = {"env_vars": variables}
+        own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {"env_vars": own | dict(variables or {})}
         placed: Any = ray.remote(concurrency_groups=dict(beside or {}))  # pyright: ignore[reportCallIssue]
         remote = placed(kind).options(
             name=name, namespace=self.id, runtime_env=environment, **options

@@ -1,5 +1,6 @@
 """Row kernels: compiled, in blocks and whole, the same numbers."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -9,13 +10,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from trainer import row_kernel
+from trainer.allocator import VARIABLES
 from trainer.mla import _Rotate
 from trainer.norm import rms_norm
 from trainer.row_kernel import RowKernel, compile_kernels
-from trainer.scorer import _TokenLogprobs
+from trainer.scorer import LOGITS, _TokenLogprobs
 from trainer.swiglu import swiglu
 
 CPU = torch.device("cpu")
@@ -83,8 +86,11 @@ def test_compiled_kernels_give_the_same_values_and_gradients(case, dtype, monkey
     draw = torch.Generator().manual_seed(0)
     close = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
     monkeypatch.setattr(row_kernel, "_compiled", False)
-    # Lengths differ from batch to batch, and 0 and 1 are special to a compiler.
-    for rows in (0, 1, 2, 300, 77, 1000):
+    monkeypatch.setitem(LOGITS, "cpu", 1 << 20)  # several chunks
+    graphs = []
+    # Lengths differ from batch to batch; the short ones are not compiled, and the others share a graph (a sum
+    # over more than 4,096 rows has a second one).
+    for rows in (0, 1, 77, 3900, 3100, 2900):
         sizes = [[rows if n is None else n for n in shape] for shape in shapes]
         given = [torch.randn(size, generator=draw) for size in sizes]
         given[0] = given[0].to(dtype)
@@ -93,10 +99,12 @@ def test_compiled_kernels_give_the_same_values_and_gradients(case, dtype, monkey
         plain = values_and_gradients(function, given)
         compile_kernels(CPU)
         compiled = values_and_gradients(function, given)
+        graphs.append(counters["stats"]["unique_graphs"])
         monkeypatch.setattr(row_kernel, "_compiled", False)
         for found, wanted in zip(compiled, plain, strict=True):
-            scale = max(1e-6, float(wanted.abs().max())) if wanted.numel() else 1.0
+            scale = max(1e-6, wanted.abs().max().item()) if wanted.numel() else 1.0
             torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=close)
+    assert graphs[2] < graphs[3] == graphs[4] == graphs[5]
 
 
 def values_and_gradients(function: Callable[..., Tensor], given: list[Tensor]) -> list[Tensor]:
@@ -110,24 +118,39 @@ def values_and_gradients(function: Callable[..., Tensor], given: list[Tensor]) -
 FAULTS = """
 import resource
 import sys
+import threading
 import torch
 from trainer.allocator import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
+
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
         torch.ones(1 << 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-# The first rounds find out how much is needed.
-print([faults() for _ in range(8)][-1])
+
+def main():
+    torch.ones(4)
+    if sys.argv[1] == "keep":
+        keep_freed_memory()
+    # The first rounds find out how much is needed.
+    print([faults() for _ in range(8)][-1])
+
+if sys.argv[2] == "thread":
+    thread = threading.Thread(target=main)
+    thread.start()
+    thread.join()
+else:
+    main()
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is set")
-def test_freed_memory_stays_with_the_process():
-    def faults(how: str) -> int:
-        command = [sys.executable, "-c", FAULTS, how]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+@pytest.mark.parametrize(("where", "variables"), [("main", {}), ("thread", VARIABLES)])
+def test_freed_memory_stays_with_the_process(where, variables):
+    def faults(how: str, variables: dict[str, str]) -> int:
+        command = [sys.executable, "-c", FAULTS, how, where]
+        environment = os.environ | variables
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return int(ended.stdout)
 
-    assert faults("keep") < 100 < 1000 < faults("give back")
+    assert faults("keep", variables) < 100 < 1000 < faults("give back", {})

@@ -6,6 +6,9 @@ it again as pages that fault one by one and are filled with zeros: up to a sixth
 
 import ctypes
 
+# For the environment of a process that trains in another thread than its first: one heap for all threads, as
+# those of further threads cannot hold a large tensor. A thread that has one already keeps it.
+VARIABLES = {"MALLOC_ARENA_MAX": "1"}
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
@@ -16,7 +19,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, TypeError, AttributeError):
         return
-    mallopt(_MMAP_THRESHOLD, 2**31 - 1)
+    # Older releases refuse more than 32 MiB.
+    _ = mallopt(_MMAP_THRESHOLD, 2**31 - 1) or mallopt(_MMAP_THRESHOLD, 2**25)
     mallopt(_TRIM_THRESHOLD, -1)  # never
-    # One heap for all threads: those of further ones cannot hold a large tensor.
-    mallopt(_ARENA_MAX, 1)
+    mallopt(_ARENA_MAX, 1)  # as VARIABLES

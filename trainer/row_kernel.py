@@ -14,8 +14,8 @@ from torch import Tensor
 
 # Elements of a block: in float32 and with its neighbours about a core's second-level cache.
 BLOCK = 1 << 17
-# Graphs of one kernel: one for each width and dtype that comes, and torch's own limit of eight is soon
-# reached where a process has several policies.
+# Graphs of one kernel: one for each width, dtype, layout and need of a gradient that comes. torch's own limit
+# of eight is soon reached where a process has several policies.
 GRAPHS = 64
 
 _compiled = False
@@ -24,13 +24,13 @@ _compiled = False
 def compile_kernels(device: torch.device) -> None:
     """Let torch.compile make the row kernels, in this process from now on; each is made at its first use.
 
-    Changes no result beyond rounding. Raises ValueError where nothing can compile for the device.
+    Changes no result beyond rounding. Raises ValueError where the device is a CPU without a C++ compiler.
     """
     global _compiled
-    from torch._inductor import config, exc
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     if device.type == "cpu":
+        from torch._inductor import exc
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
         try:
             get_cpp_compiler()
         except exc.InvalidCxxCompiler as error:
@@ -38,9 +38,6 @@ def compile_kernels(device: torch.device) -> None:
                 "learner.compile needs a C++ compiler on the learner's machine, and none works: install g++ "
                 "or set CXX, or leave learner.compile out"
             ) from error
-    # A handful of small kernels, one after the other: no pool of processes that outlives them.
-    config.compile_threads = 1
-    torch._dynamo.config.recompile_limit = GRAPHS
     _compiled = True
 
 
@@ -52,14 +49,22 @@ class RowKernel:
 
     @cached_property
     def whole(self) -> Callable[..., Tensor | None]:
-        """The function for all rows, compiled: one graph per width and dtype, for any number of rows."""
-        return torch.compile(self.function, fullgraph=True, dynamic=False)
+        """The function for all rows, compiled, for any number of them."""
+        # A handful of small kernels, one after the other: no pool of processes that outlives them.
+        return torch.compile(  # pyright: ignore[reportCallIssue]
+            self.function,
+            fullgraph=True,
+            dynamic=False,
+            recompile_limit=GRAPHS,
+            options={"compile_threads": 1},
+        )
 
     def __call__(self, *rows: Tensor, **shared: Any) -> Tensor | None:
         """rows: tensors to work on, in place or not; shared: what every row needs."""
         first = rows[0]
-        # A graph for any number of rows is one for two or more.
-        if _compiled and len(first) > 1:
+        # Fewer are one block. What is compiled first decides for any number: for a few rows it is no loop for
+        # several threads, and a single row is an own case to a compiler.
+        if _compiled and first.numel() >= BLOCK and len(first) > 1:
             for tensor in rows:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
             return self.whole(*rows, **shared)

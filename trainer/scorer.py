@@ -14,7 +14,7 @@ from trainer.critic import Critic
 from trainer.moe.router import share_tape
 from trainer.row_kernel import RowKernel
 
-# Logits that exist at once, in elements: what stays in a core's cache, or what a GPU is busy with.
+# Logits that exist at once, in elements: what stays in the CPU's last cache, or what a GPU is busy with.
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 # Rows below which a product is slow.
 MIN_ROWS = 128

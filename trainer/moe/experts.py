@@ -132,7 +132,6 @@ class GroupedExperts(nn.Module):
             setattr(self, name, nn.Parameter(part))
         self.holders = mesh
 
-    @torch.compiler.disable  # a grouped product cannot be traced on CPU
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor
     ) -> Tensor:
