@@ -35,10 +35,10 @@ from rich.console import Console
 
 from rl.cold_start import first_checkpoint
 from rl.config import RunConfig
-from rl.progress import Progress
-from rl.run import Run
-from rl.run_folder import RunFolder
-from rl.wandb_sink import WandbSink
+from rl.loop.run import Run
+from rl.record.progress import Progress
+from rl.record.run_folder import RunFolder
+from rl.record.wandb_sink import WandbSink
 from rollout.engine import Completion, Request, VersionSpan
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -115,7 +115,7 @@ async def until(condition: Callable[[], bool]) -> float:
 
 async def drive(run: Run, switch: Path, how: str) -> dict[str, Any]:
     """Break the fifth, and mend it; what was seen."""
-    rests = run.supervision.breakers[BROKEN]
+    rests = run.task_source.breakers[BROKEN]
     await until(lambda: ended(run) > 0)
     await asyncio.sleep(WARM_SECONDS)
     figures: dict[str, Any] = {"how": how, "works": await rate(run, SECONDS)}

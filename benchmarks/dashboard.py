@@ -3,7 +3,7 @@
     python benchmarks/dashboard.py [--trajectories N] [--keep DIR] [--json FILE]
 
 A run folder of 1,000 steps with 200 keys and 200,000 trajectories, written by what writes a run's
-(`rl.run_folder`), then `dorado dashboard` over it as a process of its own. Measured:
+(`rl.record.run_folder`), then `dorado dashboard` over it as a process of its own. Measured:
 
     the questions of the list, asked directly: every filter below in every order
     pages by HTTP, up to the last byte: trajectories by link, the overview when nothing of it was read yet,
@@ -37,9 +37,9 @@ from rl.config import RunConfig
 from rl.dashboard import trajectory_index
 from rl.dashboard.pages.frame import run_address
 from rl.dashboard.trajectory_filter import ORDERS, TrajectoryFilter
-from rl.group import GroupReport, GroupSpec, member_report
-from rl.run_folder import RunFolder, TrajectoryWriter
-from rl.samples import Dropped
+from rl.record.run_folder import RunFolder, TrajectoryWriter
+from rl.samples.group import GroupReport, GroupSpec, member_report
+from rl.samples.samples import Dropped
 from rollout.engine import VersionSpan
 from rollout.trajectory import Phase, ScoredTrajectory, Trajectory, Turn
 
@@ -119,7 +119,7 @@ def _scored(draw: random.Random, id: str, group: str, task: Task, version: int) 
         opening=(Message("user", "a question"),),
         turns=tuple(turns),
         stop_reason=draw.choice(("completed",) * 8 + ("max_turns", "env_fault")),
-        evidence={"solved": 1.0},
+        env_rewards={"solved": 1.0},
         phases=(Phase("generate", 1.7e9, draw.random()), Phase("tool", 1.7e9, draw.random())),
     )
     if not played.judged:

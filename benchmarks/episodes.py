@@ -43,14 +43,14 @@ from typing_extensions import override
 
 from envs.env import call, say
 from envs.message import Message, ToolCall
+from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.cluster import Cluster
 from rl.cold_start import first_checkpoint
 from rl.config import RunConfig
-from rl.progress import Progress
-from rl.pulse import Pulse, own_pulse
-from rl.run import Run
-from rl.run_folder import RunFolder
-from rl.wandb_sink import WandbSink
+from rl.loop.run import Run
+from rl.record.progress import Progress
+from rl.record.run_folder import RunFolder
+from rl.record.wandb_sink import WandbSink
 from rollout.engine import Completion, Request, VersionSpan
 from rollout.renderer import Renderer
 from rollout.vllm_engine import LoadTimes
@@ -141,7 +141,7 @@ class StandInEngine:
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change version."""
         self.version = version
-        return LoadTimes(pause_ms=0.0, flip_ms=0.0, staging_ms=0.0)
+        return LoadTimes(pause_ms=0.0, swap_ms=0.0, staging_ms=0.0)
 
     async def let_go(self, count: int) -> int:
         """Answer so many of the requests that wait. Returns how many are left."""
@@ -149,9 +149,9 @@ class StandInEngine:
             self.held.pop(id).set_result(self.rng.choice(self.calls))
         return len(self.held)
 
-    async def pulse(self) -> Pulse:
+    async def heartbeat(self) -> Heartbeat:
         """That it is there."""
-        return own_pulse()
+        return own_heartbeat()
 
     async def shutdown(self) -> None:
         """There is nothing to end."""
@@ -181,9 +181,9 @@ class StandInLearner:
         """There are none."""
         return 0, []
 
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         """That it is there."""
-        return own_pulse()
+        return own_heartbeat()
 
     def snapshot(self, path: str) -> float:
         """There are no weights."""

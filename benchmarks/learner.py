@@ -35,15 +35,15 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LongcatFlashConfig
 
 from rl.config import usable_cpus
-from trainer.allocator import keep_freed_memory
-from trainer.attention import plan_buckets
 from trainer.batch import PackedBatch
 from trainer.config import OptimConfig
+from trainer.cpu.allocator import keep_freed_memory
+from trainer.cpu.attention import plan_buckets
+from trainer.cpu.row_kernel import compile_kernels
 from trainer.optimizer import Optimizer
 from trainer.policy import build_policy
-from trainer.presets import VOCAB_SIZE, Preset, model_config
-from trainer.row_kernel import compile_kernels
 from trainer.scorer import Scorer
+from trainer.small.presets import VOCAB_SIZE, Preset, model_config
 
 SEQUENCES, LENGTH = 16, 256
 TURNS = {"tiny": 15, "small": 7, "packing": 3}
@@ -134,7 +134,9 @@ class Ours:
 
     def pairs(self) -> int:
         """Token-expert pairs with computation in the latest forward pass, over all layers."""
-        return sum(int((used < self.routed).sum()) for used in self.scorer.tape.used_TK.values())
+        return sum(
+            int((used < self.routed).sum()) for used in self.scorer.routing_record.used_TK.values()
+        )
 
 
 class Theirs:

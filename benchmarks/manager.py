@@ -31,16 +31,16 @@ from typing import Any
 
 from rich.console import Console
 
-from rl.cluster import Actors
+from rl.actors.handles import Actors
+from rl.actors.heartbeat import Heartbeat
 from rl.config import RunConfig
-from rl.dispatcher import Dispatcher
-from rl.group import GroupReport, GroupSpec, MemberReport
-from rl.progress import Progress
-from rl.pulse import Pulse
-from rl.run import Run
-from rl.run_folder import RunFolder
-from rl.waiting import WaitingTable
-from rl.wandb_sink import WandbSink
+from rl.loop.dispatcher import Dispatcher
+from rl.loop.run import Run
+from rl.record.progress import Progress
+from rl.record.run_folder import RunFolder
+from rl.record.waiting import WaitingTable
+from rl.record.wandb_sink import WandbSink
+from rl.samples.group import GroupReport, GroupSpec, MemberReport
 from rollout.placement import InProgress
 from rollout.vllm_engine import LoadTimes
 
@@ -104,7 +104,7 @@ class Controllers:
             leave=Remote(self._leave),
             in_progress=Remote(self._in_progress),
             waiting=Remote(self._waiting),
-            pulse=Remote(_pulse),
+            heartbeat=Remote(_heartbeat),
         )
 
     def options(self, *, num_returns: int) -> "Controllers":
@@ -190,7 +190,7 @@ class Learner:
             step=Remote(self._step),
             lost=Remote(self._lost),
             record=Remote(self._record),
-            pulse=Remote(_pulse),
+            heartbeat=Remote(_heartbeat),
             experts=Remote(self._experts),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
@@ -236,8 +236,8 @@ class LocalDispatcher(Dispatcher):
             report.cancel()
 
 
-async def _pulse() -> Pulse:
-    return Pulse(os.getpid(), "127.0.0.1")
+async def _heartbeat() -> Heartbeat:
+    return Heartbeat(os.getpid(), "127.0.0.1")
 
 
 async def _stage(path: str, version: int) -> float:
@@ -245,7 +245,7 @@ async def _stage(path: str, version: int) -> float:
 
 
 async def _load(path: str, version: int) -> LoadTimes:
-    return LoadTimes(pause_ms=0.0, flip_ms=0.0, staging_ms=0.0)
+    return LoadTimes(pause_ms=0.0, swap_ms=0.0, staging_ms=0.0)
 
 
 async def measure(mode: str, folder: str, *, profile: bool) -> bool:
@@ -255,7 +255,7 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     learner.profiled = profile
     engines = {
         f"engine-{n}": SimpleNamespace(
-            stage=Remote(_stage), load=Remote(_load), pulse=Remote(_pulse)
+            stage=Remote(_stage), load=Remote(_load), heartbeat=Remote(_heartbeat)
         )
         for n in range(ENGINES)
     }
@@ -265,8 +265,8 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     cluster: Any = SimpleNamespace(actors=actors, weights=Path(folder))
     progress = Progress(Console(file=io.StringIO()))
     run = Run(config, cluster, run_folder, progress, WandbSink(config, run_folder))
-    limit, announce = config.episode.max_seconds, run.fleet.announce
-    run.dispatcher = LocalDispatcher(actors, limit, run._lost, announce)
+    limit, push_engine_map = config.episode.max_seconds, run.fleet.push_engine_map
+    run.dispatcher = LocalDispatcher(actors, limit, run._lost, push_engine_map)
     finishing = asyncio.create_task(controllers.finish())
     await run.main()
     finishing.cancel()

@@ -30,11 +30,11 @@ from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Request
 from rollout.vllm_engine import VllmEngine
 from trainer.config import LearnerConfig, RouterConfig
-from trainer.init_model import init_checkpoint
 from trainer.learner import Learner
 from trainer.policy import load_policy
-from trainer.presets import Family
 from trainer.sample import TrainSample
+from trainer.small.init_model import init_checkpoint
+from trainer.small.presets import Family
 from trainer.weights import write_checkpoint
 
 Dtype = Literal["bfloat16", "float32"]

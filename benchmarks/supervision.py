@@ -30,10 +30,11 @@ import ray
 from envs.env import Task
 from envs.message import ToolCall
 from envs.session import Deadlines, EnvSession
-from rl.check import make_env
+from rl.actors.env_host import EnvHost
+from rl.actors.host_pool import HostPool, HostSession
 from rl.cluster import MAX_CALLS
 from rl.config import EnvTable
-from rl.env_hosts import EnvHost, HostPool, HostSession
+from rl.preflight import make_env
 
 TARGET_RATE, TARGET_MS = 2_000.0, 5.0
 TABLE = EnvTable(id="calculator")

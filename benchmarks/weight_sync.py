@@ -8,7 +8,7 @@ each of 6 versions: the learner copies its weights and writes them beside, both 
 they write on, and change to it. First the engines write for some seconds undisturbed.
 
 *memcpy*: one warm copy of as many bytes as the file has, in one thread, nothing else at work. *pause*: from
-the call that stops an engine to the answer that it goes on; *flip*, the part of it that changes weights.
+the call that stops an engine to the answer that it goes on; *swap*, the part of it that changes weights.
 *staging*: from the call to the answer, while the engine writes; *idle*, while it does not. These are medians
 over versions and engines. *gap*: the longest time between two tokens of a sequence, undisturbed; while a
 version is staged; and in the change, after which its prefix is computed again with the new weights, for the
@@ -37,15 +37,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
-from rl.actors import Engine
+from rl.actors.engine import EngineActor
 from rl.cluster import Cluster
 from rl.cold_start import corpus
 from rl.config import RunConfig
-from rl.run_folder import RunFolder
-from rl.weight_sync import WeightSync
-from trainer.init_model import init_checkpoint
+from rl.fleet.weight_sync import WeightSync
+from rl.record.run_folder import RunFolder
 from trainer.policy import build_policy
-from trainer.presets import Preset
+from trainer.small.init_model import init_checkpoint
+from trainer.small.presets import Preset
 from trainer.weights import write_checkpoint
 
 TARGET_COPIES = 10.0
@@ -72,14 +72,14 @@ class Result:
     idle_staging_ms: float
     pause_ms: float
     pause_max_ms: float
-    flip_ms: float
+    swap_ms: float
     pause_over_memcpy: float
     gap_ms: float
     gap_staging_ms: float
     gap_change_ms: float
 
 
-class WritingEngine(Engine):
+class WritingEngine(EngineActor):
     """An engine that writes sequences without end, and notes when each token came."""
 
     async def begin(self) -> None:
@@ -132,7 +132,7 @@ class WritingCluster(Cluster):
 
     def _place(self, kind: type, name: str, *arguments: Any, **options: Any) -> Any:
         return super()._place(
-            WritingEngine if kind is Engine else kind, name, *arguments, **options
+            WritingEngine if kind is EngineActor else kind, name, *arguments, **options
         )
 
 
@@ -202,7 +202,7 @@ async def measure(config: RunConfig, checkpoint: Path, folder: Path, parameters:
         start = time.monotonic()
         await asyncio.sleep(UNDISTURBED_SECONDS)
         gap = await longest_gap(engines, start, time.monotonic())
-        snapshots, publishes, stagings, pauses, flips = [], [], [], [], []
+        snapshots, publishes, stagings, pauses, swaps = [], [], [], [], []
         gaps, changes = [], []
         for version in range(1, VERSIONS + 1):
             snapshots.append(await sync.snapshot(version))
@@ -220,7 +220,7 @@ async def measure(config: RunConfig, checkpoint: Path, folder: Path, parameters:
             await written_on(engines)
             changes.append(await longest_gap(engines, start, end))
             pauses += times.pause_ms
-            flips += times.flip_ms
+            swaps += times.swap_ms
             sync.forget({version})
         await asyncio.gather(*(e.end.remote() for e in engines))
     finally:
@@ -235,7 +235,7 @@ async def measure(config: RunConfig, checkpoint: Path, folder: Path, parameters:
         idle_staging_ms=idle,
         pause_ms=median(pauses),
         pause_max_ms=max(pauses),
-        flip_ms=median(flips),
+        swap_ms=median(swaps),
         pause_over_memcpy=median(pauses) / memcpy,
         gap_ms=gap,
         gap_staging_ms=median(gaps),

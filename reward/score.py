@@ -25,7 +25,7 @@ async def score(
     """
     if not trajectory.judged:
         return ScoredTrajectory(trajectory, {}, 0.0)
-    rewards = dict(trajectory.evidence)
+    rewards = dict(trajectory.env_rewards)
     for judge in judges:
         name = getattr(judge, "__name__", str(judge))
         deadline = asyncio.timeout(seconds)

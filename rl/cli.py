@@ -1,6 +1,6 @@
 """The command line: `dorado train | sft | status | dashboard | export | …`, and groups such as `dorado env`.
 
-Jobs on a cluster (`dorado submit | jobs | logs | stop`) are in rl/jobs_cli.py.
+Jobs on a cluster (`dorado submit | jobs | logs | stop`) are in rl/jobs/cli.py.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -15,8 +15,8 @@ import typer
 
 from rl.config import Mode, RunConfig, load_config
 from rl.config_file import ConfigError, read_origins
-from rl.jobs_cli import app as jobs_app
-from rl.kit.cli import app as env_app
+from rl.env_tools.cli import app as env_app
+from rl.jobs.cli import app as jobs_app
 from trainer.config import Dtype
 
 app = typer.Typer(
@@ -48,18 +48,18 @@ def train(
     ] = None,
 ) -> None:
     """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
-    from rl.check import check_run, resolved
+    from rl.preflight import check_run, resolved
 
     settings = _load(config, context.args)
     try:
         going_on = None
         if resume is not None:
-            from rl.resume import find_resume
+            from rl.loop.resume import find_resume
 
             settings, going_on = find_resume(resume, settings)
         check_run(settings)
         if dry_run:
-            from rl.run_folder import dump_toml
+            from rl.record.run_folder import dump_toml
 
             typer.echo(dump_toml(resolved(settings)), nl=False)
             raise typer.Exit(0)
@@ -77,7 +77,7 @@ def sft(
     out: Annotated[Path | None, typer.Option(help="Where to write the policy.")] = None,
 ) -> None:
     """Cold start: train a policy on demonstrations of the environments' experts."""
-    from rl.check import check_run
+    from rl.preflight import check_run
 
     settings = _load(config, context.args)
     try:
@@ -89,7 +89,7 @@ def sft(
     except ConfigError as error:
         raise _bad_input(error) from None
     from rl.cold_start import ColdStartError, first_checkpoint, make_cold_start
-    from rl.progress import Progress
+    from rl.record.progress import Progress
 
     with Progress() as progress:
         progress.stage("cold start")
@@ -115,8 +115,8 @@ def compare_modes(
     """Run a config in every mode, on the same tasks, seeds and learner steps, and compare."""
     from rich.console import Console
 
-    from rl.check import check_run
     from rl.compare import MODES, CompareError, compare, table
+    from rl.preflight import check_run
 
     settings = _load(config, context.args)
     try:
@@ -146,7 +146,7 @@ def status(
     """What a live run is doing, and what each of its trajectories is waiting for."""
     from rich.console import Console
 
-    from rl.status import describe, in_progress, read_status
+    from rl.record.status import describe, in_progress, read_status
 
     try:
         state = read_status(run)
@@ -212,7 +212,7 @@ def export(
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "float32",
 ) -> None:
     """Write a checkpoint's policy as a Hugging Face folder, which transformers and vLLM load."""
-    from rl.export import find_checkpoint, read_checkpoint
+    from rl.record.checkpoint_choice import find_checkpoint, read_checkpoint
 
     try:
         if folder.exists():
@@ -333,7 +333,7 @@ def model_init(
         message = f"--{first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}"
         raise _bad_input(ConfigError(message)) from None
     from rl.cold_start import corpus
-    from trainer.init_model import init_checkpoint
+    from trainer.small.init_model import init_checkpoint
 
     settings = RunConfig(
         name="init",

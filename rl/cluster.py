@@ -7,7 +7,6 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +14,27 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
-from rl.actors import Controller, Engine, LearnerActor
+from rl.actors.controller import ControllerActor
+from rl.actors.engine import EngineActor
+from rl.actors.env_host import EnvHost
+from rl.actors.handles import Actors, StartError
+from rl.actors.learner import LearnerActor
+from rl.actors.learner_ranks import LearnerRanks
 from rl.config import RunConfig, usable_cpus
-from rl.deadline import within
-from rl.env_hosts import EnvHost
-from rl.learner_ranks import LearnerRanks
-from rl.local_ray import join_ray, start_local_ray
-from rl.node_folder import PREFIX, claim, node_folder, tidy
-from rl.nodes import alive_nodes, on_node, own_node, places, probe
-from rl.process import end_processes, first_line
-from rl.weight_copies import Shelf
+from rl.fleet.replicas import NodeStore
+from rl.nodes.deadline import within
+from rl.nodes.local_ray import join_ray, start_local_ray
+from rl.nodes.node_folder import PREFIX, claim, node_folder, tidy
+from rl.nodes.nodes import alive_nodes, node_of, on_node, own_node, probe
+from rl.nodes.process import end_processes, first_line
 from rollout.renderer import Renderer
-from trainer import allocator
+from trainer.cpu import allocator
 
 # Calls an actor may have in progress: above whatever a run has in flight, for beyond it Ray lets a call wait
 # until another ends, and `interrupt` or `load` would wait behind the requests that wait for them.
 MAX_CALLS = 100_000
 # Bytes. An actor that asks for nothing at all Ray puts on any node, whatever the strategy says.
 LEAST_MEMORY = 2**20
-
-
-class StartError(Exception):
-    """The run cannot start; the message is one sentence for the user."""
-
-
-@dataclass
-class Actors:
-    """Handles of a run's actors; an actor ends when its last handle here is gone.
-
-    ranks: the learner's processes, which `learner` stands for.
-    places: the node of each, by name. addresses: of the nodes. home: the learner's node, of several ranks the
-    first one's. shelves: by node, where the actors are on more nodes than this process's.
-    """
-
-    learner: Any
-    engines: dict[str, Any]
-    hosts: dict[str, Any]
-    controllers: dict[str, Any]
-    ranks: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
-    addresses: dict[str, str] = field(default_factory=dict)
-    home: str = ""
-    shelves: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def all(self) -> dict[str, Any]:
-        """Every process, by name."""
-        return {**self.ranks, **self.engines, **self.controllers, **self.hosts}
-
-
-def by_node(actors: Actors) -> dict[str, list[str]]:
-    """Names of actors by the address of their node."""
-    found: dict[str, list[str]] = {}
-    for name, node in sorted(actors.places.items()):
-        found.setdefault(actors.addresses.get(node, node), []).append(name)
-    return found
 
 
 class Cluster:
@@ -85,9 +50,9 @@ class Cluster:
         self._policy: tuple[str, tuple[int, ...]] = ("", ())
         self._engines: dict[str, Any] = {}
         self._starting: dict[str, Any] = {}
-        self._shelves: dict[str, Any] = {}
+        self._stores: dict[str, Any] = {}
         self._placing = asyncio.Lock()
-        self._shelf_numbers = itertools.count()
+        self._store_numbers = itertools.count()
         self._processes: list[psutil.Process] = []
 
     def connect(self) -> None:
@@ -137,10 +102,10 @@ class Cluster:
             hosts,
             controllers,
             ranks=ranks,
-            places=where,
+            node_of=where,
             addresses=alive_nodes(),
             home=home,
-            shelves=self._shelves,
+            stores=self._stores,
         )
         return self.actors
 
@@ -155,7 +120,7 @@ class Cluster:
     async def _where(self, actors: Mapping[str, Any]) -> dict[str, str]:
         seconds = self.config.timeouts.start_seconds
         try:
-            return await places(actors, seconds)
+            return await node_of(actors, seconds)
         except TimeoutError:
             raise StartError(f"an actor did not tell its node within {seconds:g} s") from None
         except RayError as error:
@@ -164,28 +129,28 @@ class Cluster:
     async def _place_shelves(self, home: str, nodes: set[str]) -> None:
         """On nodes that have none; of a run on this node alone it makes the folder itself."""
         async with self._placing:
-            if not self._shelves and {home, *nodes} == {own_node()}:
+            if not self._stores and {home, *nodes} == {own_node()}:
                 claim(node_folder(self.weights, own_node()))
                 return
-            shelves = {
+            stores = {
                 node: self._place(
-                    Shelf,
-                    f"shelf-{next(self._shelf_numbers)}",
+                    NodeStore,
+                    f"store-{next(self._store_numbers)}",
                     (str(node_folder(self.weights, node)),),
                     max_concurrency=8,
                     scheduling_strategy=on_node(node),
                 )
-                for node in {home, *nodes} - self._shelves.keys()
+                for node in {home, *nodes} - self._stores.keys()
             }
             try:
-                await self._where(shelves)
+                await self._where(stores)
             except StartError:
-                for shelf in shelves.values():
-                    ray.kill(shelf)
-                if not self._shelves:  # the folder here is this process's as before
+                for store in stores.values():
+                    ray.kill(store)
+                if not self._stores:  # the folder here is this process's as before
                     claim(node_folder(self.weights, own_node()))
                 raise
-            self._shelves |= shelves
+            self._stores |= stores
 
     async def add_engine(self, name: str) -> str:
         """Start one more engine on whichever node has room, or will have: without a deadline.
@@ -203,7 +168,7 @@ class Cluster:
             ray.kill(self._starting.pop(name))
             raise
         self.actors.engines[name] = self._starting.pop(name)
-        self.actors.places[name] = node
+        self.actors.node_of[name] = node
         self._processes += psutil.Process().children(recursive=True)
         self.actors.addresses |= await asyncio.to_thread(alive_nodes)
         return self.actors.addresses.get(node, node)
@@ -213,7 +178,7 @@ class Cluster:
         # Requests move where engines serve different versions.
         caches = str(self.weights) if config.rules.live > 1 else ""
         return self._place(
-            Engine,
+            EngineActor,
             name,
             (name, checkpoint, config, eos_ids, self._log(name), caches),
             threads=config.engine.threads,
@@ -235,7 +200,7 @@ class Cluster:
                 num_cpus=config.cpus,
                 num_gpus=config.gpus,
                 max_concurrency=1,
-                beside={"publish": 1, "pulse": 1},
+                beside={"publish": 1, "heartbeat": 1},
                 variables=allocator.VARIABLES,
             )
             for rank, name in enumerate(names if config.ranks > 1 else ["learner"])
@@ -260,7 +225,8 @@ class Cluster:
         names = [f"controller-{index}" for index in range(self.config.rollout.controllers)]
         rest = (self.config, checkpoint, list(self._engines), hosts, self.id, str(self.folder))
         return {
-            name: self._place(Controller, name, (name, *rest), max_restarts=-1) for name in names
+            name: self._place(ControllerActor, name, (name, *rest), max_restarts=-1)
+            for name in names
         }
 
     def _place(
@@ -316,7 +282,7 @@ class Cluster:
         if ray.is_initialized():
             endings = [engine.shutdown.remote() for engine in self._engines.values()]
             ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
-            endings = [shelf.clear.remote() for shelf in self._shelves.values()]
+            endings = [store.clear.remote() for store in self._stores.values()]
             ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
             # An engine that was about to start has gone on with it.
             own |= {p.pid: p for p in psutil.Process().children(recursive=True)}

@@ -20,8 +20,8 @@ from envs.env import Task, say
 from envs.message import Message, ToolCall
 from envs.registry import split_file
 from envs.session import EnvFault, HostFault, Opening, demonstrate
-from rl.check import make_env
 from rl.config import EnvTable, RunConfig
+from rl.preflight import make_env
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
@@ -75,7 +75,7 @@ def make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
 def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
     start = config.model.path or config.model.hub
     if config.model.init is not None:
-        from trainer.init_model import init_checkpoint
+        from trainer.small.init_model import init_checkpoint
 
         init_checkpoint(
             folder,
@@ -89,7 +89,7 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
         return
     assert start is not None, "RunConfig has exactly one source of the policy"
     from rollout.renderer import Renderer
-    from trainer.sft import train_sft
+    from trainer.small.sft import train_sft
 
     steps = config.sft.steps
     renderer = Renderer(start, config.episode.tool_format)

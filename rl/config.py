@@ -403,7 +403,7 @@ class RunConfig(Section):
         """How much of it all actors ask for."""
         return sum(count * each for count, each in self.actors_asking(resource).values())
 
-    def lent_engines(self, names: Sequence[str]) -> Sequence[str]:
+    def shared_engines(self, names: Sequence[str]) -> Sequence[str]:
         """Of these engines, those whose devices the learner uses while it steps."""
         first = {"disaggregated": len(names), "colocated": 0, "elastic": self.standalone_engines}
         return names[first[self.layout] :]

@@ -14,22 +14,23 @@ from contextlib import ExitStack
 
 from ray.exceptions import RayError
 
-from rl.check import check_run, own_settings, resolved
-from rl.cluster import Cluster, StartError, by_node, first_line
+from rl.actors.handles import StartError, by_node
+from rl.cluster import Cluster
 from rl.cold_start import ColdStartError, first_checkpoint
 from rl.config import RunConfig
 from rl.config_file import ConfigError
-from rl.deadline import within
-from rl.ledger import LedgerError
-from rl.node_watch import NodesLost
-from rl.process import cause, is_disk_full
-from rl.progress import Progress
-from rl.resume import Resume
-from rl.run import Interrupted, Run, RunError
-from rl.run_folder import RunFolder
-from rl.tasks import OutOfTasks
-from rl.wandb_sink import WandbSink
-from rl.weight_sync import SyncError
+from rl.fleet.node_watch import NodesLost
+from rl.fleet.weight_sync import SyncError
+from rl.loop.resume import Resume
+from rl.loop.run import Interrupted, Run, RunError
+from rl.nodes.deadline import within
+from rl.nodes.process import cause, first_line, is_disk_full
+from rl.preflight import check_run, own_settings, resolved
+from rl.record.progress import Progress
+from rl.record.run_folder import RunFolder
+from rl.record.wandb_sink import WandbSink
+from rl.samples.ledger import LedgerError
+from rl.tasks.streams import OutOfTasks
 from trainer.checkpoint_folder import CheckpointError, latest
 
 OK, FAILED, INTERRUPTED = 0, 1, 130

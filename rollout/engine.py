@@ -23,8 +23,8 @@ class VersionSpan:
 class Request:
     """One turn to generate. `id` is unique; `session` is equal for the turns of one trajectory.
 
-    cache: the KV cache that an engine left for it (`Completion.cache`), or "". routed: the prompt's tokens
-    whose routing is known from earlier turns.
+    cache: the KV cache that an engine left for it (`Completion.cache`), or "". num_routed: the prompt's
+    tokens whose routing is known from earlier turns.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     max_tokens: int
     cache: str = ""
-    routed: int = 0
+    num_routed: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Completion:
     engine: the engine's name. The end-of-turn token, where the policy wrote it, is part of `token_ids`.
     cached_tokens: tokens of the prompt that the engine did not compute, by its own count. cache: a file
     with the KV cache of an interrupted request, for the engine it goes on at; the caller removes it.
-    routing: the router's choices for the prompt's tokens from `Request.routed` on and for all of
+    routing: the router's choices for the prompt's tokens from `Request.num_routed` on and for all of
     `token_ids` but the last, which no engine has computed; None where routing is not captured.
     """
 

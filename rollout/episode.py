@@ -83,7 +83,7 @@ class Episode:
     clock: PhaseClock = field(default_factory=PhaseClock)
     opening: tuple[Message, ...] = ()
     turns: list[Turn] = field(default_factory=list)
-    evidence: dict[str, float] = field(default_factory=dict)
+    env_rewards: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
     async def run(self) -> Trajectory:
@@ -118,7 +118,7 @@ class Episode:
             opening=self.opening,
             turns=tuple(self.turns),
             stop_reason=stop,
-            evidence=self.evidence,
+            env_rewards=self.env_rewards,
             phases=tuple(self.clock.phases),
             fault=fault,
             trace=trace,
@@ -152,7 +152,7 @@ class Episode:
                 break
             context += turn.completion_ids
             prompt = tuple(self.renderer.suffix(turn.observations, turn.completion_ids))
-        self.evidence = await self._in_phase("score", self.session.score())
+        self.env_rewards = await self._in_phase("score", self.session.score())
         return stop
 
     async def _turn(
@@ -162,7 +162,7 @@ class Episode:
         limit = min(room, self.config.max_completion_tokens)
         # The last token of the turn before is computed in this one.
         routed = max(0, len(context) - len(prompt) - 1)
-        request = Request(f"{self.id}/{index}", self.id, context, limit, routed=routed)
+        request = Request(f"{self.id}/{index}", self.id, context, limit, num_routed=routed)
         completion = await self._in_phase("generate", self.generate(request))
         if completion.finish_reason == "abort":
             raise EngineFault(f"engine {completion.engine} aborted request {request.id}")

@@ -6,7 +6,6 @@ the policy wrote: the opening, or the environment's messages) and `completion_id
 
 import json
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from envs.env import Task
@@ -69,7 +68,7 @@ class Phase:
 class Trajectory:
     """The record of one episode.
 
-    evidence: the environment's own named rewards; empty where it could not be judged. fault: what
+    env_rewards: the environment's own named rewards; empty where it could not be judged. fault: what
     went wrong, in one sentence, and where there is one the first traceback. notes: facts of the
     environment's side, such as {"sandbox": "bubblewrap"}.
     """
@@ -81,7 +80,7 @@ class Trajectory:
     opening: tuple[Message, ...]
     turns: tuple[Turn, ...]
     stop_reason: StopReason
-    evidence: dict[str, float]
+    env_rewards: dict[str, float]
     phases: tuple[Phase, ...]
     fault: str = ""
     trace: str = ""
@@ -119,8 +118,10 @@ class ScoredTrajectory:
     def as_json(self) -> str:
         """One line of trajectories.jsonl; routing, which would dwarf the rest, is not written."""
         task = self.trajectory.task
+        # The file's key is older than the field's name. Readers find a line by its first key, `id`.
+        fields = {k.replace("env_rewards", "evidence"): v for k, v in vars(self.trajectory).items()}
         record = {
-            **vars(self.trajectory),
+            **fields,
             "task": {**vars(task), "id": task.id},
             "rewards": self.rewards,
             "reward": self.reward,
@@ -131,18 +132,3 @@ class ScoredTrajectory:
 
 def _fields(record: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name != "routing"}
-
-
-@dataclass(frozen=True)
-class TrajectoryGroup:
-    """The trajectories of one task that share a baseline."""
-
-    id: str
-    env: str
-    members: tuple[ScoredTrajectory, ...]
-
-    @property
-    def mean_reward(self) -> float:
-        """Mean reward of the judged members (0 where there is none)."""
-        judged = [m.reward for m in self.members if m.trajectory.judged]
-        return fmean(judged) if judged else 0.0

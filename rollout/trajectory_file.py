@@ -27,6 +27,7 @@ def read_trajectory(line: str | bytes) -> ScoredTrajectory:
             Trajectory,
             record,
             task=_record(Task, record["task"]),
+            env_rewards=dict(record["evidence"]),
             opening=tuple(map(_message, record["opening"])),
             turns=tuple(map(_turn, record["turns"])),
             phases=tuple(_record(Phase, one) for one in record["phases"]),

@@ -37,13 +37,13 @@ _SLICE_BYTES, _SLICE_TENSORS = 8 * 2**20, 32
 
 @dataclass(frozen=True)
 class LoadTimes:
-    """One change of weights, in ms. pause: requests stood still; flip: the part of it that changed weights.
+    """One change of weights, in ms. pause: requests stood still; swap: the part of it that changed weights.
 
     staging: the weights were made ready so long before the pause, 0 where they had been.
     """
 
     pause_ms: float
-    flip_ms: float
+    swap_ms: float
     staging_ms: float
 
 
@@ -207,7 +207,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=self._cache_arguments(request),
-            routed_experts_prompt_start=request.routed if self.routing else 0,
+            routed_experts_prompt_start=request.num_routed if self.routing else 0,
         )
         prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
         final: RequestOutput | None = None
@@ -324,12 +324,12 @@ class VllmEngine:
                     paused = time.perf_counter()
                     change = self._flip if self.adapters is None else self._change_adapter
                     await change(path, version)
-                    flipped = time.perf_counter()
+                    swapped = time.perf_counter()
                 finally:
                     await self.llm.resume_generation()
                 self.version, self._loading = version, False
         pause = time.perf_counter() - start
-        return LoadTimes(1e3 * pause, 1e3 * (flipped - paused), staging_ms)
+        return LoadTimes(1e3 * pause, 1e3 * (swapped - paused), staging_ms)
 
     async def _flip(self, path: str, version: int) -> None:
         """To the staged weights, which came from `path`."""

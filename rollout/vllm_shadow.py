@@ -6,7 +6,7 @@ neither can they be copied from one model to another, nor loaded in place withou
 load. The shadow is a copy of the whole model that shares the KV caches and the settings. Each set of weights
 goes into it as on a first load: parameters in the checkpoint's form, then every layer converted. (vLLM's
 reload into layers that have been converted leaves experts unpacked, and they compute nonsense without an
-error.) A flip exchanges the two models by reference.
+error.) A swap exchanges the two models by reference.
 
 Refuses: weights that do not fill the model. Left out: devices with captured graphs, which hold on to the
 addresses of the weights.
@@ -34,7 +34,7 @@ from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 
 
 class Shadow:
-    """The model that does not generate; `flip` makes it the one that does, and the other the shadow."""
+    """The model that does not generate; `swap` makes it the one that does, and the other the shadow."""
 
     def __init__(self, model: nn.Module, config: VllmConfig) -> None:
         """Copies `model` but for its weights. Call it after the KV caches are there."""
@@ -89,7 +89,7 @@ class Shadow:
             self._convert(layers[self.converted])
             self.converted += 1
 
-    def flip(self) -> None:
+    def swap(self) -> None:
         """Exchange the models. Whoever holds the live model, or looks a layer up, has the new weights."""
         self.live.__dict__, self.model.__dict__ = self.model.__dict__, self.live.__dict__
         for name, layer in self.layers.items():

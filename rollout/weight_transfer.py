@@ -53,11 +53,11 @@ class Staged(Protocol):
     def begin(self) -> None: ...
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
     def convert(self, share: float) -> None: ...
-    def flip(self) -> None: ...
+    def swap(self) -> None: ...
 
 
 class InPlace:
-    """For devices with captured graphs, which keep the addresses of the weights: the load is in the flip.
+    """For devices with captured graphs, which keep the addresses of the weights: the load is in the swap.
 
     Holds the tensors of the file, mapped, not copied.
     """
@@ -76,9 +76,9 @@ class InPlace:
         self.weights += weights
 
     def convert(self, share: float) -> None:
-        """The flip converts."""
+        """The swap converts."""
 
-    def flip(self) -> None:
+    def swap(self) -> None:
         """Load through vLLM's layer-wise reload, in place."""
         initialize_layerwise_reload(self.model)
         self.model.load_weights(self.weights)  # pyright: ignore[reportCallIssue]
@@ -121,7 +121,7 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
     def finish_weight_update(self) -> None:
         """Generate with the staged weights from now on."""
         assert self.staged is not None, "a file is staged before it is loaded"
-        self.staged.flip()
+        self.staged.swap()
 
     def shutdown(self) -> None:
         """Nothing to release."""

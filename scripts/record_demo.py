@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from rl.dashboard.demo import ARCHIVE
-from rl.run_folder import LEARNED
+from rl.record.run_folder import LEARNED
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "quickstart"

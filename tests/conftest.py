@@ -43,8 +43,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> d
     """A tiny sharp checkpoint of each family."""
     import torch
 
-    from trainer.init_model import init_checkpoint
     from trainer.policy import load_policy
+    from trainer.small.init_model import init_checkpoint
     from trainer.weights import write_checkpoint
 
     torch.set_num_threads(1)

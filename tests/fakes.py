@@ -17,12 +17,12 @@ from envs.env import Env, Reply, Task
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvSession, Opening, StepResult
 from envs.tool import ToolError, tool
+from rl.actors.heartbeat import Heartbeat
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
-from rl.group import GroupReport, GroupSpec, MemberReport, member_report
-from rl.pulse import Pulse
-from rl.run_folder import RunFolder, TrajectoryWriter
-from rl.samples import Dropped
-from rl.waiting import Waiting, WaitingTable, worst
+from rl.record.run_folder import RunFolder, TrajectoryWriter
+from rl.record.waiting import Waiting, WaitingTable, worst
+from rl.samples.group import GroupReport, GroupSpec, MemberReport, member_report
+from rl.samples.samples import Dropped
 from rollout.engine import Completion, Request, VersionSpan
 from rollout.trajectory import Phase, ScoredTrajectory, StopReason, Trajectory, Turn
 from rollout.vllm_engine import LoadTimes
@@ -239,7 +239,7 @@ def trajectory(
     *,
     stop: StopReason = "completed",
     turns: Sequence[Turn] | None = None,
-    evidence: dict[str, float] | None = None,
+    env_rewards: dict[str, float] | None = None,
     fault: str = "",
 ) -> Trajectory:
     """A short trajectory of the task TASK in the environment `fake`."""
@@ -251,7 +251,7 @@ def trajectory(
         opening=(Message("user", "6 times 7 ?"),),
         turns=(turn(),) if turns is None else tuple(turns),
         stop_reason=stop,
-        evidence={"solved": 1.0} if evidence is None else evidence,
+        env_rewards={"solved": 1.0} if env_rewards is None else env_rewards,
         phases=(),
         fault=fault,
     )
@@ -378,10 +378,10 @@ class FakePool:
             self.add(name)
         self.controllers: dict[str, Any] = {}
         # As of actors that are all on this process's node.
-        self.places: dict[str, str] = {}
+        self.node_of: dict[str, str] = {}
         self.addresses: dict[str, str] = {}
         self.hosts: dict[str, Any] = {}
-        self.home, self.shelves = "", {}
+        self.home, self.stores = "", {}
         # Samples that are gone with their node.
         self.gone: set[Any] = set()
         self.copied: set[str] = set()
@@ -395,15 +395,15 @@ class FakePool:
             load=Remote(partial(self._load, name)),
             sleep=Remote(partial(self._act, name, "sleep")),
             wake=Remote(partial(self._act, name, "wake")),
-            pulse=Remote(self._pulse),
+            heartbeat=Remote(self._heartbeat),
         )
 
     @property
     def all(self) -> dict[str, Any]:
         return self.engines
 
-    async def _pulse(self) -> Pulse:
-        return Pulse(1234, "127.0.0.1")
+    async def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(1234, "127.0.0.1")
 
     def weights(self) -> list[Path]:
         """Published files that are still there."""
@@ -451,7 +451,7 @@ class FakePool:
         await self._act(name, version)
         assert Path(path).read_bytes() == b"weights"
         staging_ms = 0.0 if self.staged.pop(name, None) == version else 5.0
-        return LoadTimes(pause_ms=2.0, flip_ms=1.0, staging_ms=staging_ms)
+        return LoadTimes(pause_ms=2.0, swap_ms=1.0, staging_ms=staging_ms)
 
     async def _act(self, name: str, detail: Any) -> None:
         self.log.append((name, detail))
@@ -465,7 +465,7 @@ class FakePool:
 
 
 class FakeDispatcher:
-    """Plays groups (`rl.dispatcher.Dispatcher`): the first member of each succeeds, the others do not.
+    """Plays groups (`rl.loop.dispatcher.Dispatcher`): the first member of each succeeds, the others do not.
 
     `outcome(spec)` says how a group ends: "samples", "filtered", "fault", "lost" or "hang".
     """

@@ -55,7 +55,7 @@ class RayNodes:
         self.mark = uuid.uuid4().hex
         # Sockets lie there, whose paths have to be short.
         self.folder = Path(tempfile.mkdtemp(prefix="dn-", dir="/tmp"))
-        self.places = list(places)
+        self.node_of = list(places)
         self.token = uuid.uuid4().hex * 2
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
@@ -65,7 +65,7 @@ class RayNodes:
 
     def add(self, place: Place, cpus: int) -> int:
         """One node more; returns its number. Nothing is waited for."""
-        self.places.append(place)
+        self.node_of.append(place)
         self.nodes.append(self._start(len(self.nodes), cpus))
         return len(self.nodes) - 1
 
@@ -80,7 +80,7 @@ class RayNodes:
             number,
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
             *(head if number == 0 else [f"--address={self.address}"]),
-            f"--node-ip-address={self.places[number].address}",
+            f"--node-ip-address={self.node_of[number].address}",
             f"--num-cpus={cpus}",
             # Nodes that share a machine would give their workers the same ports.
             *("--min-worker-port=0", "--max-worker-port=0"),
@@ -109,7 +109,7 @@ class RayNodes:
             "WANDB_MODE": "disabled",
         }
         return subprocess.Popen(
-            [*self.places[number].enter, *arguments],
+            [*self.node_of[number].enter, *arguments],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE if log is None else log.open("w"),

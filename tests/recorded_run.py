@@ -9,9 +9,9 @@ from typing import Any
 from fakes import group_report, scored
 
 from rl.config import RunConfig
-from rl.group import member_report
-from rl.run_folder import LearnedWriter, RunFolder, TrajectoryWriter
-from rl.samples import Dropped
+from rl.record.run_folder import LearnedWriter, RunFolder, TrajectoryWriter
+from rl.samples.group import member_report
+from rl.samples.samples import Dropped
 from rollout.trajectory import ScoredTrajectory
 from trainer.sample import TokenScores
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.check import check_run
 from rl.config import load_config
+from rl.preflight import check_run
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("envs", "rollout", "reward", "trainer", "rl")
@@ -34,7 +34,7 @@ ONLY_IN = {
         "rollout/vllm_shadow.py",
         "rollout/weight_transfer.py",
     },
-    "wandb": {"rl/wandb_sink.py"},
+    "wandb": {"rl/record/wandb_sink.py"},
     "datasets": {"envs/dataset.py"},
     "math_verify": {"reward/answer.py"},
 }
@@ -52,8 +52,8 @@ TENSORS_ELSEWHERE = {
     "rollout/vllm_routing_worker.py": {"torch"},
     "rollout/vllm_shadow.py": {"torch"},
     "rollout/weight_transfer.py": {"torch", "safetensors"},
-    "rl/actors.py": {"torch"},
-    "rl/check.py": {"torch"},
+    "rl/actors/learner.py": {"torch"},
+    "rl/preflight.py": {"torch"},
     "rl/dashboard/token_text.py": {"tokenizers"},
 }
 HEAVY = (
@@ -141,7 +141,14 @@ def test_settings_environments_and_rewards_load_nothing_heavy():
         for path in FILES
         if name_of(path).startswith(("envs/", "reward/"))
     ]
-    light += ["rl.config", "rl.check", "rl.cli", "rl.progress", "rl.ledger", "trainer.config"]
+    light += [
+        "rl.config",
+        "rl.preflight",
+        "rl.cli",
+        "rl.record.progress",
+        "rl.samples.ledger",
+        "trainer.config",
+    ]
     script = (
         "import importlib, json, sys\n"
         f"for name in {light!r}: importlib.import_module(name)\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.attention import BLOCK, KEEP, packed_attention, plan_buckets, sdpa_attention
+from trainer.cpu.attention import BLOCK, KEEP, packed_attention, plan_buckets, sdpa_attention
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rl.check import own_settings, with_own_deadlines
 from rl.cli import app
 from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config, usable_cpus
 from rl.config_file import ConfigError, flat, read_origins
-from rl.run_folder import dump_toml
+from rl.preflight import own_settings, with_own_deadlines
+from rl.record.run_folder import dump_toml
 
 BASE = """
 name = "demo"

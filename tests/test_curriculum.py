@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.config import CurriculumConfig, NoiseConfig
-from rl.curriculum import Curriculum, Play
+from rl.tasks.curriculum import Curriculum, Play
 
 CONFIG = CurriculumConfig(groups=4, extra_groups=2)
 NOISE = NoiseConfig(pairs=3, pair_share=0.5)

@@ -99,7 +99,7 @@ def hostile(folder: Path) -> None:
     half = whole[:1000]
     (folder / "trajectories/c.jsonl").write_bytes(whole + broken + b"\n" + half)
     index = sqlite3.connect(folder / "trajectories.sqlite")
-    from rl.run_folder import _INDEX
+    from rl.record.run_folder import _INDEX
 
     index.execute(_INDEX)
     offsets = {"h": 0, "b": len(whole), "half": len(whole) + len(broken) + 1, "gone": 10**9}

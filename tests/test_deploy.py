@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from rl.config import RunConfig, load_config
-from rl.job_request import END_SECONDS, GRACE_VARIABLE
+from rl.jobs.request import END_SECONDS, GRACE_VARIABLE
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "configs" / "deploy"

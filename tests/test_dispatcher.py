@@ -16,29 +16,29 @@ from ray.exceptions import (
 )
 
 from envs.env import Task
-from rl import dispatcher
-from rl.dispatcher import Dispatcher
-from rl.engine_pool import NotTold
-from rl.group import GroupSpec
+from rl.actors.engine_client import EngineMapMissing
+from rl.loop import dispatcher
+from rl.loop.dispatcher import Dispatcher
+from rl.samples.group import GroupSpec
 
 SPEC = GroupSpec("g1", "probe", Task("probe", {}), ("g1.0",), train=True)
 
 
 def playing(
-    outcome: Any, monkeypatch: pytest.MonkeyPatch, announce: Any = None
+    outcome: Any, monkeypatch: pytest.MonkeyPatch, push_engine_map: Any = None
 ) -> tuple[Dispatcher, list[str]]:
     """A dispatcher over one controller that answers with `outcome` (raised, if it is an error), or does not
-    know who serves what until `announce` returns."""
-    told = announce is None
+    know who serves what until `push_engine_map` returns."""
+    told = push_engine_map is None
 
     async def announced() -> None:
         nonlocal told
-        await announce()
+        await push_engine_map()
         told = True
 
     async def answer() -> Any:
         if not told:
-            raise NotTold
+            raise EngineMapMissing
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -48,7 +48,7 @@ def playing(
     )
     lost: list[str] = []
     monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)
-    handle = SimpleNamespace(play=play, pulse=Remote(AsyncMock()))
+    handle = SimpleNamespace(play=play, heartbeat=Remote(AsyncMock()))
     actors: Any = SimpleNamespace(controllers={"controller-0": handle})
     return Dispatcher(actors, 1.0, lambda spec, why: lost.append(why), announced), lost
 
@@ -70,10 +70,10 @@ async def test_a_group_that_was_given_up_is_not_lost(monkeypatch):
 
 
 async def test_a_controller_that_was_started_anew_hears_who_serves_what_and_plays(monkeypatch):
-    announce = AsyncMock()
-    played, lost = playing("report", monkeypatch, announce)
+    push_engine_map = AsyncMock()
+    played, lost = playing("report", monkeypatch, push_engine_map)
     assert await played.play(SPEC) == ("report", "samples")
-    assert announce.await_count == 1 and not lost and not played.playing
+    assert push_engine_map.await_count == 1 and not lost and not played.playing
 
 
 async def test_a_controller_that_is_gone_gets_no_group_before_it_answers(monkeypatch):
@@ -90,13 +90,13 @@ async def test_a_controller_that_is_gone_gets_no_group_before_it_answers(monkeyp
             await asyncio.sleep(0.01)
             return name
 
-        async def pulse() -> None:
+        async def heartbeat() -> None:
             if not there.is_set():
                 raise ActorUnavailableError("The actor is restarting", b"0" * 16)
 
         two = SimpleNamespace(remote=lambda spec: (asyncio.ensure_future(play(spec)), "samples"))
         return SimpleNamespace(
-            play=SimpleNamespace(options=lambda num_returns: two), pulse=Remote(pulse)
+            play=SimpleNamespace(options=lambda num_returns: two), heartbeat=Remote(heartbeat)
         )
 
     monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rl import engine_restarts
-from rl.cluster import StartError
-from rl.engine_restarts import EngineRestarts
+from rl.actors.handles import StartError
+from rl.fleet import engine_restarts
+from rl.fleet.engine_restarts import EngineRestarts
 
 
 class Cluster:

@@ -214,8 +214,8 @@ def first_episodes():
 @pytest.fixture(scope="module")
 def short_renderer(first_episodes, tmp_path_factory):
     from rollout.renderer import Renderer
-    from trainer.init_model import VOCAB_SIZE
-    from trainer.tokenizer import train_tokenizer
+    from trainer.small.init_model import VOCAB_SIZE
+    from trainer.small.tokenizer import train_tokenizer
 
     texts = [
         text

@@ -48,7 +48,7 @@ async def play(renderer, script, fail=None, opening="6 times 7 ?", **config):
 
 async def test_an_episode_with_a_tool_call_and_an_answer_is_completed(renderer):
     trajectory, session, _ = await play(renderer, [CALL, ANSWER])
-    assert (trajectory.stop_reason, trajectory.evidence) == ("completed", {"solved": 1.0})
+    assert (trajectory.stop_reason, trajectory.env_rewards) == ("completed", {"solved": 1.0})
     assert trajectory.judged and not trajectory.fault
     assert trajectory.opening == (Message("user", "6 times 7 ?"),)
     first, second = trajectory.turns
@@ -71,7 +71,7 @@ async def test_a_turn_asks_for_routing_from_the_last_token_of_the_turn_before(re
     trajectory, _, engine = await play(renderer, [CALL, ANSWER])
     first = trajectory.turns[0]
     before = len(first.prompt_ids) + len(first.completion_ids)
-    assert [request.routed for request in engine.requests] == [0, before - 1]
+    assert [request.num_routed for request in engine.requests] == [0, before - 1]
 
 
 async def test_a_real_environment_solves_its_task_through_a_session(renderer):
@@ -80,7 +80,7 @@ async def test_a_real_environment_solves_its_task_through_a_session(renderer):
     e = episode(renderer, session, ScriptedEngine(renderer.tokenizer, [CALL, ANSWER]))
     e.task = task
     trajectory = await e.run()
-    assert (trajectory.stop_reason, trajectory.evidence) == ("completed", {"solved": 1.0})
+    assert (trajectory.stop_reason, trajectory.env_rewards) == ("completed", {"solved": 1.0})
 
 
 async def test_plain_text_that_is_no_tool_call_is_the_answer(renderer):
@@ -106,7 +106,7 @@ async def test_a_malformed_call_goes_back_as_an_error_and_the_episode_goes_on(re
 async def test_turns_used_up_is_max_turns_and_is_judged(renderer):
     trajectory, session, _ = await play(renderer, [CALL] * 3, max_turns=3)
     assert (trajectory.stop_reason, len(trajectory.turns)) == ("max_turns", 3)
-    assert trajectory.judged and trajectory.evidence
+    assert trajectory.judged and trajectory.env_rewards
     assert session.acts[-2:] == ["score", "close"]
 
 
@@ -162,7 +162,7 @@ async def test_each_kind_of_fault_has_its_own_stop_reason(renderer, script, fail
     trajectory, session, _ = await play(renderer, script, fail)
     assert (trajectory.stop_reason, trajectory.judged) == (stop, False)
     assert trajectory.fault.startswith(sentence)
-    assert trajectory.evidence == {}, "a fault is never a reward"
+    assert trajectory.env_rewards == {}, "a fault is never a reward"
     assert session.acts.count("close") == 1
     if stop == "crash":
         assert "Traceback" in trajectory.trace
@@ -201,7 +201,7 @@ async def test_whatever_hangs_the_episode_ends_in_time_and_says_where(
 )
 async def test_a_failing_close_changes_no_outcome_and_is_on_record(renderer, error):
     trajectory, session, _ = await play(renderer, [CALL, ANSWER], {"close": error})
-    assert (trajectory.stop_reason, trajectory.evidence) == ("completed", {"solved": 1.0})
+    assert (trajectory.stop_reason, trajectory.env_rewards) == ("completed", {"solved": 1.0})
     assert session.acts.count("close") == 1
     assert any(p.name.startswith("close failed") for p in trajectory.phases)
 
@@ -286,4 +286,4 @@ async def test_tool_calls_that_the_environment_refuses_are_counted(renderer):
     trajectory = await e.run()
     assert [t.bad_calls for t in trajectory.turns] == [1, 0, 0]
     assert trajectory.turns[0].observations[0].content == "error: no tool 'divide'"
-    assert trajectory.evidence == {"solved": 1.0}
+    assert trajectory.env_rewards == {"solved": 1.0}

@@ -12,8 +12,8 @@ from rl.config import (
     RolloutConfig,
     RunConfig,
 )
-from rl.evaluation import evaluate, heldout_tasks
-from rl.metrics import pass_rates
+from rl.loop.evaluation import evaluate, heldout_tasks
+from rl.samples.metrics import pass_rates
 
 
 @pytest.mark.parametrize("id", ENVS)

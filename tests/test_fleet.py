@@ -8,8 +8,8 @@ import pytest
 from fakes import FakePool, Remote
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
-from rl.fleet import Fleet
-from rl.weight_sync import SyncError, SyncTimes, WeightSync
+from rl.fleet.fleet import Fleet
+from rl.fleet.weight_sync import SyncError, SyncTimes, WeightSync
 from rollout.placement import InProgress
 from rollout.scheduler import Backlog, Limits
 from rollout.window import Rules, Window
@@ -54,7 +54,7 @@ def fleet(
     places: list[InProgress],
     rules: Rules = DORA,
     fail: Any = None,
-    lent: tuple[str, ...] = (),
+    shared_engines: tuple[str, ...] = (),
     adapters: bool = False,
 ) -> Fleet:
     pool = FakePool()
@@ -70,7 +70,7 @@ def fleet(
         LIMITS,
         lambda: Backlog(made.window, 1, counts, counts, {}),
         lambda versions: pool.log.append(("evict", versions)),
-        lent,
+        shared_engines,
         adapters=adapters,
     )
     return made
@@ -148,7 +148,7 @@ async def test_a_controller_that_cannot_be_reached_for_a_moment_is_asked_again(
     tmp_path, monkeypatch
 ):
     """It may live: its requests have to leave before the weights change under them."""
-    monkeypatch.setattr("rl.nodes.AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("rl.nodes.nodes.AGAIN_SECONDS", 0.0)
     places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
     away = ActorUnavailableError("RPC error", b"0" * 16)
     made = fleet(tmp_path, places, fail=[away, away])
@@ -161,7 +161,7 @@ async def test_who_serves_what_is_told_anew_after_a_rebalance_and_not_in_the_mid
     made = fleet(tmp_path, [])
     async with made.lock:
         made.serves["engine-1"] = None
-        telling = asyncio.create_task(made.announce())
+        telling = asyncio.create_task(made.push_engine_map())
         await asyncio.sleep(0.01)
         assert made.actors.log == []
         made.serves["engine-1"] = 1
@@ -172,41 +172,41 @@ async def test_who_serves_what_is_told_anew_after_a_rebalance_and_not_in_the_mid
 async def test_engines_on_the_learners_devices_sleep_while_it_steps(tmp_path):
     """Elastic: what the lent engine holds moves to the one that stays, which serves the same version."""
     places = [InProgress(f"t{n}", 0, f"engine-{n % 2}", n) for n in range(4)]
-    made = fleet(tmp_path, places, lent=("engine-1",))
+    made = fleet(tmp_path, places, shared_engines=("engine-1",))
     await made.start()
     made.actors.log.clear()
-    await made.lend()
+    await made.sleep_shared()
     awake = {"engine-0": 0, "engine-1": None}
     moves = {"t1": "engine-0", "t3": "engine-0"}
     assert made.actors.log == [("serve", awake), ("leave", ([], moves)), ("engine-1", "sleep")]
     assert made.served(0)
     made.actors.log.clear()
-    await made.take_back()
+    await made.wake_shared()
     assert made.actors.log == [("engine-1", "wake"), ("serve", {"engine-0": 0, "engine-1": 0})]
 
 
 async def test_where_all_engines_are_lent_everything_waits_in_its_place(tmp_path):
     places = [InProgress("t0", 0, "engine-0")]
-    made = fleet(tmp_path, places, lent=("engine-0", "engine-1"))
+    made = fleet(tmp_path, places, shared_engines=("engine-0", "engine-1"))
     await made.start()
     assert made.admit()
     made.actors.log.clear()
-    await made.lend()
+    await made.sleep_shared()
     nobody = {"engine-0": None, "engine-1": None}
     assert made.actors.log == [("serve", nobody), ("engine-0", "sleep"), ("engine-1", "sleep")]
     assert not made.admit() and not made.served(0)
     await made.rebalance("timer")
-    await made.take_back()
+    await made.wake_shared()
     assert made.admit() and made.served(0)
     assert [act for act in made.actors.log if act[0] == "leave"] == []
 
 
 async def test_an_engine_that_does_not_wake_up_ends_the_run_with_a_sentence(tmp_path):
-    made = fleet(tmp_path, [], lent=("engine-0", "engine-1"))
-    await made.lend()
+    made = fleet(tmp_path, [], shared_engines=("engine-0", "engine-1"))
+    await made.sleep_shared()
     made.actors.fail["engine-1"] = RayActorError()
     with pytest.raises(SyncError, match="engine-1 could not wake"):
-        await made.take_back()
+        await made.wake_shared()
 
 
 async def test_a_full_window_that_discards_says_what_is_given_up(tmp_path):
@@ -298,12 +298,12 @@ async def test_without_any_engine_the_run_ends_with_a_sentence(tmp_path):
 
 
 async def test_a_lent_engine_that_dies_is_not_waited_for(tmp_path):
-    made = fleet(tmp_path, [], lent=("engine-1",))
+    made = fleet(tmp_path, [], shared_engines=("engine-1",))
     await made.start()
     made.actors.fail["engine-1"] = ActorDiedError()
-    await made.lend()
-    await made.take_back()
-    assert made.serves == {"engine-0": 0} and made.lent == ()
+    await made.sleep_shared()
+    await made.wake_shared()
+    assert made.serves == {"engine-0": 0} and made.shared_engines == ()
 
 
 def another(made: Fleet, name: str = "engine-2") -> str:
@@ -393,15 +393,15 @@ async def test_engines_without_weights_are_none_that_the_run_could_go_on_with(tm
 
 async def test_while_an_engine_without_weights_alone_is_awake_no_group_begins(tmp_path):
     rules = Rules(live=1, max_staleness=1, in_place=True)
-    made = fleet(tmp_path, [], rules, lent=("engine-1",))
+    made = fleet(tmp_path, [], rules, shared_engines=("engine-1",))
     await made.start()
     await publish(made, 1)
     assert await made.join(another(made))
     await made.lose(["engine-0"])
     assert made.admit(), "the lent one is awake"
-    await made.lend()
+    await made.sleep_shared()
     assert made.admit() == {}
-    await made.take_back()
+    await made.wake_shared()
     assert made.admit()
 
 

@@ -10,8 +10,8 @@ from ray.exceptions import RayTaskError
 from rl import launch
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
 from rl.config_file import ConfigError
-from rl.process import is_disk_full
-from rl.run_folder import RunFolder
+from rl.nodes.process import is_disk_full
+from rl.record.run_folder import RunFolder
 
 
 @pytest.fixture

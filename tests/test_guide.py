@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rl.check import check_run
 from rl.config import load_config
-from rl.kit.check.run import check
-from rl.kit.check.sheet import PROMISES
+from rl.env_tools.check.run import check
+from rl.env_tools.check.sheet import PROMISES
+from rl.preflight import check_run
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "environments.md").read_text()

@@ -29,9 +29,9 @@ from envs.interop.reasoning_gym import ReasoningGym, ReasoningGymConfig
 from envs.interop.reasoning_gym_server import pack, unpack
 from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault
-from rl.check import make_env
 from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.preflight import make_env
 
 # ---------------------------------------------------------------- a child interpreter
 

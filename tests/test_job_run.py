@@ -110,7 +110,7 @@ class Cluster:
 
     def nodes(self) -> str:
         """A line for each node that the job server knows to be alive."""
-        asks = "import sys; from rl.jobs import nodes_of; print(*nodes_of(sys.argv[1]), sep='\\n')"
+        asks = "import sys; from rl.jobs.client import nodes_of; print(*nodes_of(sys.argv[1]), sep='\\n')"
         return subprocess.run(
             [sys.executable, "-c", asks, self.address],
             env=self.environment,

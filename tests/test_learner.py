@@ -15,10 +15,10 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from transformers import AutoModelForCausalLM
 
-from trainer import row_kernel
-from trainer.attention import plan_buckets
 from trainer.batch import pack
 from trainer.config import LearnerConfig, LossConfig, OptimConfig, SftConfig
+from trainer.cpu import row_kernel
+from trainer.cpu.attention import plan_buckets
 from trainer.learner import Learner
 from trainer.loss import LOSSES
 from trainer.moe.experts import GroupedExperts
@@ -26,7 +26,7 @@ from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import BadSample
 from trainer.scorer import Scorer
-from trainer.sft import train_sft
+from trainer.small.sft import train_sft
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 31, 12, 40, 9, 23, 17, 8)
@@ -340,7 +340,7 @@ def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(checkpo
 
 def test_imitation_lowers_the_loss_and_makes_no_version(family_checkpoint):
     ours = learner(family_checkpoint, optim=OptimConfig(lr=3e-3))
-    losses = [ours.imitate(samples())["sft/loss"] for _ in range(8)]
+    losses = [ours.sft_step(samples())["sft/loss"] for _ in range(8)]
     assert losses[-1] < losses[0] - 0.5
     assert (ours.version, ours.optimizer.updates) == (0, 8)
 
@@ -348,7 +348,7 @@ def test_imitation_lowers_the_loss_and_makes_no_version(family_checkpoint):
 def test_the_imitation_loss_is_the_mean_over_the_policys_tokens(checkpoint):
     ours = learner(checkpoint)
     logprobs = flat(ours.logprobs(samples()))
-    assert ours.imitate(samples())["sft/loss"] == pytest.approx(-logprobs.mean().item(), rel=1e-5)
+    assert ours.sft_step(samples())["sft/loss"] == pytest.approx(-logprobs.mean().item(), rel=1e-5)
 
 
 def test_the_learning_rate_warms_up_and_decays():
@@ -369,7 +369,7 @@ def test_in_bfloat16_the_loss_is_close_to_that_in_float32(family_checkpoint):
     found = {}
     for dtype in ("float32", "bfloat16"):
         ours = learner(family_checkpoint, dtype=dtype)
-        found[dtype] = ours.imitate(samples())["sft/loss"]
+        found[dtype] = ours.sft_step(samples())["sft/loss"]
         assert all(p.dtype == torch.float32 for p in ours.optimizer.masters.values())
     assert found["bfloat16"] == pytest.approx(found["float32"], rel=3e-2)
     assert found["bfloat16"] != found["float32"]
@@ -377,7 +377,7 @@ def test_in_bfloat16_the_loss_is_close_to_that_in_float32(family_checkpoint):
 
 def test_a_saved_learner_says_the_same(family_checkpoint, tmp_path):
     ours = learner(family_checkpoint)
-    ours.imitate(samples())
+    ours.sft_step(samples())
     ours.save(tmp_path / "step_1")
     assert learner(tmp_path / "step_1").logprobs(samples()) == ours.logprobs(samples())
 

@@ -7,9 +7,9 @@ import pytest
 from fakes import Remote
 from ray.exceptions import ActorDiedError
 
-import rl.learner_ranks
-from rl.learner_ranks import LearnerRanks, RankError
-from rl.process import first_line
+import rl.actors.learner_ranks
+from rl.actors.learner_ranks import LearnerRanks, RankError
+from rl.nodes.process import first_line
 
 
 class FakeRank:
@@ -46,7 +46,7 @@ def together(*then: object) -> tuple[LearnerRanks, list[FakeRank]]:
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl.learner_ranks, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(rl.actors.learner_ranks, "GRACE_SECONDS", 0.05)
 
 
 async def test_every_rank_is_asked_and_rank_0_answers():

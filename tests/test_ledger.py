@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.ledger import Ledger, LedgerError
+from rl.samples.ledger import Ledger, LedgerError
 
 ENDS = {
     "in_flight": ("filtered", "stale", "failed", "cancelled"),

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 from fakes import group_report, member, scored, turn
 
-from rl.group import member_report
-from rl.metrics import (
+from rl.fleet.weight_sync import SyncTimes
+from rl.samples.group import member_report
+from rl.samples.metrics import (
     histogram,
     outcome_totals,
     pass_rates,
     quantiles,
     rollout_metrics,
 )
-from rl.weight_sync import SyncTimes
 from rollout.trajectory import Phase
 
 FAULT = {"judged": False, "stop_reason": "env_fault", "reward": 0.0, "rewards": {}}
@@ -92,7 +92,7 @@ def test_a_weight_sync_is_reported_by_its_slowest_engine():
         bytes=3_000_000,
         staging_ms=(90.0, 50.0),
         pause_ms=(10.0, 30.0),
-        flip_ms=(5.0, 4.0),
+        swap_ms=(5.0, 4.0),
     )
     assert times.metrics() == {
         "sync/snapshot_ms": 20.0,

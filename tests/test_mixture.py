@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.mixture import RESERVED, Mixture, Quota
+from rl.tasks.mixture import RESERVED, Mixture, Quota
 
 
 def mixture(*weights: float, **quotas) -> Mixture:

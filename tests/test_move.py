@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from fakes import Remote
 
-from rl.engine_pool import EnginePool
+from rl.actors.engine_client import EngineClient
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.vllm_engine import VllmEngine
@@ -109,7 +109,7 @@ async def _moves(checkpoint: Path, caches: Path) -> None:
 
 async def _leave_half_way(engines: dict[str, Watched]) -> tuple[Completion, int]:
     """A completion that began at engine a and ended at b, and what the pool counted."""
-    pool = EnginePool({name: one.handle for name, one in engines.items()}, request_seconds=120)
+    pool = EngineClient({name: one.handle for name, one in engines.items()}, request_seconds=120)
     pool.begin("moves", 0)
     await pool.serve({"a": 0})
     turn = asyncio.create_task(pool.generate(Request("moves/0", "moves", PROMPT, TOKENS)))
@@ -120,7 +120,7 @@ async def _leave_half_way(engines: dict[str, Watched]) -> tuple[Completion, int]
     first = len(engines["a"].seen[-1][1].token_ids)
     assert 0 < first < TOKENS, "it was under way when it moved"
     assert engines["b"].seen[-1][0].prompt_ids == PROMPT + completion.token_ids[:first]
-    return completion, pool.prefilled_again
+    return completion, pool.reprefilled_tokens
 
 
 def _assert_same(moved: Completion, unmoved: Completion) -> None:

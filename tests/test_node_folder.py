@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rl import node_folder
-from rl.node_folder import claim, tidy
+from rl.nodes import node_folder
+from rl.nodes.node_folder import claim, tidy
 
 CLAIMS = """
 import os, sys
 from pathlib import Path
-from rl.node_folder import claim
+from rl.nodes.node_folder import claim
 claim(Path(sys.argv[1]))
 (Path(sys.argv[1]) / "version-3.safetensors").write_bytes(b"weights")
 os.kill(os.getpid(), 9)

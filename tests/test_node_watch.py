@@ -8,9 +8,9 @@ import pytest
 from fakes import Remote
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from rl import node_watch
-from rl.cluster import Actors, by_node
-from rl.node_watch import NodesLost, NodeWatch
+from rl.actors.handles import Actors, by_node
+from rl.fleet import node_watch
+from rl.fleet.node_watch import NodesLost, NodeWatch
 
 NODES = {"a": "10.0.0.5", "b": "10.0.0.7"}
 

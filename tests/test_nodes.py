@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from ray.exceptions import NodeDiedError
 
-from rl import nodes
 from rl.config import EnvTable
-from rl.nodes import lacks, probe
+from rl.nodes import nodes
+from rl.nodes.nodes import lacks, probe
 
 HERE = "node 10.0.0.7"
 # Ids as Ray has them.

@@ -203,7 +203,7 @@ def test_what_one_rank_refuses_all_refuse_and_nothing_changes(two_ranks, checkpo
 
 def imitate(join: Join, folder: Path, expert_parallel: int) -> list[dict[str, float]]:
     ours = learner(join, folder, expert_parallel)
-    return [ours.imitate(samples()) for _ in range(2)]
+    return [ours.sft_step(samples()) for _ in range(2)]
 
 
 def test_imitation_is_that_of_one_rank(two_ranks, checkpoint):

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from envs.session import demonstrate
-from rl.check import make_env
 from rl.cold_start import make_cold_start
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.preflight import make_env
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.renderer import Renderer
@@ -132,7 +132,7 @@ async def _compare_adapters(checkpoint: Path, dtype: str, folder: Path) -> None:
                 _draw_adapters(learner, seed=version)
             write_weights(learner.snapshot(getattr(torch, dtype)), published)
             times = await engine.load(str(published), version)
-            assert 0 < times.flip_ms <= times.pause_ms
+            assert 0 < times.swap_ms <= times.pause_ms
             gaps[f"version {version}"] = await _gap(engine, learner, prompts)
         change = await _gap(engine, base, prompts)
         assert change > 3 * max(gaps.values()), "the adapters change something"

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from rl.progress import Progress
+from rl.record.progress import Progress
 
 METRICS = {
     "time/total_seconds": 2.0,

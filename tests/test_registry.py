@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from envs.registry import UnknownEnv, anchored, find_env
-from rl.check import make_env
 from rl.cold_start import _key
 from rl.config import EnvTable, load_config
+from rl.preflight import make_env
 
 ROOT = Path(__file__).parent.parent
 SOURCE = """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from envs.message import Message, ToolCall, ToolSchema
 from rollout.renderer import Renderer
 from rollout.tool_format import MalformedCall
-from trainer.tokenizer import SPECIAL_TOKENS
+from trainer.small.tokenizer import SPECIAL_TOKENS
 
 ADD = ToolSchema(
     "add", "a plus b", {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}

@@ -13,16 +13,16 @@ from fakes import FakeDispatcher, FakePool, group_report, member
 from rich.console import Console
 from typer.testing import CliRunner
 
-from rl.check import make_env
 from rl.cli import app
 from rl.config import RunConfig
 from rl.config_file import ConfigError
-from rl.progress import Progress
-from rl.resume import POSITION, Resume, find_resume, read_position, write_position
-from rl.run import Interrupted, Run
-from rl.run_folder import RunFolder
-from rl.supervision import Position, Supervision
-from rl.wandb_sink import WandbSink
+from rl.loop.resume import POSITION, Resume, find_resume, read_position, write_position
+from rl.loop.run import Interrupted, Run
+from rl.preflight import make_env
+from rl.record.progress import Progress
+from rl.record.run_folder import RunFolder
+from rl.record.wandb_sink import WandbSink
+from rl.tasks.task_source import Position, TaskSource
 from trainer.checkpoint_folder import Record, complete, make_room
 
 SETTINGS: dict[str, Any] = {
@@ -178,16 +178,16 @@ def test_a_run_in_progress_cannot_be_gone_on_with(run, tmp_path):
 def test_the_tasks_after_a_position_are_those_of_a_run_that_was_not_interrupted(tmp_path):
     config = settings(tmp_path)
 
-    def begun(supervision: Supervision, first: int, count: int) -> list[tuple[str, str]]:
-        found = [supervision.begin(f"g{first + n}", 0.0, room=8) for n in range(count)]
+    def begun(task_source: TaskSource, first: int, count: int) -> list[tuple[str, str]]:
+        found = [task_source.begin(f"g{first + n}", 0.0, room=8) for n in range(count)]
         for number in range(first, first + count):
-            supervision.put_back(f"g{number}")
-        for again in supervision.again.values():
+            task_source.put_back(f"g{number}")
+        for again in task_source.again.values():
             again.clear()
         return [(label, task.id) for label, task in filter(None, found)]
 
-    def supervision() -> Supervision:
-        return Supervision(config, [make_env(table) for table in config.env], seed=7)
+    def supervision() -> TaskSource:
+        return TaskSource(config, [make_env(table) for table in config.env], seed=7)
 
     whole = supervision()
     wanted = begun(whole, 0, 6) + begun(whole, 6, 6)

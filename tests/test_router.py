@@ -21,7 +21,7 @@ from trainer.moe.balance import (
     hidden_z_loss,
     load_factors,
 )
-from trainer.moe.router import RouterTape
+from trainer.moe.router import RouterRecord
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.scorer import Scorer
@@ -66,18 +66,18 @@ def test_choices_that_the_engine_made_are_repeated_and_the_others_are_the_router
 ):
     model = load_policy(family_checkpoint, torch.float32)
     scorer = Scorer(model, 1.0)
-    scorer.tape.replay = True
+    scorer.routing_record.replay = True
     several = routed(*sizes(model))
     batch = pack(several, range(len(several)), CPU)
     assert batch.routing_TLK is not None
     with torch.no_grad():
         scorer(batch)
-    for layer, used in scorer.tape.used_TK.items():
+    for layer, used in scorer.routing_record.used_TK.items():
         asked = batch.routing_TLK[:, layer]
         known = (asked >= 0).all(-1)
         assert torch.equal(used[known], asked[known])
         assert (~known).sum() == len(LENGTHS), "the last token of each sample"
-        assert torch.equal(used[~known], scorer.tape.own_TK[layer][~known])
+        assert torch.equal(used[~known], scorer.routing_record.own_TK[layer][~known])
 
 
 def test_repeating_its_own_choices_changes_nothing_and_repeating_others_does(family_checkpoint):
@@ -92,7 +92,7 @@ def test_repeating_its_own_choices_changes_nothing_and_repeating_others_does(fam
     with torch.no_grad():
         plain.scorer(batch)
     own_TLK = torch.stack(
-        [plain.scorer.tape.own_TK[layer] for layer in range(len(plain.scorer.routers))], 1
+        [plain.scorer.routing_record.own_TK[layer] for layer in range(len(plain.scorer.routers))], 1
     )
     order = sorted(range(len(bare)), key=lambda i: -LENGTHS[i])
     told = list(bare)
@@ -105,7 +105,7 @@ def test_repeating_its_own_choices_changes_nothing_and_repeating_others_does(fam
 def test_the_gradient_reaches_the_router_through_repeated_choices(family_checkpoint):
     model = load_policy(family_checkpoint, torch.float32)
     scorer = Scorer(model, 1.0)
-    scorer.tape.replay = True
+    scorer.routing_record.replay = True
     several = routed(*sizes(model))
     scorer(pack(several, range(len(several)), CPU)).logprobs_N.sum().backward()
     for router in scorer.routers:
@@ -217,7 +217,7 @@ def test_a_step_moves_the_bias_by_its_own_loads_and_past_versions_keep_theirs(ch
     counts = torch.zeros(2, ours.experts.total)
     with torch.no_grad():
         ours.scorer(pack(samples, range(len(samples)), CPU))
-    for layer, used in ours.scorer.tape.used_TK.items():
+    for layer, used in ours.scorer.routing_record.used_TK.items():
         counts[layer] = torch.bincount(used.flatten(), minlength=ours.experts.total)
     ours.step(samples)
     x = ours.experts
@@ -232,7 +232,7 @@ def test_load_and_gradients_are_watched_as_defined():
     config = RouterConfig(balance_weight=0.5, balance_groups=2)
     watch = RouterWatch(1, EXPERTS, config)
     scores, chosen = random_scores(40)
-    tape = RouterTape()
+    tape = RouterRecord()
     tape.decide(0, scores, chosen)
     weight = torch.randn(40, EXPERTS.total)
     policy = (scores * weight).sum()
@@ -274,10 +274,10 @@ def test_imitation_moves_the_bias_too(checkpoint):
     def load() -> float:
         with torch.no_grad():
             ours.scorer(pack(samples, range(len(samples)), CPU))
-        used = torch.cat([u.flatten() for u in ours.scorer.tape.used_TK.values()])
+        used = torch.cat([u.flatten() for u in ours.scorer.routing_record.used_TK.values()])
         return 3 * (used < ours.experts.computing).float().mean().item()
 
     before = load()
     for _ in range(40):
-        ours.imitate(samples)
+        ours.sft_step(samples)
     assert abs(load() - 1.2) < 0.25 * abs(before - 1.2)

@@ -9,8 +9,8 @@ import pytest
 from fakes import completion, sample, scored, trajectory, turn
 from transformers import LongcatFlashConfig, Qwen3MoeConfig
 
-from rl.engine_pool import joined
-from rl.samples import train_sample
+from rl.actors.engine_client import joined
+from rl.samples.samples import train_sample
 from rollout.engine import Completion, VersionSpan
 from rollout.routing import RoutingLayout, routing_layout
 from rollout.routing_capture import RoutingCapture, StepBatch, Wanted

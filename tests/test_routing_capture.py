@@ -17,8 +17,8 @@ import pytest
 import torch
 from fakes import trajectory
 
-from rl.engine_pool import joined
-from rl.samples import train_sample
+from rl.actors.engine_client import joined
+from rl.samples.samples import train_sample
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.trajectory import Turn
@@ -98,7 +98,7 @@ async def play(engine: VllmEngine, id: int) -> TrainSample:
         context += prompt
         routed = max(0, len(context) - len(prompt) - 1)
         length = rng.randint(8, 56)
-        request = Request(f"{id}/{index}", str(id), context, length, routed=routed)
+        request = Request(f"{id}/{index}", str(id), context, length, num_routed=routed)
         written = await engine.generate(request)
         turns.append(as_turn(prompt, written))
         context += written.token_ids
@@ -189,9 +189,9 @@ async def _interrupted(engine: VllmEngine, reference: Reference) -> None:
             cache=piece.cache if brings_cache else "",
             routed=len(piece.routing),
         )
-        assert rest.routed == len(rest.prompt_ids) - 1
+        assert rest.num_routed == len(rest.prompt_ids) - 1
         last = await engine.generate(rest)
-        assert (last.cached_tokens == rest.routed) == brings_cache
+        assert (last.cached_tokens == rest.num_routed) == brings_cache
         whole = train_sample(trajectory("x", turns=[as_turn(prompt, joined([piece, last]))]), 0.0)
         expected = reference.choices(whole.token_ids)[:-1]
         assert agreement(captured(whole), expected) >= 1 - 10 * TIES

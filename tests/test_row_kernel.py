@@ -13,11 +13,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
-from trainer import row_kernel
-from trainer.allocator import VARIABLES
+from trainer.cpu import row_kernel
+from trainer.cpu.allocator import VARIABLES
+from trainer.cpu.row_kernel import RowKernel, compile_kernels
 from trainer.mla import _Rotate
 from trainer.norm import rms_norm
-from trainer.row_kernel import RowKernel, compile_kernels
 from trainer.scorer import LOGITS, _TokenLogprobs
 from trainer.swiglu import swiglu
 
@@ -121,7 +121,7 @@ import resource
 import sys
 import threading
 import torch
-from trainer.allocator import keep_freed_memory
+from trainer.cpu.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -18,13 +18,13 @@ from ray.exceptions import ActorDiedError, RayActorError
 from rich.console import Console
 
 from rl.config import RunConfig
-from rl.node_watch import NodesLost
-from rl.progress import Progress
-from rl.run import Run, RunError
-from rl.run_folder import RunFolder
-from rl.status import read_status
-from rl.wandb_sink import WandbSink
-from rl.weight_sync import SyncError
+from rl.fleet.node_watch import NodesLost
+from rl.fleet.weight_sync import SyncError
+from rl.loop.run import Run, RunError
+from rl.record.progress import Progress
+from rl.record.run_folder import RunFolder
+from rl.record.status import read_status
+from rl.record.wandb_sink import WandbSink
 from trainer.checkpoint_folder import CheckpointError
 
 SETTINGS = {
@@ -396,12 +396,12 @@ async def test_an_environment_that_fails_for_a_while_rests_and_comes_back(start)
 async def test_while_every_environment_rests_the_run_waits_for_a_probe(start):
     broken = True
     run = start(
-        outcome=lambda spec: "fault" if broken and run.supervision.judged else "samples",
+        outcome=lambda spec: "fault" if broken and run.task_source.judged else "samples",
         env=[{"id": "calculator", "breaker": {"cooldown_seconds": 0.05}}],
     )
     running = asyncio.create_task(run.main())
     async with asyncio.timeout(20):
-        while not run.supervision.resting:
+        while not run.task_source.open_breakers:
             await asyncio.sleep(0.001)
         assert "resting after faults: calculator" in run.watch._learner_waits_for()
         broken = False
@@ -575,10 +575,10 @@ async def test_a_run_whose_engines_are_all_gone_ends_with_a_sentence_and_closed_
 
 
 async def test_a_run_that_loses_its_learners_node_says_so(start, monkeypatch):
-    monkeypatch.setattr("rl.node_watch.LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("rl.node_watch.alive_nodes", dict)
+    monkeypatch.setattr("rl.fleet.node_watch.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("rl.fleet.node_watch.alive_nodes", dict)
     run = start(outcome=lambda spec: "hang")
-    run.actors.places = {"learner": "a"}
+    run.actors.node_of = {"learner": "a"}
     with pytest.raises(NodesLost, match=r"node a is gone: learner; without its learner"):
         await asyncio.wait_for(run.main(), 30)
     assert_closed(run)
@@ -589,18 +589,18 @@ async def test_a_run_that_loses_its_learners_node_says_so(start, monkeypatch):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_an_evaluation_without_the_learners_node_ends_with_the_run(start, monkeypatch, when):
-    monkeypatch.setattr("rl.node_watch.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("rl.fleet.node_watch.LOOK_SECONDS", 0.0)
     run = start(
         outcome=lambda spec: "samples" if spec.train else "hang",
         eval={"before": False, "after": False, "tasks": 4} | {when: True},
     )
-    run.actors.places = {"learner": "a"}
+    run.actors.node_of = {"learner": "a"}
 
     def alive() -> dict[str, str]:
         evaluating = any(not spec.train for _, spec in run.dispatcher.played)
         return {} if evaluating else {"a": "10.0.0.7"}
 
-    monkeypatch.setattr("rl.node_watch.alive_nodes", alive)
+    monkeypatch.setattr("rl.fleet.node_watch.alive_nodes", alive)
     with pytest.raises(NodesLost, match=r"node 10.0.0.7 is gone: learner; without its learner"):
         await asyncio.wait_for(run.main(), 30)
     assert asyncio.all_tasks() == {asyncio.current_task()}

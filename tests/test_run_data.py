@@ -25,7 +25,7 @@ from rl.dashboard.overview import (
 from rl.dashboard.run_data import RunData, RunsFolder
 from rl.dashboard.series import Series, add, matching, thin
 from rl.dashboard.trajectory_counts import trajectory_counts
-from rl.run_folder import _INDEX
+from rl.record.run_folder import _INDEX
 
 STATUS = {
     "time": 100.0,

@@ -11,9 +11,9 @@ from fakes import group_report, scored
 
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig, load_config
 from rl.config_file import ConfigError
-from rl.group import member_report
-from rl.run_folder import LEARNED, LearnedWriter, RunFolder, TrajectoryWriter
-from rl.samples import Dropped
+from rl.record.run_folder import LEARNED, LearnedWriter, RunFolder, TrajectoryWriter
+from rl.samples.group import member_report
+from rl.samples.samples import Dropped
 from trainer.sample import TokenScores
 
 

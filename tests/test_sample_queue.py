@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from rl.sample_queue import BufferedGroup, SampleQueue, count_by_version
+from rl.samples.sample_queue import BufferedGroup, SampleQueue, count_by_version
 
 
 def group(id: str, *versions: int) -> BufferedGroup:

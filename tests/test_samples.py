@@ -5,7 +5,7 @@ from fakes import scored, trajectory, turn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.samples import Dropped, cut_off, group_samples, train_sample
+from rl.samples.samples import Dropped, cut_off, group_samples, train_sample
 from rollout.engine import VersionSpan
 from rollout.trajectory import JUDGED
 

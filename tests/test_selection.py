@@ -1,14 +1,14 @@
-"""Selection bias: against sums made by hand, and in a run whose long trajectories are dropped."""
+"""SelectionBias bias: against sums made by hand, and in a run whose long trajectories are dropped."""
 
 import pytest
 from fakes import member
 
-from rl.ledger import Ledger
-from rl.selection import Selection
+from rl.samples.ledger import Ledger
+from rl.samples.selection import SelectionBias
 
 
 def test_the_dropped_and_the_trained_are_told_apart_by_environment():
-    selection = Selection()
+    selection = SelectionBias()
     ledger = Ledger(closed=selection.close)
     for env, ids in (("a", ("a0", "a1", "a2")), ("b", ("b0",))):
         ledger.dispatch(env, ids)

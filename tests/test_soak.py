@@ -15,13 +15,12 @@ from typer.testing import CliRunner
 from envs.env import Env, EnvConfig, Expert, Task, call
 from envs.registry import env_names
 from envs.session import Deadlines, EnvSession
-from rl.check import make_env
 from rl.cli import app
 from rl.config import EnvTable
 from rl.config_file import ConfigError
-from rl.kit.named_env import named_env
-from rl.kit.soak.expert_policy import ExpertPolicy
-from rl.kit.soak.figures import (
+from rl.env_tools.named_env import named_env
+from rl.env_tools.soak.expert_policy import ExpertPolicy
+from rl.env_tools.soak.figures import (
     Figures,
     Left,
     Percentiles,
@@ -32,10 +31,11 @@ from rl.kit.soak.figures import (
     percentiles,
     sheet,
 )
-from rl.kit.soak.host import Census
-from rl.kit.soak.leaks import left
-from rl.kit.soak.run import EPISODE, own_ray, soak
-from rl.metrics import passed
+from rl.env_tools.soak.host import Census
+from rl.env_tools.soak.leaks import left
+from rl.env_tools.soak.run import EPISODE, own_ray, soak
+from rl.preflight import make_env
+from rl.samples.metrics import passed
 from rollout.episode import Episode
 from rollout.trajectory import Trajectory
 
@@ -177,7 +177,7 @@ async def test_an_expert_plays_from_the_task_alone_to_the_full_score(name):
     for task in (next(tasks) for _ in range(3)):
         trajectory = await played(make_env(table), task, make_env(table).expert(task))
         assert (trajectory.stop_reason, trajectory.fault) == ("completed", "")
-        assert passed(trajectory.evidence, sum(trajectory.evidence.values()))
+        assert passed(trajectory.env_rewards, sum(trajectory.env_rewards.values()))
 
 
 async def test_an_expert_that_stops_too_early_is_named():

@@ -114,7 +114,7 @@ async def _again_and_again(checkpoint: Path, folder: Path) -> None:
             assert long.done() or _written(engine) >= before + 4, "it wrote on meanwhile"
             assert engine.version == version - 1
             times = await engine.load(path, version)
-            assert times.staging_ms == 0 and times.flip_ms <= times.pause_ms
+            assert times.staging_ms == 0 and times.swap_ms <= times.pause_ms
             await engine.interrupt([f"l{version}"])
             spans = (await long).versions
             assert [s.version for s in spans][:1] == [version - 1], spans

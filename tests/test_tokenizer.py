@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.tokenizer import END, SPECIAL_TOKENS, train_tokenizer
+from trainer.small.tokenizer import END, SPECIAL_TOKENS, train_tokenizer
 
 plain_text = st.text(max_size=60).filter(lambda s: not any(t in s for t in SPECIAL_TOKENS))
 

@@ -19,7 +19,7 @@ from rl.dashboard.pages.trajectories import trajectory_address
 from rl.dashboard.pages.trajectory import replay_command
 from rl.dashboard.trajectory_filter import TrajectoryFilter
 from rl.dashboard.trajectory_index import find
-from rl.kit.replay import find_record
+from rl.env_tools.replay import find_record
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 LIST = "/run/demo/trajectories"

@@ -13,10 +13,18 @@ from typer.testing import CliRunner
 
 from rl.cli import app
 from rl.config import DeadlineConfig, EnvTable, InitConfig, ModelConfig, RunConfig
-from rl.dispatcher import Dispatcher
-from rl.run_folder import RunFolder
-from rl.status import SILENT_SECONDS, Status, describe, in_progress, read_status, sentence, suspect
-from rl.waiting import Latency, PhaseTimes, WaitingTable, deadline, merge, worst
+from rl.loop.dispatcher import Dispatcher
+from rl.record.run_folder import RunFolder
+from rl.record.status import (
+    SILENT_SECONDS,
+    Status,
+    describe,
+    in_progress,
+    read_status,
+    sentence,
+    suspect,
+)
+from rl.record.waiting import Latency, PhaseTimes, WaitingTable, deadline, merge, worst
 from rollout.trajectory import Phase
 
 
@@ -123,7 +131,7 @@ def test_a_turn_has_a_deadline_while_an_engine_writes_it_and_a_call_has_its_own(
 
 
 async def test_a_controller_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("rl.dispatcher.WAITING_SECONDS", 0.05)
+    monkeypatch.setattr("rl.loop.dispatcher.WAITING_SECONDS", 0.05)
 
     async def never(count: int) -> WaitingTable:
         await asyncio.Event().wait()

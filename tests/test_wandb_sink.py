@@ -9,8 +9,8 @@ import pytest
 from wandb_server import wandb_server
 
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
-from rl.run_folder import RunFolder
-from rl.wandb_sink import WandbSink
+from rl.record.run_folder import RunFolder
+from rl.record.wandb_sink import WandbSink
 
 STEPS = [
     {"rollout/all/reward": 0.25, "time/total_seconds": 4.5},

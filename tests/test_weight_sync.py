@@ -7,7 +7,7 @@ from fakes import FakePool
 
 from rl.cluster import Cluster
 from rl.config import EnvTable, ModelConfig, RunConfig
-from rl.weight_sync import SyncError, WeightSync
+from rl.fleet.weight_sync import SyncError, WeightSync
 
 ENGINES = {"engine-0": 3, "engine-1": 3}
 
@@ -20,7 +20,7 @@ async def test_a_version_is_copied_published_and_loaded_until_it_is_forgotten(tm
     times = await sync.load(ENGINES)
     path = str(tmp_path / "version-3.safetensors")
     assert pool.log == [("snapshot", path), ("publish", path), ("engine-0", 3), ("engine-1", 3)]
-    assert (written.bytes, times.pause_ms, times.flip_ms) == (7, (2.0, 2.0), (1.0, 1.0))
+    assert (written.bytes, times.pause_ms, times.swap_ms) == (7, (2.0, 2.0), (1.0, 1.0))
     await sync.snapshot(4)
     await sync.publish(4)
     sync.forget({4})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.sample_queue import BufferedGroup, SampleQueue
+from rl.samples.sample_queue import BufferedGroup, SampleQueue
 from rollout.window import RunAhead, groups_to_admit, least_loaded, staleness
 
 small = st.integers(0, 40)

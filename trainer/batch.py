@@ -1,7 +1,7 @@
 """Packed batches: the samples of a micro-batch end to end in one stream, without any padding.
 
 `plan_micro_batches` says which samples go together and on which rank, `pack` lays them out. Positions
-restart with each sample, and attention never crosses from one into another (`trainer.attention`).
+restart with each sample, and attention never crosses from one into another (`trainer.cpu.attention`).
 
 Shapes: T tokens of a micro-batch, N its policy tokens (those with loss_mask) in order of the stream, L layers
 with a router, K experts per token.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.attention import Bucket, plan_buckets
+from trainer.cpu.attention import Bucket, plan_buckets
 from trainer.moe.router import UNKNOWN
 from trainer.sample import TrainSample
 

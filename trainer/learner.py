@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainer.advantage import batch_normalised
-from trainer.allocator import keep_freed_memory
 from trainer.batch import PackedBatch, pack, plan_micro_batches
 from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
 from trainer.config import LearnerConfig
+from trainer.cpu.allocator import keep_freed_memory
+from trainer.cpu.row_kernel import compile_kernels
 from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
 from trainer.determinism import make_deterministic
 from trainer.lora import add_adapters
@@ -30,11 +31,10 @@ from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of
 from trainer.optimizer import Optimizer
 from trainer.parallel import ALONE, Ranks, exchanged, materialise, shard
 from trainer.policy import fill_policy, load_policy, outline_policy
-from trainer.row_kernel import compile_kernels
 from trainer.sample import TokenScores, TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
-from trainer.token_tape import TokenTape
+from trainer.token_recorder import TokenRecorder
 from trainer.weights import (
     published_weights,
     snapshot,
@@ -91,7 +91,7 @@ class Learner:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
         if config.compile:
             compile_kernels(self.device)
-        self.scorer.tape.replay = config.router.replay
+        self.scorer.routing_record.replay = config.router.replay
         self.experts: Experts | None = None
         self.expert_loads: list[list[float]] = []  # of the last step, per layer
         self.biases: BiasController | None = None
@@ -123,7 +123,7 @@ class Learner:
         num_tokens = int(tokens_S.sum())
         all_tokens = sum(len(s.token_ids) for s in samples)
         watch = self._watch()
-        tape = TokenTape(samples) if self.config.record_tokens else None
+        tape = TokenRecorder(samples) if self.config.record_tokens else None
         behaviour_seconds = 0.0
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
@@ -137,7 +137,7 @@ class Learner:
             loss, metrics = objective(inputs, self.config.loss)
             (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
             if tape is not None:
-                tape.note(batch, past_N, scores.entropy_N, self.scorer.tape)
+                tape.note(batch, past_N, scores.entropy_N, self.scorer.routing_record)
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
             sums["loss"] += loss.item()
@@ -215,7 +215,7 @@ class Learner:
         if not tokens:
             return loss
         if watch is not None:
-            loss = loss + watch.note(self.scorer.tape, tokens / all_tokens)
+            loss = loss + watch.note(self.scorer.routing_record, tokens / all_tokens)
         if self.config.router.z_weight:
             [hidden_TD] = self.scorer.before_norm
             loss = loss + self.config.router.z_weight * hidden_z_loss(hidden_TD[0]) / all_tokens
@@ -245,7 +245,7 @@ class Learner:
                 values_N = torch.where(batch.versions_N == version, past_N, values_N)
         return values_N
 
-    def imitate(self, samples: Sequence[TrainSample]) -> dict[str, float]:
+    def sft_step(self, samples: Sequence[TrainSample]) -> dict[str, float]:
         """One supervised update: mean negative log-likelihood of the policy's tokens."""
         num_tokens = sum(s.num_policy_tokens for s in samples)
         all_tokens = sum(len(s.token_ids) for s in samples)

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashMLA
 
-from trainer.attention import Bucket, packed_attention, plan_buckets
+from trainer.cpu.attention import Bucket, packed_attention, plan_buckets
+from trainer.cpu.row_kernel import RowKernel
 from trainer.norm import RMSNorm, rms_norm
-from trainer.row_kernel import RowKernel
 
 
 class PackedMLA(LongcatFlashMLA):

@@ -1,7 +1,7 @@
 """Root-mean-square normalisation, x / sqrt(mean(x^2) + eps) * weight in float32 (arXiv 1910.07467).
 
-On CPU one pass over the rows forward and one backward (`trainer.row_kernel`): several times as fast there as
-one pass over memory per operation. Elsewhere torch's own kernel does it.
+On CPU one pass over the rows forward and one backward (`trainer.cpu.row_kernel`): several times as fast there
+as one pass over memory per operation. Elsewhere torch's own kernel does it.
 
 Shapes: T rows (all leading dimensions), D width.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.row_kernel import RowKernel
+from trainer.cpu.row_kernel import RowKernel
 
 
 @RowKernel

@@ -1,7 +1,7 @@
 """Loads a policy for the learner: transformers' model with some modules of the learner's own.
 
 What is replaced, for LongCat-Flash and Qwen3-MoE: the experts (`trainer.moe.experts`), attention over packed
-streams (`trainer.attention`, `trainer.mla`), the routers (`trainer.moe.router`), norms and dense layers
+streams (`trainer.cpu.attention`, `trainer.mla`), the routers (`trainer.moe.router`), norms and dense layers
 (`trainer.norm`, `trainer.swiglu`). Parameter names stay transformers'.
 """
 
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.longcat_flash import modeling_longcat_flash
 from transformers.models.qwen3_moe import modeling_qwen3_moe
 
-from trainer.attention import PACKED
+from trainer.cpu.attention import PACKED
 from trainer.mla import PackedMLA
 from trainer.moe.experts import GroupedExperts
 from trainer.moe.router import LongcatRouter, QwenRouter

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batch import PackedBatch
+from trainer.cpu.row_kernel import RowKernel
 from trainer.critic import Critic
-from trainer.moe.router import share_tape
-from trainer.row_kernel import RowKernel
+from trainer.moe.router import share_record
 
 # Logits that exist at once, in elements: what stays in the CPU's last cache, or what a GPU is busy with.
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -106,7 +106,7 @@ class Scorer(nn.Module):
         self.temperature = temperature
         width = model.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
         self.critic = Critic(width) if critic else None  # pyright: ignore[reportArgumentType]
-        self.routers, self.tape = share_tape(model)
+        self.routers, self.routing_record = share_record(model)
         # Of the latest pass: the last hidden state before the final norm, (1, T, D).
         self.before_norm: list[Tensor] = []
         model.model.norm.register_forward_pre_hook(self._note_hidden)  # pyright: ignore
@@ -117,7 +117,7 @@ class Scorer(nn.Module):
     def forward(self, batch: PackedBatch) -> Scores:
         """Empty for a batch without policy tokens. Raises ValueError where its routing does not fit."""
         self._check(batch.routing_TLK)
-        self.tape.begin(batch.routing_TLK)
+        self.routing_record.begin(batch.routing_TLK)
         hidden_TD = self.model.model(  # pyright: ignore[reportCallIssue]
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],

@@ -1,6 +1,6 @@
 """The gated activation silu(gate) x up, and the dense feed-forward layer that uses it.
 
-One pass over the rows forward and one backward (`trainer.row_kernel`), in float32 inside. Nothing but the
+One pass over the rows forward and one backward (`trainer.cpu.row_kernel`), in float32 inside. Nothing but the
 input is kept for the backward pass.
 
 Shapes: S rows, F inner width, D model width.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from trainer.row_kernel import RowKernel
+from trainer.cpu.row_kernel import RowKernel
 
 
 @RowKernel

@@ -11,7 +11,7 @@ from typing import Literal
 
 from rl.dashboard.run_data import RunData
 from rl.dashboard.series import environments, mean, recent
-from rl.status import sentence
+from rl.record.status import sentence
 
 Level = Literal["error", "warning", "note"]
 

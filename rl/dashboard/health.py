@@ -5,7 +5,7 @@ from typing import Any
 
 from rl.dashboard.overview import Figure, written
 from rl.dashboard.run_data import RunData
-from rl.status import SILENT_SECONDS
+from rl.record.status import SILENT_SECONDS
 
 # An actor that owes an answer for so long does not answer.
 LATE_SECONDS = 10.0

@@ -14,7 +14,7 @@ from rl.dashboard.series import number
 from rl.dashboard.trajectory_counts import ask
 from rl.dashboard.trajectory_index import Hit
 from rl.dashboard.trajectory_record import Unreadable, line_at
-from rl.run_folder import LEARNED
+from rl.record.run_folder import LEARNED
 
 Numbers = tuple[float | None, ...]
 Choices = tuple[tuple[int, ...], ...]

@@ -1,6 +1,6 @@
 """One run folder as the dashboard sees it: read again and again while the run writes it.
 
-In: the files of `rl.run_folder`, each of which may be missing, half written, broken or hostile. Out:
+In: the files of `rl.record.run_folder`, each of which may be missing, half written, broken or hostile. Out:
 settings, series, spans, status, summary, and the state of the run in a word. Nothing here writes, locks
 or raises for what a file holds. Left out on purpose: the lock that tells whether a run is alive, since to try
 it is to hold it for a moment, and a run that starts in that moment would be refused.
@@ -23,7 +23,7 @@ from rl.dashboard.expert_loads import ExpertLoads, held, read_loads
 from rl.dashboard.growing_lines import GrowingLines, plain
 from rl.dashboard.series import Series, add, number
 from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
-from rl.status import SILENT_SECONDS, Status
+from rl.record.status import SILENT_SECONDS, Status
 
 State = Literal["starting", "running", "silent", "finished", "failed", "interrupted", "ended"]
 # Two pages that ask within this time get the same answer.

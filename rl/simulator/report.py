@@ -34,7 +34,7 @@ def figures(simulation: Simulation) -> dict[str, Any]:
         "weight_moves": tally.weight_moves,
         "request_moves": tally.request_moves,
         "gigabytes_moved": round(tally.bytes_moved / 1e9, 3),
-        "tokens_prefilled_again": round(tally.prefilled_again),
+        "tokens_prefilled_again": round(tally.reprefilled_tokens),
         "rebalances": dict(sorted(tally.rebalances.items())),
         "ledger": {
             "dispatched": tally.dispatched,

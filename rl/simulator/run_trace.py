@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rl.config_file import ConfigError
-from rl.run_folder import INDEX_SCHEMA
+from rl.record.run_folder import INDEX_SCHEMA
 from rl.simulator.trajectory_plan import GroupPlan, Plan
 
 

@@ -72,7 +72,7 @@ class Tally:
     weight_moves: int = 0
     request_moves: int = 0
     bytes_moved: float = 0.0
-    prefilled_again: float = 0.0
+    reprefilled_tokens: float = 0.0
     rebalances: Counter[str] = field(default_factory=Counter)
 
 
@@ -416,7 +416,7 @@ class Simulation:
         """Seconds that a cache is on its way; where caches do not travel, it is lost."""
         cost = self.config.cost
         if not cost.move_bytes_per_second:
-            self.tally.prefilled_again += one.cached
+            self.tally.reprefilled_tokens += one.cached
             one.cached = 0
             return 0.0
         bytes_moved = one.cached * cost.kv_bytes_per_token
@@ -434,7 +434,7 @@ class Simulation:
             engine.version = newest
             engine.stall(self.config.cost.weights_seconds)
             engine.recompute()
-            self.tally.prefilled_again += engine.cached + engine.running * engine.clock
+            self.tally.reprefilled_tokens += engine.cached + engine.running * engine.clock
             self.tally.weight_moves += 1
         for one in self.trajectories.values():
             one.version = newest

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import RouterConfig
-from trainer.moe.router import UNKNOWN, LongcatRouter, Router, RouterTape
+from trainer.moe.router import UNKNOWN, LongcatRouter, Router, RouterRecord
 from trainer.weights import routed_experts
 
 
@@ -104,7 +104,7 @@ class RouterWatch:
         # Tokens times layers: compared with the engine; equal as used; equal as the router itself chose.
         self.agreement_3 = torch.zeros(3)
 
-    def note(self, tape: RouterTape, share: float) -> Tensor:
+    def note(self, tape: RouterRecord, share: float) -> Tensor:
         """Take in a micro-batch that holds `share` of the step's tokens; returns its balance loss, weighted.
 
         To be called between forward and backward pass.

@@ -21,7 +21,7 @@ UNKNOWN = -1
 
 
 @dataclass
-class RouterTape:
+class RouterRecord:
     """What the routers of one policy share, for one micro-batch at a time.
 
     engine_TLK: the engine's choices, UNKNOWN where there are none; None where there are none at all.
@@ -59,7 +59,7 @@ class LongcatRouter(LongcatFlashTopkRouter):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        self.tape, self.layer = RouterTape(), 0
+        self.routing_record, self.layer = RouterRecord(), 0
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (T, E), weights (T, K) and experts (T, K) of (…, D) hidden states."""
@@ -67,7 +67,7 @@ class LongcatRouter(LongcatFlashTopkRouter):
         logits_TE = F.linear(x_TD.float(), self.classifier.weight.float())
         scores_TE = logits_TE.softmax(dim=-1)
         own_TK = self.get_topk_indices(scores_TE)
-        chosen_TK = self.tape.decide(self.layer, scores_TE, own_TK)
+        chosen_TK = self.routing_record.decide(self.layer, scores_TE, own_TK)
         weights_TK = scores_TE.gather(1, chosen_TK) * self.routed_scaling_factor
         return logits_TE, weights_TK, chosen_TK
 
@@ -77,7 +77,7 @@ class QwenRouter(Qwen3MoeTopKRouter):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        self.tape, self.layer = RouterTape(), 0
+        self.routing_record, self.layer = RouterRecord(), 0
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (T, E), weights (T, K) and experts (T, K) of (…, D) hidden states."""
@@ -85,7 +85,7 @@ class QwenRouter(Qwen3MoeTopKRouter):
         logits_TE = F.linear(x_TD, self.weight)
         scores_TE = logits_TE.float().softmax(dim=-1)
         own_TK = scores_TE.detach().topk(self.top_k, dim=-1).indices
-        chosen_TK = self.tape.decide(self.layer, scores_TE, own_TK)
+        chosen_TK = self.routing_record.decide(self.layer, scores_TE, own_TK)
         weights_TK = scores_TE.gather(1, chosen_TK)
         if self.norm_topk_prob:
             weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
@@ -95,10 +95,10 @@ class QwenRouter(Qwen3MoeTopKRouter):
 Router = LongcatRouter | QwenRouter
 
 
-def share_tape(model: nn.Module) -> tuple[list[Router], RouterTape]:
+def share_record(model: nn.Module) -> tuple[list[Router], RouterRecord]:
     """The model's routers in order of their layers, and the tape that they all have from now on."""
     routers = [m for m in model.modules() if isinstance(m, Router)]
-    tape = RouterTape()
+    tape = RouterRecord()
     for layer, router in enumerate(routers):
-        router.tape, router.layer = tape, layer
+        router.routing_record, router.layer = tape, layer
     return routers, tape

@@ -1,0 +1,1 @@
+"""The classes that live in Ray actors, and the clients that call them."""

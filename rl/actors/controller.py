@@ -1,0 +1,205 @@
+"""`ControllerActor`: plays groups of episodes, from their first token to their training samples.
+
+Tokens go engine -> controller -> learner; the run sees reports only.
+"""
+
+import asyncio
+import gc
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from reward.registry import find_judge
+from reward.score import JudgeFault, score
+from rl.actors.engine_client import EngineClient
+from rl.actors.heartbeat import Heartbeat, own_heartbeat
+from rl.actors.host_pool import HostPool, HostSession
+from rl.config import RunConfig
+from rl.nodes.process import log_to
+from rl.record.run_folder import TrajectoryWriter
+from rl.record.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
+from rl.samples.group import GroupReport, GroupSpec, member_report
+from rl.samples.samples import Dropped, group_samples
+from rollout.episode import Episode
+from rollout.placement import InProgress
+from rollout.renderer import Renderer
+from rollout.trajectory import ScoredTrajectory, Trajectory
+from trainer.sample import TrainSample
+
+
+class ControllerActor:
+    """Plays groups of episodes from their first token to their samples."""
+
+    def __init__(
+        self,
+        name: str,
+        config: RunConfig,
+        checkpoint: str,
+        engines: Sequence[str],
+        hosts: Sequence[str],
+        namespace: str,
+        folder: str,
+    ) -> None:
+        """Engines and hosts are named, not handed over: Ray cannot start an actor anew whose
+        arguments hold handles."""
+        log_to(f"{folder}/logs/{name}.log")
+        self.name = name
+        self.config = config
+        self.namespace = namespace
+        self.client = EngineClient(_found(engines, namespace), config.engine.request_seconds)
+        self.hosts = HostPool([ray.get_actor(host, namespace) for host in hosts], name)
+        self.tables = {table.label: table for table in config.env}
+        self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
+        self.renderer = Renderer(checkpoint, config.episode.tool_format)
+        self.writer = TrajectoryWriter(Path(folder), name)
+        self.episodes: dict[str, tuple[Episode, HostSession]] = {}
+        self.times = PhaseTimes()
+        self.retries: Counter[str] = Counter()
+
+    async def ready(self) -> None:
+        """Answers once the renderer is loaded; what is loaded by now, the collector need not walk again."""
+        gc.collect()
+        gc.freeze()
+
+    async def heartbeat(self) -> Heartbeat:
+        """That it is there."""
+        return own_heartbeat()
+
+    async def play(self, spec: GroupSpec) -> tuple[GroupReport, list[TrainSample]]:
+        """Play a group. The report is for the run, the samples are for the learner. Raises
+        EngineMapMissing."""
+        self.client.check_engine_map()
+        start = time.time()
+        members = await asyncio.gather(*(self._member(spec, id) for id in spec.ids))
+        samples: list[TrainSample] = []
+        dropped: list[Dropped] = []
+        if spec.train:
+            samples, dropped = group_samples(
+                members,
+                self.config.learner.advantage,
+                filter_zero_variance=self.config.batch.filter_zero_variance,
+                mask_truncated=self.config.batch.mask_truncated,
+            )
+        reports = tuple(member_report(m, *self.writer.write(m)) for m in members)
+        sample_ids = tuple(s.id for s in samples)
+        again, self.client.reprefilled_tokens = self.client.reprefilled_tokens, 0
+        report = GroupReport(
+            spec,
+            reports,
+            sample_ids,
+            tuple(dropped),
+            start,
+            time.time(),
+            reprefilled_tokens=again,
+            retries=self.retries.pop(spec.id, 0),
+        )
+        return report, samples
+
+    async def serve(self, versions: Mapping[str, int | None]) -> None:
+        """These engines serve these versions; None: no new turn goes there."""
+        new = [name for name in versions if name not in self.client.engines]
+        self.client.add(_found(new, self.namespace))
+        await self.client.serve({n: v for n, v in versions.items() if n in self.client.engines})
+
+    async def lose(self, engines: Sequence[str]) -> None:
+        """These engines are gone."""
+        await self.client.lose(engines)
+
+    async def leave(self, engines: Sequence[str], moves: Mapping[str, str]) -> None:
+        """Take requests away from engines that change version, and move trajectories (id -> engine)."""
+        await self.client.leave(engines, moves)
+
+    async def in_progress(self) -> list[InProgress]:
+        """Every trajectory that is bound to a version: where it is."""
+        return self.client.in_progress()
+
+    async def waiting(self, count: int) -> WaitingTable:
+        """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers."""
+        now, latency = time.time(), self.times.latency()
+        writing = {
+            session: (engine, now - self.client.asked[id])
+            for id, (engine, session) in self.client.running.items()
+        }
+        rows: list[Waiting] = []
+        for episode, session in self.episodes.values():
+            clock, env = episode.clock, episode.env
+            phase, seconds = clock.current, now - clock.since
+            engine, written = writing.get(episode.id, ("", None))
+            left, then = deadline(
+                phase,
+                seconds,
+                now - clock.created,
+                self.config,
+                self.tables[env].deadlines,
+                acts=clock.acts,
+                written=written,
+            )
+            place = self.client.sessions.get(episode.id)
+            usual = latency.get((env, phase))
+            rows.append(
+                Waiting(
+                    id=episode.id,
+                    env=env,
+                    version=place.version if place else None,
+                    phase=phase,
+                    at=engine if phase in ("generate", "judge") else session.host,
+                    seconds=seconds,
+                    p99=usual.p99 if usual else None,
+                    left=left,
+                    then=then,
+                )
+            )
+        counts = Counter((r.env, r.phase) for r in rows)
+        return WaitingTable(tuple(worst(rows, count)), counts, latency=latency)
+
+    async def _member(self, spec: GroupSpec, id: str) -> ScoredTrajectory:
+        table = self.tables[spec.env]
+        session = HostSession(self.hosts, id, table)
+        episode = Episode(
+            id=id,
+            group=spec.id,
+            env=spec.env,
+            task=spec.task,
+            session=session,
+            generate=self.client.generate,
+            renderer=self.renderer,
+            config=self.config.episode,
+        )
+        self.episodes[id] = (episode, session)
+        self.client.begin(id, spec.version)
+        try:
+            trajectory = await episode.run()
+            self.client.end(id)
+            self.times.add(spec.env, trajectory.phases)
+            with episode.clock.phase("judge"):
+                return await self._judged(trajectory)
+        finally:
+            if session.retries:
+                self.retries[spec.id] += session.retries
+            del self.episodes[id]
+            self.client.end(id)
+
+    async def _judged(self, trajectory: Trajectory) -> ScoredTrajectory:
+        table = self.tables[trajectory.env]
+        judges, seconds = self.judges[table.label], table.deadlines.score_seconds
+        try:
+            return await score(trajectory, judges, table.rewards, seconds=seconds)
+        except JudgeFault as error:
+            failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
+            return ScoredTrajectory(failed, {}, 0.0)
+
+
+def _found(engines: Sequence[str], namespace: str) -> dict[str, Any]:
+    """Handles by name, of those that are there: to a controller that is started anew, some may be gone."""
+    handles: dict[str, Any] = {}
+    for name in engines:
+        try:
+            handles[name] = ray.get_actor(name, namespace)
+        except ValueError:
+            continue
+    return handles

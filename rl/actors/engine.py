@@ -1,0 +1,136 @@
+"""`EngineActor`: one vLLM engine in a Ray actor. It ends itself when vLLM's own processes have died."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from rl.actors.heartbeat import Heartbeat, IdleTime, own_heartbeat
+from rl.config import RunConfig
+from rl.nodes.node_folder import node_folder
+from rl.nodes.nodes import own_node
+from rl.nodes.process import log_to
+from rollout.engine import Completion, Request
+
+# Seconds between two looks at vLLM's own processes.
+DEAD_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+class EngineActor:
+    """One vLLM engine in an actor of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: str,
+        config: RunConfig,
+        eos_ids: tuple[int, ...],
+        log: str,
+        caches: str,
+    ) -> None:
+        """caches: the folder in whose part of this node requests that move leave their caches, or "" where
+        none move."""
+        log_to(log)
+        self.caches = node_folder(caches, own_node()) if caches else None
+        if self.caches:
+            self.caches.mkdir(parents=True, exist_ok=True)
+        from rollout.vllm_adapter import Adapters
+        from rollout.vllm_engine import VllmEngine
+
+        seed = config.seed * 1000 + int(name.rpartition("-")[2])
+        lora = config.learner.lora
+        adapters = Adapters(lora.rank, lora.alpha, lora.targets) if lora else None
+        self.engine = VllmEngine(
+            name,
+            checkpoint,
+            config.engine,
+            config.sampling,
+            eos_ids,
+            seed,
+            str(self.caches or ""),
+            adapters,
+        )
+        self.idle = IdleTime()
+        # While vLLM is to be alive.
+        self.watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Run a first request."""
+        await self.engine.start()
+        self.watching = asyncio.create_task(self._end_when_dead())
+
+    async def _end_when_dead(self) -> None:
+        """Without vLLM's own processes this one is of no use; that it ends is what everybody notices."""
+        while not self.engine.dead:
+            await asyncio.sleep(DEAD_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
+        print("vLLM has died: this engine ends", file=sys.stderr, flush=True)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        os._exit(1)
+
+    async def _done(self, act: Awaitable[T]) -> T:
+        """What an act of vLLM's returns. A dead vLLM is no error of the act's, but this engine's end."""
+        try:
+            return await act
+        except Exception:
+            if self.engine.dead and self.watching is not None:
+                self._end()
+            raise
+
+    async def generate(self, request: Request) -> Completion:
+        """One turn. A cache that lies on another node is not read."""
+        if request.cache and Path(request.cache).parent != self.caches:
+            request = replace(request, cache="")
+        with self.idle.request():
+            return await self._done(self.engine.generate(request))
+
+    async def heartbeat(self) -> Heartbeat:
+        """That it is there, and when it had no request."""
+        return own_heartbeat(self.idle.take())
+
+    async def drop(self, cache: str) -> None:
+        """Remove a cache that this engine left and that no request will bring here."""
+        Path(cache).unlink(missing_ok=True)
+
+    async def interrupt(self, ids: Sequence[str]) -> None:
+        """End these requests with what they have written."""
+        await self.engine.interrupt(ids)
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        """End requests that nobody waits for."""
+        await self.engine.abort(ids)
+
+    async def stage(self, path: str, version: int) -> float:
+        """Make weights ready while requests go on. Returns milliseconds."""
+        return await self._done(self.engine.stage(path, version))
+
+    async def load(self, path: str, version: int) -> Any:
+        """Change weights; returns `LoadTimes`."""
+        return await self._done(self.engine.load(path, version))
+
+    async def sleep(self) -> None:
+        """Give up the device; requests in progress wait."""
+        await self._done(self.engine.sleep())
+
+    async def wake(self) -> None:
+        """Take the device back, and go on."""
+        await self._done(self.engine.wake())
+
+    async def shutdown(self) -> None:
+        """End vLLM's own processes."""
+        if self.watching is not None:
+            self.watching.cancel()
+            self.watching = None
+        self.engine.shutdown()

@@ -1,0 +1,102 @@
+"""`EnvHost`: a process that runs environment instances, one per session, in a Ray actor.
+
+Controllers reach it through `rl.actors.host_pool`, over connections of `rl.actors.host_rpc`.
+"""
+
+import asyncio
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import ray
+
+from envs.env import Task
+from envs.message import ToolCall
+from envs.session import EnvFault, EnvSession, HostFault, Opening, StepResult
+from rl.actors.heartbeat import Heartbeat, own_heartbeat
+from rl.actors.host_rpc import Address, HostServer, Load
+from rl.config import EnvTable
+from rl.nodes.process import log_to
+from rl.preflight import make_env
+
+# Seconds over which CPU use is measured.
+CPU_SECONDS = 1.0
+
+
+class EnvHost:
+    """Runs environment instances, one per session."""
+
+    def __init__(self, tables: Sequence[EnvTable], log: str) -> None:
+        log_to(log)
+        # What is loaded stays: the collector need not walk it while tool calls wait.
+        gc.collect()
+        gc.freeze()
+        self.tables = {table.label: table for table in tables}
+        self.patterns = {table.label: make_env(table) for table in tables}
+        self.sessions: dict[str, EnvSession] = {}
+        self.server = HostServer(self._play, self._close_all, self.load)
+        self.node = ray.util.get_node_ip_address()
+        self.idle_cpus = 0.0
+        self.measured = 0.0
+
+    async def address(self) -> Address:
+        """Where clients are taken: on the address that Ray reaches this node at. Raises OSError."""
+        return await self.server.address(self.node)
+
+    async def _play(self, owner: str, method: str, session: str, *arguments: Any) -> Any:
+        return await getattr(self, method)(f"{owner}/{session}", *arguments)
+
+    async def _close_all(self, owner: str) -> None:
+        """What a connection that is gone has left open."""
+        left = [session for session in self.sessions if session.startswith(f"{owner}/")]
+        await asyncio.gather(*map(self.close, left))
+
+    async def open(self, session: str, label: str, task: Task) -> Opening:
+        """Start an environment. Raises EnvFault."""
+        pattern = self.patterns[label]
+        deadlines = self.tables[label].deadlines.record
+        try:
+            env = type(pattern)(pattern.config)
+        except (Exception, SystemExit) as error:  # the latter would end the host's event loop
+            sentence = f"environment {label!r}, creation: {type(error).__name__}: {error}"
+            raise EnvFault("reset", sentence, traceback.format_exc()) from None
+        self.sessions[session] = EnvSession(env, deadlines)
+        return await self.sessions[session].open(task)
+
+    async def step(self, session: str, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
+        """One turn of the policy. Raises EnvFault."""
+        return await self.sessions[session].step(text, calls)
+
+    async def score(self, session: str) -> dict[str, float]:
+        """The environment's rewards. Raises EnvFault."""
+        return await self.sessions[session].score()
+
+    async def close(self, session: str) -> None:
+        """Close and forget. A fault here changes no outcome; it goes to the host's log."""
+        held = self.sessions.pop(session, None)
+        if held is None:
+            return
+        try:
+            await held.close()
+        except EnvFault as fault:
+            print(f"{session}: {fault}\n{fault.trace}", file=sys.stderr, flush=True)
+        except HostFault as fault:
+            print(f"{session}: {fault}", file=sys.stderr, flush=True)
+
+    async def ping(self, session: str = "") -> None:
+        """Answers while the event loop is alive."""
+
+    async def heartbeat(self) -> Heartbeat:
+        """That it is there."""
+        return own_heartbeat()
+
+    def load(self) -> Load:
+        """How busy this host and its node are."""
+        if (now := time.monotonic()) - self.measured >= CPU_SECONDS:
+            self.measured = now
+            self.idle_cpus = (1 - psutil.cpu_percent() / 100) * (psutil.cpu_count() or 1)
+        return Load(self.node, len(self.sessions), self.idle_cpus)

@@ -1,0 +1,149 @@
+"""`LearnerActor`: the learner, or one rank of it, in a Ray actor. Samples reach it as references."""
+
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError
+from transformers import AutoTokenizer
+
+from rl.actors.heartbeat import Heartbeat, own_heartbeat
+from rl.config import RunConfig
+from rl.loop.resume import POSITION
+from rl.nodes.process import log_to
+from rl.record.run_folder import LearnedWriter
+from trainer.checkpoint_folder import prune
+from trainer.sample import TokenScores
+
+
+class LearnerActor:
+    """The learner in an actor, or one rank of it; samples come as references.
+
+    Its calls come one at a time, but for `heartbeat`, and `publish` and `record`, which write beside them.
+    Ranks are called together, with the same arguments (`rl.actors.learner_ranks`).
+    """
+
+    def __init__(
+        self, checkpoint: str, config: RunConfig, log: str, folder: str, rank: int = 0
+    ) -> None:
+        """folder: the run's."""
+        log_to(log)
+        self.checkpoint = checkpoint
+        self.config = config
+        self.rank = rank
+        if not rank:
+            self.learned = LearnedWriter(Path(folder))
+
+    def meeting(self) -> str:
+        """host:port at which rank 0 waits for the others."""
+        from trainer.parallel import open_store
+
+        alone = self.config.cluster.address == "local"
+        self.store = open_store("127.0.0.1" if alone else ray.util.get_node_ip_address())
+        return f"{self.store.host}:{self.store.port}"
+
+    def ready(self, meeting: str = "") -> int:
+        """Parameter count, once the policy is loaded. meeting: where the ranks meet, if there are several."""
+        import torch
+
+        from trainer.learner import Learner
+        from trainer.parallel import ALONE, join, reach_store
+
+        config = self.config
+        random.seed(config.seed)
+        torch.manual_seed(config.seed)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
+        self.dtype = getattr(torch, config.engine.dtype)
+        ranks = ALONE
+        if meeting:
+            ranks = join(
+                reach_store(meeting) if self.rank else self.store,
+                rank=self.rank,
+                count=config.learner.ranks,
+                expert_parallel=config.learner.expert_parallel,
+                device=config.learner.device,
+                seconds=config.timeouts.step_seconds,
+            )
+        keep = config.rules.max_staleness if config.learner.loss.behaviour == "learner" else 0
+        self.learner = Learner(
+            self.checkpoint,
+            config.learner,
+            temperature=config.sampling.temperature,
+            keep_versions=keep,
+            ranks=ranks,
+        )
+        self.snapshots: dict[str, dict[str, torch.Tensor]] = {}
+        self.unwritten: deque[tuple[int, list[TokenScores]]] = deque()
+        return sum(p.numel() for p in self.learner.model.parameters())
+
+    def lost(self, groups: Sequence[Any]) -> list[int]:
+        """Which of these groups of samples (as for `step`) are gone with the node that they lay on."""
+        gone: list[int] = []
+        for index, group in enumerate(groups):
+            try:
+                ray.get(group)
+            except ObjectLostError:
+                gone.append(index)
+        return gone
+
+    def step(self, groups: Sequence[Any]) -> dict[str, float]:
+        """One update on groups of samples (references to lists of `TrainSample`)."""
+        samples = [s for group in ray.get(list(groups)) for s in group]
+        metrics = self.learner.step(samples)
+        self.unwritten.append((self.learner.version, self.learner.token_scores))
+        return metrics
+
+    @ray.method(concurrency_group="publish")
+    def record(self) -> list[tuple[str, int]]:
+        """Write what the last step computed of each token. Returns ids and byte offsets, on rank 0."""
+        step, scores = self.unwritten.popleft()
+        return [] if self.rank else self.learned.write(step, scores)
+
+    def experts(self) -> tuple[int, list[list[float]]]:
+        """Of the last step: how many experts of a layer compute, and the load of each, per layer."""
+        experts = self.learner.experts
+        return experts.computing if experts else 0, self.learner.expert_loads
+
+    def snapshot(self, path: str) -> float:
+        """Copy the present weights, to be written to `path`. Returns milliseconds."""
+        start = time.perf_counter()
+        self.snapshots[path] = self.learner.snapshot(self.dtype)
+        return 1e3 * (time.perf_counter() - start)
+
+    @ray.method(concurrency_group="publish")
+    def publish(self, path: str) -> int:
+        """Write the copy that is for `path`. Returns bytes, on rank 0, which alone has it."""
+        from trainer.weights import write_weights
+
+        weights = self.snapshots.pop(path)
+        return 0 if self.rank else write_weights(weights, Path(path))
+
+    @ray.method(concurrency_group="heartbeat")
+    def heartbeat(self) -> Heartbeat:
+        """That its process is there, whatever it computes."""
+        return own_heartbeat()
+
+    def save(self, folder: str, position: str) -> None:
+        """Begin to write a checkpoint, with tokenizer and the run's position; `saved` tells of its end."""
+
+        def beside(model: Path) -> None:
+            self.tokenizer.save_pretrained(model)
+            (model.parent / POSITION).write_text(position + "\n")
+
+        self.saving = Path(folder)
+        self.learner.save_state(self.saving, beside=beside)
+
+    def load(self, folder: str) -> int:
+        """Go on from a checkpoint. Returns its version. Raises CheckpointError."""
+        self.learner.load_state(Path(folder))
+        return self.learner.version
+
+    def saved(self) -> None:
+        """Until the checkpoint in progress is whole; then those that are too many are removed."""
+        self.learner.wait_saved()
+        if self.config.checkpoint_keep and not self.rank:
+            prune(self.saving.parent, self.config.checkpoint_keep)

@@ -1,0 +1,280 @@
+"""`dorado env eval`: a model plays held-out tasks of one environment, and one watches.
+
+The model is a checkpoint folder, served by a vLLM engine of this command's own, or a name behind an
+OpenAI-compatible server. The episode is a run's (`rollout.episode`); the environment runs in this process.
+The trajectories go to a folder that `dorado env replay FOLDER/ID` reads.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from envs.env import Task
+from envs.session import EnvSession
+from reward.registry import find_judge
+from reward.score import JudgeFault, score
+from rl.config import EnvTable, RunConfig
+from rl.config_file import ConfigError
+from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, base_of, request
+from rl.env_tools.eval.view import EvalView
+from rl.loop.evaluation import heldout_tasks
+from rl.preflight import check_model_folder, make_env
+from rl.record.run_folder import TrajectoryWriter
+from rl.samples.metrics import passed
+from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
+from rollout.engine import EngineFault, Generate
+from rollout.episode import Episode, Rendering
+from rollout.tool_format import ToolFormat
+from rollout.trajectory import ScoredTrajectory
+
+# Where no run's config gives limits. An engine of a CPU machine has room for this many tokens.
+MAX_TOKENS = 4096
+GREEDY = SamplingConfig(temperature=1.0, top_p=1e-6)
+# Who plays one episode: where its turns come from, and how they are written.
+Player = tuple[Generate, Rendering]
+NO_TOKENS = "none: the server returned text, so there are no token ids and no log-probs"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an evaluation takes from a run's config."""
+
+    episode: EpisodeConfig
+    engine: EngineConfig
+    sampling: SamplingConfig
+
+
+def is_url(model: str) -> bool:
+    """Whether a server is meant."""
+    return model.startswith(("http://", "https://"))
+
+
+def limits_for(model: str, run: RunConfig | None, temperature: float | None) -> Limits:
+    """Those of the run's config, else ones that fit the model. Raises ConfigError."""
+    if temperature is not None and temperature < 0:
+        raise ConfigError(f"--temperature: {temperature:g} has to be 0 or above")
+    if run is not None:
+        limits = Limits(run.episode, run.engine, run.sampling)
+    else:
+        room = MAX_TOKENS if is_url(model) else min(MAX_TOKENS, _positions(Path(model)))
+        episode = EpisodeConfig(
+            max_turns=32,
+            max_completion_tokens=min(512, room),
+            max_tokens=room,
+            max_seconds=1800,
+            tool_format="hermes" if is_url(model) else tool_format_of(Path(model)),
+        )
+        limits = Limits(episode, EngineConfig(max_model_len=room), SamplingConfig())
+    if temperature == 0:
+        return replace(limits, sampling=GREEDY)
+    if temperature is not None:
+        changed = limits.sampling.model_copy(update={"temperature": temperature})
+        return replace(limits, sampling=changed)
+    return limits
+
+
+def _positions(folder: Path) -> int:
+    check_model_folder(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    return int(settings.get("max_position_embeddings") or MAX_TOKENS)
+
+
+def tool_format_of(folder: Path) -> ToolFormat:
+    """How the checkpoint's chat template writes a tool call."""
+    files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
+    written = "".join(file.read_text(errors="replace") for file in files if file.is_file())
+    return "longcat" if "longcat_tool_call" in written else "hermes"
+
+
+@asynccontextmanager
+async def local_players(
+    folder: str, limits: Limits, seed: int
+) -> AsyncIterator[Callable[[], Player]]:
+    """Players of a checkpoint folder, on an engine that lives as long as this."""
+    from rollout.renderer import Renderer
+    from rollout.vllm_engine import VllmEngine
+
+    renderer = Renderer(folder, limits.episode.tool_format)
+    engine = VllmEngine("engine-0", folder, limits.engine, limits.sampling, renderer.eos_ids, seed)
+    try:
+        async with asyncio.timeout(limits.engine.start_seconds):
+            await engine.start()
+
+        async def generate(asked: Any) -> Any:
+            try:
+                async with asyncio.timeout(limits.engine.request_seconds):
+                    return await engine.generate(asked)
+            except TimeoutError:
+                raise EngineFault(
+                    f"the engine did not answer within {limits.engine.request_seconds:g} s"
+                ) from None
+
+        yield lambda: (generate, renderer)
+    finally:
+        engine.shutdown()
+
+
+@asynccontextmanager
+async def server_players(
+    url: str, served: str, limits: Limits, at_once: int, temperature: float | None
+) -> AsyncIterator[Callable[[], Player]]:
+    """Players of a model behind a server. served: its name there, "" for the first one it names.
+
+    Raises EngineFault where the server cannot say which models it has.
+    """
+    base, seconds = base_of(url), limits.engine.request_seconds
+    with ThreadPoolExecutor(at_once, thread_name_prefix="dorado-chat") as threads:
+        if not served:
+            there = await asyncio.get_running_loop().run_in_executor(
+                threads, request, f"{base}/models", None, seconds
+            )
+            names = [one["id"] for one in there.get("data", ())]
+            if not names:
+                raise EngineFault(f"{base}/models names no model: give one with --served")
+            served = names[0]
+        wanted = limits.sampling.temperature if temperature is None else temperature
+        server = ChatServer(base, served, wanted, seconds, threads)
+
+        def player() -> Player:
+            policy = ChatPolicy(server)
+            return policy.generate, policy
+
+        yield player
+
+
+class EvalFolder:
+    """Where an evaluation is written: config.toml, trajectories/eval.jsonl, summary.json."""
+
+    def __init__(self, path: Path, table: EnvTable) -> None:
+        self.path = path
+        (path / "trajectories").mkdir(parents=True)
+        values = {"env": [table.model_dump(mode="json", exclude_none=True)]}
+        (path / "config.toml").write_text(tomli_w.dumps(values))
+        self.writer = TrajectoryWriter(path, "eval")
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """Write the end."""
+        (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+async def evaluate(
+    table: EnvTable,
+    tasks: Sequence[Task],
+    player: Callable[[], Player],
+    episode: EpisodeConfig,
+    *,
+    at_once: int,
+    notes: dict[str, str],
+    folder: EvalFolder,
+    view: EvalView,
+) -> list[ScoredTrajectory]:
+    """Play each task once, `at_once` at a time. notes: added to those of each trajectory."""
+    room = asyncio.Semaphore(at_once)
+    judges = [find_judge(name) for name in table.judges]
+
+    async def play(number: int, task: Task) -> ScoredTrajectory:
+        async with room:
+            generate, rendering = player()
+            session = EnvSession(make_env(table), table.deadlines.record)
+            one = Episode(
+                id=f"eval-{number}",
+                group=f"eval-{number}",
+                env=table.label,
+                task=task,
+                session=session,
+                generate=generate,
+                renderer=rendering,
+                config=episode,
+            )
+            view.begins(one)
+            trajectory = await one.run()
+            trajectory = replace(trajectory, notes={**trajectory.notes, **notes})
+            try:
+                seconds = table.deadlines.score_seconds
+                scored = await score(trajectory, judges, table.rewards, seconds=seconds)
+            except JudgeFault as error:
+                failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
+                scored = ScoredTrajectory(failed, {}, 0.0)
+            folder.writer.write(scored)
+            view.ends(one, scored)
+            return scored
+
+    return list(await asyncio.gather(*(play(n, task) for n, task in enumerate(tasks))))
+
+
+def summary(played: Sequence[ScoredTrajectory]) -> dict[str, Any]:
+    """Faults are no failures: rates are of the judged ones."""
+    judged = [one for one in played if one.trajectory.judged]
+    full = sum(passed(one.rewards, one.reward) for one in judged)
+    faults = [one.trajectory.fault for one in played if not one.trajectory.judged]
+    return {
+        "episodes": len(played),
+        "judged": len(judged),
+        "pass_rate": round(full / len(judged), 4) if judged else None,
+        "mean_reward": round(sum(o.reward for o in judged) / len(judged), 4) if judged else None,
+        "stop_reasons": dict(sorted(Counter(o.trajectory.stop_reason for o in played).items())),
+        "first_fault": faults[0] if faults else "",
+    }
+
+
+def evaluate_and_report(
+    table: EnvTable,
+    model: str,
+    limits: Limits,
+    *,
+    tasks: int,
+    at_once: int,
+    temperature: float | None,
+    served: str,
+    out: Path | None,
+    seed: int,
+) -> bool:
+    """Whether any episode could be judged. Raises ConfigError before anything has started."""
+    chosen = heldout_tasks(table, tasks)
+    path = out or Path("runs") / f"eval-{table.label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if path.exists():
+        raise ConfigError(f"--out: {path} exists already")
+    folder = EvalFolder(path, table)
+    notes = {"model": model, **({"tokens": NO_TOKENS} if is_url(model) else {})}
+    view = EvalView(f"{table.label}, {len(chosen)} held-out tasks, {model}", len(chosen))
+
+    async def main() -> list[ScoredTrajectory]:
+        view.stage("starting")
+        players = (
+            server_players(model, served, limits, at_once, temperature)
+            if is_url(model)
+            else local_players(model, limits, seed)
+        )
+        async with players as player:
+            view.stage("playing")
+            return await evaluate(
+                table,
+                chosen,
+                player,
+                limits.episode,
+                at_once=at_once,
+                notes=notes,
+                folder=folder,
+                view=view,
+            )
+
+    played: list[ScoredTrajectory] = []
+    try:
+        with view:
+            played = asyncio.run(main())
+    except (EngineFault, TimeoutError) as error:
+        view.note(f"error: {error or 'the engine did not start in time'}")
+    finally:
+        found = summary(played)
+        folder.close(found)
+    view.results(found, path)
+    return found["judged"] > 0

@@ -1,0 +1,33 @@
+"""An environment as the kit's command line names it, with its settings, as a run's config would hold it."""
+
+import json
+from typing import Any
+
+from envs.registry import anchored, split_file
+from rl.config import EnvTable
+from rl.config_file import ConfigError
+from rl.preflight import with_own_deadlines
+
+
+def named_env(name: str, config: str = "") -> EnvTable:
+    """The table of NAME, module:Name or file.py:Name, made once to see that it can be.
+
+    config: its settings as JSON. Raises ConfigError.
+    """
+    file = split_file(name)
+    # A host may run in another folder; a table's label is part of names of files.
+    table = EnvTable(
+        id=anchored(name, "."), name=file[1] if file else "", config=read_settings(config)
+    )
+    return with_own_deadlines(table)
+
+
+def read_settings(text: str) -> dict[str, Any]:
+    """`--config` of the command line. Raises ConfigError."""
+    try:
+        values = json.loads(text or "{}")
+    except ValueError as error:
+        raise ConfigError(f"--config: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f'--config: {text} has to be a JSON object, such as {{"difficulty": 2}}')
+    return values

@@ -1,0 +1,348 @@
+"""The fleet: carries out what `rollout.scheduler` decides about versions and engines.
+
+Owns the version window and which engine serves which version. A rebalance asks the controllers where
+their trajectories are, decides, and then, in this order: has the engines that change version stage it,
+closes them, moves their requests, loads the weights, opens them again. One rebalance at a time. Engines that
+are likely to change version stage it as soon as it is published, so that a rebalance seldom waits for that.
+
+An engine that has died leaves the fleet (`lose`), and the others go on; the last one's death is a SyncError.
+One that was started in its place (`join`) gets turns once it has loaded the newest version. Where only one
+version lives at a time no file of it is left by then, and the engine waits for the next one.
+
+With a layout in which the learner uses engines' devices (`shared_engines`), those sleep while it steps. What
+they hold moves to engines that stay where some serve its version, and waits in its place where none does.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import ActorDiedError, RayActorError, RayError
+
+from rl.actors.handles import Actors
+from rl.fleet.engine_events import EngineSpans, Record, unrecorded
+from rl.fleet.weight_sync import SyncError, SyncTimes, WeightSync
+from rl.nodes.deadline import within
+from rl.nodes.nodes import reached
+from rl.nodes.process import first_line
+from rollout.placement import EngineState, InProgress, Placement
+from rollout.scheduler import Backlog, Limits, admission, decide
+from rollout.window import Rules, Window, publish
+
+NOTHING_LOADED = SyncTimes()
+
+
+class Fleet:
+    """Engines, versions and weights of one run."""
+
+    def __init__(
+        self,
+        actors: Actors,
+        sync: WeightSync,
+        rules: Rules,
+        limits: Limits,
+        backlog: Callable[[], Backlog],
+        evict: Callable[[Sequence[int]], None],
+        shared_engines: Sequence[str] = (),
+        *,
+        adapters: bool = False,
+        first: int = 0,
+        record: Record = unrecorded,
+    ) -> None:
+        """`backlog()` says where the run stands; it is asked in the turn in which a decision is made.
+
+        `evict(versions)`: everything in progress on these is to begin anew. shared_engines: engines whose
+        devices the learner uses while it steps. adapters: a version is an adapter, not the whole weights.
+        first: the version that the learner has; engines start on weights that they call 0. record: writes
+        down spans of what engines did.
+        """
+        self.actors = actors
+        self.sync = sync
+        self.rules = rules
+        self.limits = limits
+        self.backlog = backlog
+        self.evict = evict
+        self.shared_engines = tuple(shared_engines)
+        self.adapters = adapters
+        self.asleep: frozenset[str] = frozenset()
+        self.first = first
+        self.window = Window((first,))
+        self.serves: dict[str, int | None] = dict.fromkeys(actors.engines, first)
+        # Engines that have died.
+        self.gone: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self.spans = EngineSpans(record)
+        self.lock = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Tell the controllers who serves what; keep the first version where engines may come back to it.
+
+        Adapters are loaded from the first version on: a request that begins without one would go on without.
+        So is the version of a run that goes on: its engines start on the weights that the run began with.
+        """
+        async with self.lock:
+            if self.rules.live > 1 or self.adapters or self.first:
+                await self.sync.snapshot(self.first)
+                await self.sync.publish(self.first)
+            if self.adapters or self.first:
+                await self.sync.load(dict.fromkeys(self.serves, self.first))
+                await self._take_out(self.sync.lost)
+            await self._push_engine_map()
+            self.spans.serve(dict.fromkeys(self.serves, self.first))
+            self.spans.window(self.window.versions)
+
+    async def push_engine_map(self) -> None:
+        """Tell every controller which engine serves which version, between two rebalances."""
+        async with self.lock:
+            await self._push_engine_map()
+
+    async def _push_engine_map(self) -> None:
+        await self._tell("serve", dict(self._awake()))
+
+    def _awake(self) -> Iterator[tuple[str, int | None]]:
+        """Every engine with the version that it serves; None where it sleeps, or changes."""
+        for name, version in self.serves.items():
+            yield name, None if name in self.asleep else version
+
+    async def sleep_shared(self) -> None:
+        """The learner is about to step: engines on its devices give them up. Raises SyncError."""
+        if not self.shared_engines:
+            return
+        async with self.lock:
+            self.asleep = frozenset(self.shared_engines)
+            await self._push_engine_map()
+            await self._rebalance("switch")
+            self.spans.sleep(self.shared_engines)
+            await self._switch("sleep")
+
+    async def wake_shared(self) -> None:
+        """The learner has stepped. Raises SyncError."""
+        if not self.shared_engines:
+            return
+        async with self.lock:
+            await self._switch("wake")
+            self.spans.wake()
+            self.asleep = frozenset()
+            await self._push_engine_map()
+
+    async def lose(self, names: Collection[str]) -> None:
+        """These engines have died. Raises SyncError where none is left."""
+        self.gone.update(names)
+        if not any(name in self.serves for name in names):
+            return
+        async with self.lock:
+            await self._take_out(names)
+            # What they held, of whatever version, goes on elsewhere.
+            await self._rebalance("lost")
+
+    async def join(self, name: str) -> bool:
+        """An engine that was started in place of another one; it holds no version of the run yet.
+
+        Returns whether it takes part: False where it has died already.
+        """
+        async with self.lock:
+            if name in self.gone:
+                return False
+            self.serves[name] = None
+            self.counts["engines_joined"] += 1
+            await self._take_in()
+            if self.serves.get(name) is not None:
+                await self._rebalance("joined")
+            return name in self.serves
+
+    async def _take_in(self) -> None:
+        """Engines that hold no version load the newest, where its file is there."""
+        new = [name for name, version in self.serves.items() if version is None]
+        if self.window.newest in self.sync.files:
+            await self._load(dict.fromkeys(new, self.window.newest))
+
+    async def _take_out(self, names: Collection[str]) -> None:
+        gone = sorted(name for name in names if name in self.serves)
+        if not gone:
+            return
+        for name in gone:
+            del self.serves[name]
+        self.counts["engines_lost"] += len(gone)
+        self.spans.lost(gone)
+        self.shared_engines = tuple(name for name in self.shared_engines if name in self.serves)
+        self.asleep &= self.serves.keys()
+        if all(version is None for version in self.serves.values()):
+            raise SyncError(f"no engine is left: {', '.join(gone)} died")
+        await self._tell("lose", gone)
+
+    async def _switch(self, act: str) -> None:
+        limit = self.sync.load_seconds
+
+        async def switch(name: str) -> None:
+            try:
+                await within(getattr(self.actors.engines[name], act).remote(), limit)
+            except ActorDiedError:
+                self.sync.lost.add(name)
+            except TimeoutError:
+                raise SyncError(f"{name} did not {act} within {limit:g} s") from None
+            except RayError as error:
+                raise SyncError(f"{name} could not {act}: {first_line(error)}") from None
+
+        await asyncio.gather(*map(switch, self.shared_engines))
+        await self._take_out(self.sync.lost)
+
+    async def snapshot(self, version: int) -> float:
+        """The learner has made `version`: copy its weights, so that it may go on. Returns milliseconds."""
+        return await self.sync.snapshot(version)
+
+    async def publish(self, version: int) -> SyncTimes:
+        """Write the weights of `version`, which have been copied, have them staged, and rebalance."""
+        written = await self.sync.publish(version)
+        staged = await self.sync.stage(await self._likely(version))
+        async with self.lock:
+            await self._take_out(self.sync.lost)
+            self.window = publish(self.window, version)
+            loaded = await self._rebalance("step")
+        return replace(
+            loaded,
+            publish_seconds=written.publish_seconds,
+            bytes=written.bytes,
+            staging_ms=staged.staging_ms + loaded.staging_ms,
+        )
+
+    async def _likely(self, version: int) -> dict[str, int]:
+        """Engines that will take `version`: those of a rebalance now, or else those that drain next."""
+        awake = self._states()
+        window = publish(self.window, version)
+        if self.rules.live == 1 or not awake:
+            return {engine.name: version for engine in awake}
+        places = await self._in_progress()
+        backlog = replace(self.backlog(), window=window)
+        decision = decide(backlog, awake, places, self.rules, self.limits)
+        if decision.window == window:
+            return {e.name: version for e in awake if e.version == window.versions[0]}
+        return {m.engine: version for m in decision.placement.weights if m.version == version}
+
+    async def rebalance(self, why: str) -> None:
+        """Rebalance for another reason than a step."""
+        async with self.lock:
+            await self._rebalance(why)
+
+    async def settle(self) -> None:
+        """Bring every engine to the newest version there is; nothing may be in progress."""
+        async with self.lock:
+            newest = self.window.newest if self.window.pending is None else self.window.pending
+            self.window = Window((newest,))
+            self.spans.window(self.window.versions)
+            held = {name: version for name, version in self.serves.items() if version is not None}
+            await self._load({name: newest for name, v in held.items() if v != newest})
+            await self._take_in()
+            self._forget()
+
+    def admit(self) -> dict[int, int]:
+        """Groups that may begin, per version."""
+        if self.asleep and all(version is None for _, version in self._awake()):
+            return {}
+        # Asked at every change; engines matter only where older versions' idle ones are filled.
+        engines = self._states() if self.limits.legacy_fill else ()
+        return admission(self.backlog(), engines, self.rules, self.limits)
+
+    def served(self, version: int) -> bool:
+        """Whether some engine serves it."""
+        return self.rules.in_place or version in dict(self._awake()).values()
+
+    def _states(self) -> list[EngineState]:
+        """Of those that are awake and hold a version."""
+        room = self.limits.engine_later
+        return [
+            EngineState(name, version, room)
+            for name, version in self.serves.items()
+            if name not in self.asleep and version is not None
+        ]
+
+    async def _rebalance(self, why: str) -> SyncTimes:
+        if not self._states():
+            return NOTHING_LOADED
+        self.counts[f"rebalances/{why}"] += 1
+        before, places = self.window, await self._in_progress()
+        decision = decide(self.backlog(), self._states(), places, self.rules, self.limits)
+        self.window = decision.window
+        self.spans.window(self.window.versions)
+        if decision.evicted:
+            self.evict(decision.evicted)
+        times = NOTHING_LOADED
+        if not self.rules.in_place:
+            times = await self._carry_out(decision.placement)
+        elif self.window != before:
+            times = await self._load(dict.fromkeys(self.serves, self.window.newest))
+        await self._take_in()
+        self._forget()
+        return times
+
+    async def _in_progress(self) -> list[InProgress]:
+        if self.rules.in_place:
+            return []
+        answers = await asyncio.gather(
+            *(self._ask(c, "in_progress") for c in self.actors.controllers.values())
+        )
+        return [one for answer in answers for one in answer or ()]
+
+    async def _carry_out(self, placement: Placement) -> SyncTimes:
+        swaps = {move.engine: move.version for move in placement.weights}
+        moves = {move.id: move.target for move in placement.requests if move.source}
+        self.counts["weight_moves"] += len(swaps)
+        self.counts["request_moves"] += len(moves)
+        staged = await self.sync.stage(swaps)
+        await self._take_out(self.sync.lost)
+        swaps = {name: version for name, version in swaps.items() if name in self.serves}
+        # Where the target has died, the next rebalance finds another one.
+        moves = {id: target for id, target in moves.items() if target in self.serves}
+        closed = time.time()
+        if swaps or moves:
+            for name in swaps:
+                self.serves[name] = None
+            await self._tell("leave", list(swaps), moves)
+        loaded = await self._load(swaps, closed)
+        return replace(loaded, staging_ms=staged.staging_ms + loaded.staging_ms)
+
+    async def _load(self, versions: Mapping[str, int], closed: float | None = None) -> SyncTimes:
+        """closed: since when these engines get no turns (unix seconds); None: they do until they load."""
+        if not versions:
+            return NOTHING_LOADED
+        start = time.time() if closed is None else closed
+        times = await self.sync.load(versions)
+        self.serves |= versions
+        await self._take_out(self.sync.lost)
+        await self._push_engine_map()
+        pauses = zip(times.loaded, times.pause_ms, strict=True)
+        # One may have died since it has loaded.
+        alive = {name: (versions[name], ms) for name, ms in pauses if name in self.serves}
+        self.spans.loaded(alive, start)
+        return times
+
+    def _forget(self) -> None:
+        """Remove weights that no engine will load any more."""
+        keep = {self.window.pending}
+        if self.rules.live > 1 or set(self.serves.values()) != {self.window.newest}:
+            keep |= set(self.window.versions)
+        # Newer ones are on their way into the window.
+        gone = {v for v in self.sync.files if v <= self.window.newest and v not in keep}
+        self.sync.forget(gone)
+
+    async def _tell(self, act: str, *arguments: Any) -> None:
+        await asyncio.gather(
+            *(self._ask(c, act, *arguments) for c in self.actors.controllers.values())
+        )
+
+    async def _ask(self, controller: Any, act: str, *arguments: Any) -> Any:
+        """A controller's answer; None where it died. Ray starts it anew, with nothing in progress.
+
+        Moving thousands of requests takes its time: it has as long as an engine has to load.
+        """
+        limit = self.sync.load_seconds
+        try:
+            return await within(reached(lambda: getattr(controller, act).remote(*arguments)), limit)
+        except RayActorError:
+            return None
+        except TimeoutError:
+            raise SyncError(
+                f"a rollout controller did not answer within {limit:g} s (asked to {act})"
+            ) from None

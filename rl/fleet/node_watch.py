@@ -1,0 +1,140 @@
+"""Watches the nodes of a run: says which one is gone and what was on it; dead engines leave the fleet.
+
+Hosts and controllers start anew on another node by themselves (Ray does that). In place of an engine another
+one may be started (`rl.fleet.engine_restarts`); the run goes on with those that are left. Without its learner
+it cannot.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+
+from rl.actors.handles import Actors
+from rl.nodes.deadline import within
+from rl.nodes.nodes import alive_nodes, ask_node
+
+LOOK_SECONDS = 2.0
+# For Ray's control service to say which nodes there are.
+ANSWER_SECONDS = 60.0
+# For it to notice that a node is gone; its own settings say 25 s or so.
+NOTICE_SECONDS = 60.0
+
+
+class NodesLost(Exception):
+    """The run cannot go on without what was on a node; the message is one sentence."""
+
+
+class NodeWatch:
+    """Of the actors of one run."""
+
+    def __init__(
+        self,
+        actors: Actors,
+        lose: Callable[[Collection[str]], Awaitable[None]],
+        replace: Callable[[str], None],
+        tell: Callable[[str, str], None],
+    ) -> None:
+        """`lose(engines)` takes these out of service; it raises where none is left. `replace(engine)` may
+        start another one. `tell(what, sentence)` is told what has happened to a node or an actor."""
+        self.actors = actors
+        self.lose = lose
+        self.replace = replace
+        self.tell = tell
+        # In the order in which they were noticed.
+        self.sentences: list[str] = []
+        self.gone: set[str] = set()
+        self._asked: dict[str, asyncio.Future[str]] = {}
+        self._moving: set[str] = set()
+        self._looking = asyncio.Lock()
+        self._end: NodesLost | None = None
+
+    async def watch(self) -> None:
+        """Look again and again. Raises NodesLost, and what `lose` raises."""
+        try:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                await self.look()
+        finally:
+            for asked in self._asked.values():
+                asked.cancel()
+            await asyncio.gather(*self._asked.values(), return_exceptions=True)
+
+    async def look(self) -> None:
+        """Whether the nodes that the run's actors are on are there, and its engines. Raises as `watch`."""
+        if not self.actors.node_of:
+            return
+        async with self._looking:
+            if self._end is not None:
+                raise self._end
+            alive = await within(asyncio.to_thread(alive_nodes), ANSWER_SECONDS)
+            self.actors.addresses |= alive
+            for node in {*self.actors.node_of.values()} - alive.keys() - self.gone:
+                await self._lost(node)
+            await self._ask()
+
+    async def explain(self, error: RayError) -> None:
+        """Raises as `watch` where a node that is gone is what `error` comes from.
+
+        For some seconds Ray knows only that an actor cannot be reached.
+        """
+        deadline = time.monotonic() + NOTICE_SECONDS
+        await self.look()
+        while isinstance(error, ActorUnavailableError) and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.look()
+
+    async def _lost(self, node: str) -> None:
+        self.gone.add(node)
+        places, address = self.actors.node_of, self.actors.addresses.get(node, node)
+        names = sorted(name for name, at in places.items() if at == node)
+        sentence = f"node {address} is gone: {', '.join(names)}"
+        self.say(f"node {address}", sentence)
+        if any(name.startswith("learner") for name in names):
+            self._end = NodesLost(f"{sentence}; without its learner the run cannot go on")
+            raise self._end
+        engines = [name for name in names if name in self.actors.engines]
+        self._moving.update(name for name in names if name not in engines)
+        for name in names:
+            del places[name]
+        await self._lose(engines)
+
+    async def _lose(self, engines: Collection[str]) -> None:
+        await self.lose(engines)
+        for engine in engines:
+            self.replace(engine)
+
+    async def _ask(self) -> None:
+        """Ask engines, and what starts anew elsewhere, where they are; take what was answered by now."""
+        actors = self.actors.engines | self.actors.hosts | self.actors.controllers
+        engines = [name for name in self.actors.engines if name in self.actors.node_of]
+        for name in (*engines, *self._moving):
+            asked = self._asked.get(name)
+            if asked is None:
+                self._asked[name] = asyncio.ensure_future(ask_node(actors[name]))
+            elif asked.done():
+                del self._asked[name]
+                await self._heard(name, asked)
+
+    async def _heard(self, name: str, answer: asyncio.Future[str]) -> None:
+        try:
+            node = answer.result()
+        except ActorDiedError:
+            if name in self.actors.engines:
+                del self.actors.node_of[name]
+                self.say(name, f"{name} died; its log says why")
+                await self._lose([name])
+        except RayError:  # not to be reached now; asked again
+            return
+        else:
+            if name in self._moving and node not in self.gone:
+                self._moving.discard(name)
+                self.actors.node_of[name] = node
+                where = self.actors.addresses.get(node, node)
+                self.say(name, f"{name} was started anew on node {where}")
+
+    def say(self, what: str, sentence: str) -> None:
+        """Something has happened to a node or an actor."""
+        self.sentences.append(sentence)
+        self.tell(what, sentence)

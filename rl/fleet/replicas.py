@@ -1,0 +1,112 @@
+"""Where each version's weights lie: one file on each node that loads it, and no node reads another's.
+
+The learner writes the file on its own node. Before the first engine of another node loads a version, that
+node's `NodeStore` fetches the file from the learner's, in chunks through Ray's object store, and gives it its
+name when it is whole. Where the run's actors are all on this process's node there are no stores.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rl.nodes.node_folder import claim, empty, node_folder
+
+CHUNK_BYTES = 16 * 2**20
+# Chunks on their way to a node: the next one is read while one is sent and one is written.
+AHEAD = 4
+
+
+class NodeStore:
+    """One node's weights, in an actor of its own."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        claim(self.folder)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return (self.folder / name).stat().st_size
+
+    def read(self, name: str, offset: int) -> bytes:
+        """A chunk of a file."""
+        with (self.folder / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(CHUNK_BYTES)
+
+    def fetch(self, name: str, source: Any) -> int:
+        """Copy a file from the store `source`, the handle of another node's. Returns bytes."""
+        partial = self.folder / f"{name}.partial"
+        size: int = ray.get(source.size.remote(name))  # pyright: ignore[reportAssignmentType]
+        offsets = deque(range(0, size, CHUNK_BYTES))
+        coming: deque[Any] = deque()
+        try:
+            with partial.open("wb") as file:
+                while offsets or coming:
+                    while offsets and len(coming) < AHEAD:
+                        coming.append(source.read.remote(name, offsets.popleft()))
+                    file.write(ray.get(coming.popleft()))
+            partial.replace(self.folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
+    def remove(self, name: str) -> None:
+        """Forget a file."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Leave nothing on this node."""
+        empty(self.folder)
+
+
+class WeightReplicas:
+    """Of all versions, on all nodes."""
+
+    def __init__(self, folder: Path, home: str, stores: Mapping[str, Any]) -> None:
+        """folder: in which every node has one of its own. home: the learner's node. stores: handles of
+        `NodeStore` by node, the learner's and the engines'; none where all are on this node. More may
+        come."""
+        self.folder = folder
+        self.home = home
+        self.stores = stores
+        # Per version, what the other nodes that are to have it are doing.
+        self.fetches: dict[int, dict[str, asyncio.Task[Any]]] = {}
+
+    def path(self, version: int, node: str) -> Path:
+        """Where a version lies on a node."""
+        return node_folder(self.folder, node) / f"version-{version}.safetensors"
+
+    async def bring(self, version: int, node: str) -> Path:
+        """The file of a version that lies at home, on `node`; fetched if it is not there yet.
+
+        Raises RayError where that node or the learner's is gone, OSError.
+        """
+        path = self.path(version, node)
+        if node != self.home:
+            fetches = self.fetches.setdefault(version, {})
+            if node not in fetches or _failed(fetches[node]):
+                fetches[node] = asyncio.create_task(self._fetch(node, path.name))
+            # Others may wait for the same one.
+            await asyncio.shield(fetches[node])
+        return path
+
+    async def _fetch(self, node: str, name: str) -> int:
+        return await self.stores[node].fetch.remote(name, self.stores[self.home])
+
+    def forget(self, version: int) -> None:
+        """Remove a version's file wherever it is."""
+        home = self.path(version, self.home)
+        if not self.stores:
+            home.unlink(missing_ok=True)
+            return
+        for node in (self.home, *self.fetches.pop(version, {})):
+            # Nobody waits: a node that is gone has nothing to remove.
+            self.stores[node].remove.remote(home.name)
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -1,0 +1,1 @@
+"""Runs as jobs of Ray's job server: submit, list, follow, stop."""

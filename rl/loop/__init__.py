@@ -1,0 +1,1 @@
+"""The loops of one run: rollouts, learner and weight sync, and what they book."""

@@ -1,0 +1,138 @@
+"""Hands groups to rollout controllers and waits for them: used by training and by evaluation."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, TaskCancelledError
+
+from rl.actors.engine_client import EngineMapMissing
+from rl.actors.handles import Actors
+from rl.nodes.deadline import within
+from rl.nodes.process import first_line
+from rl.record.waiting import WaitingTable, merge
+from rl.samples.group import GroupReport, GroupSpec
+
+# Beyond an episode's own deadline, for judging it and for the way to and from its controller.
+GROUP_GRACE_SECONDS = 120.0
+# For a controller to say what its episodes wait for, or that it is there.
+WAITING_SECONDS = 10.0
+# Between two tries to reach a controller.
+REACH_SECONDS = 0.5
+
+
+class Dispatcher:
+    """Plays groups on the least busy controller that answers."""
+
+    def __init__(
+        self,
+        actors: Actors,
+        max_seconds: float,
+        lost: Callable[[GroupSpec, str], None],
+        push_engine_map: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`max_seconds`: an episode's own limit. `lost(spec, why)` is told of groups that are lost.
+        `push_engine_map()` tells all controllers which engine serves what."""
+        self.controllers = actors.controllers
+        self.limit = max_seconds + GROUP_GRACE_SECONDS
+        self.lost = lost
+        self.push_engine_map = push_engine_map
+        self.busy: Counter[str] = Counter(dict.fromkeys(self.controllers, 0))
+        self.playing: dict[str, Any] = {}
+        # Controllers that died or cannot be reached, with who waits for each to answer again.
+        self.away: dict[str, asyncio.Task[None]] = {}
+
+    async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
+        """A group's report, and a reference to its samples.
+
+        None where it was given up, and where the controller died or did not answer; Ray starts it anew.
+        """
+        self.playing[spec.id] = None
+        name = ""
+        try:
+            async with asyncio.timeout(self.limit):
+                name = await self._choose()
+                return await self._played(spec, name)
+        except TaskCancelledError:
+            return None
+        except TimeoutError:
+            self._cancel(spec.id)
+            self.lost(spec, f"{name or 'no controller'}: no answer within {self.limit:g} s")
+            return None
+        except (RayActorError, OutOfMemoryError) as error:
+            self._cancel(spec.id)
+            self._set_aside(name)
+            self.lost(spec, f"{name}: {first_line(error)}")
+            return None
+        finally:
+            self.playing.pop(spec.id, None)
+
+    async def _choose(self) -> str:
+        while len(self.away) == len(self.controllers):
+            await asyncio.wait(self.away.values(), return_when=asyncio.FIRST_COMPLETED)
+        there = [name for name in self.controllers if name not in self.away]
+        return min(there, key=lambda name: self.busy[name])
+
+    async def _played(self, spec: GroupSpec, name: str) -> tuple[GroupReport, Any]:
+        play = self.controllers[name].play.options(num_returns=2)
+        self.busy[name] += 1
+        try:
+            while spec.id in self.playing:
+                self.playing[spec.id], samples = play.remote(spec)
+                try:
+                    return await self.playing[spec.id], samples
+                except EngineMapMissing:
+                    await self.push_engine_map()
+            raise TaskCancelledError
+        finally:
+            self.busy[name] -= 1
+
+    def _set_aside(self, name: str) -> None:
+        """Groups would fail there one after the other: none until it answers."""
+        if name not in self.away:
+            self.away[name] = asyncio.create_task(self._reach(name))
+
+    async def _reach(self, name: str) -> None:
+        while True:
+            try:
+                await within(self.controllers[name].heartbeat.remote(), WAITING_SECONDS)
+            except (TimeoutError, RayError):
+                await asyncio.sleep(REACH_SECONDS)
+            else:
+                del self.away[name]
+                return
+
+    def _cancel(self, group: str) -> None:
+        if (report := self.playing.get(group)) is not None:
+            ray.cancel(report)
+
+    def give_up(self, group: str) -> None:
+        """Stop playing a group; its requests end too."""
+        self._cancel(group)
+        # One that has not been handed over yet will not be.
+        self.playing.pop(group, None)
+
+    def cancel(self) -> None:
+        """Give up every group in progress."""
+        for group in list(self.playing):
+            self.give_up(group)
+
+    async def waiting(self, count: int) -> WaitingTable:
+        """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers.
+
+        A controller that does not answer is named.
+        """
+        answers = await asyncio.gather(
+            *(
+                within(controller.waiting.remote(count), WAITING_SECONDS)
+                for controller in self.controllers.values()
+            ),
+            return_exceptions=True,
+        )
+        tables = dict(zip(self.controllers, answers, strict=True))
+        silent = tuple(n for n, table in tables.items() if not isinstance(table, WaitingTable))
+        merged = merge([a for a in answers if isinstance(a, WaitingTable)], count)
+        return replace(merged, silent=silent)

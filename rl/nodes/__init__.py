@@ -1,0 +1,1 @@
+"""Nodes and processes: where things run, their folders, logs and deadlines."""

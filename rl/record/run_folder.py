@@ -1,0 +1,344 @@
+"""The run folder: everything a dashboard, a resume or a replay needs, in files that only grow.
+
+config.toml          resolved settings          checkpoints/step_N/   the learner's state
+metrics.jsonl        one line per step          logs/                 one file per actor
+events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one file per controller
+trajectories.sqlite  index of the trajectories  .../learned.jsonl     what training computed of their tokens
+status.json          what the run does now      summary.json          written at the end
+experts.jsonl        the experts' load          origins.json          where settings come from
+tokenizer.json       to read token ids by       earlier/N/            what the N-th resume took out
+
+A run that goes on from a checkpoint (`--resume`) writes on in the same files. Of the steps after that
+checkpoint, which are undone, metrics.jsonl and experts.jsonl lose their lines and checkpoints/ its folders:
+they lie in earlier/N, with the settings and the summary until then. Events and trajectories, which did
+happen, all stay.
+"""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import tomli_w
+
+from rl.config import RunConfig
+from rl.config_file import ConfigError
+from rl.samples.group import GroupReport
+from rollout.trajectory import ScoredTrajectory
+from trainer.checkpoint_folder import steps
+from trainer.sample import TokenScores
+
+# Of trajectories.sqlite and the records it points to; what reads them checks it.
+INDEX_SCHEMA = 1
+# Of a model with more layers x experts, the loads of every so many steps are written.
+MOST_LOADS, LOADS_EVERY = 4096, 10
+_INDEX = """
+create table if not exists trajectories (
+    id text primary key, grp text, env text, split text, task text, stop_reason text, reward real,
+    outcome text, first_version integer, last_version integer, turns integer, tokens integer,
+    completion_tokens integer, start real, seconds real, fault text, file text, offset integer
+)
+"""
+# What was trained on, and when: where in LEARNED the record lies.
+_LEARNED_INDEX = """
+create table if not exists learned (
+    id text, step integer, offset integer, primary key (id, step)
+) without rowid
+"""
+LEARNED = "trajectories/learned.jsonl"
+
+
+class TrajectoryWriter:
+    """Appends trajectories to one controller's file."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.file = f"trajectories/{name}.jsonl"
+        self._out = (folder / self.file).open("ab")
+
+    def write(self, scored: ScoredTrajectory) -> tuple[str, int]:
+        """Append one line. Returns the file (relative to the run folder) and the byte offset."""
+        offset = self._out.tell()
+        self._out.write(scored.as_json().encode() + b"\n")
+        self._out.flush()
+        return self.file, offset
+
+
+class LearnedWriter:
+    """Appends what the learner computed of the tokens that it trained on. The learner's own."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / LEARNED
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._out = path.open("ab")
+
+    def write(self, step: int, scores: Iterable[TokenScores]) -> list[tuple[str, int]]:
+        """A line per sample. Returns their ids and byte offsets."""
+        written: list[tuple[str, int]] = []
+        for one in scores:
+            written.append((one.id, self._out.tell()))
+            record = {
+                "id": one.id,
+                "step": step,
+                "advantages": _once(one.advantages),
+                "learner_logprobs": _short(one.learner_logprobs),
+                "entropies": _short(one.entropies),
+                "experts": one.experts,
+            }
+            self._out.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        self._out.flush()
+        return written
+
+
+def _once(numbers: list[float]) -> float | list[float | None]:
+    """One number where all are the same, as advantages of a group are."""
+    short = _short(numbers)
+    first = short[0]
+    return first if first is not None and short.count(first) == len(short) else short
+
+
+def _short(numbers: Sequence[float | None]) -> list[float | None]:
+    return [None if one is None else round(one, 6) for one in numbers]
+
+
+class RunFolder:
+    """The run's own end of the folder."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        resume: bool = False,
+        origins: Mapping[str, str] | None = None,
+    ) -> None:
+        """Create the folder; one that is there already is kept under a name with its date.
+
+        With `resume` it is the one to go on in; `go_on` says where, once that is certain. Raises ConfigError
+        where a run in progress holds the folder, and where another release wrote the index. origins: where
+        the settings that are no defaults come from.
+        """
+        self.path = config.folder
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Held for the life of this process, on a file beside the folder, which may move.
+        self._lock = (self.path.parent / f".{self.path.name}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"--resume: the run in {self.path} is in progress"
+                if resume
+                else f"name: a run called {config.name!r} is in progress in {config.runs_dir}; "
+                "give this one another with --name"
+            ) from None
+        self.config = config
+        self.origins = dict(origins or {})
+        self.kept = None if resume else _set_aside(self.path)
+        for sub in ("trajectories", "checkpoints", "logs"):
+            (self.path / sub).mkdir(parents=True, exist_ok=True)
+        if resume:
+            for file in (*self.path.glob("*.jsonl"), *self.path.glob("trajectories/*.jsonl")):
+                _cut_off_half_a_line(file)
+        else:
+            self._settings()
+        self._metrics = (self.path / "metrics.jsonl").open("a")
+        self._events = (self.path / "events.jsonl").open("a")
+        self._experts = (self.path / "experts.jsonl").open("a")
+        self._index = sqlite3.connect(self.path / "trajectories.sqlite")
+        [schema] = self._index.execute("pragma user_version").fetchone()
+        if schema not in (0, INDEX_SCHEMA):
+            raise ConfigError(
+                f"--resume: {self.path}/trajectories.sqlite has schema {schema}; this release writes "
+                f"{INDEX_SCHEMA}"
+            )
+        self._index.execute("pragma journal_mode=wal")
+        self._index.execute(f"pragma user_version = {INDEX_SCHEMA}")
+        # A commit per group must not wait for the disk. A crash of the process loses nothing; one of the
+        # machine may lose the last rows, whose trajectories are in their files.
+        self._index.execute("pragma synchronous=normal")
+        self._index.execute(_INDEX)
+        self._index.execute(_LEARNED_INDEX)
+
+    def go_on(self, step: int) -> Path:
+        """Go on after `step`: what is undone, settings and summary until then move to the folder returned."""
+        number = 1
+        while (aside := self.path / "earlier" / str(number)).exists():
+            number += 1
+        aside.mkdir(parents=True)
+        for name in ("config.toml", "origins.json", "summary.json"):
+            if (self.path / name).exists():
+                (self.path / name).rename(aside / name)
+        self._settings()
+        for later, folder in steps(self.path / "checkpoints"):
+            if later > step:
+                folder.rename(aside / folder.name)
+        self._metrics = self._undo(self._metrics, "metrics.jsonl", step, aside)
+        self._experts = self._undo(self._experts, "experts.jsonl", step, aside)
+        now = time.time()
+        self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))
+        return aside
+
+    def keep_tokenizer(self, checkpoint: str) -> None:
+        """Copy the tokenizer of a local checkpoint, by which token ids can be read from the beginning on."""
+        file = Path(checkpoint) / "tokenizer.json"
+        if file.is_file():
+            shutil.copyfile(file, self.path / file.name)
+
+    def _undo(self, file: TextIO, name: str, step: int, aside: Path) -> TextIO:
+        """Move the lines of later steps to `aside`; returns the file, open to go on."""
+        file.close()
+        lines = (self.path / name).read_text().splitlines(keepends=True)
+        undone = [line for line in lines if json.loads(line)["step"] > step]
+        (aside / name).write_text("".join(undone))
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        self._replace(name, kept)
+        return (self.path / name).open("a")
+
+    def _settings(self) -> None:
+        (self.path / "config.toml").write_text(dump_toml(self.config))
+        self._replace("origins.json", json.dumps(self.origins, indent=2) + "\n")
+
+    def groups(self) -> int:
+        """How many groups of training have begun at least, by their names in the index."""
+        query = (
+            "select max(cast(substr(grp, 2) as integer)) from trajectories where split = 'train'"
+        )
+        [last] = self._index.execute(query).fetchone()
+        return 0 if last is None else last + 1
+
+    def eval_before(self) -> dict[str, float]:
+        """The pass rates of the evaluation before training; none where there was none."""
+        with (self.path / "metrics.jsonl").open() as lines:
+            first = next((json.loads(line) for line in lines), {"step": 1})
+        parts = ((key.split("/"), value) for key, value in first.items() if first["step"] == 0)
+        return {key[1]: value for key, value in parts if key[0] == "eval"}
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl; what is not a number is left out."""
+        finite = {
+            k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))
+        }
+        self._line(self._metrics, {"step": step, "time": time.time(), **finite})
+
+    def experts(self, step: int, computing: int, loads: Sequence[Sequence[float]]) -> None:
+        """One line of experts.jsonl: the share of tokens that chose each expert, per layer.
+
+        computing: how many of a layer's experts compute, the first ones. Of a large model every tenth step;
+        of one without experts none.
+        """
+        if not loads or (len(loads) * len(loads[0]) > MOST_LOADS and step % LOADS_EVERY):
+            return
+        self._line(self._experts, {"step": step, "computing": computing, "loads": loads})
+
+    def event(self, lane: str, name: str, start: float, end: float, **details: Any) -> None:
+        """A span of time in a lane of the Gantt chart (unix seconds)."""
+        record = {"lane": lane, "name": name, "start": start, "end": end, **details}
+        self._line(self._events, record)
+
+    def index(self, report: GroupReport, split: str) -> None:
+        """Add a group's trajectories to the index."""
+        outcome = {id: f"{d.outcome}:{d.reason}" for d in report.dropped for id in d.ids}
+        task = report.spec.task.id
+        rows = [
+            (
+                m.id,
+                report.spec.id,
+                report.spec.env,
+                split,
+                task,
+                m.stop_reason,
+                m.reward if m.judged else None,
+                outcome.get(m.id, "sample" if m.id in report.sample_ids else ""),
+                min(m.versions, default=None),
+                max(m.versions, default=None),
+                m.num_turns,
+                m.num_tokens,
+                m.num_completion_tokens,
+                report.start,
+                sum(m.phase_seconds.values()),
+                m.fault,
+                m.file,
+                m.offset,
+            )
+            for m in report.members
+        ]
+        marks = ",".join("?" * 18)
+        self._index.executemany(f"insert into trajectories values ({marks})", rows)
+        self._index.commit()
+
+    def learned(self, step: int, written: Iterable[tuple[str, int]]) -> None:
+        """Add what `LearnedWriter` has written of a step to the index."""
+        rows = [(id, step, offset) for id, offset in written]
+        self._index.executemany("insert or replace into learned values (?, ?, ?)", rows)
+        self._index.commit()
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Write summary.json, whole or not at all."""
+        self._replace("summary.json", json.dumps(values, indent=2) + "\n")
+
+    def status(self, values: dict[str, Any]) -> None:
+        """Write status.json (`rl.record.status`), whole or not at all."""
+        self._replace("status.json", json.dumps(values) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        partial = self.path / f"{name}.partial"
+        partial.write_text(text)
+        partial.rename(self.path / name)
+
+    def close(self) -> None:
+        """Close all files. On a full disk what was not written is known by now."""
+        for file in (self._metrics, self._events, self._experts, self._index, self._lock):
+            with suppress(OSError, sqlite3.Error):
+                file.close()
+
+    def _line(self, file: Any, record: dict[str, Any]) -> None:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+
+def dump_toml(config: RunConfig) -> str:
+    """The resolved settings as TOML (keys that are None are left out: TOML has no null)."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_none(v) for v in value]
+    return value
+
+
+def _cut_off_half_a_line(file: Path) -> None:
+    """What a process that was killed in the middle of a record has left of it."""
+    with file.open("rb+") as lines:
+        end = size = lines.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            lines.seek(start)
+            found = lines.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < size:
+            lines.truncate(end)
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Rename an earlier run of the same name; nothing is overwritten."""
+    if not path.exists():
+        return None
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+    target = path.with_name(f"{path.name}.{stamp}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}.{stamp}-{number}")
+    path.rename(target)
+    return target

@@ -1,0 +1,190 @@
+"""status.json in the run folder: what the run is doing now. The run writes it, `dorado status` reads it."""
+
+import fcntl
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rl.config_file import ConfigError
+from rl.record.waiting import Latency, Waiting
+
+# How often the run writes it, and after how long without it the run's own loop is suspected.
+WRITE_SECONDS = 5.0
+SILENT_SECONDS = 30.0
+# Rows of the waiting-for table that are written; the counts cover all.
+ROWS = 100
+
+
+@dataclass(frozen=True)
+class ActorState:
+    """One actor as status.json has it. seen: when it last answered (unix seconds), None: never yet.
+
+    asked: since when an answer is awaited; None where none is. fault: why the last question failed.
+    """
+
+    name: str
+    pid: int | None
+    node: str
+    seen: float | None
+    asked: float | None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run is doing.
+
+    time: unix seconds. learner: what it does or waits for. window: live versions, oldest first; pending:
+    published, without a place in it. engines: the version each holds (None: it changes). asleep: engines
+    that do, while the learner uses their devices. in_flight, buffered: trajectories. counts: those in
+    flight per environment and phase. waiting: the most suspicious ones, `ROWS` at most. silent:
+    controllers that did not answer; what they play is in no row. ledger: per environment, as
+    `rl.samples.ledger.Ledger.counts` has it. latency: per environment and phase. actors: who answered when.
+    controllers that did not answer; what they play is in no row. lost: a sentence for each node and engine
+    that is gone, and for what was started anew elsewhere. nodes: the names of the actors on each, by address.
+    """
+
+    time: float
+    stage: str
+    step: int
+    steps: int
+    learner: str
+    window: tuple[int, ...]
+    pending: int | None
+    engines: dict[str, int | None]
+    asleep: tuple[str, ...]
+    in_flight: int
+    buffered: int
+    counts: dict[str, dict[str, int]]
+    waiting: tuple[Waiting, ...]
+    silent: tuple[str, ...]
+    ledger: dict[str, dict[str, int]] = field(default_factory=dict)
+    latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
+    actors: tuple[ActorState, ...] = ()
+    lost: tuple[str, ...] = ()
+    nodes: dict[str, list[str]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """For status.json."""
+        return asdict(self)
+
+
+def read_status(folder: Path) -> Status:
+    """What the run wrote last. Raises ConfigError."""
+    try:
+        values = json.loads((folder / "status.json").read_text())
+        rows = tuple(Waiting(**row) for row in values.pop("waiting"))
+        actors = tuple(ActorState(**one) for one in values.pop("actors", ()))
+        latency = {
+            env: {phase: Latency(**one) for phase, one in phases.items()}
+            for env, phases in values.pop("latency", {}).items()
+        }
+        lists = {key: tuple(values.get(key, ())) for key in ("window", "asleep", "silent", "lost")}
+        return Status(**{**values, **lists}, waiting=rows, latency=latency, actors=actors)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"status {folder}: the run has not begun to play yet"
+            if (folder / "config.toml").exists()
+            else f"status {folder}: this is no run folder; one is wanted, such as runs/quickstart"
+        ) from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"status {folder}: status.json cannot be read: {error}") from None
+
+
+def in_progress(folder: Path) -> bool:
+    """Whether some process holds the run folder."""
+    lock = folder.resolve().parent / f".{folder.resolve().name}.lock"
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def describe(status: Status, *, live: bool, now: float | None = None) -> Group:
+    """For a terminal: the state in a few lines, then the waiting-for table."""
+    silent = (time.time() if now is None else now) - status.time
+    lines = [f"{status.stage}, step {status.step} of {status.steps}"]
+    if not live:
+        lines.append(f"not running any more; this is how it stood {_ago(silent)} ago")
+    elif silent > SILENT_SECONDS:
+        lines.append(f"the run's own loop does not answer: it wrote this {_ago(silent)} ago")
+    window = " ".join(map(str, status.window))
+    held = f"; version {status.pending} waits for a place" if status.pending is not None else ""
+    served = "  ".join(
+        f"{name}: {_version(v)}{' (asleep)' * (name in status.asleep)}"
+        for name, v in sorted(status.engines.items())
+    )
+    lines += [
+        f"learner   {status.learner}",
+        f"window    {window}{held}",
+        f"engines   {served}",
+        f"in flight {status.in_flight} trajectories, {status.buffered} buffered",
+    ]
+    if len(status.nodes) > 1:
+        lines += [f"on {node}: {', '.join(names)}" for node, names in sorted(status.nodes.items())]
+    lines += [f"silent    {name} does not answer" for name in status.silent]
+    lines += [f"noticed   {sentence}" for sentence in status.lost]
+    for env, phases in sorted(status.counts.items()):
+        said = ", ".join(f"{count} in {phase}" for phase, count in sorted(phases.items()))
+        lines.append(f"          {env}: {said}")
+    return Group(*map(Text, lines), waiting_table(status.waiting))
+
+
+def waiting_table(rows: tuple[Waiting, ...]) -> Table:
+    """What each trajectory waits for, the most suspicious first."""
+    shown = Table(title="waiting for", title_justify="left")
+    for column in ("trajectory", "environment", "version", "phase", "at"):
+        shown.add_column(column, overflow="fold")
+    for column in ("seconds", "p99", "left"):
+        shown.add_column(column, justify="right")
+    shown.add_column("then")
+    for row in rows:
+        style = "bold" if row.p99 is not None and row.seconds > row.p99 else ""
+        shown.add_row(
+            row.id,
+            row.env,
+            _version(row.version),
+            row.phase,
+            row.at or "-",
+            f"{row.seconds:.1f}",
+            "-" if row.p99 is None else f"{row.p99:.1f}",
+            f"{row.left:.0f}",
+            row.then,
+            style=style,
+        )
+    return shown
+
+
+def suspect(status: Status) -> str:
+    """Of a run in which nothing moves: what to look at first."""
+    if status.silent:
+        return f"{' and '.join(status.silent)} did not answer (see the logs)"
+    return sentence(status.waiting[0]) if status.waiting else "no episode is in progress"
+
+
+def sentence(row: Waiting) -> str:
+    """One row as plain text."""
+    usual = "" if row.p99 is None else f" (99 of 100 take less than {row.p99:.1f} s)"
+    at = f" at {row.at}" if row.at else ""
+    return (
+        f"{row.id} ({row.env}, version {_version(row.version)}) in {row.phase}{at} for "
+        f"{row.seconds:.0f} s{usual}, {row.then} in {row.left:.0f} s"
+    )
+
+
+def _version(version: int | None) -> str:
+    return "-" if version is None else str(version)
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

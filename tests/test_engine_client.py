@@ -1,0 +1,357 @@
+"""The engines as a controller sees them: pinned versions, leaving an engine, turns in pieces."""
+
+import asyncio
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fakes import Remote
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from rl.actors.engine_client import EngineClient, EngineMapMissing, joined
+from rollout.engine import Completion, EngineFault, Request, VersionSpan
+
+
+class Writer:
+    """An engine that writes the numbers after its prompt's last, one per turn of the event loop.
+
+    Where it has a folder, an interrupted request leaves its cache there, which the next engine takes.
+    """
+
+    def __init__(self, version: int, caches: Path | None = None) -> None:
+        self.version = version
+        self.caches = caches
+        self.stopped: set[str] = set()
+        self.prompts: list[tuple[int, ...]] = []
+        self.deaf = 0
+        self.handle = SimpleNamespace(
+            generate=Remote(self.generate),
+            interrupt=Remote(self.interrupt),
+            abort=Remote(self.abort),
+        )
+        self.aborted: list[str] = []
+
+    async def generate(self, request: Request) -> Completion:
+        self.prompts.append(request.prompt_ids)
+        ids: list[int] = []
+        while len(ids) < request.max_tokens and request.id not in self.stopped:
+            ids.append(request.prompt_ids[-1] + len(ids) + 1)
+            await asyncio.sleep(0.001)
+        reason = "abort" if request.id in self.stopped else "length"
+        spans = (VersionSpan(self.version, 0, len(ids)),) if ids else ()
+        cached = len(request.prompt_ids) - 1 if request.cache else 0
+        cache = ""
+        if self.caches and reason == "abort":
+            cache = str(self.caches / request.id.replace("/", "-"))
+            Path(cache).touch()
+        routed = np.arange(request.num_routed, len(request.prompt_ids) + len(ids) - 1 if ids else 0)
+        return Completion(
+            tuple(ids),
+            tuple(-float(i) for i in ids),
+            spans,
+            reason,
+            cached_tokens=cached,
+            cache=cache,
+            routing=routed.astype(np.uint16)[:, None, None],
+        )
+
+    async def interrupt(self, ids: list[str]) -> None:
+        if self.deaf:
+            self.deaf -= 1
+            return
+        self.stopped.update(ids)
+
+    async def abort(self, ids: list[str]) -> None:
+        self.aborted += ids
+
+
+async def pool(
+    caches: Path | None = None, **versions: int
+) -> tuple[EngineClient, dict[str, Writer]]:
+    writers = {name: Writer(version, caches) for name, version in versions.items()}
+    made = EngineClient({name: w.handle for name, w in writers.items()}, 5.0)
+    await made.serve(versions)
+    return made, writers
+
+
+def request(session: str, tokens: int = 3, turn: int = 0) -> Request:
+    return Request(f"{session}/{turn}", session, (0,), tokens)
+
+
+async def test_a_trajectory_goes_to_engines_of_its_version_only():
+    engines, writers = await pool(a=1, b=2)
+    for id, version in (("old", 1), ("new", 2)):
+        engines.begin(id, version)
+    turns = [engines.generate(request(id, turn=n)) for n in range(3) for id in ("old", "new")]
+    for completion in await asyncio.gather(*turns):
+        assert completion.token_ids == (1, 2, 3)
+    assert [len(w.prompts) for w in writers.values()] == [3, 3]
+    assert {(one.id, one.engine) for one in engines.in_progress()} == {("old", "a"), ("new", "b")}
+
+
+async def test_later_turns_go_where_the_cache_is():
+    engines, _ = await pool(a=1, b=1)
+    for session in ("x", "y"):
+        engines.begin(session, 1)
+    await asyncio.gather(*(engines.generate(request(s)) for s in ("x", "y")))
+    home = {one.id: one.engine for one in engines.in_progress()}
+    assert set(home.values()) == {"a", "b"}
+    await asyncio.gather(*(engines.generate(request(s, turn=1)) for s in ("x", "y")))
+    assert home == {one.id: one.engine for one in engines.in_progress()}
+    assert engines.reprefilled_tokens == 0
+
+
+async def test_an_engine_that_is_left_hands_over_its_requests_with_what_they_have_written():
+    engines, writers = await pool(a=1, b=1)
+    ids = [f"s{n}" for n in range(4)]
+    for id in ids:
+        engines.begin(id, 1)
+    turns = [asyncio.create_task(engines.generate(request(id, 200))) for id in ids]
+    await asyncio.sleep(0.02)
+    at_a = {one.id for one in engines.in_progress() if one.engine == "a"}
+    writers["a"].deaf = 1
+    await engines.leave(["a"], {})
+    assert not [name for name, _ in engines.running.values() if name == "a"]
+    writers["a"].version = 9
+    await engines.serve({"a": 9})
+    for id, completion in zip(ids, await asyncio.gather(*turns), strict=True):
+        assert completion.token_ids == tuple(range(1, 201)), "nothing is lost, nothing twice"
+        assert completion.logprobs == tuple(-float(i) for i in range(1, 201))
+        assert completion.versions == (VersionSpan(1, 0, 200),), id
+    assert at_a and engines.reprefilled_tokens > 0
+    assert all(one.engine == "b" for one in engines.in_progress())
+
+
+async def test_the_routing_of_a_turn_in_pieces_is_that_of_each_token_once():
+    engines, _ = await pool(a=1, b=1)
+    engines.begin("x", 1)
+    prompt = tuple(range(6, 0, -1))
+    turn = asyncio.create_task(engines.generate(Request("x/0", "x", prompt, 200, num_routed=2)))
+    for _ in range(2):
+        await asyncio.sleep(0.02)
+        home = engines.in_progress()[0].engine
+        await engines.leave([home], {})
+        await engines.serve({home: 1})
+    completion = await turn
+    assert len(completion.token_ids) == 200 and completion.routing is not None
+    assert completion.routing.flatten().tolist() == list(range(2, len(prompt) + 199))
+
+
+async def test_a_cache_goes_along_with_its_request_and_is_removed(tmp_path):
+    engines, writers = await pool(tmp_path, a=1, b=1)
+    engines.begin("x", 1)
+    turn = asyncio.create_task(engines.generate(request("x", 200)))
+    await asyncio.sleep(0.02)
+    home = engines.in_progress()[0].engine
+    await engines.leave([home], {})
+    completion = await turn
+    assert completion.token_ids == tuple(range(1, 201)) and completion.cache == ""
+    assert engines.in_progress()[0].engine != home and len(writers[home].prompts) == 1
+    assert engines.reprefilled_tokens == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_cache_is_removed_where_its_request_never_arrives(tmp_path):
+    engines, _ = await pool(tmp_path, a=1)
+    engines.begin("x", 1)
+    turn = asyncio.create_task(engines.generate(request("x", 200)))
+    await asyncio.sleep(0.02)
+    await engines.leave(["a"], {})
+    await asyncio.sleep(0.01)
+    assert len(list(tmp_path.iterdir())) == 1
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_without_a_cache_what_was_computed_is_counted_as_computed_again():
+    engines, _ = await pool(a=1, b=1)
+    engines.begin("x", 1)
+    await engines.generate(request("x", 3))
+    home = engines.in_progress()[0].engine
+    await engines.leave([home], {})
+    await engines.generate(Request("x/1", "x", (0, 1, 2, 3, 7, 8), 3))
+    assert engines.reprefilled_tokens == 3, (
+        "not the observation, and not the last token of the turn"
+    )
+
+
+async def test_a_trajectory_in_a_tool_moves_without_a_request():
+    engines, writers = await pool(a=1, b=1)
+    engines.begin("x", 1)
+    await engines.generate(request("x"))
+    (one,) = engines.in_progress()
+    other = "b" if one.engine == "a" else "a"
+    await engines.leave([one.engine], {"x": other})
+    await engines.generate(request("x", turn=1))
+    assert engines.in_progress()[0].engine == other
+    assert len(writers[other].prompts) == 1
+
+
+async def test_while_no_engine_serves_its_version_a_turn_waits():
+    engines, _ = await pool(a=1)
+    engines.begin("x", 2)
+    turn = asyncio.create_task(engines.generate(request("x")))
+    await asyncio.sleep(0.01)
+    assert not turn.done()
+    await engines.serve({"a": 2})
+    assert (await turn).token_ids == (1, 2, 3)
+
+
+async def test_an_abort_that_nobody_asked_for_stays_an_abort():
+    engines, writers = await pool(a=1)
+    engines.begin("x", 1)
+    writers["a"].stopped.add("x/0")
+    assert (await engines.generate(request("x"))).finish_reason == "abort"
+
+
+async def test_a_slow_engine_is_a_fault_with_a_sentence():
+    engines, _ = await pool(a=1)
+    engines.request_seconds = 0.01
+    engines.begin("x", None)
+    with pytest.raises(EngineFault, match=r"engine a did not answer within 0.01 s"):
+        await engines.generate(request("x", 1000))
+    assert engines.loads == {"a": 0} and engines.running == {}
+
+
+def test_pieces_are_joined_with_their_versions_in_place():
+    spans = [(1, 2), (1, 3), (2, 1)]
+    pieces = [
+        Completion((7,) * n, (-0.5,) * n, (VersionSpan(v, 0, n),), "abort", f"e{v}")
+        for v, n in spans
+    ]
+    whole = joined(pieces)
+    assert whole.versions == (VersionSpan(1, 0, 5), VersionSpan(2, 5, 6))
+    assert (len(whole.token_ids), len(whole.logprobs), whole.engine) == (6, 6, "e2")
+    assert all(a.end == b.start for a, b in itertools.pairwise(whole.versions))
+
+
+async def test_an_engine_need_not_write_on_for_a_turn_that_is_given_up():
+    made, writers = await pool(a=0)
+    made.begin("t", 0)
+    turn = asyncio.create_task(made.generate(request("t", tokens=10_000)))
+    while not made.running:
+        await asyncio.sleep(0)
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    made.request_seconds = 0.01
+    with pytest.raises(EngineFault, match=r"did not answer within 0.01 s"):
+        await made.generate(request("t", tokens=10_000, turn=1))
+    await asyncio.sleep(0)
+    assert writers["a"].aborted == ["t/0", "t/1"]
+    assert made.running == {} and made.loads == {"a": 0}
+
+
+async def test_a_request_at_an_engine_that_sleeps_has_all_its_time_when_it_wakes_up():
+    made, writers = await pool(a=0)
+    made.request_seconds = 0.1
+    made.begin("t", 0)
+    turn = asyncio.create_task(made.generate(request("t", tokens=10_000)))
+    while not made.running:
+        await asyncio.sleep(0)
+    await made.serve({"a": None})
+    await asyncio.sleep(0.35)
+    assert not turn.done(), "it sleeps"
+    await made.serve({"a": 0})
+    await asyncio.sleep(0.01)
+    writers["a"].stopped.add("t/0")
+    assert (await turn).finish_reason == "abort"
+
+
+async def test_a_request_that_an_engine_does_not_give_up_is_not_waited_for_longer():
+    made, writers = await pool(a=0)
+    made.request_seconds = 0.1
+    writers["a"].deaf = 99
+    made.begin("t", 0)
+    turn = asyncio.create_task(made.generate(request("t", tokens=10_000)))
+    while not made.running:
+        await asyncio.sleep(0)
+    await asyncio.wait_for(made.leave(["a"], {}), 5)
+    with pytest.raises(EngineFault, match=r"did not answer within 0.1 s"):
+        await turn
+
+
+def failing(error: Exception):
+    async def fail(*_: object) -> None:
+        raise error
+
+    return Remote(fail)
+
+
+async def test_an_engine_that_died_gets_no_turn_any_more_even_if_it_is_named_again():
+    engines, writers = await pool(a=1, b=1)
+    writers["a"].handle.generate = failing(ActorDiedError())
+    engines.begin("x", 1)
+    engines.sessions["x"].engine = "a"
+    with pytest.raises(EngineFault, match="engine a died"):
+        await engines.generate(request("x"))
+    await engines.serve({"a": 1, "b": 1})
+    for turn in range(4):
+        assert (await engines.generate(request("x", turn=turn + 1))).token_ids == (1, 2, 3)
+    assert len(writers["b"].prompts) == 4
+
+
+async def test_what_an_engine_that_is_lost_had_computed_is_counted_as_computed_again():
+    engines, _ = await pool(a=1, b=1)
+    engines.begin("x", 1)
+    await engines.generate(request("x", 3))
+    await engines.lose([engines.in_progress()[0].engine])
+    await engines.generate(Request("x/1", "x", (0, 1, 2, 3, 7, 8), 3))
+    assert engines.reprefilled_tokens == 3
+
+
+async def test_an_engine_out_of_reach_gets_no_turns_until_it_answers(monkeypatch):
+    monkeypatch.setattr("rl.actors.engine_client._REACH_SECONDS", 0.001)
+    engines, writers = await pool(a=1, b=1)
+    away, handle = failing(ActorUnavailableError("RPC error", b"0" * 16)), writers["a"].handle
+    generate, abort = handle.generate, handle.abort
+    handle.generate = handle.abort = away
+    engines.begin("x", 1)
+    engines.sessions["x"].engine = "a"
+    with pytest.raises(EngineFault, match="engine a could not be reached"):
+        await engines.generate(request("x"))
+    for turn in range(3):
+        await engines.generate(request("x", turn=turn + 1))
+    assert len(writers["b"].prompts) == 3
+    [reaching] = engines.away.values()
+    handle.generate, handle.abort = generate, abort
+    await reaching
+    engines.sessions["x"].engine = "a"
+    await engines.generate(request("x", turn=9))
+    assert len(writers["a"].prompts) == 1 and not engines.away
+
+
+async def test_a_cache_on_another_node_is_removed_there(tmp_path):
+    engines, writers = await pool(tmp_path, a=1, b=1)
+    dropped: list[str] = []
+
+    async def drop(cache: str) -> None:
+        dropped.append(cache)
+
+    writers["a"].handle.drop = Remote(drop)
+    engines._drop(str(tmp_path / "other-node" / "cache-1"), "a")
+    await asyncio.sleep(0)
+    assert dropped == [str(tmp_path / "other-node" / "cache-1")]
+
+
+async def test_a_pool_that_was_told_nothing_says_so():
+    made = EngineClient({}, 5.0)
+    with pytest.raises(EngineMapMissing):
+        made.check_engine_map()
+    await made.serve({})
+    made.check_engine_map()
+
+
+async def test_an_engine_that_came_later_gets_turns_once_it_serves():
+    made, _ = await pool(old=0)
+    made.add({"young": Writer(1).handle})
+    made.begin("t", 1)
+    turn = asyncio.create_task(made.generate(request("t")))
+    await asyncio.sleep(0.01)
+    assert not turn.done()
+    await made.serve({"young": 1})
+    assert (await turn).token_ids == (1, 2, 3)
+    assert made.loads["young"] == 0

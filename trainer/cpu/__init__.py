@@ -1,0 +1,1 @@
+"""Kernels and allocator settings that only a CPU needs."""

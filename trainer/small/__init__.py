@@ -1,0 +1,1 @@
+"""Small policies made from nothing: presets, tokenizer, first weights, supervised start."""
