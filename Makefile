@@ -1,7 +1,7 @@
 # `make quickstart` and `make test` are all a newcomer needs: each sets up .venv first if it has to.
 PY := .venv/bin/python
 STAMP := .venv/.installed
-.PHONY: quickstart test test-fast check setup clean
+.PHONY: quickstart test test-fast check map setup clean
 
 quickstart: setup
 	.venv/bin/dorado train configs/quickstart.toml $(ARGS)
@@ -16,6 +16,9 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
+
+map: setup
+	$(PY) scripts/map.py
 
 setup: $(STAMP)
 
