@@ -89,10 +89,10 @@ def sft(
     except ConfigError as error:
         raise _bad_input(error) from None
     from rl.cold_start import ColdStartError, first_checkpoint, make_cold_start
-    from rl.record.progress import Progress
+    from rl.record.progress import COLD_START_SECONDS, Progress
 
     with Progress() as progress:
-        progress.stage("cold start")
+        progress.stage("cold start", usual=COLD_START_SECONDS)
         try:
             if out is None:
                 folder, _ = first_checkpoint(settings, progress.updates)
@@ -100,7 +100,7 @@ def sft(
                 make_cold_start(settings, out, progress.updates)
                 folder = str(out)
         except ColdStartError as error:
-            progress.note(f"error: {error}")
+            progress.end(f"error: {error}")
             raise typer.Exit(FAILED) from None
         progress.note(f"policy: {folder}")
 

@@ -26,7 +26,7 @@ from rl.loop.run import Interrupted, Run, RunError
 from rl.nodes.deadline import within
 from rl.nodes.process import cause, first_line, is_disk_full
 from rl.preflight import check_run, own_settings, resolved
-from rl.record.progress import Progress
+from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
 from rl.samples.ledger import LedgerError
@@ -63,19 +63,19 @@ def train(
         try:
             return _train(config, folder, progress, endings, start, resume)
         except (ColdStartError, StartError) as error:
-            progress.note(f"error: {error}")
+            progress.end(f"error: {error}")
             return FAILED
         except (OSError, sqlite3.Error, RayError) as error:
             if not is_disk_full(error):
                 raise
             full = getattr(cause(error), "filename", None) or folder.path
-            progress.note(
+            progress.end(
                 f"error: {first_line(cause(error))}: the disk of {full} is full, or its quota"
                 f"{_goes_on(folder, progress)}"
             )
             return FAILED
         except KeyboardInterrupt:
-            progress.note(f"interrupted; what there is lies in {folder.path}")
+            progress.end(f"interrupted; what there is lies in {folder.path}")
             return INTERRUPTED
 
 
@@ -92,7 +92,7 @@ def _train(
     if made:
         folder.event("run", "cold start", start, time.time())
     folder.keep_tokenizer(checkpoint)
-    progress.stage(f"engines: starting {config.engine.count}")
+    progress.stage(f"engines: starting {config.engine.count}", usual=ENGINES_SECONDS)
     cluster = Cluster(config, folder.path)
     endings.callback(cluster.stop)
     sink = WandbSink(config, folder)
@@ -105,7 +105,7 @@ def _train(
 
 def _cold_start(config: RunConfig, progress: Progress) -> tuple[str, bool]:
     if config.model.init is not None or config.sft is not None:
-        progress.stage("cold start")
+        progress.stage("cold start", usual=COLD_START_SECONDS)
     checkpoint, made = first_checkpoint(config, progress.updates)
     if not made and (config.model.init is not None or config.sft is not None):
         progress.note(f"cold start: kept from before in {checkpoint}")
@@ -156,11 +156,11 @@ async def _run(
         await run.main()
         status, code = "finished", OK
     except (RunError, CheckpointError, SyncError, NodesLost, LedgerError, OutOfTasks) as error:
-        progress.note(f"error: {error} (run folder: {folder.path})")
+        progress.end(f"error: {error} (run folder: {folder.path})")
     except (asyncio.CancelledError, Interrupted):
         status, code = "interrupted", INTERRUPTED
         on = _goes_on(folder, progress)
-        progress.note(f"interrupted; what there is lies in {folder.path}{on}")
+        progress.end(f"interrupted; what there is lies in {folder.path}{on}")
     finally:
         if run is not None:
             wall = round(time.time() - start, 1)

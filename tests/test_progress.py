@@ -1,4 +1,4 @@
-"""What the user sees: plain lines without a terminal, a live display in one, a table at the end."""
+"""The display of a run: plain lines without a terminal, a live view in one, a table at the end."""
 
 import io
 import re
@@ -6,7 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from rl.record.progress import Progress
+from rl.record import progress as module
+from rl.record.progress import Progress, TimeLeft
 
 METRICS = {
     "time/total_seconds": 2.0,
@@ -115,3 +116,95 @@ def test_in_a_terminal_the_display_shows_stage_step_and_then_the_results():
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     for part in ("dorado", "2 of 3", "reward shop", "tokens/s", "1,234", "held-out pass rate"):
         assert part in shown
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_every_line_from_the_cold_start_on_says_how_long_its_stage_still_takes(clock):
+    progress, out = plain()
+    with progress:
+        for text in ("cold start", "engines: starting 2", "evaluation before training"):
+            progress.stage(text, usual=60.0)
+            clock.now += 20
+            progress.note("a note")
+        progress.stage("training: first rollouts", usual=60.0)
+        for step in (1, 2):
+            clock.now += 4
+            progress.step(step, 2, METRICS)
+        progress.note("after the steps")
+    lines = out.getvalue().splitlines()
+    assert all(re.match(r"\[\d+:\d\d, left (about )?\d+:\d\d\] ", line) for line in lines)
+    assert lines[:2] == ["[0:00, left about 1:00] cold start", "[0:20, left about 0:40] a note"]
+    assert lines[-3].startswith("[1:04, left 0:02] step 1/2"), "a step took 2 s of its own"
+    assert lines[-1] == "[1:08, left 0:00] after the steps"
+
+
+def test_a_part_of_a_stage_has_a_rate_of_its_own(clock):
+    progress, out = plain()
+    progress.stage("cold start", usual=100.0)
+    clock.now += 20  # demonstrations, which nothing counts
+    for done in (1, 2, 10):
+        progress.count("cold start: updates", done, 20)
+        clock.now += done
+    stamps = [line.partition("]")[0] for line in out.getvalue().splitlines()]
+    # 1 update is no rate yet; then 1 in 1 s; then 9 in 3 s.
+    assert stamps[1:] == ["[0:21, left 0:18", "[0:23, left 0:03"]
+
+
+def test_episodes_are_counted_from_the_beginning_of_their_stage(clock):
+    progress, out = plain()
+    progress.stage("evaluation after training", usual=10.0)
+    clock.now += 30
+    progress.note("late")
+    progress.episodes(3, 5)
+    progress.note("three of five in 30 s")
+    assert [line.partition("]")[0] for line in out.getvalue().splitlines()] == [
+        "[0:00, left about 0:10",
+        "[0:30, left about 0:07",
+        "[0:30, left 0:20",
+    ]
+
+
+def test_a_stage_of_which_nothing_is_known_says_nothing_and_neither_does_the_last_line(clock):
+    progress, out = plain()
+    progress.stage("unheard of")
+    progress.stage("engines", usual=30.0)
+    progress.end("error: the engines did not start")
+    assert out.getvalue().splitlines() == [
+        "[0:00] unheard of",
+        "[0:00, left about 0:30] engines",
+        "[0:00] error: the engines did not start",
+    ]
+
+
+def test_time_left_is_a_share_of_a_stage_too(clock):
+    left = TimeLeft(usual=40.0)
+    clock.now += 10
+    assert left.share == 0.25 and str(left) == "left about 0:30"
+    left.set(10.0)
+    assert left.share == 0.5 and str(left) == "left 0:10"
+    assert TimeLeft().share is None
+
+
+def test_in_a_terminal_a_stage_that_counts_nothing_has_its_time_as_its_bar(clock):
+    progress, out = terminal()
+    progress.stage("engines: starting 2", usual=40.0)
+    clock.now += 20
+    progress.console.print(progress._render())
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert "left about 0:20" in shown and shown.count("━") >= 15

@@ -37,7 +37,7 @@ from rl.loop.watch import Watch
 from rl.nodes.deadline import within
 from rl.nodes.process import cause, first_line
 from rl.preflight import make_env
-from rl.record.progress import Progress
+from rl.record.progress import EVALUATION_SECONDS, STEP_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
 from rl.samples.group import GroupReport, GroupSpec
@@ -190,7 +190,8 @@ class Run:
             )
         if self.config.eval.before and self.resumed is None:
             await self.evaluate("before")
-        self.progress.stage("training: first rollouts")
+        left = self.config.steps - self.learner_version
+        self.progress.stage("training: first rollouts", usual=left * STEP_SECONDS)
         self.watch.moved()
         self.stoppable = True
         loops = [
@@ -232,7 +233,7 @@ class Run:
 
     async def evaluate(self, when: str) -> None:
         """Play the held-out tasks once each, at the training temperature."""
-        self.progress.stage(f"evaluation {when} training")
+        self.progress.stage(f"evaluation {when} training", usual=EVALUATION_SECONDS)
         start = time.time()
         with self.watch.busy("waits for the evaluation"):
             reports, wanted = await self._while_watching(

@@ -1,12 +1,74 @@
-"""What the user sees: a live display in a terminal, plain lines elsewhere, a table at the end."""
+"""The display of a run: a live view in a terminal, plain lines elsewhere, a table at the end.
+
+In: the stages of a run, and how far each is. Out: text on a console. Every line says how long the stage at
+hand still takes, from its own rate, or from its usual duration until that rate is known.
+"""
 
 import time
 from collections.abc import Mapping
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+# Usual seconds of the quickstart's stages on two cores: the first guess at a time left, before a stage has a
+# rate. The time of training is that of its steps.
+COLD_START_SECONDS, ENGINES_SECONDS, EVALUATION_SECONDS, STEP_SECONDS = 90.0, 35.0, 10.0, 7.0
+
+
+class TimeLeft:
+    """Estimates when one stage ends.
+
+    A stage that outlasts its usual duration is taken to need a quarter more of what it took so far.
+    """
+
+    def __init__(self, usual: float | None = None) -> None:
+        self._begin = self._since = time.monotonic()
+        self._before, self._usual = 0, usual
+        self._end: float | None = None
+
+    def restart(self, done: int) -> None:
+        """Count from here on: what came before was done at another rate."""
+        self._since, self._before = time.monotonic(), done
+
+    def count(self, done: int, total: int) -> None:
+        """Take the rate since the count began."""
+        if done > self._before:
+            spent = time.monotonic() - self._since
+            self.set(spent / (done - self._before) * (total - done))
+
+    def set(self, seconds: float) -> None:
+        """Take an estimate that is made elsewhere."""
+        self._end = time.monotonic() + seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds left; None where nothing is known."""
+        now = time.monotonic()
+        if self._end is not None:
+            return max(0.0, self._end - now)
+        if self._usual is None:
+            return None
+        spent = now - self._begin
+        return self._usual - spent if spent < self._usual else spent / 4
+
+    @property
+    def share(self) -> float | None:
+        """The part of the stage that is over, 0 to 1; None where nothing is known."""
+        if (left := self.seconds) is None:
+            return None
+        spent = time.monotonic() - self._begin
+        return spent / max(1e-9, spent + left)
+
+    def __str__(self) -> str:
+        """Such as "left 0:32", or "left about 0:40" before there is a rate; "" where nothing is known."""
+        if (left := self.seconds) is None:
+            return ""
+        return f"left {'' if self._end is not None else 'about '}{_clock(left)}"
 
 
 class Progress:
@@ -18,8 +80,14 @@ class Progress:
         self.first_step: float | None = None
         self.steps_before = 0  # of an earlier part of the run
         self.stage_text = ""
-        self.bar_text = ""
-        self.rows: list[tuple[str, ...]] = []
+        self.left = TimeLeft()
+        self.rows: list[tuple[str, RenderableType]] = []
+        self._counting = ""
+        # Drawn inside of the live view, beside the table of the last step.
+        self._bars = Bars(
+            BarColumn(30), TextColumn("{task.description}", markup=False), auto_refresh=False
+        )
+        self._bar = self._bars.add_task("", total=None)
         self.live: Live | None = None
         if self.console.is_terminal:
             self.live = Live(
@@ -35,32 +103,52 @@ class Progress:
         if self.live is not None:
             self.live.stop()
 
-    def stage(self, text: str) -> None:
-        """A new stage of the run, such as `engines: starting 2`."""
-        self.stage_text, self.bar_text = text, ""
+    def stage(self, text: str, *, usual: float | None = None) -> None:
+        """Begin a stage of the run, such as `engines: starting 2`. usual: seconds that it takes usually."""
+        self.stage_text, self.left, self._counting = text, TimeLeft(usual), ""
+        self._bars.reset(self._bar, total=None, description="")
         if self.live is None:
             self._line(text)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._line(text) if self.live is None else self.live.console.print(text, markup=False)
+
+    def end(self, text: str) -> None:
+        """Print the last line of a run that ends before its end: nothing is left to wait for."""
+        self.left = TimeLeft()
+        self.note(text)
 
     def updates(self, stage: str, step: int, steps: int, loss: float) -> None:
         """An update of the cold start; plain output says every tenth part."""
-        self.bar_text = f"{_bar(step, steps)} {step}/{steps}  loss {loss:.3f}"
-        if self.live is None and step % max(1, steps // 10) == 0:
-            self._line(f"{stage}: {step}/{steps}  loss {loss:.3f}")
+        self.count(stage, step, steps, f"loss {loss:.3f}")
+
+    def count(self, what: str, done: int, total: int, remark: str = "") -> None:
+        """So many of a part of this stage are done; plain output says every tenth part.
+
+        A part that follows another in its stage, such as updates after demonstrations, has its own rate.
+        """
+        if what != self._counting:
+            self._counting = what
+            self.left.restart(done)
+        self.left.count(done, total)
+        text = f"{done}/{total}{f'  {remark}' if remark else ''}"
+        self._bars.update(self._bar, completed=done, total=total, description=text)
+        if self.live is None and done % max(1, total // 10) == 0:
+            self._line(f"{what}: {text}")
 
     def episodes(self, done: int, total: int) -> None:
-        """Held-out episodes played so far."""
-        self.bar_text = f"{_bar(done, total)} {done}/{total} episodes"
+        """Held-out episodes played so far; they begin with the stage."""
+        self.left.count(done, total)
+        text = f"{done}/{total} episodes"
+        self._bars.update(self._bar, completed=done, total=total, description=text)
 
     def step(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """A learner step: rewards per environment, tokens/s, staleness, time left."""
         now = time.monotonic()
         if self.first_step is None:
             self.first_step, self.steps_before = now - metrics["time/total_seconds"], step - 1
-        left = (now - self.first_step) / (step - self.steps_before) * (steps - step)
+        self.left.set((now - self.first_step) / (step - self.steps_before) * (steps - step))
         rewards = {
             key.split("/")[1]: value
             for key, value in metrics.items()
@@ -70,16 +158,16 @@ class Progress:
         line = (
             f"step {step}/{steps}  reward {said}  {metrics['time/tokens_per_second']:,.0f} tok/s  "
             f"staleness {metrics['staleness/mean']:.1f}  "
-            f"|dlogp| {metrics.get('parity/mean_abs_dlogp', float('nan')):.0e}  left {_clock(left)}"
+            f"|dlogp| {metrics.get('parity/mean_abs_dlogp', float('nan')):.0e}"
         )
         self.stage_text = "training"
-        self.bar_text = f"{_bar(step, steps)} {line}"
-        self._remember(step, steps, rewards, metrics, left)
+        self._bars.update(self._bar, completed=step, total=steps, description="steps")
+        self.rows = [("step", f"{step} of {steps}"), *_step_rows(rewards, metrics)]
         if self.live is None:
             self._line(line)
 
     def results(self, before: Mapping[str, float], after: Mapping[str, float], folder: str) -> None:
-        """The table of held-out pass rates, and where the run is."""
+        """Print the table of held-out pass rates, and where the run is."""
         table = Table(title="held-out pass rate", title_justify="left")
         for column in ("environment", "before", "after"):
             table.add_column(column, justify="left" if column == "environment" else "right")
@@ -94,48 +182,43 @@ class Progress:
         self.console.print(table)
         self.console.print(f"run folder: {folder}")
 
-    def _remember(
-        self,
-        step: int,
-        steps: int,
-        rewards: Mapping[str, float],
-        metrics: Mapping[str, float],
-        left: float,
-    ) -> None:
-        self.rows = [
-            ("step", f"{step} of {steps}, {_clock(left)} left"),
-            *(
-                (f"reward {env}", f"{_bar(value, 1, 20)} {value:.2f}")
-                for env, value in rewards.items()
-            ),
-            ("tokens/s", f"{metrics['time/tokens_per_second']:,.0f}"),
-            (
-                "staleness",
-                f"{metrics['staleness/mean']:.2f} mean, {metrics['staleness/max']:.0f} max",
-            ),
-            ("engine-learner", f"|dlogp| {metrics.get('parity/mean_abs_dlogp', float('nan')):.1e}"),
-        ]
-
-    def _render(self) -> Table:
-        grid = Table.grid(padding=(0, 2))
+    def _render(self) -> Group:
+        [task] = self._bars.tasks
+        if not task.description and (share := self.left.share) is not None:
+            # Nothing is counted in this stage: its bar is its time.
+            self._bars.update(self._bar, completed=share, total=1.0)
+        head, rows = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
         elapsed = _clock(time.monotonic() - self.start)
-        grid.add_row(Text("dorado", style="bold"), f"{self.stage_text}  [{elapsed}]")
-        if self.rows and self.stage_text == "training":
-            for name, value in self.rows:
-                grid.add_row(Text(name, style="dim"), value)
-        elif self.bar_text:
-            grid.add_row("", self.bar_text)
-        return grid
+        head.add_row(Text("dorado", style="bold"), Text(f"{self.stage_text}  [{elapsed}]"))
+        head.add_row("", Text(str(self.left), style="dim"))
+        for name, value in self.rows if self.stage_text == "training" else ():
+            rows.add_row(Text(name, style="dim"), value)
+        return Group(head, self._bars.make_tasks_table([task]), rows)
 
     def _line(self, text: str) -> None:
-        self.console.print(
-            f"[{_clock(time.monotonic() - self.start)}] {text}", markup=False, soft_wrap=True
+        stamp = ", ".join(
+            part for part in (_clock(time.monotonic() - self.start), str(self.left)) if part
         )
+        self.console.print(f"[{stamp}] {text}", markup=False, soft_wrap=True)
 
 
-def _bar(done: float, total: float, width: int = 30) -> str:
-    filled = round(width * min(1.0, max(0.0, done / total))) if total else 0
-    return "━" * filled + "╌" * (width - filled)
+def _step_rows(
+    rewards: Mapping[str, float], metrics: Mapping[str, float]
+) -> list[tuple[str, RenderableType]]:
+    """The table of a step in the live view."""
+    rows: list[tuple[str, RenderableType]] = []
+    for env, value in rewards.items():
+        both = Table.grid(padding=(0, 1))
+        both.add_row(ProgressBar(total=1.0, completed=value, width=20), f"{value:.2f}")
+        rows.append((f"reward {env}", both))
+    stale = f"{metrics['staleness/mean']:.2f} mean, {metrics['staleness/max']:.0f} max"
+    parity = f"|dlogp| {metrics.get('parity/mean_abs_dlogp', float('nan')):.1e}"
+    return [
+        *rows,
+        ("tokens/s", f"{metrics['time/tokens_per_second']:,.0f}"),
+        ("staleness", stale),
+        ("engine-learner", parity),
+    ]
 
 
 def _clock(seconds: float) -> str:
