@@ -43,6 +43,7 @@ from rl.record.wandb_sink import WandbSink
 from rl.samples.group import GroupReport, GroupSpec, MemberReport
 from rollout.placement import InProgress
 from rollout.vllm_engine import LoadTimes
+from trainer.step_result import StepResult
 
 TRAJECTORIES, GROUP_SIZE, BATCH_GROUPS, ENGINES, STEPS = 32_000, 8, 512, 256, 9
 GROUPS = TRAJECTORIES // GROUP_SIZE
@@ -191,28 +192,26 @@ class Learner:
             lost=Remote(self._lost),
             record=Remote(self._record),
             heartbeat=Remote(_heartbeat),
-            experts=Remote(self._experts),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(self._save),
             saved=Remote(self._saved),
         )
 
-    async def _step(self, groups: list[Any]) -> dict[str, float]:
+    async def _step(self, groups: list[Any]) -> StepResult:
         self.marks.append((self.controllers.finished, time.process_time(), time.perf_counter()))
         if self.profiled:
             self.profile.enable() if len(self.marks) == 1 else None
             self.profile.disable() if len(self.marks) == STEPS else None
-        return {"learner/tokens": 40.0, "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
+        return StepResult(
+            {"learner/tokens": 40.0, "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
+        )
 
     async def _lost(self, groups: list[Any]) -> list[int]:
         return []
 
     async def _record(self) -> list[tuple[str, int]]:
         return []
-
-    async def _experts(self) -> tuple[int, list[list[float]]]:
-        return 0, []
 
     async def _snapshot(self, path: str) -> float:
         return 0.0

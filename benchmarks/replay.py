@@ -144,7 +144,7 @@ def row(
         for sample, values in zip(samples, scored, strict=True)
         for ours, theirs in zip(values, sample.rollout_logprobs[-len(values) :], strict=True)
     ]
-    metrics = learner.step(samples)
+    metrics = learner.step(samples).metrics
     return Row(
         family=family,
         scale=scale,

@@ -15,7 +15,8 @@ from typing import Any
 
 from envs.env import Env, Reply, Task
 from envs.message import Message, ToolCall, ToolSchema
-from envs.session import EnvSession, Opening, StepResult
+from envs.session import EnvSession, Opening
+from envs.session import StepResult as TurnResult
 from envs.tool import ToolError, tool
 from rl.actors.heartbeat import Heartbeat
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
@@ -27,6 +28,7 @@ from rollout.engine import Completion, Request, VersionSpan
 from rollout.trajectory import Phase, ScoredTrajectory, StopReason, Trajectory, Turn
 from rollout.vllm_engine import LoadTimes
 from trainer.sample import TrainSample
+from trainer.step_result import StepResult
 
 ENVS = ("calculator", "orders", "sensors")
 END = "<|end|>"
@@ -89,13 +91,13 @@ class FakeSession:
         schema = ToolSchema("multiply", "a times b", {"properties": {"a": {"type": "integer"}}})
         return Opening((Message("user", self.opening),), (schema,), self.notes)
 
-    async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
+    async def step(self, text: str, calls: tuple[ToolCall, ...]) -> TurnResult:
         await self._act("step")
         self.calls += calls
         if not calls:
             self.replies.append(text)
-            return StepResult((), done=True)
-        return StepResult(tuple(Message("tool", "42", name=c.name) for c in calls), done=False)
+            return TurnResult((), done=True)
+        return TurnResult(tuple(Message("tool", "42", name=c.name) for c in calls), done=False)
 
     async def score(self) -> dict[str, float]:
         await self._act("score")
@@ -366,7 +368,6 @@ class FakePool:
         self.learner = SimpleNamespace(
             step=Remote(self._step),
             record=Remote(self._record),
-            experts=Remote(self._experts),
             snapshot=Remote(self._snapshot),
             publish=Remote(self._publish),
             save=Remote(self._save),
@@ -410,18 +411,14 @@ class FakePool:
         paths = {Path(path) for name, path in self.log if name == "publish"}
         return sorted(path for path in paths if path.exists())
 
-    async def _step(self, groups: Sequence[Any]) -> dict[str, float]:
+    async def _step(self, groups: Sequence[Any]) -> StepResult:
         await self._act("step", list(groups))
-        return {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
+        metrics = {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
+        return StepResult(metrics, 2, [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
 
     async def _record(self) -> list[tuple[str, int]]:
         await self._act("record", None)
         return [("g000000-0", 10 * sum(name == "record" for name, _ in self.log))]
-
-    async def _experts(self) -> tuple[int, list[list[float]]]:
-        if "experts" in self.fail:
-            await self._act("experts", None)
-        return 2, [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]
 
     async def _lost(self, groups: Sequence[Any]) -> list[int]:
         return [index for index, samples in enumerate(groups) if samples in self.gone]

@@ -63,7 +63,9 @@ def train(checkpoint: Path, folder: Path, log: Path) -> None:
     with log.open("a") as out:
         while learner.version < STEPS:
             step = learner.version + 1
-            out.write(json.dumps([step, watched(learner.step(batch(learner.version)))]) + "\n")
+            out.write(
+                json.dumps([step, watched(learner.step(batch(learner.version)).metrics)]) + "\n"
+            )
             out.flush()
             learner.save_state(folder / f"step_{step}")
     learner.wait_saved()
@@ -76,7 +78,9 @@ def several_learners(checkpoints: list[Path], *, threads: int, deterministic: bo
         for dtype in ("float32", "bfloat16"):
             settings = {"dtype": dtype, "deterministic": deterministic}
             learner = new_learner(checkpoint, threads=threads, **settings)
-            steps = [watched(learner.step(batch(v, size=24, longest=160))) for v in range(3)]
+            steps = [
+                watched(learner.step(batch(v, size=24, longest=160)).metrics) for v in range(3)
+            ]
             found[f"{checkpoint.name} {dtype}"] = steps
     print(json.dumps(found))
 

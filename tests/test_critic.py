@@ -103,7 +103,7 @@ def test_a_first_step_is_that_of_the_rewards_alone(checkpoint):
     """Values are 0: each turn's advantage is the reward, discounted by gamma lambda per turn after it."""
     ours = learner(checkpoint)
     batch = as_written(ours, samples())
-    metrics = ours.step(batch)
+    metrics = ours.step(batch).metrics
     advantages, errors = [], []
     for s in batch:
         lengths = turn_lengths(s.loss_mask)
@@ -123,7 +123,7 @@ def test_the_critic_learns_what_the_rewards_are(family_checkpoint):
     said = []
     for version in range(12):
         batch = as_written(ours, samples(version))
-        said.append(ours.step(batch)["loss/value"])
+        said.append(ours.step(batch).metrics["loss/value"])
     assert said[-1] < 0.5 * said[0]
     assert ours.scorer.critic.bias != 0 and (ours.scorer.critic.weight != 0).all()
 
@@ -175,7 +175,7 @@ def test_a_step_is_the_same_in_one_micro_batch_or_many(checkpoint):
     for tokens in (40, 400):
         ours = learner(checkpoint, micro_batch_tokens=tokens)
         torch.nn.init.constant_(ours.scorer.critic.weight, 0.05)
-        found.append(ours.step(as_written(ours, samples())))
+        found.append(ours.step(as_written(ours, samples())).metrics)
     for key in ("loss/loss", "loss/value", "optim/grad_norm"):
         assert found[0][key] == pytest.approx(found[1][key], rel=1e-4), key
 
@@ -183,4 +183,4 @@ def test_a_step_is_the_same_in_one_micro_batch_or_many(checkpoint):
 def test_with_the_engines_logprobs_as_behaviour_the_present_values_are_used(checkpoint):
     ours = learner(checkpoint, loss=LossConfig(kind="ppo", behaviour="engine"))
     for _ in range(2):
-        assert math.isfinite(ours.step(samples(0))["loss/value"])
+        assert math.isfinite(ours.step(samples(0)).metrics["loss/value"])

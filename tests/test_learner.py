@@ -148,7 +148,7 @@ def test_a_step_makes_a_new_version_and_says_what_it_did(checkpoint):
     ours = learner(checkpoint)
     batch = with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)
     before = flat(ours.logprobs(batch))
-    metrics = ours.step(batch)
+    metrics = ours.step(batch).metrics
     assert ours.version == 1
     assert (flat(ours.logprobs(batch)) - before).abs().max() > 1e-3
     tokens = sum(s.num_policy_tokens for s in batch)
@@ -193,7 +193,9 @@ def test_a_step_is_the_same_in_one_micro_batch_or_many(checkpoint, kind):
     for tokens in (40, 400):
         loss = LossConfig(kind=kind, max_completion_tokens=20)
         ours = learner(checkpoint, micro_batch_tokens=tokens, loss=loss)
-        found.append(ours.step(with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)))
+        found.append(
+            ours.step(with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)).metrics
+        )
     for key in ("loss/loss", "loss/entropy", "optim/grad_norm", "parity/tokens"):
         assert found[0][key] == pytest.approx(found[1][key], rel=1e-4), key
 
@@ -213,7 +215,7 @@ def test_samples_are_scored_under_exactly_the_weights_of_their_version(family_ch
         for version in range(3)
         for s in with_rollout_logprobs(samples(), said[version], version)[version::3]
     ]
-    metrics = ours.step(mixed)
+    metrics = ours.step(mixed).metrics
     assert metrics["parity/tokens"] == sum(s.num_policy_tokens for s in mixed)
     assert metrics["parity/mean_abs_dlogp"] < 1e-5
 
@@ -223,7 +225,7 @@ def test_logprobs_of_another_version_are_seen_as_a_gap(checkpoint):
     first = ours.logprobs(samples())
     ours.step(with_rollout_logprobs(samples(), first, 0))
     mislabelled = with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)
-    assert ours.step(mislabelled)["parity/mean_abs_dlogp"] > 1e-3
+    assert ours.step(mislabelled).metrics["parity/mean_abs_dlogp"] > 1e-3
 
 
 def test_the_ratio_is_taken_against_the_version_that_wrote_the_sample(checkpoint):
@@ -233,7 +235,7 @@ def test_the_ratio_is_taken_against_the_version_that_wrote_the_sample(checkpoint
     batch = with_rollout_logprobs(samples(), old, 0)
     ours.step(batch)
     new = ours.logprobs(samples())
-    metrics = ours.step(batch)
+    metrics = ours.step(batch).metrics
     objective = clipped = 0.0
     for s, was, now in zip(batch, old, new, strict=True):
         advantage = max(s.advantages, key=abs)
@@ -283,7 +285,7 @@ def test_each_token_of_a_sequence_of_two_versions_is_scored_under_its_own(checkp
         for cut in [len(old.token_ids) // 2]
     ]
     assert any(set(s.policy_versions) == {0, 1} for s in changed)
-    metrics = ours.step(changed)
+    metrics = ours.step(changed).metrics
     assert metrics["parity/tokens"] == sum(s.num_policy_tokens for s in changed)
     assert metrics["parity/mean_abs_dlogp"] < 1e-5
 
@@ -292,7 +294,7 @@ def test_with_the_engines_logprobs_as_behaviour_no_past_weights_are_needed(check
     loss = LossConfig(max_completion_tokens=20, behaviour="engine")
     ours = learner(checkpoint, loss=loss)
     ours.step(samples(0))
-    metrics = ours.step(samples(0))
+    metrics = ours.step(samples(0)).metrics
     assert math.isfinite(metrics["loss/loss"])
     assert metrics["parity/tokens"] == 0 and math.isnan(metrics["parity/mean_abs_dlogp"])
 
@@ -314,7 +316,9 @@ def test_the_advantage_over_the_batch_is_the_learners_to_compute(checkpoint):
     batch = [replace(s, reward=float(i % 3)) for i, s in enumerate(samples())]
     batch = with_rollout_logprobs(batch, ours.logprobs(batch), 0)
     before = ours.logprobs(batch)
-    assert ours.step(batch)["loss/loss"] == pytest.approx(0, abs=1e-5), "the advantages' mean is 0"
+    assert ours.step(batch).metrics["loss/loss"] == pytest.approx(0, abs=1e-5), (
+        "the advantages' mean is 0"
+    )
     after = ours.logprobs(batch)
     tokens = [s.num_policy_tokens for s in batch]
     mean = sum(s.reward * n for s, n in zip(batch, tokens, strict=True)) / sum(tokens)
@@ -361,7 +365,7 @@ def test_the_learning_rate_warms_up_and_decays():
 
 def test_the_optimizer_uses_the_rate_of_its_update(checkpoint):
     ours = learner(checkpoint, optim=OptimConfig(lr=1e-3, warmup_steps=4))
-    rates = [ours.step(samples(version))["optim/lr"] for version in range(2)]
+    rates = [ours.step(samples(version)).metrics["optim/lr"] for version in range(2)]
     assert rates == pytest.approx([2.5e-4, 5e-4])
 
 
@@ -401,7 +405,7 @@ def test_a_step_that_computes_activations_again_is_the_same_step(family_checkpoi
     for recompute in (False, True):
         ours = learner(family_checkpoint, recompute=recompute)
         batch = with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)
-        metrics = ours.step(batch)
+        metrics = ours.step(batch).metrics
         found.append({k: v for k, v in metrics.items() if not k.startswith("time/")})
         found.append(ours.logprobs(samples()))
     assert found[0] == found[2] and found[1] == found[3]
@@ -414,13 +418,13 @@ def test_a_learner_with_compiled_kernels_trains_as_another_does(family_checkpoin
     monkeypatch.setattr(row_kernel, "_compiled", False)
     monkeypatch.setattr(row_kernel, "BLOCK", 256)  # a few tokens are enough to be compiled
     plain = learner(family_checkpoint)
-    steps = [plain.step(samples(version)) for version in range(2)]
+    steps = [plain.step(samples(version)).metrics for version in range(2)]
     compiled = learner(family_checkpoint, compile=True)
     torch._dynamo.reset()
     before = counters["stats"]["unique_graphs"]
     # What is compiled for a few tokens is not what others should find.
     with inductor.patch(force_disable_caches=True):
-        found = [compiled.step(samples(version)) for version in range(2)]
+        found = [compiled.step(samples(version)).metrics for version in range(2)]
     assert counters["stats"]["unique_graphs"] >= before + 8
     for ours, theirs in zip(found, steps, strict=True):
         assert ours["loss/loss"] == pytest.approx(theirs["loss/loss"], rel=1e-4, abs=1e-6)

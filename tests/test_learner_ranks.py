@@ -21,7 +21,6 @@ class FakeRank:
         self.handle = SimpleNamespace(
             step=Remote(lambda groups: self._answer("step", groups)),
             record=Remote(lambda: self._answer("record", None)),
-            experts=Remote(lambda: self._answer("experts", None)),
             snapshot=Remote(lambda path: self._answer("snapshot", path)),
             publish=Remote(lambda path: self._answer("publish", path)),
             save=Remote(lambda folder, position: self._answer("save", folder + position)),

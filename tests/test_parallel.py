@@ -78,9 +78,10 @@ def train(
 ) -> Trained:
     """Steps, and what the policy then is; rank 0 has its weights."""
     ours = learner(join, folder, expert_parallel, **config)
-    metrics = [ours.step(batch) for batch in batches]
+    steps = [ours.step(batch) for batch in batches]
     logprobs = ours.logprobs(batches[-1])
-    return Trained(metrics, logprobs, ours.token_scores, ours.snapshot(torch.float32))
+    metrics = [step.metrics for step in steps]
+    return Trained(metrics, logprobs, steps[-1].token_scores, ours.snapshot(torch.float32))
 
 
 def assert_same(found: Trained, wanted: Trained, relative: float, absolute: float = 1e-7) -> None:
@@ -380,7 +381,7 @@ def save_and_go_on(
     ours.step(samples(0))
     ours.save_state(target)
     ours.wait_saved()
-    return ours.step(samples(0, seed=4))
+    return ours.step(samples(0, seed=4)).metrics
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -394,7 +395,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_on_one(
     ours = learner(alone, checkpoint, 1, **config)
     ours.load_state(tmp_path / "saved")
     assert ours.version == 1 and sorted(ours.past_weights) == [0]
-    found = ours.step(samples(0, seed=4))
+    found = ours.step(samples(0, seed=4)).metrics
     relative = 1e-5 if dtype == "float32" else 3e-2
     for name in ("loss/loss", "loss/entropy", "parity/mean_abs_dlogp", "optim/grad_norm"):
         assert found[name] == pytest.approx(wanted[name], rel=relative), name
@@ -403,7 +404,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_on_one(
 def load_and_go_on(join: Join, folder: Path, saved: Path) -> dict[str, float]:
     ours = learner(join, folder, 2)
     ours.load_state(saved)
-    return ours.step(samples(0, seed=4))
+    return ours.step(samples(0, seed=4)).metrics
 
 
 def test_a_checkpoint_of_one_rank_goes_on_on_two(two_ranks, checkpoint, tmp_path):

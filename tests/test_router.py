@@ -124,7 +124,7 @@ def test_routing_of_another_model_is_refused(checkpoint):
 def test_a_step_says_how_often_learner_and_engine_agree(checkpoint):
     for replay in (False, True):
         ours = learner(checkpoint, replay=replay)
-        metrics = ours.step(routed(*sizes(ours.model)))
+        metrics = ours.step(routed(*sizes(ours.model))).metrics
         assert metrics["router/agreement_own"] < 0.5
         assert (metrics["router/agreement"] == 1.0) == replay
 
@@ -260,7 +260,7 @@ def test_the_balance_and_z_losses_reach_the_weights_but_not_the_reported_loss(ch
         ("balance", {"balance_weight": 10.0}),
         ("z", {"z_weight": 1.0}),
     ):
-        found[name] = learner(checkpoint, **router).step(samples)
+        found[name] = learner(checkpoint, **router).step(samples).metrics
     for name in ("balance", "z"):
         assert found[name]["loss/loss"] == pytest.approx(found["plain"]["loss/loss"], rel=1e-5)
         assert found[name]["optim/grad_norm"] > 1.01 * found["plain"]["optim/grad_norm"]

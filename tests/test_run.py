@@ -431,7 +431,6 @@ async def test_a_run_in_which_nothing_moves_says_what_it_waits_for(start):
     [
         ({"step": FakePool.HANG}, RunError, "learner step 1: no end within 0.3 s"),
         ({"step": RayActorError()}, RunError, "learner step 1: "),
-        ({"experts": FakePool.HANG}, RunError, "loads of step 1: no end within 0.3 s"),
         (
             {"publish": RuntimeError("disk full")},
             SyncError,

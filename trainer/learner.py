@@ -31,9 +31,10 @@ from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of
 from trainer.optimizer import Optimizer
 from trainer.parallel import ALONE, Ranks, exchanged, materialise, shard
 from trainer.policy import fill_policy, load_policy, outline_policy
-from trainer.sample import TokenScores, TrainSample
+from trainer.sample import TrainSample
 from trainer.sample_check import check_samples
 from trainer.scorer import Scorer, Scores
+from trainer.step_result import StepResult
 from trainer.token_recorder import TokenRecorder
 from trainer.weights import (
     published_weights,
@@ -93,7 +94,6 @@ class Learner:
             compile_kernels(self.device)
         self.scorer.routing_record.replay = config.router.replay
         self.experts: Experts | None = None
-        self.expert_loads: list[list[float]] = []  # of the last step, per layer
         self.biases: BiasController | None = None
         if self.scorer.routers:
             self.experts = experts_of(self.model.config, config.router.experts_per_token)
@@ -101,8 +101,6 @@ class Learner:
                 self.biases = BiasController(self.scorer.routers, self.experts, config.router)
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
-        # Of the last step, where `config.record_tokens` asks for them.
-        self.token_scores: list[TokenScores] = []
         self.writer = CheckpointWriter()
 
     @property
@@ -110,7 +108,7 @@ class Learner:
         """transformers' model."""
         return self.scorer.model
 
-    def step(self, samples: Sequence[TrainSample]) -> dict[str, float]:
+    def step(self, samples: Sequence[TrainSample]) -> StepResult:
         """One optimizer update of the configured objective; the policy version grows by one.
 
         Metrics are per policy token of the batch unless their name says otherwise. Raises BadSample.
@@ -123,7 +121,7 @@ class Learner:
         num_tokens = int(tokens_S.sum())
         all_tokens = sum(len(s.token_ids) for s in samples)
         watch = self._watch()
-        tape = TokenRecorder(samples) if self.config.record_tokens else None
+        recorder = TokenRecorder(samples) if self.config.record_tokens else None
         behaviour_seconds = 0.0
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
@@ -134,38 +132,35 @@ class Learner:
                 batch.versions_N == self.version, scores.logprobs_N.detach(), past_N
             )
             inputs = self._loss_inputs(batch, scores, past_N, tokens_S, num_tokens, targets)
-            loss, metrics = objective(inputs, self.config.loss)
+            loss, parts = objective(inputs, self.config.loss)
             (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
-            if tape is not None:
-                tape.note(batch, past_N, scores.entropy_N, self.scorer.routing_record)
+            if recorder is not None:
+                recorder.note(batch, past_N, scores.entropy_N, self.scorer.routing_record)
             comparable_N = ~past_N.isnan()
             gap_N = (past_N - batch.rollout_logprobs_N).abs()[comparable_N]
             sums["loss"] += loss.item()
             sums["entropy"] += scores.entropy_N.sum().item()
             sums["gap"] += gap_N.sum().item()
             sums["compared"] += gap_N.numel()
-            for name, value in metrics.items():
+            for name, value in parts.items():
                 sums[name] += value.item()
         grad_norm = self._update(remember=True)
-        self.token_scores = tape.scores(self.ranks) if tape is not None else []
+        token_scores = recorder.scores(self.ranks) if recorder is not None else []
         sums = self.ranks.total(sums)
         self._steer(watch)
-        self.expert_loads = watch.loads() if watch is not None else []
-        gap, compared = sums.pop("gap"), sums.pop("compared")
-        return {
-            "loss/loss": sums.pop("loss"),
-            "loss/entropy": sums.pop("entropy") / num_tokens,
-            **{name: value / num_tokens for name, value in sums.items()},
-            "parity/mean_abs_dlogp": gap / compared if compared else math.nan,
-            "parity/tokens": compared,
+        metrics = {
+            **_means(sums, num_tokens),
             "optim/grad_norm": grad_norm,
             "optim/lr": self.optimizer.lr,
             "time/behaviour_seconds": behaviour_seconds,
             "time/step_seconds": time.perf_counter() - start,
             "learner/policy_tokens": float(num_tokens),
             "learner/tokens": float(all_tokens),
-            **(watch.metrics() if watch is not None else {}),
         }
+        if watch is None or self.experts is None:
+            return StepResult(metrics, token_scores=token_scores)
+        metrics |= watch.metrics()
+        return StepResult(metrics, self.experts.computing, watch.loads(), token_scores)
 
     def _loss_inputs(
         self,
@@ -416,3 +411,16 @@ class Learner:
             self.past_weights.pop(self.version - self.keep_versions - 1, None)
         self.optimizer.step()
         return norm
+
+
+def _means(sums: dict[str, float], num_tokens: int) -> dict[str, float]:
+    """Turn a batch's sums into metrics per policy token."""
+    rest = dict(sums)
+    gap, compared = rest.pop("gap"), rest.pop("compared")
+    return {
+        "loss/loss": rest.pop("loss"),
+        "loss/entropy": rest.pop("entropy") / num_tokens,
+        **{name: value / num_tokens for name, value in rest.items()},
+        "parity/mean_abs_dlogp": gap / compared if compared else math.nan,
+        "parity/tokens": compared,
+    }

@@ -4,6 +4,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rl.nodes.process import log_to
 from rl.record.run_folder import LearnedWriter
 from trainer.checkpoint_folder import prune
 from trainer.sample import TokenScores
+from trainer.step_result import StepResult
 
 
 class LearnerActor:
@@ -90,23 +92,22 @@ class LearnerActor:
                 gone.append(index)
         return gone
 
-    def step(self, groups: Sequence[Any]) -> dict[str, float]:
-        """One update on groups of samples (references to lists of `TrainSample`)."""
+    def step(self, groups: Sequence[Any]) -> StepResult:
+        """Update the policy on groups of samples (references to lists of `TrainSample`).
+
+        The token scores stay in this process until `record` writes them: token data never passes through the
+        run.
+        """
         samples = [s for group in ray.get(list(groups)) for s in group]
-        metrics = self.learner.step(samples)
-        self.unwritten.append((self.learner.version, self.learner.token_scores))
-        return metrics
+        result = self.learner.step(samples)
+        self.unwritten.append((self.learner.version, result.token_scores))
+        return replace(result, token_scores=[])
 
     @ray.method(concurrency_group="publish")
     def record(self) -> list[tuple[str, int]]:
-        """Write what the last step computed of each token. Returns ids and byte offsets, on rank 0."""
+        """Write the token scores of the oldest unwritten step. Returns ids and byte offsets, on rank 0."""
         step, scores = self.unwritten.popleft()
         return [] if self.rank else self.learned.write(step, scores)
-
-    def experts(self) -> tuple[int, list[list[float]]]:
-        """Of the last step: how many experts of a layer compute, and the load of each, per layer."""
-        experts = self.learner.experts
-        return experts.computing if experts else 0, self.learner.expert_loads
 
     def snapshot(self, path: str) -> float:
         """Copy the present weights, to be written to `path`. Returns milliseconds."""

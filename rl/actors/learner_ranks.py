@@ -29,7 +29,6 @@ class LearnerRanks:
         self.lost = OnAllRanks([ranks[0].lost])
         self.step = OnAllRanks([rank.step for rank in ranks])
         self.record = OnAllRanks([rank.record for rank in ranks])
-        self.experts = ranks[0].experts  # every rank has the sum over all of them
         self.snapshot = OnAllRanks([rank.snapshot for rank in ranks])
         self.publish = OnAllRanks([rank.publish for rank in ranks])
         self.save = OnAllRanks([rank.save for rank in ranks])

@@ -464,7 +464,7 @@ class Run:
                 await self.made.join()
             with self.watch.busy(f"step {step}"):
                 await self.fleet.sleep_shared()
-                metrics = await self._bounded(
+                result = await self._bounded(
                     self.actors.learner.step.remote(
                         [g.samples for g in self.reuse.mix(self.training, self.reused)]
                     ),
@@ -476,10 +476,8 @@ class Run:
             trained = time.time()
             self.folder.event("learner", f"step {step}", ready, trained)
             await self.made.join()  # one version at a time is on its way to the engines
-            asked = self.actors.learner.experts.remote()
-            experts = await self._bounded(asked, timeouts.step_seconds, f"loads of step {step}")
-            self.folder.experts(step, *experts)
-            values = self._book_step(metrics)
+            self.folder.experts(step, result.computing_experts, result.expert_loads)
+            values = self._book_step(result.metrics)
             self.learner_version += 1
             self.reuse.trained(self.training, self.learner_version)
             self.training, self.reused = [], []
