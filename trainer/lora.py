@@ -26,14 +26,16 @@ _PEFT = "base_model.model."
 class LoraLinear(nn.Linear):
     """x W^T + scale (x A^T) B^T. The weight is the base layer's own, frozen, under the same name."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
+    def __init__(
+        self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator
+    ) -> None:
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.scale = scale
         self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
         # As the paper's own code draws A: uniform, of variance 1 / (3 I).
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, I) -> (…, O)."""
@@ -44,7 +46,8 @@ class LoraLinear(nn.Linear):
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     """Freeze the model, and give every linear layer of a target's name an adapter, in place.
 
-    Raises ValueError where the model has no linear layer of such a name.
+    The same model gets the same adapters, whatever its process has drawn before. Raises ValueError where the
+    model has no linear layer of such a name.
     """
     model.requires_grad_(False)
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -55,10 +58,13 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
             raise ValueError(
                 f"learner.lora.targets: this policy has no linear layer {target!r}, it has {there}"
             )
+    generators: dict[torch.device, torch.Generator] = {}
     for name, linear in linears.items():
         parent, _, own = name.rpartition(".")
         if own in config.targets:
-            adapted = LoraLinear(linear, config.rank, config.alpha / config.rank)
+            device = linear.weight.device
+            generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
+            adapted = LoraLinear(linear, config.rank, config.alpha / config.rank, generator)
             setattr(model.get_submodule(parent), own, adapted)
 
 
