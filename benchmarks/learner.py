@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LongcatFlashConfig
 
-from rl.config import usable_cpus
+from rl.nodes.cpus import usable_cpus
 from trainer.batch import PackedBatch
 from trainer.config import OptimConfig
 from trainer.cpu.allocator import keep_freed_memory

@@ -34,7 +34,6 @@ from rl.actors.env_host import EnvHost
 from rl.actors.host_pool import HostPool, HostSession
 from rl.cluster import MAX_CALLS
 from rl.config import EnvTable
-from rl.preflight import make_env
 
 TARGET_RATE, TARGET_MS = 2_000.0, 5.0
 TABLE = EnvTable(id="calculator")
@@ -49,7 +48,7 @@ def quantile(values: list[float], share: float) -> float:
 
 async def in_process(task: Task) -> list[float]:
     """Milliseconds of calls of a session without a host."""
-    session = EnvSession(make_env(TABLE), Deadlines())
+    session = EnvSession(TABLE.make(), Deadlines())
     await session.open(task)
     times: list[float] = []
     for _ in range(5_000):
@@ -97,7 +96,7 @@ async def measure(hosts: int, sessions: int, folder: str) -> dict[str, Any]:
     """Start the hosts, open the sessions, and take every figure."""
     host = ray.remote(EnvHost).options(num_cpus=0, max_concurrency=MAX_CALLS)
     pool = HostPool([host.remote((TABLE,), f"{folder}/host-{n}.log") for n in range(hosts)])
-    task = next(make_env(TABLE).tasks("train", 0))
+    task = next(TABLE.make().tasks("train", 0))
     opened = [HostSession(pool, f"s{n}", TABLE) for n in range(sessions)]
     await asyncio.gather(*(session.open(task) for session in opened))
     gc.collect()

@@ -93,6 +93,12 @@ def settings_of(env_class: type[Env], values: dict[str, Any]) -> EnvConfig:
         raise BadSettings(f"{key}: {detail}") from None
 
 
+def make_env(name: str, values: dict[str, Any]) -> Env:
+    """Build the environment called `name` with these settings. Raises UnknownEnv, BadSettings."""
+    env_class = find_env(name)
+    return env_class(settings_of(env_class, values))
+
+
 def _from_file(name: str, file: Path, attribute: str) -> object:
     if not file.is_file():
         raise UnknownEnv(f"environment {name!r}: there is no file {file}")

@@ -21,7 +21,6 @@ from envs.message import Message, ToolCall
 from envs.registry import split_file
 from envs.session import EnvFault, HostFault, Opening, demonstrate
 from rl.config import EnvTable, RunConfig
-from rl.preflight import make_env
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
@@ -121,7 +120,7 @@ def corpus(config: RunConfig) -> Iterator[str]:
 
 def _tasks(table: EnvTable, seed: int, count: int) -> list[Task]:
     """The first train tasks; every other one noisy where the environment trains with noise."""
-    tasks = list(itertools.islice(make_env(table).tasks("train", seed), count))
+    tasks = list(itertools.islice(table.make().tasks("train", seed), count))
     if table.noise is None:
         return tasks
     level = table.noise.level
@@ -137,7 +136,7 @@ def _play(
     async def play(task: Task, alter: Alter | None) -> Demonstration:
         async with room:
             try:
-                return await demonstrate(make_env(table), task, alter)
+                return await demonstrate(table.make(), task, alter)
             except (EnvFault, HostFault) as fault:
                 raise ColdStartError(f"env {table.label!r}: task {task.id}: {fault}") from fault
 

@@ -1,6 +1,5 @@
 """The settings of a run: one frozen tree. Nothing here imports ray, torch or vllm."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
-from envs.env import Deadlines
-from envs.registry import anchored, split_file
-from rl.config_file import Section, read_config
+from envs.env import Deadlines, Env
+from envs.registry import BadSettings, UnknownEnv, anchored, make_env, split_file
+from rl.config_file import ConfigError, Section, read_config
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
 from rollout.scheduler import Limits
 from rollout.window import Eviction, Rules
@@ -143,6 +142,15 @@ class EnvTable(Section):
         """The name that metrics and ledger use; of a file without its folder."""
         file = split_file(self.id)
         return self.name or (f"{file[0].name}:{file[1]}" if file else self.id)
+
+    def make(self) -> Env:
+        """A fresh instance of this environment. Raises ConfigError."""
+        try:
+            return make_env(self.id, self.config)
+        except UnknownEnv as error:
+            raise ConfigError(f"env.id: {error}") from None
+        except BadSettings as error:
+            raise ConfigError(f"env {self.label!r}: {error}") from None
 
 
 class BatchConfig(Section):
@@ -417,8 +425,3 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """A run's settings from a TOML file and overrides. Raises ConfigError."""
     return read_config(path, overrides, RunConfig)
-
-
-def usable_cpus() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -10,18 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from envs.env import Env
-from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
 from envs.session import HostFault
 from reward.registry import UnknownJudge, find_judge
-from rl.config import DeadlineConfig, EnvTable, RunConfig, usable_cpus
+from rl.config import DeadlineConfig, EnvTable, RunConfig
 from rl.config_file import ConfigError
+from rl.nodes.cpus import usable_cpus
 from trainer.config import LORA_TARGETS
 
 
 def check_run(config: RunConfig) -> None:
     """Raise ConfigError with one sentence for the first thing that cannot work."""
     for table in config.env:
-        env = make_env(table)
+        env = table.make()
         try:
             env.probe()
         except (ValueError, HostFault) as error:
@@ -64,7 +64,7 @@ def _check_experts(config: RunConfig) -> None:
         return
     section = "[sft]" if config.sft is not None else "model.init"
     for table in config.env:
-        if type(make_env(table)).expert is Env.expert:
+        if type(table.make()).expert is Env.expert:
             raise ConfigError(
                 f"env {table.label!r}: offers no expert, and {section} needs its demonstrations"
             )
@@ -98,19 +98,6 @@ def _check_writable(runs_dir: Path) -> None:
         raise ConfigError(f"runs_dir: {runs_dir} cannot be written to")
 
 
-def make_env(table: EnvTable) -> Env:
-    """A fresh instance of a configured environment. Raises ConfigError."""
-    try:
-        env_class = find_env(table.id)
-    except UnknownEnv as error:
-        raise ConfigError(f"env.id: {error}") from None
-    try:
-        settings = settings_of(env_class, table.config)
-    except BadSettings as error:
-        raise ConfigError(f"env {table.label!r}: {error}") from None
-    return env_class(settings)
-
-
 def resolved(config: RunConfig) -> RunConfig:
     """The settings with what environments say of themselves. Raises ConfigError."""
     return config.model_copy(update={"env": tuple(map(with_own_deadlines, config.env))})
@@ -128,7 +115,7 @@ def own_settings(config: RunConfig) -> dict[str, str]:
 
 def with_own_deadlines(table: EnvTable) -> EnvTable:
     """The environment's own deadlines, where the table gives none. Raises ConfigError."""
-    own = asdict(make_env(table).deadlines)
+    own = asdict(table.make().deadlines)
     given = table.deadlines.model_dump(exclude_unset=True)
     return table.model_copy(update={"deadlines": DeadlineConfig(**{**own, **given})})
 

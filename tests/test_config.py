@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rl.cli import app
-from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config, usable_cpus
+from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config
 from rl.config_file import ConfigError, flat, read_origins
+from rl.nodes.cpus import usable_cpus
 from rl.preflight import own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
 

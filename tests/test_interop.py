@@ -31,7 +31,6 @@ from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault
 from rl.config import EnvTable
 from rl.config_file import ConfigError
-from rl.preflight import make_env
 
 # ---------------------------------------------------------------- a child interpreter
 
@@ -731,7 +730,7 @@ async def test_a_server_by_http_answers_plainly_or_by_events_or_is_infrastructur
 )
 def test_settings_that_cannot_be_are_one_sentence(id, config, sentence):
     with pytest.raises(ConfigError) as caught:
-        make_env(EnvTable(id=id, config=config))
+        EnvTable(id=id, config=config).make()
     assert sentence in str(caught.value)
 
 

@@ -16,7 +16,6 @@ import torch
 from envs.session import demonstrate
 from rl.cold_start import make_cold_start
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
-from rl.preflight import make_env
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.renderer import Renderer
@@ -166,8 +165,8 @@ def _draw_adapters(learner: Learner, seed: int) -> None:
 
 async def _prompt(renderer: Renderer, index: int) -> list[int]:
     table = ENVS[index % len(ENVS)]
-    task = next(itertools.islice(make_env(table).tasks("heldout", 0), index, None))
-    opening, _, _ = await demonstrate(make_env(table), task)
+    task = next(itertools.islice(table.make().tasks("heldout", 0), index, None))
+    opening, _, _ = await demonstrate(table.make(), task)
     return renderer.prompt(opening.messages, opening.tools)
 
 

@@ -11,7 +11,6 @@ import pytest
 from envs.registry import UnknownEnv, anchored, find_env
 from rl.cold_start import _key
 from rl.config import EnvTable, load_config
-from rl.preflight import make_env
 
 ROOT = Path(__file__).parent.parent
 SOURCE = """
@@ -146,7 +145,7 @@ def test_a_configurations_file_is_seen_from_its_own_folder(world, tmp_path, monk
     table = load_config(tmp_path / "run.toml").env[0]
     assert table.id == f"{world}:World"
     assert table.label == "world.py:World"
-    assert make_env(table).name == "one"
+    assert table.make().name == "one"
 
 
 def test_a_file_on_the_command_line_is_seen_from_the_working_directory(

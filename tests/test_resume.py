@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from rl.cli import app
 from rl.config import RunConfig
 from rl.config_file import ConfigError
-from rl.loop.resume import POSITION, Resume, find_resume, read_position, write_position
+from rl.loop.resume import Resume, find_resume
 from rl.loop.run import Interrupted, Run
-from rl.preflight import make_env
+from rl.record.position import POSITION, Position, read_position, write_position
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
-from rl.tasks.task_source import Position, TaskSource
+from rl.tasks.task_source import TaskSource
 from trainer.checkpoint_folder import Record, complete, make_room
 
 SETTINGS: dict[str, Any] = {
@@ -187,7 +187,7 @@ def test_the_tasks_after_a_position_are_those_of_a_run_that_was_not_interrupted(
         return [(label, task.id) for label, task in filter(None, found)]
 
     def supervision() -> TaskSource:
-        return TaskSource(config, [make_env(table) for table in config.env], seed=7)
+        return TaskSource(config, [table.make() for table in config.env], seed=7)
 
     whole = supervision()
     wanted = begun(whole, 0, 6) + begun(whole, 6, 6)

@@ -34,7 +34,6 @@ from rl.env_tools.soak.figures import (
 from rl.env_tools.soak.host import Census
 from rl.env_tools.soak.leaks import left
 from rl.env_tools.soak.run import EPISODE, own_ray, soak
-from rl.preflight import make_env
 from rl.samples.metrics import passed
 from rollout.episode import Episode
 from rollout.trajectory import Trajectory
@@ -74,7 +73,7 @@ def playable() -> list[str]:
 
     def has_expert(name: str) -> bool:
         try:
-            return type(make_env(EnvTable(id=name))).expert is not Env.expert
+            return type(EnvTable(id=name).make()).expert is not Env.expert
         except ConfigError:
             return False
 
@@ -173,9 +172,9 @@ async def played(env: Env, task: Task, expert: Expert) -> Trajectory:
 @pytest.mark.parametrize("name", playable())
 async def test_an_expert_plays_from_the_task_alone_to_the_full_score(name):
     table = EnvTable(id=name)
-    tasks = make_env(table).tasks("train", 3)
+    tasks = table.make().tasks("train", 3)
     for task in (next(tasks) for _ in range(3)):
-        trajectory = await played(make_env(table), task, make_env(table).expert(task))
+        trajectory = await played(table.make(), task, table.make().expert(task))
         assert (trajectory.stop_reason, trajectory.fault) == ("completed", "")
         assert passed(trajectory.env_rewards, sum(trajectory.env_rewards.values()))
 
@@ -184,7 +183,7 @@ async def test_an_expert_that_stops_too_early_is_named():
     def expert() -> Expert:
         yield call("add", a=1, b=1)
 
-    env = make_env(EnvTable(id="calculator"))
+    env = EnvTable(id="calculator").make()
     trajectory = await played(env, next(env.tasks("train", 0)), expert())
     assert "the expert ended and the environment did not" in trajectory.fault
 
@@ -233,4 +232,4 @@ def test_real_hosts_that_are_killed_lose_nothing_and_each_leak_is_found():
 
 def test_the_deadlines_of_an_environment_are_its_own_settings():
     assert named_env("calculator", '{"difficulty": 1}').config == {"difficulty": 1}
-    assert isinstance(make_env(named_env("calculator")).config, EnvConfig)
+    assert isinstance(named_env("calculator").make().config, EnvConfig)

@@ -21,7 +21,6 @@ from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_rpc import Address, HostServer, Load
 from rl.config import EnvTable
 from rl.nodes.process import log_to
-from rl.preflight import make_env
 
 # Seconds over which CPU use is measured.
 CPU_SECONDS = 1.0
@@ -36,7 +35,7 @@ class EnvHost:
         gc.collect()
         gc.freeze()
         self.tables = {table.label: table for table in tables}
-        self.patterns = {table.label: make_env(table) for table in tables}
+        self.patterns = {table.label: table.make() for table in tables}
         self.sessions: dict[str, EnvSession] = {}
         self.server = HostServer(self._play, self._close_all, self.load)
         self.node = ray.util.get_node_ip_address()

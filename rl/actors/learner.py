@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.config import RunConfig
-from rl.loop.resume import POSITION
 from rl.nodes.process import log_to
+from rl.record.position import POSITION
 from rl.record.run_folder import LearnedWriter
 from trainer.checkpoint_folder import prune
 from trainer.sample import TokenScores

@@ -24,7 +24,6 @@ from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score
 from rl.config import EnvTable
 from rl.config_file import ConfigError, read_toml
-from rl.preflight import make_env
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
 from rollout.trajectory_file import NoRecord, read_trajectory
 
@@ -127,7 +126,7 @@ def _table(config: Path, label: str) -> EnvTable:
             known = ", ".join(t.label for t in tables) or "none"
             raise ConfigError(f"{config} has no environment {label!r}; there are {known}")
         table = matching[0]
-    make_env(table)
+    table.make()
     return table
 
 
@@ -146,7 +145,7 @@ async def replay(scored: ScoredTrajectory, table: EnvTable, last: int | None = N
     t = scored.trajectory
     if last is not None and not 1 <= last <= len(t.turns):
         raise ConfigError(f"--turn: {t.id} has {len(t.turns)} turns, so 1 to {len(t.turns)}")
-    session = EnvSession(make_env(table), table.deadlines.record)
+    session = EnvSession(table.make(), table.deadlines.record)
     try:
         return await _play(session, scored, table, last)
     finally:

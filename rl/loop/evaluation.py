@@ -7,7 +7,6 @@ from collections.abc import Callable
 from envs.env import Task
 from rl.config import EnvTable, RunConfig
 from rl.loop.dispatcher import Dispatcher
-from rl.preflight import make_env
 from rl.samples.group import GroupReport, GroupSpec
 
 # A small world repeats its tasks: look at so many times the wanted number to find different ones.
@@ -17,7 +16,7 @@ LOOK_AHEAD = 20
 def heldout_tasks(table: EnvTable, count: int) -> list[Task]:
     """The first `count` different held-out tasks of an environment, the same in every run."""
     found: dict[str, Task] = {}
-    stream = make_env(table).tasks("heldout", seed=0)
+    stream = table.make().tasks("heldout", seed=0)
     for task in itertools.islice(stream, LOOK_AHEAD * count):
         found.setdefault(task.id, task)
         if len(found) == count:

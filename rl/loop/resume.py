@@ -8,7 +8,7 @@ buffered.
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,8 @@ from envs.registry import split_file
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
 from rl.record.checkpoint_choice import read_checkpoint
-from rl.tasks.task_source import Position
+from rl.record.position import Position, read_position
 from trainer.checkpoint_folder import latest
-
-POSITION = "run.json"
-# Of run.json; what reads it checks it.
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -58,27 +54,6 @@ def find_resume(what: str, config: RunConfig) -> tuple[RunConfig, Resume]:
     groups, position = read_position(found)
     config = config.model_copy(update={"name": run.name, "runs_dir": str(run.parent)})
     return config, Resume(run, found, record.version, groups, position, tuple(notes))
-
-
-def write_position(groups: int, position: Position) -> str:
-    """What run.json holds. groups: how many have begun."""
-    return json.dumps({"schema": SCHEMA, "groups": groups, **asdict(position)})
-
-
-def read_position(checkpoint: Path) -> tuple[int, Position]:
-    """The groups that had begun, and the position. Raises ConfigError."""
-    file = checkpoint / POSITION
-    try:
-        values = json.loads(file.read_text())
-        if (schema := values.pop("schema")) != SCHEMA:
-            raise ConfigError(f"--resume: {file} has schema {schema}; this release reads {SCHEMA}")
-        return int(values.pop("groups")), Position(**values)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"--resume: {checkpoint} has no {POSITION}: it was not written by a run that can go on"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--resume: {file} cannot be read: {error!r}") from None
 
 
 def check_same(before: RunConfig, now: RunConfig) -> None:

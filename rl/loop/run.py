@@ -31,12 +31,12 @@ from rl.fleet.weight_sync import WeightSync
 from rl.loop.checkpoints import Checkpoints
 from rl.loop.dispatcher import Dispatcher
 from rl.loop.evaluation import evaluate
-from rl.loop.resume import Resume, write_position
+from rl.loop.resume import Resume
 from rl.loop.totals import RunStats
 from rl.loop.watch import Watch
 from rl.nodes.deadline import within
 from rl.nodes.process import cause, first_line
-from rl.preflight import make_env
+from rl.record.position import write_position
 from rl.record.progress import EVALUATION_SECONDS, STEP_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
@@ -120,7 +120,7 @@ class Run:
         self.queue = SampleQueue(config.rules.max_staleness)
         share = config.batch.groups - config.batch.fresh_groups
         self.reuse = ReuseBuffer(share, config.rules.max_staleness, config.seed)
-        envs = [make_env(table) for table in config.env]
+        envs = [table.make() for table in config.env]
         seed = config.seed + TASK_SEED_OFFSET
         self.task_source = TaskSource(config, envs, seed, self._changed)
         self.nodes = NodeWatch(self.actors, self.fleet.lose, self._replace, self._changed)

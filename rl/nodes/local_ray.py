@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from rl.config import usable_cpus
+from rl.nodes.cpus import usable_cpus
 
 
 def start_local_ray(*, object_store_mib: int) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from rl.config import usable_cpus
 from rl.config_file import ConfigError, build
+from rl.nodes.cpus import usable_cpus
 from rl.simulator.config import ModeSpec, SimConfig
 from rl.simulator.report import duration, figures
 from rl.simulator.simulation import Simulation

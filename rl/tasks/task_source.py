@@ -8,11 +8,12 @@ is an argument.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 
 from envs.env import Env, Task
 from rl.config import EnvTable, RunConfig
+from rl.record.position import Position
 from rl.samples.group import GroupReport
 from rl.samples.metrics import passed
 from rl.tasks.breaker import LEVEL, Breaker, Change
@@ -25,18 +26,6 @@ from rl.tasks.streams import TaskStreams
 BLAMED = ("env_fault", "host_fault")
 # The mixture that was begun and trained is counted over so many groups.
 RECENT = 256
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run is in its tasks, as JSON has it, e.g. `Position({"calculator": {"0": 12}}, …)`.
-
-    drawn: tasks per environment and difficulty. credit: of the mixture. levels: difficulty and noise.
-    """
-
-    drawn: dict[str, dict[str, int]]
-    credit: dict[str, float]
-    levels: dict[str, list[int]]
 
 
 class TaskSource:

@@ -27,7 +27,7 @@ from rl.config_file import ConfigError
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, base_of, request
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_tasks
-from rl.preflight import check_model_folder, make_env
+from rl.preflight import check_model_folder
 from rl.record.run_folder import TrajectoryWriter
 from rl.samples.metrics import passed
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
@@ -184,7 +184,7 @@ async def evaluate(
     async def play(number: int, task: Task) -> ScoredTrajectory:
         async with room:
             generate, rendering = player()
-            session = EnvSession(make_env(table), table.deadlines.record)
+            session = EnvSession(table.make(), table.deadlines.record)
             one = Episode(
                 id=f"eval-{number}",
                 group=f"eval-{number}",

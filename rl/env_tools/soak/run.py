@@ -39,7 +39,6 @@ from rl.env_tools.soak.session import Gate, Load, Watched
 from rl.nodes.deadline import within
 from rl.nodes.local_ray import start_local_ray
 from rl.nodes.process import end_processes, first_line
-from rl.preflight import make_env
 from rl.samples.metrics import passed
 from rollout.config import EpisodeConfig
 from rollout.engine import Completion, Request
@@ -66,7 +65,7 @@ class SoakError(Exception):
 
 def check_expert(table: EnvTable) -> None:
     """Raises ConfigError where there is no expert to play the environment."""
-    if type(make_env(table)).expert is Env.expert:
+    if type(table.make()).expert is Env.expert:
         raise ConfigError(f"env {table.label!r}: offers no expert, and a soak is played by it")
 
 
@@ -103,7 +102,7 @@ class _Soak:
         self.folder = folder
         self.say = say
         self.rng = random.Random(plan.seed)
-        self.env = make_env(table)
+        self.env = table.make()
         self.tasks = itertools.cycle(self._some_tasks())
         self.numbers = itertools.count()
         self.played: list[Played] = []

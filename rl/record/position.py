@@ -1,0 +1,47 @@
+"""run.json: where a run stands beside its learner, in the folder of each checkpoint.
+
+Consumes a `Position` of the task streams. Produces the text of run.json and reads it back, or a ConfigError.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rl.config_file import ConfigError
+
+POSITION = "run.json"
+# Bumped when run.json changes; `read_position` refuses every other one.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is in its tasks, as JSON has it, e.g. `Position({"calculator": {"0": 12}}, …)`.
+
+    drawn: tasks per environment and difficulty. credit: of the mixture. levels: difficulty and noise.
+    """
+
+    drawn: dict[str, dict[str, int]]
+    credit: dict[str, float]
+    levels: dict[str, list[int]]
+
+
+def write_position(groups: int, position: Position) -> str:
+    """Return the text of run.json. groups: how many have begun."""
+    return json.dumps({"schema": SCHEMA, "groups": groups, **asdict(position)})
+
+
+def read_position(checkpoint: Path) -> tuple[int, Position]:
+    """Read the number of groups that had begun, and the position. Raises ConfigError."""
+    file = checkpoint / POSITION
+    try:
+        values = json.loads(file.read_text())
+        if (schema := values.pop("schema")) != SCHEMA:
+            raise ConfigError(f"--resume: {file} has schema {schema}; this release reads {SCHEMA}")
+        return int(values.pop("groups")), Position(**values)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--resume: {checkpoint} has no {POSITION}: it was not written by a run that can go on"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--resume: {file} cannot be read: {error!r}") from None
