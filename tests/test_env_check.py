@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from rl.cli import app
 from rl.config_file import ConfigError
+from rl.env_tools.check.report import PROMISES, Finding, Report, filled
 from rl.env_tools.check.run import check
-from rl.env_tools.check.sheet import PROMISES, Finding, Sheet, filled
 
 FILE = Path(__file__).parent / "planted_envs.py"
 AT_ONCE = 4
@@ -61,14 +61,14 @@ DEFECTS = [
 
 
 def checked_together(
-    request: pytest.FixtureRequest, look: Callable[[str], Sheet]
-) -> Iterator[dict[str, Future[Sheet]]]:
+    request: pytest.FixtureRequest, run_check: Callable[[str], Report]
+) -> Iterator[dict[str, Future[Report]]]:
     """Checks of all the names that a fixture's tests are selected for, some at a time: most of a check
     is starting processes and waiting for deadlines."""
     items = [one for one in request.session.items if isinstance(one, pytest.Function)]
     names = [str(i.callspec.params["name"]) for i in items if request.fixturename in i.fixturenames]
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        yield {name: threads.submit(look, name) for name in names}
+        yield {name: threads.submit(run_check, name) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -83,23 +83,23 @@ def built_in(request):
 
 @pytest.mark.parametrize(("name", "failing", "sentence"), DEFECTS, ids=[one[0] for one in DEFECTS])
 def test_a_planted_defect_fails_its_own_check_and_no_other(planted, name, failing, sentence):
-    sheet = planted[name].result()
-    assert [one.check for one in sheet.failures] == [failing], str(sheet)
-    assert sentence in sheet.failures[0].sentence
+    report = planted[name].result()
+    assert [one.check for one in report.failures] == [failing], str(report)
+    assert sentence in report.failures[0].sentence
 
 
 def test_a_block_is_shown_with_the_line_that_blocks():
-    sheet = check(f"{FILE}:BlockingCall", seconds=2)
-    last_call = sheet.failures[0].detail.rstrip().splitlines()[-2:]
+    report = check(f"{FILE}:BlockingCall", seconds=2)
+    last_call = report.failures[0].detail.rstrip().splitlines()[-2:]
     assert "planted_envs.py" in last_call[0] and "in add" in last_call[0]
     assert last_call[1].strip() == "time.sleep(0.2)"
 
 
 def test_an_act_that_goes_on_is_shown_with_the_line_where_it_waits():
-    sheet = check(f"{FILE}:NeverEnding", seconds=1)
-    assert [one.check for one in sheet.failures] == ["deadlines"]
-    assert "planted_envs.py" in sheet.failures[0].detail
-    assert "in _try_for_ever" in sheet.failures[0].detail
+    report = check(f"{FILE}:NeverEnding", seconds=1)
+    assert [one.check for one in report.failures] == ["deadlines"]
+    assert "planted_envs.py" in report.failures[0].detail
+    assert "in _try_for_ever" in report.failures[0].detail
 
 
 @pytest.mark.parametrize("name", ["DeclaredRange", "WarmingUp"])
@@ -131,18 +131,18 @@ BUILT_IN = [
 
 @pytest.mark.parametrize("name", ["envs.builtin.slow_calculator:SlowCalculator", *BUILT_IN])
 def test_the_built_in_environments_keep_every_promise(built_in, name):
-    sheet = built_in[name].result()
-    assert sheet.passed, str(sheet)
-    assert {one.outcome for one in sheet.findings} == {"pass"}
+    report = built_in[name].result()
+    assert report.passed, str(report)
+    assert {one.outcome for one in report.findings} == {"pass"}
 
 
 def test_a_data_set_is_checked_as_far_as_it_can_be(tmp_path):
     rows = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(400)]
     file = tmp_path / "sums.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    sheet = check("dataset", {"path": str(file)})
-    assert sheet.passed, str(sheet)
-    skipped = {one.check: one.sentence for one in sheet.findings if one.outcome == "skip"}
+    report = check("dataset", {"path": str(file)})
+    assert report.passed, str(report)
+    skipped = {one.check: one.sentence for one in report.findings if one.outcome == "skip"}
     assert set(skipped) == {"expert", "idle", "range"}
     assert "a judge has to" in skipped["idle"]
 
@@ -177,9 +177,12 @@ def test_the_command_says_1_and_what_to_do(monkeypatch):
     monkeypatch.chdir(FILE.parent)
     done = run("planted_envs.py:RewardOutsideRange", "--json")
     assert done.exit_code == 1
-    sheet = json.loads(done.output)
-    assert (sheet["environment"], sheet["passed"]) == ("planted_envs.py:RewardOutsideRange", False)
-    failed = [one for one in sheet["checks"] if one["outcome"] == "fail"]
+    report = json.loads(done.output)
+    assert (report["environment"], report["passed"]) == (
+        "planted_envs.py:RewardOutsideRange",
+        False,
+    )
+    failed = [one for one in report["checks"] if one["outcome"] == "fail"]
     assert [one["check"] for one in failed] == ["range"]
     assert "declare its range as reward_range" in failed[0]["sentence"]
 
@@ -205,9 +208,9 @@ def test_a_bad_input_of_the_command_says_2(arguments, sentence):
 
 def test_of_several_findings_of_a_check_the_first_failure_stands():
     first, second = (Finding("range", "fail", text) for text in ("first", "second"))
-    sheet = filled("x", [Finding("range", "pass"), first, second, Finding("tools", "pass")], 1.0)
-    by_check = {one.check: one for one in sheet.findings}
+    report = filled("x", [Finding("range", "pass"), first, second, Finding("tools", "pass")], 1.0)
+    by_check = {one.check: one for one in report.findings}
     assert by_check["range"] == first
     assert by_check["leaks"].sentence == "not reached: range failed"
     assert list(by_check) == list(PROMISES)
-    assert not sheet.passed and os.linesep not in sheet.failures[0].sentence
+    assert not report.passed and os.linesep not in report.failures[0].sentence

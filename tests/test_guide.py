@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rl.config import load_config
+from rl.env_tools.check.report import PROMISES
 from rl.env_tools.check.run import check
-from rl.env_tools.check.sheet import PROMISES
 from rl.preflight import check_run
 
 ROOT = Path(__file__).parent.parent

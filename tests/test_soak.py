@@ -1,4 +1,4 @@
-"""`dorado env soak`: the sheet, an expert as a policy, and real hosts that leak or are killed."""
+"""`dorado env soak`: the result table, an expert as a policy, and real hosts that leak or are killed."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ from rl.env_tools.soak.figures import (
     deadlines,
     deadlines_toml,
     percentiles,
-    sheet,
+    result_table,
 )
 from rl.env_tools.soak.host import Census
 from rl.env_tools.soak.leaks import left
@@ -141,9 +141,11 @@ def test_percentiles_are_of_what_was_measured():
     assert percentiles([0.25]) == Percentiles(1, 250, 250, 250, 250)
 
 
-def test_the_sheet_says_what_failed_and_each_phase():
+def test_the_result_table_says_what_failed_and_each_phase():
     out = io.StringIO()
-    Console(file=out, width=120).print(sheet(replace(GOOD, not_full=3, complaint="task ab: 0")))
+    Console(file=out, width=120).print(
+        result_table(replace(GOOD, not_full=3, complaint="task ab: 0"))
+    )
     assert "FAILED" in out.getvalue()
     assert "1997 of 2000; first: task ab: 0" in out.getvalue()
     assert "312.0" in out.getvalue()

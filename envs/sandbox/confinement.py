@@ -22,7 +22,6 @@ from envs.sandbox.process import Command, Ended, run_process
 from envs.sandbox.result import Result, Status
 from envs.sandbox.uid_range import NoUid, own_uid
 
-_OWN_WORLD: tuple[LevelName, ...] = ("bubblewrap", "namespaces")
 _COLLECT = Path(collect.__file__).read_text()
 _XCPU = 128 + 24
 # More runs of a process at once would only make each other slow, and pass limits that are of the clock.
@@ -45,7 +44,7 @@ class Work:
 def python_at(level: LevelName) -> str:
     """The interpreter to use at a level: ours, or the system's where a program cannot reach ours."""
     own = own_python()
-    if os.getuid() != 0 or level in _OWN_WORLD or open_to_all(own):
+    if os.getuid() != 0 or level == "bubblewrap" or open_to_all(own):
         return own
     for other in ("/usr/local/bin/python3", "/usr/bin/python3"):
         if os.path.exists(other) and open_to_all(os.path.realpath(other)):
@@ -85,9 +84,10 @@ async def _command(level: LevelName, job: Job, keep: tuple[str, ...]):
         filtered = seccomp.program(shared=level == "landlock", signals=_may_signal(level, job))
         if not seccomp.supported() or level == "none":
             filtered = b""
-        directory = None if level in _OWN_WORLD else tempfile.mkdtemp(prefix="dorado-sandbox-")
+        own_world = level == "bubblewrap"
+        directory = None if own_world else tempfile.mkdtemp(prefix="dorado-sandbox-")
         handed = [status_end] + ([files_end] if keep else [])
-        if level == "bubblewrap":
+        if directory is None:
             filter_fd = _memory_file(filtered) if filtered else None
             file_fds = {name: _memory_file(content) for name, content in job.files.items()}
             handed += [*([] if filter_fd is None else [filter_fd]), *file_fds.values()]
@@ -98,9 +98,8 @@ async def _command(level: LevelName, job: Job, keep: tuple[str, ...]):
             job_fd = _memory_file(_marshalled(level, job, filtered, directory, files_end))
             handed += [job_fd]
             argv = [own_python(), "-I", "-S", launch.__file__, str(job_fd), str(status_end)]
-        uncounted = level not in _OWN_WORLD and job.uid is None
+        uncounted = not own_world and job.uid is None
         try:
-            own_world = level in _OWN_WORLD
             yield Command(argv, tuple(handed), status, files, own_world, directory, uncounted)
         finally:
             if directory is not None and os.path.exists(directory):
@@ -112,20 +111,16 @@ def _may_signal(level: LevelName, job: Job) -> bool:
     return level != "landlock" or job.uid is not None or launch.landlock_version() >= 6
 
 
-def _marshalled(
-    level: LevelName, job: Job, filtered: bytes, directory: str | None, keep: int
-) -> bytes:
+def _marshalled(level: LevelName, job: Job, filtered: bytes, directory: str, keep: int) -> bytes:
     fields = {
         "level": level,
         "argv": job.argv,
         "files": dict(job.files),
         "limits": asdict(job.limits),
         "binds": job.binds,
-        "links": job.links,
         "devices": DEVICES,
         "uid": job.uid,
-        "own_count": level == "namespaces" or job.uid is not None,
-        "environment": job.environment if directory is None else variables(directory),
+        "environment": variables(directory),
         "work": directory,
         "filter": filtered,
         "keep_fd": keep,

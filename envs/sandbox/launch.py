@@ -4,9 +4,8 @@
 
 Flows in: a job, marshalled, since what is imported here is most of a short run's time. Flows out, as lines
 of JSON on STATUS_FD: `child-pid` (the first process of the sandbox, as the host counts), then `exit-code`, or
-`error` where it could not be set up. Levels: `namespaces`
-(a world of its own, whose first process is a minimal init), `landlock` and `none` (in the host's world;
-this process stays as supervisor, and ends all that is left). It refuses to outlive its parent.
+`error` where it could not be set up. Levels: `landlock` and `none`. The program runs in the host's world;
+this process stays as supervisor and ends all that is left. It refuses to outlive its parent.
 """
 
 import contextlib
@@ -21,15 +20,8 @@ import sys
 import time
 
 libc = ctypes.CDLL(None, use_errno=True)
-NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
-    0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
-)  # fmt: skip
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
-    1, 2, 4, 8, 32, 4096, 16384, 1 << 18,
-)  # fmt: skip
-PDEATHSIG, DUMPABLE, SECCOMP, CAPBSET_DROP, SUBREAPER, NO_NEW_PRIVS = 1, 4, 22, 24, 36, 38
-MOUNT_SETATTR, CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 442, 444, 445, 446
-INSIDE = 65534  # who the program is in a user namespace
+PDEATHSIG, SECCOMP, SUBREAPER, NO_NEW_PRIVS = 1, 22, 36, 38
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 
 
 def check(result: int, what: str) -> int:
@@ -43,12 +35,6 @@ def prctl(option: int, value: int = 0, more: object = 0) -> None:
     more = ctypes.c_ulong(more) if isinstance(more, int) else more
     done = libc.prctl(option, ctypes.c_ulong(value), more, ctypes.c_ulong(0), ctypes.c_ulong(0))
     check(done, f"prctl {option}")
-
-
-def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    texts = [text.encode() if text else None for text in (source, target, kind)]
-    done = libc.mount(*texts, ctypes.c_ulong(flags), data.encode() if data else None)
-    check(done, f"mount {target}")
 
 
 def die_with(parent: int, sign: int) -> None:
@@ -75,7 +61,7 @@ def limit(job: dict) -> None:
         resource.RLIMIT_NOFILE: 256,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if job["own_count"]:
+    if job["uid"] is not None:
         kept[resource.RLIMIT_NPROC] = limits["processes"]
     for which, most in kept.items():
         highest = resource.getrlimit(which)[1]
@@ -120,104 +106,8 @@ def write_files(job: dict, directory: str) -> None:
                 os.chown(name, job["uid"], job["uid"])
 
 
-# --- a world of its own ---------------------------------------------------------------------------
-
-
-def in_namespaces(job: dict, tell) -> int:
-    uid, gid = os.getuid(), os.getgid()
-    flags = NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET | (NEWUSER if uid else 0)
-    check(libc.unshare(flags), "unshare")
-    if uid:
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{INSIDE} {uid} 1"),
-            ("gid_map", f"{INSIDE} {gid} 1"),
-        ):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-        prctl(PDEATHSIG, signal.SIGKILL)
-    ours, theirs = os.pipe()
-    first = os.fork()
-    if first == 0:
-        os.close(theirs)
-        prctl(PDEATHSIG, signal.SIGKILL)
-        # A parent outside has no number in here; what it holds open says whether it still lives.
-        os.set_blocking(ours, False)
-        with contextlib.suppress(BlockingIOError):
-            os._exit(1 if os.read(ours, 1) == b"" else 0)
-        in_child(tell, lambda: init(job))
-    tell("child-pid", first)
-    return wait_for(first)
-
-
-def init(job: dict) -> None:
-    """The first process: builds the world, starts the program in it, buries orphans, ends with it."""
-    build(job)
-    write_files(job, "/tmp")
-    for capability in range(64):
-        if libc.prctl(CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0):
-            break
-    prctl(NO_NEW_PRIVS, 1)
-    prctl(DUMPABLE, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    program = os.fork()
-    if program == 0:
-        become(job["uid"])
-        drop_capabilities()
-        os.chdir("/tmp")
-        limit(job)
-        start(job, job["environment"])
-    os._exit(wait_for(program))
-
-
-def drop_capabilities() -> None:
-    header = struct.pack("Ii", 0x20080522, 0)
-    check(libc.capset(header, bytes(24)), "capset")
-
-
-def build(job: dict) -> None:
-    """Mount the root and move into it."""
-    mount("none", "/", flags=MS_REC | MS_PRIVATE)
-    # Opened now: some may lie below the directory that the new root is about to cover.
-    sources = {path: os.open(path, os.O_PATH) for path in job["binds"] + job["devices"]}
-    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
-    os.umask(0o022)
-    # Before the rest: what is shown may lie below it.
-    os.mkdir("/tmp/tmp")
-    size = f"mode=777,size={job['limits']['disk_bytes']},nr_inodes=65536"
-    mount("tmpfs", "/tmp/tmp", "tmpfs", MS_NOSUID | MS_NODEV, size)
-    for path, held in sources.items():
-        target = "/tmp" + path
-        if stat.S_ISDIR(os.fstat(held).st_mode):
-            os.makedirs(target, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-        mount(f"/proc/self/fd/{held}", target, flags=MS_BIND | MS_REC)
-        # read only, and no set-uid; devices stay devices
-        attributes = struct.pack("QQQQ", 3 if path in job["binds"] else 2, 0, 0, 0)
-        done = libc.syscall(MOUNT_SETATTR, -100, target.encode(), 0x8000, attributes, 32)
-        check(done, f"mount_setattr {path}")
-        os.close(held)
-    for path, points_to in job["links"].items():
-        os.symlink(points_to, "/tmp" + path)
-    os.makedirs("/tmp/proc")
-    mount("proc", "/tmp/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    os.symlink("/proc/self/fd", "/tmp/dev/fd")
-    os.symlink("/tmp", "/tmp/dev/shm")
-    os.chdir("/tmp")
-    check(libc.syscall(PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
-    check(libc.umount2(b".", 2), "umount")
-    os.chdir("/")
-    mount("none", "/", flags=MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-
-
 # What may not stand in a JSON string as it is.
 UNQUOTED = dict.fromkeys([*range(32), ord('"'), ord("\\")], " ")
-PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-
-
-# --- in the host's world --------------------------------------------------------------------------
 
 
 class Ended(BaseException):
@@ -337,9 +227,6 @@ def remove(directory: str) -> None:
             os.waitpid(os.posix_spawnp(command[0], command, environment, file_actions=quiet), 0)
 
 
-# --- both -----------------------------------------------------------------------------------------
-
-
 def in_child(tell, act) -> None:
     """Run what ends in another program; what fails before is told, not raised into the parent's code."""
     try:
@@ -368,11 +255,10 @@ def main() -> None:
         text = str(value) if isinstance(value, int) else '"' + value.translate(UNQUOTED) + '"'
         os.write(status, f'{{"{name}": {text}}}\n'.encode())
 
-    own_world = job["level"] == "namespaces"
-    # Alone in its namespace everything dies with this process; else it has to live to end the rest.
-    die_with(job["parent"], signal.SIGKILL if own_world else signal.SIGTERM)
+    # SIGTERM and not SIGKILL: this process has to live to end what the program left behind.
+    die_with(job["parent"], signal.SIGTERM)
     try:
-        code = (in_namespaces if own_world else supervised)(job, tell)
+        code = supervised(job, tell)
     except BaseException as error:
         tell("error", f"{type(error).__name__}: {error}")
         os._exit(1)

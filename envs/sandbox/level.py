@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-LevelName = Literal["bubblewrap", "namespaces", "landlock", "none"]
+LevelName = Literal["bubblewrap", "landlock", "none"]
 Guarantee = Literal[
     "time",  # wall clock and processor seconds
     "output",  # stdout and stderr are cut while they are read
@@ -18,7 +18,7 @@ Guarantee = Literal[
     "disk_exact",  # the disk limit cannot be passed for a moment
 ]
 # What "auto" may choose from, in this order. "none" is only ever chosen by name.
-ISOLATING: tuple[LevelName, ...] = ("bubblewrap", "namespaces", "landlock")
+ISOLATING: tuple[LevelName, ...] = ("bubblewrap", "landlock")
 
 _ALWAYS: frozenset[Guarantee] = frozenset(
     ("time", "output", "environment", "memory", "processes", "disk")
@@ -29,13 +29,11 @@ _CONFINED: frozenset[Guarantee] = _ALWAYS | frozenset[Guarantee](
 _OWN_WORLD: frozenset[Guarantee] = _CONFINED | frozenset[Guarantee](("hidden", "disk_exact"))
 GUARANTEES: dict[LevelName, frozenset[Guarantee]] = {
     "bubblewrap": _OWN_WORLD,
-    "namespaces": _OWN_WORLD,
     "landlock": _CONFINED,
     "none": _ALWAYS,
 }
 LACKS: dict[LevelName, str] = {
     "bubblewrap": "",
-    "namespaces": "",
     "landlock": (
         "a program can see that a path of the host or a process exists (not what is in it), and the "
         "limits on disk, on processes without root, and on memory in all are watched every 0.1 s, so "

@@ -10,7 +10,9 @@ programs that go on from one run to the next, and networks that are allowed in p
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal, cast
+
+from pydantic import BeforeValidator
 
 from envs.sandbox.confinement import Work, python_at, run_confined
 from envs.sandbox.level import ISOLATING, LACKS, LevelName
@@ -18,7 +20,21 @@ from envs.sandbox.limits import Limits
 from envs.sandbox.probe import obstacle
 from envs.sandbox.result import Result
 
-Choice = Literal["auto", "bubblewrap", "namespaces", "landlock", "none"]
+
+def _known(level: object) -> object:
+    """Pass a level on. Raises ValueError for the one that there was once."""
+    if level == "namespaces":
+        raise ValueError(
+            "the sandbox level 'namespaces' no longer exists: use 'bubblewrap', which works wherever it "
+            "worked, or 'auto'"
+        )
+    return level
+
+
+Choice = Annotated[
+    Literal["auto", "bubblewrap", "landlock", "none"],
+    BeforeValidator(_known),
+]
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
@@ -41,7 +57,7 @@ class Sandbox:
         limits: Limits | None = None,
         readable: Sequence[str] = (),
     ) -> None:
-        self.choice: Choice = level
+        self.choice = cast(Choice, _known(level))
         self.limits = limits or Limits()
         self.readable = tuple(readable)
 

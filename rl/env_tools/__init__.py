@@ -1,1 +1,1 @@
-"""The author's kit: `dorado env new | list | check | soak | play | eval | replay`."""
+"""Tools for authors: `dorado env new | list | check | soak | play | eval | replay`."""

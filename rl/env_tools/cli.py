@@ -40,21 +40,21 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Whether an environment keeps its promises: no model is needed."""
-    from rl.env_tools.check.run import check as look
-    from rl.env_tools.check.sheet import rendered
+    from rl.env_tools.check.report import rendered
+    from rl.env_tools.check.run import check as run_check
     from rl.env_tools.named_env import read_settings
 
     try:
-        sheet = look(name, read_settings(config), seconds=seconds)
+        report = run_check(name, read_settings(config), seconds=seconds)
     except ConfigError as error:
         raise _bad_input(error) from None
     if as_json:
-        typer.echo(json.dumps(sheet.as_json(), indent=1))
+        typer.echo(json.dumps(report.as_json(), indent=1))
     else:
         from rich.console import Console
 
-        Console().print(rendered(sheet))
-    raise typer.Exit(0 if sheet.passed else FAILED)
+        Console().print(rendered(report))
+    raise typer.Exit(0 if report.passed else FAILED)
 
 
 @app.command()
@@ -118,7 +118,7 @@ def soak(
     hosts: Annotated[int, typer.Option(min=1, help="Host processes.")] = 2,
     factor: Annotated[float, typer.Option(min=1, help="Suggested deadline / p99.")] = 10.0,
     write: Annotated[Path | None, typer.Option(help="Where to write the deadlines.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no sheet.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no report.")] = False,
 ) -> None:
     """Many episodes at once, calls cancelled, hosts killed: what leaks, what is lost, what takes how long."""
     from rl.env_tools.soak.figures import Plan

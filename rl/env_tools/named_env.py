@@ -1,4 +1,4 @@
-"""An environment as the kit's command line names it, with its settings, as a run's config would hold it."""
+"""An environment as `dorado env` names it, with its settings, as a run's config would hold it."""
 
 import json
 from typing import Any

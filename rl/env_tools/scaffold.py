@@ -137,8 +137,8 @@ from $module.environment import $class_name
 
 @pytest.mark.parametrize("difficulty", range(1, $class_name.difficulties + 1))
 def test_it_passes_its_check(difficulty):
-    sheet = check("$module.environment:$class_name", {"difficulty": difficulty})
-    assert sheet.passed, str(sheet)
+    report = check("$module.environment:$class_name", {"difficulty": difficulty})
+    assert report.passed, str(report)
 '''
 
 _README = """\

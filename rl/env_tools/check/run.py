@@ -22,9 +22,9 @@ from typing import Any
 import psutil
 
 from rl.config_file import ConfigError
-from rl.env_tools.check.looks import GRACE_SECONDS
-from rl.env_tools.check.probe import Role, Spec
-from rl.env_tools.check.sheet import Finding, Sheet, filled
+from rl.env_tools.check.checks import GRACE_SECONDS
+from rl.env_tools.check.report import Finding, Report, filled
+from rl.env_tools.check.runner import Role, Spec
 from rl.env_tools.check.transcript import parting
 
 # An act that holds the interpreter keeps even the watching thread from speaking.
@@ -35,7 +35,7 @@ _MARK = "DORADO_CHECK"
 
 @dataclass
 class Outcome:
-    """What a probe said. ended: why it ended before it was through, else empty; `doing` its last act."""
+    """What a runner said. ended: why it ended before it was through, else empty; `doing` its last act."""
 
     findings: list[Finding] = field(default_factory=list)
     transcript: dict[str, Any] | None = None
@@ -45,13 +45,13 @@ class Outcome:
     log: str = ""
 
 
-def check(name: str, config: dict[str, Any] | None = None, *, seconds: float = 30.0) -> Sheet:
-    """Look at an environment; `seconds` is the deadline of its acts.
+def check(name: str, config: dict[str, Any] | None = None, *, seconds: float = 30.0) -> Report:
+    """Check an environment; `seconds` is the deadline of its acts.
 
     Raises ConfigError where there is no such environment or it does not take these settings.
     """
     began = time.monotonic()
-    first = _probe(name, config or {}, "plays", seconds)
+    first = _run(name, config or {}, "plays", seconds)
     if first.bad:
         raise ConfigError(first.bad)
     found = [*first.findings, *_of_end(first)]
@@ -64,7 +64,7 @@ def _compare(
     name: str, config: dict[str, Any], seconds: float, transcript: dict[str, Any]
 ) -> Iterator[Finding]:
     """Play the same tasks in two other processes; the clock only matters where chance does not."""
-    again = _probe(name, config, "again", seconds)
+    again = _run(name, config, "again", seconds)
     parted = _parted(transcript, again)
     if parted:
         yield Finding(
@@ -75,7 +75,7 @@ def _compare(
         )
         return
     yield Finding("determinism", "pass")
-    parted = _parted(transcript, _probe(name, config, "later", seconds))
+    parted = _parted(transcript, _run(name, config, "later", seconds))
     if parted:
         yield Finding(
             "clock",
@@ -103,8 +103,8 @@ def _of_end(outcome: Outcome) -> list[Finding]:
     return [Finding(kind, "fail", f"{outcome.doing} {outcome.ended}", outcome.log)]
 
 
-def _probe(name: str, config: dict[str, Any], role: Role, seconds: float) -> Outcome:
-    """Run a probe to its end, and end what it left running."""
+def _run(name: str, config: dict[str, Any], role: Role, seconds: float) -> Outcome:
+    """Run a runner to its end, and end what it left running."""
     outcome, mark = Outcome(), uuid.uuid4().hex
     with (
         tempfile.TemporaryDirectory(prefix="dorado-check-", ignore_cleanup_errors=True) as folder,
@@ -114,7 +114,7 @@ def _probe(name: str, config: dict[str, Any], role: Role, seconds: float) -> Out
         spec = Spec(name, config, role, seconds, folder, writing)
         process = subprocess.Popen(
             # Not from the working directory: its files could stand in for ours.
-            [sys.executable, "-P", "-m", "rl.env_tools.check.looks", json.dumps(asdict(spec))],
+            [sys.executable, "-P", "-m", "rl.env_tools.check.checks", json.dumps(asdict(spec))],
             env=_environment(role, folder, mark),
             pass_fds=[writing],
             stdin=subprocess.DEVNULL,
@@ -148,7 +148,7 @@ def _environment(role: Role, folder: str, mark: str) -> dict[str, str]:
 def _listen(
     process: subprocess.Popen[bytes], reading: int, outcome: Outcome, silence: float
 ) -> bool:
-    """Take in what the probe says until it is through (True), ends, or is silent for too long."""
+    """Take in what the runner says until it is through (True), ends, or is silent for too long."""
     rest, heard = b"", time.monotonic()
     while time.monotonic() - heard < silence:
         ready, _, _ = select.select([reading], [], [], 0.1)
@@ -166,7 +166,7 @@ def _listen(
 
 
 def _take_in(line: dict[str, Any], outcome: Outcome) -> bool:
-    """One line of a probe; True where it was the last."""
+    """One line of a runner; True where it was the last."""
     match line:
         case {"doing": str(act)}:
             outcome.doing = act
@@ -186,7 +186,7 @@ def _ending(code: int | None) -> str:
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """End the probe, and every process that carries its mark."""
+    """End the runner, and every process that carries its mark."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1.0)
     if process.returncode is None:

@@ -1,4 +1,4 @@
-"""What a soak found, and whether that is good: figures in, a pass/fail sheet and deadlines out. Pure."""
+"""What a soak found, and whether that is good: figures in, a pass/fail table and deadlines out. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -131,7 +131,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the sheet."""
+    """One line of the result table."""
 
     name: str
     passed: bool
@@ -149,7 +149,7 @@ def percentiles(seconds: Sequence[float]) -> Percentiles:
 
 
 def checks(f: Figures) -> list[Check]:
-    """The sheet, line by line."""
+    """Judge the figures, line by line."""
     cancelled = f.outcomes.get("cancelled", 0)
     lost = f.outcomes.get("host_fault", 0)
     completed = f.outcomes.get("completed", 0)
@@ -250,8 +250,8 @@ def deadlines_toml(all_figures: Sequence[Figures], factor: float) -> str:
     return said + tomli_w.dumps({"env": tables})
 
 
-def sheet(f: Figures, factor: float = 10.0) -> Group:
-    """What is printed."""
+def result_table(f: Figures, factor: float = 10.0) -> Group:
+    """Render verdict, checks and times for a terminal."""
     plan, found = f.plan, checks(f)
     passed = all(one.passed for one in found)
     verdict = Text("passed" if passed else "FAILED", style="bold green" if passed else "bold red")

@@ -12,7 +12,7 @@ from envs.registry import env_names
 from rl.config import EnvTable
 from rl.config_file import ConfigError
 from rl.env_tools.named_env import named_env
-from rl.env_tools.soak.figures import Figures, Plan, checks, deadlines_toml, sheet
+from rl.env_tools.soak.figures import Figures, Plan, checks, deadlines_toml, result_table
 from rl.env_tools.soak.run import SoakError, check_expert, own_ray, soak
 
 
@@ -41,7 +41,7 @@ def soak_and_report(
                 figures = soak(table, plan, lambda text, t=table: _say(notes, t, text))
                 found.append(figures)
                 if not as_json:
-                    console.print(sheet(figures, factor), "")
+                    console.print(result_table(figures, factor), "")
     except SoakError as error:
         notes.print(f"error: {error}", markup=False)
         return False

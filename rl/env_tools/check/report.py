@@ -1,4 +1,4 @@
-"""The sheet of a check: a line per promise an environment makes, and a sentence for each it breaks."""
+"""The report of a check: a line per promise an environment makes, and a sentence for each it breaks."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -49,7 +49,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Report:
     """All checks of an environment, in the order of `PROMISES`."""
 
     environment: str
@@ -78,8 +78,8 @@ class Sheet:
         }
 
 
-def filled(environment: str, found: Iterable[Finding], seconds: float) -> Sheet:
-    """The sheet of what was found; a check that was not reached is skipped, and says why.
+def filled(environment: str, found: Iterable[Finding], seconds: float) -> Report:
+    """Make the report of what was found; a check that was not reached is skipped, and says why.
 
     Of several findings of one check the first failure stands.
     """
@@ -92,28 +92,28 @@ def filled(environment: str, found: Iterable[Finding], seconds: float) -> Sheet:
         check for check in PROMISES if check in by_check and by_check[check].outcome == "fail"
     ]
     because = f"not reached: {failed[0]} failed" if failed else "not reached"
-    return Sheet(
+    return Report(
         environment,
         tuple(by_check.get(check, Finding(check, "skip", because)) for check in PROMISES),
         seconds,
     )
 
 
-def rendered(sheet: Sheet) -> "RenderableType":
-    """The sheet for a terminal."""
+def rendered(report: Report) -> "RenderableType":
+    """Render the report for a terminal."""
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"check of {escape(sheet.environment)}", title_justify="left")
+    table = Table(title=f"check of {escape(report.environment)}", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("check", no_wrap=True)
     table.add_column("promise", ratio=1)
-    for one in sheet.findings:
+    for one in report.findings:
         told = f"\n{escape(one.sentence)}" if one.sentence else ""
         table.add_row(MARKS[one.outcome], one.check, PROMISES[one.check] + told)
-    details = [Text(f"{one.check}\n{one.detail.rstrip()}") for one in sheet.failures if one.detail]
-    kept = sum(one.outcome == "pass" for one in sheet.findings)
-    end = f"{kept} of {len(sheet.findings)} promises kept, {len(sheet.failures)} broken"
-    return Group(table, *details, Text(f"{end} ({sheet.seconds:.1f} s)"))
+    details = [Text(f"{one.check}\n{one.detail.rstrip()}") for one in report.failures if one.detail]
+    kept = sum(one.outcome == "pass" for one in report.findings)
+    end = f"{kept} of {len(report.findings)} promises kept, {len(report.failures)} broken"
+    return Group(table, *details, Text(f"{end} ({report.seconds:.1f} s)"))

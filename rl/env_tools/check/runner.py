@@ -1,7 +1,7 @@
 """Runs one environment for a check: each act under the watch, each fault as a finding.
 
-Flows in: a `Spec`. Flows out, as lines of JSON to a file descriptor: what is being done, findings. What is
-looked for is in `rl.env_tools.check.looks`.
+Flows in: a `Spec`. Flows out, as lines of JSON to a file descriptor: what is being done, findings. The checks
+themselves are in `rl.env_tools.check.checks`.
 """
 
 import json
@@ -18,7 +18,7 @@ from envs.registry import find_env, settings_of
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault
 from rl.env_tools.check.clock import Clock
 from rl.env_tools.check.portable import unpicklable
-from rl.env_tools.check.sheet import CheckName, Finding
+from rl.env_tools.check.report import CheckName, Finding
 from rl.env_tools.check.transcript import Episode
 from rl.env_tools.check.watchdog import Watch
 
@@ -32,10 +32,10 @@ MOST_TURNS = 1000
 
 @dataclass(frozen=True)
 class Spec:
-    """What a probe is to do.
+    """One run of the checks in one process.
 
-    role: `plays` looks at everything; `again` and `later` only play the same tasks, in a process whose
-    hashes differ, and in one whose clock is ahead. folder: for temporary files. report: the file
+    role: `plays` checks everything; `again` and `later` only play the same tasks, in a process whose
+    hashes differ, and in one whose clock is ahead. folder: for temporary files. findings_fd: the file
     descriptor to write to.
     """
 
@@ -44,15 +44,15 @@ class Spec:
     role: Role
     seconds: float
     folder: str
-    report: int
+    findings_fd: int
 
 
 class Broken(Exception):
-    """Nothing more can be looked at; a finding says why."""
+    """Nothing more can be checked; a finding says why."""
 
 
-class Probe:
-    """Looks at one environment."""
+class Runner:
+    """Runs one environment and reports findings."""
 
     def __init__(self, spec: Spec, clock: Clock, watch: Watch) -> None:
         self.spec = spec
@@ -73,18 +73,18 @@ class Probe:
     # What is reported
 
     def doing(self, act: str) -> None:
-        send(self.spec.report, {"doing": act})
+        send(self.spec.findings_fd, {"doing": act})
 
     def fail(self, check: CheckName, sentence: str, detail: str = "") -> None:
-        send(self.spec.report, {"finding": asdict(Finding(check, "fail", sentence, detail))})
+        send(self.spec.findings_fd, {"finding": asdict(Finding(check, "fail", sentence, detail))})
 
     def settle(self, *checks: CheckName) -> None:
-        """These were looked at in full; what did not fail has passed."""
+        """Report these as checked in full: passed where nothing failed."""
         for check in checks:
-            send(self.spec.report, {"finding": asdict(Finding(check, "pass"))})
+            send(self.spec.findings_fd, {"finding": asdict(Finding(check, "pass"))})
 
     def skip(self, check: CheckName, why: str) -> None:
-        send(self.spec.report, {"finding": asdict(Finding(check, "skip", why))})
+        send(self.spec.findings_fd, {"finding": asdict(Finding(check, "skip", why))})
 
     # Acts
 
@@ -216,9 +216,9 @@ class Probe:
                 )
 
 
-def send(report: int, line: dict[str, Any]) -> None:
+def send(findings_fd: int, line: dict[str, Any]) -> None:
     """One line to the process that watches."""
-    os.write(report, (json.dumps(line) + "\n").encode())
+    os.write(findings_fd, (json.dumps(line) + "\n").encode())
 
 
 def shown(task: Task) -> str:
