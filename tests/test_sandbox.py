@@ -26,7 +26,6 @@ from envs.sandbox.result import Result
 from envs.sandbox.sandbox import Sandbox, SandboxUnavailable
 from rl.config import EnvTable
 from rl.config_file import ConfigError
-from rl.preflight import make_env
 
 LEVELS: tuple[LevelName, ...] = (*ISOLATING, "none")
 LONG = Limits(wall_seconds=60, cpu_seconds=60)
@@ -603,7 +602,7 @@ def test_the_level_that_is_gone_is_refused_with_what_to_use_instead():
     with pytest.raises(ValueError, match=sentence):
         Sandbox(level="namespaces")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=f"config.sandbox.*{sentence}"):
-        make_env(EnvTable(id="python_code", config={"sandbox": "namespaces"}))
+        EnvTable(id="python_code", config={"sandbox": "namespaces"}).make()
 
 
 def test_a_limit_of_nothing_is_refused():
