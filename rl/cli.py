@@ -9,18 +9,20 @@ import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from rl.config import Mode, RunConfig, load_config
-from rl.config_file import ConfigError, read_origins
+from rl.commands import Commands, require
+from rl.config_error import ConfigError
 from rl.env_tools.cli import app as env_app
 from rl.jobs.cli import app as jobs_app
-from trainer.config import Dtype
+
+if TYPE_CHECKING:
+    from rl.config import Mode, RunConfig
 
 app = typer.Typer(
-    add_completion=False,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Asynchronous reinforcement learning for Mixture-of-Experts language models.",
@@ -29,10 +31,30 @@ model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
 app.add_typer(env_app, name="env")
 app.add_typer(jobs_app)
-FAILED, BAD_INPUT = 1, 2
+FAILED = 1
 Number = TypeVar("Number", int, float)
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigPath = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"dorado {version('dorado-rl')}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it, and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -48,26 +70,24 @@ def train(
     ] = None,
 ) -> None:
     """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
+    from rl.config_file import read_origins
     from rl.preflight import check_run, resolved
 
     settings = _load(config, context.args)
-    try:
-        going_on = None
-        if resume is not None:
-            from rl.loop.resume import find_resume
+    going_on = None
+    if resume is not None:
+        from rl.loop.resume import find_resume
 
-            settings, going_on = find_resume(resume, settings)
-        check_run(settings)
-        if dry_run:
-            from rl.record.run_folder import dump_toml
+        settings, going_on = find_resume(resume, settings)
+    check_run(settings)
+    if dry_run:
+        from rl.record.run_folder import dump_toml
 
-            typer.echo(dump_toml(resolved(settings)), nl=False)
-            raise typer.Exit(0)
-        from rl.launch import train as launch
+        typer.echo(dump_toml(resolved(settings)), nl=False)
+        raise typer.Exit(0)
+    from rl.launch import train as launch
 
-        raise typer.Exit(launch(settings, going_on, read_origins(config, context.args)))
-    except ConfigError as error:
-        raise _bad_input(error) from None
+    raise typer.Exit(launch(settings, going_on, read_origins(config, context.args)))
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -80,14 +100,12 @@ def sft(
     from rl.preflight import check_run
 
     settings = _load(config, context.args)
-    try:
-        check_run(settings)
-        if settings.sft is None:
-            raise ConfigError(f"config {config}: there is no [sft] section")
-        if out is not None and out.exists():
-            raise ConfigError(f"--out: {out} exists already")
-    except ConfigError as error:
-        raise _bad_input(error) from None
+    check_run(settings)
+    if settings.sft is None:
+        raise ConfigError(f"config {config}: there is no [sft] section")
+    if out is not None and out.exists():
+        raise ConfigError(f"--out: {out} exists already")
+    require("torch", "transformers")
     from rl.cold_start import ColdStartError, first_checkpoint, make_cold_start
     from rl.record.progress import COLD_START_SECONDS, Progress
 
@@ -119,14 +137,11 @@ def compare_modes(
     from rl.preflight import check_run
 
     settings = _load(config, context.args)
-    try:
-        check_run(settings)
-        wanted = modes.split(",") if modes else list(MODES)
-        chosen: list[Mode] = [mode for mode in MODES if mode in wanted]
-        if len(chosen) != len(wanted):
-            raise ConfigError(f"--modes: {modes} has to name some of {', '.join(MODES)}")
-    except ConfigError as error:
-        raise _bad_input(error) from None
+    check_run(settings)
+    wanted = modes.split(",") if modes else list(MODES)
+    chosen: list[Mode] = [mode for mode in MODES if mode in wanted]
+    if len(chosen) != len(wanted):
+        raise ConfigError(f"--modes: {modes} has to name some of {', '.join(MODES)}")
     try:
         result = compare(settings, config, context.args, chosen)
     except CompareError as error:
@@ -143,15 +158,12 @@ def status(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What a live run is doing, and what each of its trajectories is waiting for."""
+    """Show what a live run is doing, and what each of its trajectories is waiting for."""
     from rich.console import Console
 
     from rl.record.status import describe, in_progress, read_status
 
-    try:
-        state = read_status(run)
-    except ConfigError as error:
-        raise _bad_input(error) from None
+    state = read_status(run)
     live = in_progress(run)
     if as_json:
         typer.echo(json.dumps({"live": live, **state.as_json()}, indent=1))
@@ -184,19 +196,16 @@ def dashboard(
 def _serve(folder: Path, host: str, port: int, password_file: Path | None) -> None:
     from rl.dashboard.run_data import RunsFolder
 
+    runs = RunsFolder(folder)
     try:
-        runs = RunsFolder(folder)
-        try:
-            from rl.dashboard.password import read_password
-            from rl.dashboard.server import check_address, serve
-        except ImportError as error:
-            raise ConfigError(
-                f"dashboard: {error}; install it with pip install 'dorado-rl[dashboard]'"
-            ) from None
-        password = read_password(password_file)
-        check_address(host, port, password)
-    except ConfigError as error:
-        raise _bad_input(error) from None
+        from rl.dashboard.password import read_password
+        from rl.dashboard.server import check_address, serve
+    except ImportError as error:
+        raise ConfigError(
+            f"dashboard: {error}; install it with pip install 'dorado-rl[dashboard]'"
+        ) from None
+    password = read_password(password_file)
+    check_address(host, port, password)
     typer.echo(f"dashboard of {runs.path}: http://{host}:{port} (Ctrl-C ends it)")
     serve(runs, host, port, password)
 
@@ -209,18 +218,17 @@ def export(
     ],
     folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     run: Annotated[Path | None, typer.Option(help="The run folder, where N is given.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")
+    ] = "float32",
 ) -> None:
     """Write a checkpoint's policy as a Hugging Face folder, which transformers and vLLM load."""
     from rl.record.checkpoint_choice import find_checkpoint, read_checkpoint
 
-    try:
-        if folder.exists():
-            raise ConfigError(f"{folder} exists already")
-        source = find_checkpoint(checkpoint, run)
-        record = read_checkpoint(source)
-    except ConfigError as error:
-        raise _bad_input(error) from None
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already")
+    source = find_checkpoint(checkpoint, run)
+    record = read_checkpoint(source)
     from trainer.checkpoint_folder import CheckpointError
     from trainer.export import export_policy
 
@@ -263,11 +271,8 @@ def simulate(
     from rl.simulator.report import table
 
     overrides = [f"--{one}" for one in change or ()] + context.args
-    try:
-        settings = load_simulation(config, overrides, trace)
-        result = fit(settings) if calibrate else run_all(settings)
-    except ConfigError as error:
-        raise _bad_input(error) from None
+    settings = load_simulation(config, overrides, trace)
+    result = fit(settings) if calibrate else run_all(settings)
     if as_json or calibrate:
         typer.echo(json.dumps(result, indent=1))
     else:
@@ -294,18 +299,15 @@ def plan(
     def report(done: int, total: int) -> None:
         typer.echo(f"{done} of {total} simulated", err=True)
 
-    try:
-        simulation = load_simulation(config, context.args, trace)
-        points = settings(
-            simulation,
-            _numbers("--live", live, int),
-            _numbers("--share", share, float),
-            _numbers("--over-dispatch", over_dispatch, float),
-            _numbers("--concurrency", concurrency, int),
-        )
-        outcomes = sweep(simulation, points, report)
-    except ConfigError as error:
-        raise _bad_input(error) from None
+    simulation = load_simulation(config, context.args, trace)
+    points = settings(
+        simulation,
+        _numbers("--live", live, int),
+        _numbers("--share", share, float),
+        _numbers("--over-dispatch", over_dispatch, float),
+        _numbers("--concurrency", concurrency, int),
+    )
+    outcomes = sweep(simulation, points, report)
     if as_json:
         typer.echo(json.dumps({"points": [one.as_json() for one in outcomes]}, indent=1))
     else:
@@ -322,16 +324,16 @@ def model_init(
     """Write a small policy with random weights: config, weights, tokenizer, chat template."""
     from pydantic import ValidationError
 
-    from rl.config import EnvTable, InitConfig, ModelConfig
+    from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
 
     if folder.exists():
-        raise _bad_input(ConfigError(f"{folder} exists already"))
+        raise ConfigError(f"{folder} exists already")
     try:
         init = InitConfig.model_validate({"family": family, "preset": preset})
     except ValidationError as error:
         first = error.errors()[0]
         message = f"--{first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}"
-        raise _bad_input(ConfigError(message)) from None
+        raise ConfigError(message) from None
     from rl.cold_start import corpus
     from trainer.small.init_model import init_checkpoint
 
@@ -348,7 +350,7 @@ def model_init(
 
 
 def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
-    """Numbers with commas between them; none of an empty text. Raises ConfigError."""
+    """Read numbers with commas between them; an empty text has none. Raises ConfigError."""
     try:
         return [kind(one) for one in text.split(",") if one.strip()]
     except ValueError:
@@ -364,13 +366,7 @@ def main() -> None:
     app()
 
 
-def _load(path: Path, overrides: list[str]) -> RunConfig:
-    try:
-        return load_config(path, overrides)
-    except ConfigError as error:
-        raise _bad_input(error) from None
+def _load(path: Path, overrides: list[str]) -> "RunConfig":
+    from rl.config import load_config
 
-
-def _bad_input(error: ConfigError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(BAD_INPUT)
+    return load_config(path, overrides)

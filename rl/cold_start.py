@@ -1,4 +1,4 @@
-"""Where the run's first weights come from: a checkpoint, a new policy, or a cold start on demonstrations.
+"""Makes the run's first weights: from a checkpoint, as a new policy, or by a cold start on demonstrations.
 
 A cold start is the same for the same settings, so its result is kept in `<runs_dir>/.cache/` under a
 hash of everything it depends on, and made only once.
@@ -40,7 +40,7 @@ class ColdStartError(Exception):
 
 
 def first_checkpoint(config: RunConfig, report: Report) -> tuple[str, bool]:
-    """The checkpoint to start from (a folder or a Hub name), and whether it was made just now.
+    """Return the checkpoint to start from (a folder or a Hub name), and True if it was made just now.
 
     `report(stage, step, steps, loss)` is called while a cold start runs. Raises ColdStartError.
     """
@@ -106,7 +106,7 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
 
 
 def corpus(config: RunConfig) -> Iterator[str]:
-    """What the environments say and are told, as texts for a new tokenizer."""
+    """Yield the texts that environments and experts exchange, to train a new tokenizer on."""
     for table in config.env:
         tasks = _tasks(table, config.seed, CORPUS_TASKS)
         for opening, said, _ in _play(table, tasks, [None] * len(tasks)):
@@ -119,7 +119,7 @@ def corpus(config: RunConfig) -> Iterator[str]:
 
 
 def _tasks(table: EnvTable, seed: int, count: int) -> list[Task]:
-    """The first train tasks; every other one noisy where the environment trains with noise."""
+    """Return the first train tasks; every other one is noisy where the environment trains with noise."""
     tasks = list(itertools.islice(table.make().tasks("train", seed), count))
     if table.noise is None:
         return tasks
@@ -130,13 +130,18 @@ def _tasks(table: EnvTable, seed: int, count: int) -> list[Task]:
 def _play(
     table: EnvTable, tasks: Sequence[Task], alters: Sequence[Alter | None]
 ) -> list[Demonstration]:
-    """Demonstrations of these tasks, in their order. Many at once: a tool may take its time."""
+    """Demonstrate these tasks and return the episodes in the tasks' order.
+
+    Up to `AT_ONCE` are played at once, because a tool may wait.
+    """
     room = asyncio.Semaphore(AT_ONCE)
+    # Found once: a look through the installed packages takes longer than an episode.
+    pattern = table.make()
 
     async def play(task: Task, alter: Alter | None) -> Demonstration:
         async with room:
             try:
-                return await demonstrate(table.make(), task, alter)
+                return await demonstrate(type(pattern)(pattern.config), task, alter)
             except (EnvFault, HostFault) as fault:
                 raise ColdStartError(f"env {table.label!r}: task {task.id}: {fault}") from fault
 
@@ -147,9 +152,9 @@ def _play(
 
 
 class Slips:
-    """A hasty demonstrator: in a share of its turns it does what `slip` does.
+    """Makes a demonstrator hasty: `slip` alters a share of its turns.
 
-    The seed makes a task's slips the same, whatever is played beside it.
+    A task's slips depend on the seed alone, not on the tasks played beside it.
     """
 
     def __init__(self, share: float, seed: str) -> None:
@@ -165,7 +170,7 @@ class Slips:
 
 
 def slip(message: Message, opening: Opening, rng: random.Random) -> Message:
-    """What a hasty demonstrator does in place of a tool call: take a wrong tool, or give up.
+    """Replace a tool call by a hasty demonstrator's error: a call of a wrong tool, or giving up.
 
     The wrong tool is one that takes the same arguments; where there is none, the demonstrator gives up.
     """
@@ -183,7 +188,7 @@ def slip(message: Message, opening: Opening, rng: random.Random) -> Message:
 
 
 def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample]":
-    """Demonstrated episodes on train tasks as samples.
+    """Play demonstrations of train tasks and return them as samples.
 
     Raises ColdStartError where an expert fails a task without a slip of ours.
     """
@@ -220,7 +225,7 @@ def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample
 
 
 def _key(config: RunConfig) -> str:
-    """A hash of all that the cold start depends on, our own source files included."""
+    """Hash everything that the cold start depends on, our own source files included."""
     relevant = {
         "model": config.model.model_dump(),
         "sft": config.sft.model_dump() if config.sft else None,

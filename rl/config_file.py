@@ -12,9 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-
-class ConfigError(Exception):
-    """A setting that cannot be; the message is one sentence for the user."""
+from rl.config_error import ConfigError
 
 
 class Section(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rl.config_file import ConfigError
+from rl.config_error import ConfigError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rl.config_file import ConfigError
+from rl.config_error import ConfigError
 
 if TYPE_CHECKING:
     from rl.jobs.client import JobServer
