@@ -142,6 +142,7 @@ def compare_modes(
     chosen: list[Mode] = [mode for mode in MODES if mode in wanted]
     if len(chosen) != len(wanted):
         raise ConfigError(f"--modes: {modes} has to name some of {', '.join(MODES)}")
+    require("ray")
     try:
         result = compare(settings, config, context.args, chosen)
     except CompareError as error:
