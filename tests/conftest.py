@@ -4,15 +4,22 @@ The checkpoints' weights are random and made sharper than a fresh policy's: with
 is flat and every expert alike, and a wrong position or a wrong expert changes less than rounding.
 """
 
+import ast
+import gc
 import itertools
 import os
+import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import ENVS
 from hypothesis import settings
+
+pytest_plugins = ["markers"]
 
 # Read by `datasets` when it is imported: its cache goes away with the session.
 _CACHE = tempfile.TemporaryDirectory(prefix="dorado-tests-", ignore_cleanup_errors=True)
@@ -21,8 +28,38 @@ os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 settings.register_profile("dorado", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("dorado")
 
+# Several workers share the cores: their threads would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 FAMILIES = ("longcat_flash", "qwen3_moe")
 SHARPER = 2.0
+
+
+def _undisturbed(parse: Callable[..., ast.AST]) -> Callable[..., ast.AST]:
+    """`ast.parse`, alone and without garbage collection.
+
+    Before Python 3.11.8 it raises SystemError where a second parse begins within the first: in another
+    thread, or in garbage that is collected meanwhile and prints a traceback (its carets are found by
+    parsing). pytest parses a test's file to show its failure.
+    """
+    alone = threading.RLock()
+
+    def parse_alone(*arguments: Any, **options: Any) -> ast.AST:
+        with alone:
+            collects = gc.isenabled()
+            gc.disable()
+            try:
+                return parse(*arguments, **options)
+            finally:
+                if collects:
+                    gc.enable()
+
+    return parse_alone
+
+
+if sys.version_info < (3, 11, 8):
+    ast.parse = _undisturbed(ast.parse)  # pyright: ignore
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,7 @@ def test_random_streams_go_on_where_they_were(tmp_path):
     assert numbers() == first
 
 
+@pytest.mark.slow
 def test_a_learner_killed_at_any_moment_goes_on_with_the_losses_of_one_that_was_not(
     checkpoint, tmp_path, processes
 ):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import learner_process
+import pytest
 
 
 def run(checkpoints: dict[str, Path], how: str) -> dict[str, list[list[str]]]:
@@ -23,6 +24,7 @@ def run(checkpoints: dict[str, Path], how: str) -> dict[str, list[list[str]]]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_same_losses_and_gradients_to_the_bit(checkpoints):
     first, second = (run(checkpoints, "deterministic") for _ in range(2))
     assert len(first) == 4, "two families in two dtypes"

@@ -129,7 +129,10 @@ BUILT_IN = [
 ]
 
 
-@pytest.mark.parametrize("name", ["envs.builtin.slow_calculator:SlowCalculator", *BUILT_IN])
+SLOW = pytest.param("envs.builtin.slow_calculator:SlowCalculator", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [SLOW, *BUILT_IN])
 def test_the_built_in_environments_keep_every_promise(built_in, name):
     report = built_in[name].result()
     assert report.passed, str(report)

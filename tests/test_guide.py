@@ -89,7 +89,7 @@ def test_the_guides_table_has_every_promise():
     assert dict(rows) == PROMISES
 
 
-@pytest.mark.engine
+@pytest.mark.run
 @pytest.mark.timeout(600)
 def test_the_run_of_the_guide_trains_for_ten_steps(folder):
     done = dorado(folder, "train", "doubling.toml", timeout=580)

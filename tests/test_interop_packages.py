@@ -22,7 +22,7 @@ from envs.interop.reasoning_gym import ReasoningGym, ReasoningGymConfig
 from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.network
 
 NEEDLESS = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 

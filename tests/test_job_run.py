@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.run, pytest.mark.timeout(290)]
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """

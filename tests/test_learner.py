@@ -411,7 +411,7 @@ def test_a_step_that_computes_activations_again_is_the_same_step(family_checkpoi
     assert found[0] == found[2] and found[1] == found[3]
 
 
-@pytest.mark.engine  # neither Ray nor vLLM, but a compiler
+@pytest.mark.compiler
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 def test_a_learner_with_compiled_kernels_trains_as_another_does(family_checkpoint, monkeypatch):

@@ -75,7 +75,9 @@ async def two_engines(checkpoint: str, caches: str) -> AsyncIterator[dict[str, W
             engine.shutdown()
 
 
-@pytest.mark.parametrize("family", ["longcat_flash", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("longcat_flash", marks=pytest.mark.smoke), "qwen3_moe"]
+)
 def test_the_greedy_continuation_is_the_same_as_unmoved(
     family: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

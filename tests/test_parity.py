@@ -45,7 +45,7 @@ GROUPS: dict[str, Callable[[str], bool]] = {
 ENVS = tuple(EnvTable(id=id) for id in ("calculator", "orders", "sensors"))
 
 
-@pytest.fixture(scope="module", params=["longcat_flash", "qwen3_moe"])
+@pytest.fixture(scope="module")
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint after a short cold start on the built-in environments."""
     folder = tmp_path_factory.mktemp("policy") / request.param
@@ -59,7 +59,14 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+CASES = [(family, dtype) for family in ("longcat_flash", "qwen3_moe") for dtype in LIMIT]
+
+
+@pytest.mark.parametrize(
+    ("trained", "dtype"),
+    [pytest.param(*CASES[0], marks=pytest.mark.smoke), *CASES[1:]],
+    indirect=["trained"],
+)
 def test_engine_and_learner_agree(trained: Path, dtype: str, tmp_path: Path) -> None:
     asyncio.run(_compare(trained, dtype, tmp_path))
 
@@ -94,7 +101,7 @@ async def _compare(checkpoint: Path, dtype: str, folder: Path) -> None:
         engine.shutdown()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("trained", "dtype"), CASES, indirect=["trained"])
 def test_engine_and_learner_agree_on_one_adapter_after_another(
     trained: Path, dtype: str, tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int | None, ...], ...]
 }
 
 
-@pytest.mark.engine  # neither Ray nor vLLM, but a compiler that works for half a minute
+@pytest.mark.compiler
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

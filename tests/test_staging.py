@@ -123,6 +123,7 @@ async def _again_and_again(checkpoint: Path, folder: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.smoke
 @pytest.mark.timeout(280)
 def test_what_cannot_be_staged_changes_nothing_and_the_engine_takes_the_next_version(
     checkpoint, tmp_path

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.run, pytest.mark.timeout(290)]
 
 ROOT = Path(__file__).parent.parent
 COMMON = """
@@ -220,6 +220,7 @@ def _assert_records_agree(folder: Path, ledger: dict[str, dict[str, int]]) -> No
     assert plain_answers > 0, "no answer without a tool call was among them"
 
 
+@pytest.mark.smoke
 def test_in_dora_each_trajectory_stays_on_its_version_and_none_is_too_old(
     policy: Path, tmp_path: Path
 ) -> None:
@@ -350,6 +351,7 @@ def test_a_synchronous_run_can_be_interrupted_and_leaves_nothing(tmp_path: Path)
     _assert_books_balance(summary["ledger"])
 
 
+@pytest.mark.smoke
 def test_a_run_that_was_stopped_goes_on_after_its_last_step(policy: Path, tmp_path: Path) -> None:
     config = tmp_path / "stopped.toml"
     config.write_text(
