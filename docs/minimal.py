@@ -13,10 +13,10 @@ past versions (`trainer/learner.py`), weight sync (`rl/fleet/weight_sync.py`), t
 """
 
 import asyncio
-import itertools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from envs.builtin.calculator import Calculator, CalculatorConfig
-from envs.env import Task
+from envs.env import Deadlines, Task
 from envs.message import Message
 from envs.session import EnvSession, StepResult
 from rl.cold_start import first_checkpoint
@@ -41,17 +41,18 @@ SETTINGS: dict[str, Any] = {
     "name": "minimal",
     "model": {"init": {"family": "longcat_flash", "preset": "tiny"}},
     "env": [{"id": "calculator", "config": {"largest": 9}}],
-    "sft": {  # demonstrations by an expert that errs: the first policy is half good
-        "demonstrations": 200,
-        "steps": 100,
-        "batch_size": 16,
-        "slip": 0.25,
-        "optim": {"lr": 2e-3, "warmup_steps": 20, "decay_steps": 120},
-    },
-    "batch": {"groups": 8, "group_size": 8},
+    # Demonstrations by an expert that errs at a quarter of its calls: the first policy is half good.
+    "sft": {"demonstrations": 200, "slip": 0.25, "steps": 100, "batch_size": 16}
+    | {"optim": {"lr": 2e-3, "warmup_steps": 20, "decay_steps": 120}},
+    "batch": {"groups": 12, "group_size": 8},
     "episode": {"max_turns": 3, "max_completion_tokens": 24, "max_tokens": 128},
-    "learner": {"loss": {"kind": "longcat"}, "optim": {"lr": 3e-4, "warmup_steps": 2}},
+    "learner": {"loss": {"kind": "longcat"}, "optim": {"lr": 4e-4, "warmup_steps": 2}},
 }
+
+
+def environment(c: RunConfig) -> Calculator:
+    """The world to play in. In the run: on a host of its own, `rl/actors/env_host.py`."""
+    return Calculator(CalculatorConfig(**c.env[0].config))
 
 
 @dataclass
@@ -59,63 +60,58 @@ class Trajectory:
     """One episode's tokens, one entry per token in each list. In the run: `rollout/trajectory.py`."""
 
     session: EnvSession
-    ids: list[int]
-    mask: list[bool]  # True where the policy wrote the token: only there it learns
-    logprobs: list[float]  # of the tokens that it wrote, when it wrote them
+    ids: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)  # True where the policy wrote the token
+    logprobs: list[float] = field(default_factory=list)  # of its own tokens, as it wrote them
     done: bool = False
     reward: float = 0.0
 
-    def append(self, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
-        """Add what the environment said, or, with log-probs, what the policy wrote."""
+    def hear(self, ids: Sequence[int]) -> None:
         self.ids += ids
-        self.mask += [logprobs is not None] * len(ids)
-        self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
+        self.mask += [False] * len(ids)
+        self.logprobs += [0.0] * len(ids)
+
+    def write(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        self.ids += ids
+        self.mask += [True] * len(ids)
+        self.logprobs += logprobs
 
 
 def play(policy: Any, renderer: Renderer, tasks: Sequence[Task], c: RunConfig) -> list[Trajectory]:
     """Play one episode per task, all of them turn by turn. In the run: `rollout/episode.py`."""
     trajectories: list[Trajectory] = []
     for task in tasks:
-        environment = Calculator(CalculatorConfig(**c.env[0].config))
-        trajectory = Trajectory(EnvSession(environment, c.env[0].deadlines.record), [], [], [])
-        opening = asyncio.run(trajectory.session.open(task))
-        trajectory.append(renderer.prompt(opening.messages, opening.tools))
-        trajectories.append(trajectory)
+        trajectories.append(Trajectory(EnvSession(environment(c), Deadlines())))
+        opening = asyncio.run(trajectories[-1].session.open(task))
+        trajectories[-1].hear(renderer.prompt(opening.messages, opening.tools))
     for _ in range(c.episode.max_turns):
         playing = [t for t in trajectories if not t.done]
-        if not playing:
-            break
-        answers = generate(policy, [t.ids for t in playing], renderer.eos_ids[0], c)
-        for trajectory, (ids, logprobs) in zip(playing, answers, strict=True):
-            trajectory.append(ids, logprobs)  # the ids themselves: text is never tokenized again
+        turns = generate(policy, [t.ids for t in playing], renderer.eos_ids[0], c)
+        for trajectory, (ids, logprobs) in zip(playing, turns, strict=True):
+            trajectory.write(ids, logprobs)  # the ids themselves: text is never tokenized again
             if ids[-1] not in renderer.eos_ids:
                 trajectory.done = True  # cut off at the length limit
                 continue
-            result = answer(trajectory.session, renderer, ids)
+            try:
+                result = asyncio.run(trajectory.session.step(*renderer.parse(ids)))
+            except MalformedCall as error:  # the policy's own fault: it is told, and plays on
+                result = StepResult((Message("tool", f"error: {error}"),), done=False)
             trajectory.done = result.done
-            if not result.done:
-                trajectory.append(renderer.suffix(result.messages, ids))
-    for trajectory in trajectories:  # in the run: reward/score.py adds judges
+            trajectory.hear(renderer.suffix(result.messages, ids) if not result.done else [])
+    for trajectory in trajectories:  # in the run: reward/score.py, which adds judges
         trajectory.reward = sum(asyncio.run(trajectory.session.score()).values())
-        asyncio.run(trajectory.session.close())
     return trajectories
-
-
-def answer(session: EnvSession, renderer: Renderer, ids: Sequence[int]) -> StepResult:
-    """Give the environment what the policy wrote, as text and tool calls, and return its answer."""
-    try:
-        return asyncio.run(session.step(*renderer.parse(ids)))
-    except MalformedCall as error:  # the policy's fault: it is told, and plays on
-        return StepResult((Message("tool", f"error: {error}"),), done=False)
 
 
 @torch.no_grad()
 def generate(
     policy: Any, prompts: Sequence[Sequence[int]], end: int, c: RunConfig
 ) -> list[tuple[list[int], list[float]]]:
-    """Sample one turn for each prompt: its ids and their log-probs. In the run: `rollout/vllm_engine.py`."""
+    """Sample a turn for each prompt: ids and their log-probs. In the run: `rollout/vllm_engine.py`."""
+    if not prompts:
+        return []
     width = max(map(len, prompts))
-    left = [width - len(p) for p in prompts]
+    left = [width - len(prompt) for prompt in prompts]
     found = policy.generate(
         torch.tensor([[end] * n + [*p] for n, p in zip(left, prompts, strict=True)]),
         attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in left]),
@@ -136,13 +132,12 @@ def generate(
 
 
 def samples_of(group: Sequence[Trajectory], name: str, version: int) -> list[TrainSample]:
-    """Turn the trajectories of one task into samples. In the run: `rl/samples/samples.py`.
+    """Make samples of one task's trajectories. In the run: `rl/samples/samples.py`.
 
-    A group in which all did equally well teaches nothing, and gives none.
+    A group without variance teaches nothing, and gives none.
     """
     rewards = [t.reward for t in group]
-    if len(set(rewards)) == 1:
-        return []
+    advantages = GROUP_ADVANTAGES["grpo"](rewards)
     return [
         TrainSample(
             id=f"{name}/{i}",
@@ -150,65 +145,61 @@ def samples_of(group: Sequence[Trajectory], name: str, version: int) -> list[Tra
             token_ids=tuple(t.ids),
             loss_mask=tuple(t.mask),
             rollout_logprobs=tuple(t.logprobs),
-            advantages=tuple(advantage * m for m in t.mask),
-            versions=tuple(version if m else -1 for m in t.mask),
+            advantages=tuple(advantage * learned for learned in t.mask),
+            versions=tuple(version if learned else -1 for learned in t.mask),
             reward=t.reward,
         )
-        for i, (t, advantage) in enumerate(
-            zip(group, GROUP_ADVANTAGES["grpo"](rewards), strict=True)
-        )
+        for i, (t, advantage) in enumerate(zip(group, advantages, strict=True))
+        if len(set(rewards)) > 1
     ]
 
 
-def logprobs_of(policy: Any, samples: Sequence[TrainSample], temperature: float) -> Tensor:
-    """Log-probs of all tokens that the policy wrote, (N,). In the run: `trainer/scorer.py`, unpadded."""
-    width = max(len(s.token_ids) for s in samples)
-    ids = torch.tensor([[*s.token_ids, *[0] * (width - len(s.token_ids))] for s in samples])
-    mask = torch.tensor([[*s.loss_mask, *[False] * (width - len(s.loss_mask))] for s in samples])
-    logits = policy(input_ids=ids, use_cache=False).logits[:, :-1].float() / temperature
-    return logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0][mask[:, 1:]]
-
-
 def loss_of(policy: Any, samples: Sequence[TrainSample], c: RunConfig) -> Tensor:
-    """The loss of a batch that the present version wrote. In the run: `trainer/learner.py`."""
+    """Loss of a batch that the present version wrote. In the run: `trainer/learner.py`, without padding.
 
-    def written(values: str) -> list[Any]:
-        pairs = (zip(getattr(s, values), s.loss_mask, strict=True) for s in samples)
-        return [value for value, learn in itertools.chain(*pairs) if learn]
+    Shapes: S samples, T tokens of the longest, N tokens that the policy wrote.
+    """
+    longest = max(len(s.token_ids) for s in samples)
 
-    lengths = torch.tensor([s.num_policy_tokens for s in samples])
-    sample_N = torch.arange(len(samples)).repeat_interleave(lengths)
-    logprobs_N = logprobs_of(policy, samples, c.sampling.temperature)
+    def padded(rows: Iterable[Sequence[float]], dtype: torch.dtype) -> Tensor:
+        return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=dtype)
+
+    ids_ST = padded((s.token_ids for s in samples), torch.long)
+    mask_ST = padded((s.loss_mask for s in samples), torch.bool)
+    logits_STV = policy(input_ids=ids_ST, use_cache=False).logits[:, :-1].float()
+    scores_STV = (logits_STV / c.sampling.temperature).log_softmax(-1)  # trainer/scorer.py
+    logprobs_N = scores_STV.gather(-1, ids_ST[:, 1:, None])[..., 0][mask_ST[:, 1:]]
+    lengths_S = mask_ST.sum(1)
+    sample_N = torch.arange(len(samples)).repeat_interleave(lengths_S)
     inputs = LossInputs(
         learner_logprobs_N=logprobs_N,
         behaviour_logprobs_N=logprobs_N.detach(),  # of the version that wrote them: this one
         proximal_logprobs_N=logprobs_N.detach(),
-        rollout_logprobs_N=torch.tensor(written("rollout_logprobs")),
-        advantages_N=torch.tensor(written("advantages")),
+        rollout_logprobs_N=padded((s.rollout_logprobs for s in samples), torch.float)[mask_ST],
+        advantages_N=padded((s.advantages for s in samples), torch.float)[mask_ST],
         sample_N=sample_N,
-        sample_tokens_N=lengths[sample_N],
+        sample_tokens_N=lengths_S[sample_N],
         num_samples=len(samples),
-        num_tokens=int(lengths.sum()),
+        num_tokens=int(lengths_S.sum()),
     )
     return objective(inputs, c.learner.loss)[0]
 
 
 def train(checkpoint: str, c: RunConfig) -> list[float]:
-    """The loop: play, compare, update. In the run: `rl/loop/run.py`. Returns the mean reward per step."""
+    """The loop: play, compare, update; returns the mean reward of each step. In the run: `rl/loop/run.py`."""
     torch.manual_seed(c.seed)
     policy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     renderer = Renderer(checkpoint, c.episode.tool_format)
     optimizer = Optimizer(policy, c.learner.optim, torch.float32)
-    tasks = Calculator(CalculatorConfig(**c.env[0].config)).tasks("train", c.seed + 1)
-    means: list[float] = []
+    tasks = environment(c).tasks("train", c.seed + 1)  # in the run: rl/tasks/task_source.py
+    size, means = c.batch.group_size, []
     for version in range(c.steps):
-        batch = list(itertools.islice(tasks, c.batch.groups))  # in the run: rl/tasks/task_source.py
-        size = c.batch.group_size
-        played = play(policy, renderer, [task for task in batch for _ in range(size)], c)
-        samples: list[TrainSample] = []
-        for index in range(len(batch)):
-            group = played[index * size : (index + 1) * size]
-            samples += samples_of(group, f"{version}/{index}", version)
+        batch = [task for task in islice(tasks, c.batch.groups) for _ in range(size)]
+        played = play(policy, renderer, batch, c)
+        groups = [played[i : i + size] for i in range(0, len(played), size)]
+        samples = [
+            s for i, g in enumerate(groups) for s in samples_of(g, f"{version}/{i}", version)
+        ]
         if samples:
             loss_of(policy, samples, c).backward()
             optimizer.clip()
@@ -221,5 +212,4 @@ def train(checkpoint: str, c: RunConfig) -> list[float]:
 if __name__ == "__main__":
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     config = RunConfig.model_validate({**SETTINGS, "steps": steps})
-    first, _ = first_checkpoint(config, lambda stage, step, _, loss: None)
-    train(first, config)
+    train(first_checkpoint(config, lambda *_: None)[0], config)
