@@ -18,7 +18,8 @@ from simulated_user import simulated_user
 from test_run_data import STATUS, make_run, step_metrics
 
 from rl.config_file import ConfigError
-from rl.dashboard import run_data
+from rl.dashboard import run_data, server
+from rl.dashboard.page import Page, Site
 from rl.dashboard.pages import frame
 from rl.dashboard.pages.frame import run_address
 from rl.dashboard.pages.metrics import MAX_CHARTS
@@ -100,13 +101,32 @@ async def test_a_run_that_has_not_begun_to_play_says_what_comes_first(user, fold
     await user.should_see("Cold start and the start of the engines come first")
 
 
-PAGES = ("", "metrics", "timeline", "environments", "experts", "health", "config")
+PAGES = tuple(page.below for page in server.PAGES if page.title)
 
 
 @pytest.mark.parametrize("page", PAGES)
 async def test_a_run_that_is_not_there_says_so(user, page):
     await user.open(run_address("gone", page))
     await user.should_see("There is no run named 'gone'")
+
+
+def _notes_page(site: Site, route: str) -> None:
+    @ui.page(route)
+    def page(name: str) -> None:
+        with frame.frame(site, name, "notes"):
+            ui.label(f"notes of {name}, of {len(site.runs.names())} runs")
+
+
+async def test_a_new_page_is_one_function_and_one_entry(folder, monkeypatch):
+    make_run(folder / "demo")
+    one = Page("/run/{name}/notes", "Notes", _notes_page)
+    monkeypatch.setattr(server, "PAGES", (*server.PAGES, one))
+    async with simulated_user(folder) as user:
+        await user.open("/run/demo")
+        (link,) = [one for one in user.find(ui.link).elements if one.text == "Notes"]
+        assert link.props["href"] == "/run/demo/notes"
+        await user.open("/run/demo/notes")
+        await user.should_see("notes of demo, of 1 runs")
 
 
 async def test_an_address_opens_the_metrics_that_it_names(user, folder):

@@ -17,6 +17,8 @@ from playwright.sync_api import Browser, Page, expect
 from test_run_data import make_run, step_metrics
 
 from rl.dashboard.demo import demo_runs
+from rl.dashboard.page import RUN as RUN_ROUTE
+from rl.dashboard.server import PAGES
 
 ROOT = Path(__file__).parent.parent
 _SPEC = importlib.util.spec_from_file_location("screenshots", ROOT / "scripts/screenshots.py")
@@ -28,20 +30,22 @@ pytestmark = pytest.mark.skipif(
 )
 RUN = "/run/quickstart"
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
-# Of each page: its address, a text on it, and how many charts at least.
-PAGES = {
-    "runs": ("/", "quickstart", 0),
-    "overview": (RUN, "held-out", 6),
-    "metrics": (f"{RUN}/metrics", "keys", 12),
-    "timeline": (f"{RUN}/timeline", "engine-0", 1),
-    "trajectories": (f"{RUN}/trajectories", "trajectories", 1),
-    "group": (f"{RUN}/group/GROUP", "policy, turn 1", 0),
-    "trajectory": (f"{RUN}/trajectory/ID", "policy, turn 1", 0),
-    "environments": (f"{RUN}/environments", "calculator", 1),
-    "experts": (f"{RUN}/experts", "Experts", 5),
-    "health": (f"{RUN}/health", "engine-0", 0),
-    "config": (f"{RUN}/config", "learner.optim.lr", 0),
+# By route: a text on the page over the quickstart, and how many charts it has at least.
+EXPECTED = {
+    "/": ("quickstart", 0),
+    RUN_ROUTE: ("held-out", 6),
+    f"{RUN_ROUTE}/metrics": ("keys", 12),
+    f"{RUN_ROUTE}/timeline": ("engine-0", 1),
+    f"{RUN_ROUTE}/trajectories": ("trajectories", 1),
+    f"{RUN_ROUTE}/group/{{group_id:path}}": ("policy, turn 1", 0),
+    f"{RUN_ROUTE}/trajectory/{{id:path}}": ("policy, turn 1", 0),
+    f"{RUN_ROUTE}/environments": ("calculator", 1),
+    f"{RUN_ROUTE}/experts": ("Experts", 5),
+    f"{RUN_ROUTE}/health": ("engine-0", 0),
+    f"{RUN_ROUTE}/config": ("learner.optim.lr", 0),
 }
+ROUTES = [page.route for page in PAGES]
+TITLED = [page for page in PAGES if page.title and page.below]
 INK = """canvas => {
     const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
     return new Set(new Uint32Array(data.buffer)).size;
@@ -169,8 +173,10 @@ def one(runs: Path) -> tuple[str, str]:
     return screenshots.trained(runs)
 
 
-def where(name: str, one: tuple[str, str]) -> str:
-    return PAGES[name][0].replace("GROUP", one[0]).replace("ID", one[1])
+def where(route: str, one: tuple[str, str]) -> str:
+    """A route's address for the quickstart, its group and its trajectory."""
+    known = {"name": "quickstart", "group_id": one[0], "id": one[1]}
+    return re.sub(r"{(\w+)(:path)?}", lambda found: known[found[1]], route)
 
 
 def drawn(page: Page, charts: int) -> None:
@@ -185,28 +191,21 @@ def drawn(page: Page, charts: int) -> None:
         assert inks >= 3, "an empty chart"
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_each_page_shows_the_quickstart(page, one, name):
-    page.goto(where(name, one))
-    expect(page.get_by_text(PAGES[name][1]).locator("visible=true").first).to_be_visible()
-    drawn(page, PAGES[name][2])
+@pytest.mark.parametrize("route", ROUTES)
+def test_each_page_shows_the_quickstart(page, one, route):
+    text, charts = EXPECTED.get(route, ("quickstart", 0))
+    page.goto(where(route, one))
+    expect(page.get_by_text(text).locator("visible=true").first).to_be_visible()
+    drawn(page, charts)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "it fits 1280 pixels"
 
 
 def test_the_pages_lead_to_each_other(page):
     page.goto("/")
     page.get_by_role("link", name="quickstart").click()
-    for title in (
-        "Metrics",
-        "Timeline",
-        "Trajectories",
-        "Environments",
-        "Experts",
-        "Health",
-        "Config",
-    ):
-        page.get_by_role("link", name=title, exact=True).click()
-        page.wait_for_url(re.compile(f"{RUN}/{title.lower()}"))
+    for one in TITLED:
+        page.get_by_role("link", name=one.title, exact=True).click()
+        page.wait_for_url(re.compile(f"{RUN}/{one.below}"))
     page.get_by_role("link", name="Overview", exact=True).click()
     page.wait_for_url(re.compile(f"{RUN}$"))
 
@@ -273,7 +272,7 @@ def test_the_keyboard_goes_from_trajectory_to_trajectory(page, one):
     ["rollout log-prob", "learner minus engine", "advantage", "entropy", "mask", "policy version"],
 )
 def test_the_tokens_are_coloured_by_a_chosen_number(page, one, view):
-    page.goto(where("trajectory", one))
+    page.goto(where(f"{RUN_ROUTE}/trajectory/{{id:path}}", one))
     page.get_by_role("button", name=view, exact=True).click()
     colours = """() => new Set([...document.querySelectorAll('span')]
         .map(one => getComputedStyle(one).backgroundColor)).size"""
@@ -282,7 +281,7 @@ def test_the_tokens_are_coloured_by_a_chosen_number(page, one, view):
 
 
 def test_the_command_that_plays_it_again_is_copied(page, one):
-    page.goto(where("trajectory", one))
+    page.goto(where(f"{RUN_ROUTE}/trajectory/{{id:path}}", one))
     page.get_by_text("copy command", exact=False).click()
     give_up = time.monotonic() + 10
     while not (copied := page.evaluate("navigator.clipboard.readText()")):
@@ -294,19 +293,13 @@ def test_the_command_that_plays_it_again_is_copied(page, one):
 @pytest.mark.parametrize(
     "path",
     [
-        "/run/hostile",
+        *(f"/run/hostile/{one.below}".rstrip("/") for one in PAGES if one.title),
         "/run/hostile/metrics?match=.",
-        "/run/hostile/timeline",
-        "/run/hostile/trajectories",
         "/run/hostile/group/g",
         "/run/hostile/trajectory/h",
         "/run/hostile/trajectory/b",
         "/run/hostile/trajectory/half",
         "/run/hostile/trajectory/gone",
-        "/run/hostile/environments",
-        "/run/hostile/experts",
-        "/run/hostile/health",
-        "/run/hostile/config",
         "/run/hostile/config?also=quickstart",
         "/run/quickstart/metrics?also=hostile&match=.",
         "/run/hostile/trajectories?env=<script>document.title='taken'</script>",

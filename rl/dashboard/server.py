@@ -1,4 +1,7 @@
-"""`dorado dashboard`: the pages, in a process of their own."""
+"""`dorado dashboard`: the pages, in a process of their own.
+
+`PAGES` is the one list of them: routes, navigation and the browser's tests follow from it.
+"""
 
 import ipaddress
 import socket
@@ -7,6 +10,7 @@ from nicegui import app, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rl.config_file import ConfigError
+from rl.dashboard.page import RUN, Page, Site
 from rl.dashboard.pages.config import config_page
 from rl.dashboard.pages.environments import environments_page
 from rl.dashboard.pages.experts import experts_page
@@ -21,20 +25,26 @@ from rl.dashboard.pages.trajectory import trajectory_page
 from rl.dashboard.password import VARIABLE, AskPassword
 from rl.dashboard.run_data import RunsFolder
 
+PAGES: tuple[Page, ...] = (
+    Page("/", "", runs_page),
+    Page(RUN, "Overview", overview_page),
+    Page(f"{RUN}/metrics", "Metrics", metrics_page),
+    Page(f"{RUN}/timeline", "Timeline", timeline_page),
+    Page(f"{RUN}/trajectories", "Trajectories", trajectories_page),
+    Page(f"{RUN}/group/{{group_id:path}}", "", group_page),
+    Page(f"{RUN}/trajectory/{{id:path}}", "", trajectory_page),
+    Page(f"{RUN}/environments", "Environments", environments_page),
+    Page(f"{RUN}/experts", "Experts", experts_page),
+    Page(f"{RUN}/health", "Health", health_page),
+    Page(f"{RUN}/config", "Config", config_page),
+)
+
 
 def add_pages(runs: RunsFolder) -> None:
     """Register all pages."""
-    runs_page(runs)
-    overview_page(runs)
-    metrics_page(runs)
-    trajectories_page(runs)
-    group_page(runs)
-    trajectory_page(runs)
-    timeline_page(runs)
-    environments_page(runs)
-    experts_page(runs)
-    health_page(runs)
-    config_page(runs)
+    site = Site(runs, PAGES)
+    for page in PAGES:
+        page.register(site, page.route)
 
 
 def check_address(host: str, port: int, password: str | None) -> None:

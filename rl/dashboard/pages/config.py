@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Query
 from nicegui import ui
 
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     fill,
     frame,
@@ -16,7 +17,7 @@ from rl.dashboard.pages.frame import (
     run_address,
     table,
 )
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 from rl.dashboard.settings import setting_rows
 
 # A cell whose value differs is marked; its text is Vue's, which escapes it.
@@ -43,30 +44,32 @@ class Choice:
         return run_address(self.runs[0].name, "config", query)
 
 
-def config_page(runs: RunsFolder) -> None:
+def config_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}/config", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(
         name: str,
         match: str = "",
         differing: str = "",
         also: Annotated[list[str] | None, Query()] = None,
     ) -> None:
-        run = runs.find(name)
+        run = site.runs.find(name)
         if run is None:
-            return no_such_run(runs, name)
-        others = [found for other in also or () if (found := runs.find(other)) not in (None, run)]
+            return no_such_run(site, name)
+        others = [
+            found for other in also or () if (found := site.runs.find(other)) not in (None, run)
+        ]
         chosen = [run, *(one for one in others if one is not None)][: _MAX_OTHERS + 1]
         choice = Choice(chosen, match, differing == "1")
         await read(*choice.runs)
-        with frame(runs, run.name, "config"):
-            if missing := [other for other in also or () if runs.find(other) is None]:
+        with frame(site, run.name, "config"):
+            if missing := [other for other in also or () if site.runs.find(other) is None]:
                 notice(f"There is no run named {', '.join(map(repr, missing))}.", icon="search_off")
-            _content(runs, choice)
+            _content(site, choice)
 
 
-def _content(runs: RunsFolder, choice: Choice) -> None:
+def _content(site: Site, choice: Choice) -> None:
     @ui.refreshable
     def settings() -> None:
         first, *others = choice.runs
@@ -90,7 +93,7 @@ def _content(runs: RunsFolder, choice: Choice) -> None:
 
     async def choose() -> None:
         names = (beside.value or [])[:_MAX_OTHERS]
-        choice.runs[1:] = [one for name in names if (one := runs.find(name)) is not None]
+        choice.runs[1:] = [one for name in names if (one := site.runs.find(name)) is not None]
         choice.match, choice.differing = text.value or "", bool(only.value)
         await read(*choice.runs)
         ui.navigate.history.replace(choice.address)
@@ -105,7 +108,7 @@ def _content(runs: RunsFolder, choice: Choice) -> None:
     with ui.row().classes("w-full items-center"):
         text = ui.input("keys that contain", value=choice.match)
         text.props("debounce=400 outlined dense clearable").classes("grow")
-        options = [name for name in runs.names() if name != choice.runs[0].name]
+        options = [name for name in site.runs.names() if name != choice.runs[0].name]
         beside = ui.select(
             options,
             label="compared with",

@@ -11,6 +11,7 @@ from rl.dashboard.environments import (
     names,
     selection_rows,
 )
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     fill,
     frame,
@@ -22,7 +23,7 @@ from rl.dashboard.pages.frame import (
     redraw,
     table,
 )
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 
 _LEDGER = (
     ("env", "environment"),
@@ -48,16 +49,16 @@ _SELECTION = (
 _CHANGES = (("at", "after"), ("what", "what has changed"))
 
 
-def environments_page(runs: RunsFolder) -> None:
+def environments_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}/environments", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(name: str) -> None:
-        run = runs.find(name)
+        run = site.runs.find(name)
         if run is None:
-            return no_such_run(runs, name)
+            return no_such_run(site, name)
         await read(run)
-        with frame(runs, run.name, "environments"):
+        with frame(site, run.name, "environments"):
             _content(run)
 
 

@@ -4,23 +4,24 @@ from nicegui import ui
 
 from rl.dashboard import charts
 from rl.dashboard.expert_loads import heat_map, router_charts
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import frame, live, no_such_run, notice, read, redraw, run_address
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 
 # Heat maps on one page; a model with more layers has several pages.
 LAYERS = 8
 
 
-def experts_page(runs: RunsFolder) -> None:
+def experts_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}/experts", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(name: str, layer: str = "") -> None:
-        run = runs.find(name)
+        run = site.runs.find(name)
         if run is None:
-            return no_such_run(runs, name)
+            return no_such_run(site, name)
         await read(run)
-        with frame(runs, run.name, "experts"):
+        with frame(site, run.name, "experts"):
             _content(run, int(layer) if layer.isdecimal() and len(layer) < 9 else 0)
 
 

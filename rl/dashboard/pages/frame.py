@@ -12,23 +12,13 @@ from urllib.parse import quote, urlencode
 from nicegui import run, ui
 
 from rl.dashboard.alerts import Alert
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.page import Site
+from rl.dashboard.run_data import RunData
 
 # Seconds between two looks at the run folder.
 LIVE_SECONDS = 2.0
 _ICONS = {"error": "error", "warning": "warning", "note": "info"}
 _TONES = {"error": "negative", "warning": "warning", "note": "primary"}
-# Of a run: title and address.
-_PAGES = (
-    ("Overview", ""),
-    ("Metrics", "metrics"),
-    ("Timeline", "timeline"),
-    ("Trajectories", "trajectories"),
-    ("Environments", "environments"),
-    ("Experts", "experts"),
-    ("Health", "health"),
-    ("Config", "config"),
-)
 _STYLE = """
 .nicegui-content { padding: 0; }
 .page { width: 100%; max-width: 1800px; margin: 0 auto; padding: 16px 24px 40px; }
@@ -56,7 +46,7 @@ def run_address(name: str, page: str = "", query: Sequence[tuple[str, str]] = ()
 
 
 @contextmanager
-def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
+def frame(site: Site, name: str = "", page: str = "") -> Iterator[None]:
     """The page around its content. name: of the run that it is about; page: its own name."""
     ui.page_title("Dorado")
     ui.add_css(_STYLE)
@@ -66,11 +56,12 @@ def frame(runs: RunsFolder, name: str = "", page: str = "") -> Iterator[None]:
         ui.link("Dorado", "/").classes("text-white text-bold no-underline text-lg")
         if name:
             ui.label(name).classes("text-white ellipsis").style("max-width: 40vw")
-            for title, target in _PAGES:
-                link = ui.link(title, run_address(name, target)).classes("text-white")
-                link.classes("text-bold" if target == page else "no-underline")
+            for one in site.pages:
+                if one.title:
+                    link = ui.link(one.title, run_address(name, one.below)).classes("text-white")
+                    link.classes("text-bold" if one.below == page else "no-underline")
         ui.space()
-        ui.label(str(runs.path)).classes("text-white ellipsis gt-sm").style("opacity: .6")
+        ui.label(str(site.runs.path)).classes("text-white ellipsis gt-sm").style("opacity: .6")
         button = ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value))
         button.props("flat round dense color=white aria-label='dark or light'")
     with ui.column().classes("page gap-4"):
@@ -103,11 +94,11 @@ def notice(text: str, advice: str = "", icon: str = "info") -> None:
                 ui.label(advice).classes("quiet")
 
 
-def no_such_run(runs: RunsFolder, name: str) -> None:
+def no_such_run(site: Site, name: str) -> None:
     """The page of a run that is not there."""
-    with frame(runs):
+    with frame(site):
         notice(
-            f"There is no run named {name!r} in {runs.path}.",
+            f"There is no run named {name!r} in {site.runs.path}.",
             "An earlier run gets its date added to its name when a new one takes the name.",
             "search_off",
         )

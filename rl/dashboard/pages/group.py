@@ -7,10 +7,11 @@ from pathlib import Path
 
 from nicegui import ui
 
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import frame, no_such_run, notice, unreadable_index
 from rl.dashboard.pages.message_view import STYLE, message, rewards_text, said, turn_messages
 from rl.dashboard.pages.trajectories import trajectory_address
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 from rl.dashboard.trajectory_index import MAX_MEMBERS, Hit, group
 from rl.dashboard.trajectory_record import TrajectoryView, Unreadable, read_record
 
@@ -18,15 +19,15 @@ from rl.dashboard.trajectory_record import TrajectoryView, Unreadable, read_reco
 _MAX_TURNS, _MAX_TEXT = 30, 3000
 
 
-def group_page(runs: RunsFolder) -> None:
+def group_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}/group/{group_id:path}", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(name: str, group_id: str) -> None:
-        data = runs.find(name)
+        data = site.runs.find(name)
         if data is None:
-            return no_such_run(runs, name)
-        with frame(runs, name, "trajectories"):
+            return no_such_run(site, name)
+        with frame(site, name, "trajectories"):
             ui.add_css(STYLE)
             try:
                 found = await asyncio.to_thread(_read, data.folder, group_id)

@@ -1,5 +1,6 @@
 """`/run/NAME/health?log=FILE`: actors and their heartbeats, what is waited for, the logs' ends."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from nicegui import run, ui
@@ -13,6 +14,7 @@ from rl.dashboard.health import (
     waiting_rows,
 )
 from rl.dashboard.log_tail import TAIL_BYTES, log_names, log_tail
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     alert_rows,
     fill,
@@ -26,7 +28,7 @@ from rl.dashboard.pages.frame import (
     table,
     tile,
 )
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 
 _ACTORS = (
     ("name", "actor"),
@@ -65,16 +67,16 @@ class Choice:
         return run_address(self.data.name, "health", query)
 
 
-def health_page(runs: RunsFolder) -> None:
+def health_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}/health", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(name: str, log: str = "") -> None:
-        found = runs.find(name)
+        found = site.runs.find(name)
         if found is None:
-            return no_such_run(runs, name)
+            return no_such_run(site, name)
         await read(found)
-        with frame(runs, found.name, "health"):
+        with frame(site, found.name, "health"):
             await _content(Choice(found, log))
 
 
@@ -103,28 +105,7 @@ async def _content(choice: Choice) -> None:
     with panel("what trajectories wait for, the most suspicious first"):
         waits = table(_WAITING, "id", ("id", "env", "phase", "at", "then"))
         waits.props("virtual-scroll").style("max-height: 420px")
-    with panel(f"logs: the last {TAIL_BYTES // 1024} KiB of"):
-        chosen = ui.select({}, value=None).props("outlined dense options-dense")
-        chosen.classes("q-mb-sm").style("min-width: 260px")
-        text = ui.label().classes("log")
-
-    async def show_log() -> None:
-        names = await run.io_bound(log_names, data.folder) or []
-        if chosen.options != (options := {name: name for name in names}):
-            chosen.set_options(options, value=choice.log if choice.log in options else None)
-        tail = await run.io_bound(log_tail, data.folder, choice.log) if choice.log else ""
-        if tail is None:
-            tail = f"There is no file {choice.log!r} in logs/."
-        empty = (
-            "The file is empty." if choice.log else "Choose a file; there is one for each actor."
-        )
-        text.set_text(tail or empty)
-
-    async def choose(name: str | None) -> None:
-        if (name or "") != choice.log and name is not None:
-            choice.log = name
-            ui.navigate.history.replace(choice.address)
-            await show_log()
+    show_log = _log(choice)
 
     def show() -> None:
         if said != (now := [*health_figures(data), *troubles(data)]):
@@ -139,7 +120,35 @@ async def _content(choice: Choice) -> None:
         show()
         await show_log()
 
-    chosen.on_value_change(lambda event: choose(event.value))
     show()
     await show_log()
     live(refresh)
+
+
+def _log(choice: Choice) -> Callable[[], Awaitable[None]]:
+    """The end of a log file, and the choice of it; returns what reads it anew."""
+    with panel(f"logs: the last {TAIL_BYTES // 1024} KiB of"):
+        chosen = ui.select({}, value=None).props("outlined dense options-dense")
+        chosen.classes("q-mb-sm").style("min-width: 260px")
+        text = ui.label().classes("log")
+
+    async def show_log() -> None:
+        names = await run.io_bound(log_names, choice.data.folder) or []
+        if chosen.options != (options := {name: name for name in names}):
+            chosen.set_options(options, value=choice.log if choice.log in options else None)
+        tail = await run.io_bound(log_tail, choice.data.folder, choice.log) if choice.log else ""
+        if tail is None:
+            tail = f"There is no file {choice.log!r} in logs/."
+        empty = (
+            "The file is empty." if choice.log else "Choose a file; there is one for each actor."
+        )
+        text.set_text(tail or empty)
+
+    async def choose(name: str | None) -> None:
+        if (name or "") != choice.log and name is not None:
+            choice.log = name
+            ui.navigate.history.replace(choice.address)
+            await show_log()
+
+    chosen.on_value_change(lambda event: choose(event.value))
+    return show_log

@@ -8,9 +8,11 @@ from typing import Annotated
 
 from fastapi import Query, Response
 from nicegui import app, ui
+from nicegui.elements.mixins.value_element import ValueElement
 
 from rl.dashboard import charts
 from rl.dashboard.metrics_table import as_csv
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     frame,
     live,
@@ -20,7 +22,7 @@ from rl.dashboard.pages.frame import (
     redraw,
     run_address,
 )
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 from rl.dashboard.series import matching, number, smoothed, thin
 
 FIRST_MATCH = "reward$|^loss/|^time/|^staleness/"
@@ -58,23 +60,38 @@ class Choice:
         return run_address(self.runs[0].name, "metrics.csv", query)
 
 
-def metrics_page(runs: RunsFolder) -> None:
+@dataclass(frozen=True)
+class _Controls:
+    """What a visitor chooses with."""
+
+    expression: ui.input
+    beside: ui.select
+    smooth: ui.slider
+    log: ui.checkbox
+    by: ui.toggle
+
+    @property
+    def all(self) -> tuple[ValueElement, ...]:
+        return self.expression, self.beside, self.smooth, self.log, self.by
+
+
+def metrics_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @app.get("/run/{name}/metrics.csv")
+    @app.get(f"{route}.csv")
     async def download(
         name: str, match: str = FIRST_MATCH, also: Annotated[list[str] | None, Query()] = None
     ) -> Response:
-        run = runs.find(name)
+        run = site.runs.find(name)
         if run is None:
             return Response("there is no such run\n", 404, media_type="text/plain")
-        choice = Choice([run, *_others(runs, run, also)], match)
+        choice = Choice([run, *_others(site, run, also)], match)
         await read(*choice.runs)
         table = as_csv(choice.runs, _keys(choice)[:MAX_CHARTS])
         headers = {"Content-Disposition": 'attachment; filename="metrics.csv"'}
         return Response(table, media_type="text/csv; charset=utf-8", headers=headers)
 
-    @ui.page("/run/{name}/metrics", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(
         name: str,
         match: str = FIRST_MATCH,
@@ -83,19 +100,19 @@ def metrics_page(runs: RunsFolder) -> None:
         log: str = "",
         x: str = "step",
     ) -> None:
-        run = runs.find(name)
+        run = site.runs.find(name)
         if run is None:
-            return no_such_run(runs, name)
+            return no_such_run(site, name)
         by = "time" if x == "time" else "step"
-        choice = Choice([run, *_others(runs, run, also)], match, smoothing(smooth), log == "1", by)
+        choice = Choice([run, *_others(site, run, also)], match, smoothing(smooth), log == "1", by)
         await read(*choice.runs)
-        with frame(runs, run.name, "metrics"):
-            if missing := [other for other in also or () if runs.find(other) is None]:
+        with frame(site, run.name, "metrics"):
+            if missing := [other for other in also or () if site.runs.find(other) is None]:
                 notice(f"There is no run named {', '.join(map(repr, missing))}.", icon="search_off")
-            _content(runs, choice)
+            _content(site, choice)
 
 
-def _content(runs: RunsFolder, choice: Choice) -> None:
+def _content(site: Site, choice: Choice) -> None:
     drawn: dict[str, ui.echart] = {}
 
     @ui.refreshable
@@ -120,9 +137,10 @@ def _content(runs: RunsFolder, choice: Choice) -> None:
                     drawn[key] = ui.echart(chart(choice, key)).style("height: 230px")
 
     async def choose() -> None:
-        choice.runs[1:] = _others(runs, choice.runs[0], beside.value)
-        choice.match, choice.x = expression.value or "", by.value
-        choice.smooth, choice.logarithmic = smooth.value or 0.0, bool(log.value)
+        choice.runs[1:] = _others(site, choice.runs[0], controls.beside.value)
+        choice.match, choice.x = controls.expression.value or "", controls.by.value
+        choice.smooth = controls.smooth.value or 0.0
+        choice.logarithmic = bool(controls.log.value)
         await read(*choice.runs)
         ui.navigate.history.replace(choice.address)
         panels.refresh()
@@ -134,10 +152,18 @@ def _content(runs: RunsFolder, choice: Choice) -> None:
         for key, shown in drawn.items():
             redraw(shown, chart(choice, key))
 
+    controls = _controls(site, choice)
+    for control in controls.all:
+        control.on_value_change(choose)
+    panels()
+    live(refresh)
+
+
+def _controls(site: Site, choice: Choice) -> _Controls:
     with ui.row().classes("w-full items-center"):
         expression = ui.input("keys (regular expression)", value=choice.match)
         expression.props("debounce=400 outlined dense clearable").classes("grow")
-        options = [name for name in runs.names() if name != choice.runs[0].name]
+        options = [name for name in site.runs.names() if name != choice.runs[0].name]
         beside = ui.select(
             options, label="runs beside it", multiple=True, value=[r.name for r in choice.runs[1:]]
         )
@@ -152,10 +178,7 @@ def _content(runs: RunsFolder, choice: Choice) -> None:
         ui.space()
         save = ui.button("save as CSV", icon="download")
         save.props("outline size=sm no-caps").on_click(lambda: ui.navigate.to(choice.table_address))
-    for control in (expression, beside, smooth, log, by):
-        control.on_value_change(choose)
-    panels()
-    live(refresh)
+    return _Controls(expression, beside, smooth, log, by)
 
 
 def wanted(choice: Choice) -> list[str]:
@@ -187,8 +210,8 @@ def smoothing(text: str) -> float:
     return 0.0 if value is None else min(max(value, 0.0), MAX_SMOOTHING)
 
 
-def _others(runs: RunsFolder, run: RunData, names: list[str] | None) -> list[RunData]:
-    found = [runs.find(name) for name in dict.fromkeys(names or ())]
+def _others(site: Site, run: RunData, names: list[str] | None) -> list[RunData]:
+    found = [site.runs.find(name) for name in dict.fromkeys(names or ())]
     return [one for one in found if one is not None and one is not run]
 
 

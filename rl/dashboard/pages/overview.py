@@ -9,6 +9,7 @@ from rl.dashboard.overview import (
     overview_charts,
     trajectory_rows,
 )
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     alert_rows,
     fill,
@@ -21,7 +22,7 @@ from rl.dashboard.pages.frame import (
     table,
     tile,
 )
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 
 _HELD_OUT = (("env", "environment"), ("before", "before"), ("after", "after"), ("gain", "gain"))
 _TRAJECTORIES = (
@@ -33,16 +34,16 @@ _TRAJECTORIES = (
 )
 
 
-def overview_page(runs: RunsFolder) -> None:
+def overview_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(name: str) -> None:
-        run = runs.find(name)
+        run = site.runs.find(name)
         if run is None:
-            return no_such_run(runs, name)
+            return no_such_run(site, name)
         await read(run)
-        with frame(runs, run.name):
+        with frame(site, run.name):
             _content(run)
 
 

@@ -6,8 +6,9 @@ from nicegui import ui
 
 from rl.dashboard.alerts import alerts
 from rl.dashboard.overview import figures, said, written
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import fill, frame, live, notice, read, run_address, table
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 from rl.dashboard.series import recent
 
 _COLUMNS = (
@@ -24,23 +25,25 @@ _COLUMNS = (
 _LINK = '<q-td :props="props"><a :href="props.row.address">{{ props.value }}</a></q-td>'
 
 
-def runs_page(runs: RunsFolder) -> None:
+def runs_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page() -> None:
-        with frame(runs):
+        with frame(site):
             empty = ui.column().classes("w-full")
             with empty:
                 notice(
-                    f"No runs in {runs.path} yet.",
+                    f"No runs in {site.runs.path} yet.",
                     "Start one with `dorado train configs/quickstart.toml`; it shows here by itself.",
                 )
             shown = table(_COLUMNS, "name", ("name", "state", "mode", "written"))
             shown.add_slot("body-cell-name", _LINK)
 
             async def refresh() -> None:
-                found = [one for name in runs.names() if (one := runs.find(name)) is not None]
+                found = [
+                    one for name in site.runs.names() if (one := site.runs.find(name)) is not None
+                ]
                 await read(*found)
                 fill(shown, [row(one) for one in found])
                 shown.set_visibility(bool(found))

@@ -1,5 +1,6 @@
 """`/run/NAME/timeline?from=&to=`: who did what when, bubbles included; the versions over time."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ from fastapi import Query
 from nicegui import events, run, ui
 
 from rl.dashboard import charts
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     frame,
     live,
@@ -18,7 +20,7 @@ from rl.dashboard.pages.frame import (
     run_address,
     tile,
 )
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 from rl.dashboard.series import number
 from rl.dashboard.timeline import Bar, Timeline, extent, timeline, version_lines
 
@@ -77,18 +79,18 @@ class View:
         self.end = None if end >= 99.9 else round(end / 100 * whole, 3)
 
 
-def timeline_page(runs: RunsFolder) -> None:
+def timeline_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}/timeline", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(
         name: str, begin: Annotated[str, Query(alias="from")] = "", to: str = ""
     ) -> None:
-        found = runs.find(name)
+        found = site.runs.find(name)
         if found is None:
-            return no_such_run(runs, name)
+            return no_such_run(site, name)
         await read(found)
-        with frame(runs, found.name, "timeline"):
+        with frame(site, found.name, "timeline"):
             await _content(View(found, _seconds(begin), _seconds(to)))
 
 
@@ -104,9 +106,7 @@ async def _content(view: View) -> None:
     said: list[object] = []
     with ui.column().classes("w-full gap-2") as whole:
         with ui.row().classes("w-full items-center gap-2"):
-            for title, start in (("all", None), ("last 5 min", -300.0), ("last 60 s", -60.0)):
-                button = ui.button(title, on_click=lambda _, start=start: show(start))
-                button.props("outline size=sm no-caps")
+            _stretches(lambda start: show(start))
             ui.label("zoom: wheel or slider; drag to move; hover says what").classes("quiet")
             ui.space()
             _legend()
@@ -140,12 +140,7 @@ async def _content(view: View) -> None:
         found = await run.io_bound(timeline, view.run, begin + window.start, begin + window.end)
         if found is None:  # the server ends
             return
-        if said != (now := idle_figures(found)):
-            said[:] = now
-            tiles.clear()
-            with tiles:
-                for figure in now:
-                    tile(*figure)
+        _show_idle(tiles, said, idle_figures(found))
         lanes.style(f"height: {70 + 24 * len(found.lanes)}px; width: 100%")
         redraw(lanes, lane_chart(found, begin, window))
         redraw(versions, version_chart(view.run, begin, window))
@@ -159,6 +154,24 @@ async def _content(view: View) -> None:
 
     await draw()
     live(refresh)
+
+
+def _stretches(show: Callable[[float | None], Awaitable[None]]) -> None:
+    """Buttons for the usual stretches of time."""
+    for title, start in (("all", None), ("last 5 min", -300.0), ("last 60 s", -60.0)):
+        button = ui.button(title, on_click=lambda _, start=start: show(start))
+        button.props("outline size=sm no-caps")
+
+
+def _show_idle(tiles: ui.element, shown: list[object], now: list[tuple[str, str, str]]) -> None:
+    """Show these tiles; nothing is sent where they are the same."""
+    if shown == now:
+        return
+    shown[:] = now
+    tiles.clear()
+    with tiles:
+        for figure in now:
+            tile(*figure)
 
 
 def lane_chart(found: Timeline, begin: float, window: charts.Window) -> charts.Options:

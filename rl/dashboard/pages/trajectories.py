@@ -14,6 +14,7 @@ from fastapi import Request
 from nicegui import events, ui
 
 from rl.dashboard import charts
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     fill,
     frame,
@@ -24,7 +25,7 @@ from rl.dashboard.pages.frame import (
     run_address,
     table,
 )
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 from rl.dashboard.trajectory_filter import (
     NEWEST,
     NO_OUTCOME,
@@ -98,15 +99,15 @@ class Answer:
     choices: Choices
 
 
-def trajectories_page(runs: RunsFolder) -> None:
+def trajectories_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}/trajectories", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(name: str, request: Request) -> None:
-        found = runs.find(name)
+        found = site.runs.find(name)
         if found is None:
-            return no_such_run(runs, name)
-        with frame(runs, name, "trajectories"):
+            return no_such_run(site, name)
+        with frame(site, name, "trajectories"):
             await _Page(found, read_filter(request.query_params)).open()
 
 

@@ -14,6 +14,7 @@ from nicegui import events, ui
 
 from rl.dashboard.charts import COLOURS
 from rl.dashboard.learned_record import Learned, read_learned
+from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     frame,
     live,
@@ -31,7 +32,7 @@ from rl.dashboard.pages.message_view import (
     turn_messages,
 )
 from rl.dashboard.pages.trajectories import begun, trajectory_address
-from rl.dashboard.run_data import RunData, RunsFolder
+from rl.dashboard.run_data import RunData
 from rl.dashboard.token_text import token_texts
 from rl.dashboard.token_view import (
     MAX_TOKENS,
@@ -88,15 +89,15 @@ class Shown:
         return [*kind, *self.asked.query]
 
 
-def trajectory_page(runs: RunsFolder) -> None:
+def trajectory_page(site: Site, route: str) -> None:
     """Register the page."""
 
-    @ui.page("/run/{name}/trajectory/{id:path}", response_timeout=60)
+    @ui.page(route, response_timeout=60)
     async def page(name: str, id: str, request: Request) -> None:
-        data = runs.find(name)
+        data = site.runs.find(name)
         if data is None:
-            return no_such_run(runs, name)
-        with frame(runs, name, "trajectories"):
+            return no_such_run(site, name)
+        with frame(site, name, "trajectories"):
             ui.add_css(STYLE + _TOKEN_STYLE)
             try:
                 hit = await asyncio.to_thread(find, data.folder, id)
