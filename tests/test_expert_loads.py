@@ -10,15 +10,19 @@ from test_run_data import make_run
 from rl.dashboard.expert_loads import MAX_ROWS, MAX_STEPS, ExpertLoads, heat_map, held, read_loads
 
 
+def read(record: dict) -> ExpertLoads | None:
+    return read_loads(json.dumps(record).encode())
+
+
 def loads(step: int, layers: int = 1, computing: int = 3, zero: int = 1) -> ExpertLoads:
     layer = [0.3] * computing + [0.6] * zero
-    found = read_loads({"step": step, "computing": computing, "loads": [layer] * layers})
+    found = read({"step": step, "computing": computing, "loads": [layer] * layers})
     assert found is not None
     return found
 
 
 def test_a_cell_is_an_expert_s_load_over_the_mean_of_those_that_compute():
-    one = read_loads({"step": 7, "computing": 2, "loads": [[0.1, 0.3, 0.8]]})
+    one = read({"step": 7, "computing": 2, "loads": [[0.1, 0.3, 0.8]]})
     assert one is not None
     options = heat_map([one], 0)
     assert options is not None
@@ -58,7 +62,7 @@ json_values = st.recursive(
 
 @given(step=json_values, computing=json_values, found=json_values)
 def test_a_line_of_any_shape_is_loads_or_nothing(step, computing, found):
-    one = read_loads({"step": step, "computing": computing, "loads": found})
+    one = read({"step": step, "computing": computing, "loads": found})
     if one is not None:
         json.dumps(heat_map([one], 0), allow_nan=False)
 

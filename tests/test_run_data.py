@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rl.config_file import ConfigError
 from rl.dashboard import charts, growing_lines, run_data
 from rl.dashboard.alerts import alerts
-from rl.dashboard.growing_lines import GrowingLines
+from rl.dashboard.growing_lines import GrowingLines, parse
 from rl.dashboard.overview import (
     figures,
     held_out_rows,
@@ -90,7 +90,7 @@ def everything(run: RunData) -> str:
 def test_a_file_cut_off_anywhere_gives_each_whole_record_once(tmp_path_factory, records, cuts):
     path = tmp_path_factory.mktemp("cut") / "metrics.jsonl"
     data = b"".join(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in records)
-    reader, seen = GrowingLines(path), []
+    reader, seen = GrowingLines(path, parse), []
     for cut in [*sorted(cut % (len(data) + 1) for cut in cuts), len(data)]:
         path.write_bytes(data[:cut]) if not path.exists() else _grow(path, data, cut)
         new, anew = reader.read()
@@ -148,7 +148,7 @@ def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypa
     monkeypatch.setattr(growing_lines, "CHUNK", 64)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"a": 1}\n' + b"x" * 1000 + b'\n{"b": 2}\n')
-    reader = GrowingLines(path)
+    reader = GrowingLines(path, parse)
     assert reader.read() == ([{"a": 1}, {"b": 2}], False)
     assert reader.broken == 1
 

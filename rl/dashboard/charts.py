@@ -296,7 +296,7 @@ def _frame(title: str, *, legend: bool) -> Options:
     }
 
 
-def _axis(kind: str, **more: Any) -> Options:
+def _axis(kind: str, **more: object) -> Options:
     return {
         "type": kind,
         "axisLabel": {"color": _GREY},

@@ -5,12 +5,11 @@ In: what the run said last of each: the summary, else status.json, else metrics.
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from rl.dashboard import charts
 from rl.dashboard.overview import said
 from rl.dashboard.run_data import RunData
-from rl.dashboard.series import Series, environments, number
+from rl.dashboard.series import Series, environments
 
 # Kinds of outcome with a column of their own; reasons are told in words.
 KINDS = ("trained", "filtered", "stale", "failed", "cancelled", "in_flight", "buffered")
@@ -32,15 +31,9 @@ def names(run: RunData) -> list[str]:
 
 def ledger(run: RunData) -> dict[str, dict[str, int]]:
     """Per environment: dispatched, and every state and outcome there is."""
-    books = run.summary.get("ledger")
-    if not isinstance(books, dict):
-        return dict(run.status.ledger) if run.status is not None else {}
-    found = {}
-    for env, counts in books.items():
-        if env != "all" and isinstance(counts, dict):
-            read = {key: number(value) for key, value in counts.items()}
-            found[env] = {key: int(value) for key, value in read.items() if value is not None}
-    return found
+    if run.summary is not None and run.summary.ledger is not None:
+        return {env: counts for env, counts in run.summary.ledger.items() if env != "all"}
+    return dict(run.status.ledger) if run.status is not None else {}
 
 
 def by_kind(counts: dict[str, int]) -> tuple[Counter[str], list[str]]:
@@ -55,7 +48,7 @@ def by_kind(counts: dict[str, int]) -> tuple[Counter[str], list[str]]:
     return kinds, [f"{reason} {count:,}" for reason, count in reasons.most_common(12)]
 
 
-def ledger_rows(run: RunData) -> list[dict[str, Any]]:
+def ledger_rows(run: RunData) -> list[dict[str, str]]:
     """The ledger as a table; a row whose outcomes do not add up says so."""
     rows = []
     for env, counts in sorted(ledger(run).items())[:_MAX_ENVS]:
@@ -76,7 +69,7 @@ def ledger_rows(run: RunData) -> list[dict[str, Any]]:
     return rows
 
 
-def latency_rows(run: RunData) -> list[dict[str, Any]]:
+def latency_rows(run: RunData) -> list[dict[str, str]]:
     """Seconds per phase, the slowest environments' slowest phases on top within each."""
     if run.status is None:
         return []
@@ -95,7 +88,7 @@ def latency_rows(run: RunData) -> list[dict[str, Any]]:
     ]
 
 
-def selection_rows(run: RunData) -> list[dict[str, Any]]:
+def selection_rows(run: RunData) -> list[dict[str, str]]:
     """Mean length, turns and reward of what was played, trained and dropped, since the start of the run."""
     rows = []
     for env in ["all", *names(run)]:
@@ -121,7 +114,7 @@ def selection_rows(run: RunData) -> list[dict[str, Any]]:
     return rows
 
 
-def changes(run: RunData, most: int = 30) -> list[dict[str, Any]]:
+def changes(run: RunData, most: int = 30) -> list[dict[str, object]]:
     """What supervision has changed, the newest first: breakers, difficulty, noise."""
     begin = min((span.start for span in run.spans), default=0.0)
     told = [span for span in run.spans if span.lane == "supervision"][-most:]

@@ -7,10 +7,13 @@ columns and `MAX_ROWS` rows at most, of which each stands for several experts wh
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, Strict, TypeAdapter
 
 from rl.dashboard import charts
-from rl.dashboard.series import Series, number
+from rl.dashboard.growing_lines import lines_of
+from rl.dashboard.series import Series
 
 MAX_STEPS, MAX_ROWS = 40, 48
 # Of a long run so many steps are held at most; then every other one is forgotten.
@@ -38,7 +41,7 @@ _LINES = (
 
 @dataclass(frozen=True)
 class ExpertLoads:
-    """Of one step: the share of tokens that chose each expert, per layer; the first `computing` compute."""
+    """Shares of one step's tokens that chose each expert, per layer; the first `computing` compute."""
 
     step: int
     computing: int
@@ -50,25 +53,28 @@ class ExpertLoads:
         return len(self.loads), len(self.loads[0]), self.computing
 
 
-def read_loads(record: Mapping[str, Any]) -> ExpertLoads | None:
+@dataclass(frozen=True)
+class _Line:
+    step: Annotated[int, Strict()]
+    computing: Annotated[int, Strict()]
+    loads: list[list[Annotated[float, Strict(), Field(ge=0, le=1e6, allow_inf_nan=False)]]]
+
+
+_decode = lines_of(TypeAdapter(_Line))
+
+
+def read_loads(line: bytes) -> ExpertLoads | None:
     """One line of experts.jsonl; None where it is none."""
-    step, computing, loads = (record.get(key) for key in ("step", "computing", "loads"))
-    if not isinstance(step, int) or not isinstance(computing, int) or not isinstance(loads, list):
+    found = _decode(line)
+    sizes = {len(layer) for layer in found.loads} if found is not None else set()
+    if found is None or len(sizes) != 1 or not 0 < found.computing <= sizes.pop():
         return None
-    layers = []
-    for layer in loads:
-        values = [number(one) for one in layer] if isinstance(layer, list) else []
-        shares = [one for one in values if one is not None and 0 <= one <= 1e6]
-        if not shares or len(shares) != len(loads[0]) or len(shares) != len(values):
-            return None
-        layers.append(array("f", shares))
-    if not layers or not 0 < computing <= len(layers[0]):
-        return None
-    return ExpertLoads(step, computing, tuple(layers))
+    layers = tuple(array("f", layer) for layer in found.loads)
+    return ExpertLoads(found.step, found.computing, layers)
 
 
 def held(found: Sequence[ExpertLoads]) -> list[ExpertLoads]:
-    """Those that are kept of a run, the last one among them."""
+    """Thins a long run's loads; the last ones stay."""
     kept = list(found)
     while len(kept) > _HELD:
         kept = [*kept[:-1][::2], kept[-1]]

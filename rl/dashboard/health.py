@@ -1,7 +1,6 @@
 """The health of a run as plain data: who answers, what is waited for. All from status.json."""
 
 import time
-from typing import Any
 
 from rl.dashboard.overview import Figure, written
 from rl.dashboard.run_data import RunData
@@ -30,7 +29,7 @@ def health_figures(run: RunData) -> list[Figure]:
     ]
 
 
-def actor_rows(run: RunData, now: float | None = None) -> list[dict[str, Any]]:
+def actor_rows(run: RunData, now: float | None = None) -> list[dict[str, str]]:
     """Every actor with its heartbeat; those that do not answer come first."""
     if run.status is None:
         return []
@@ -62,7 +61,7 @@ def actor_rows(run: RunData, now: float | None = None) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["state"] == "answers", row["name"]))
 
 
-def waiting_rows(run: RunData) -> list[dict[str, Any]]:
+def waiting_rows(run: RunData) -> list[dict[str, str]]:
     """What trajectories wait for, the most suspicious first."""
     if run.status is None:
         return []
@@ -83,7 +82,7 @@ def waiting_rows(run: RunData) -> list[dict[str, Any]]:
     ]
 
 
-def phase_rows(run: RunData) -> list[dict[str, Any]]:
+def phase_rows(run: RunData) -> list[dict[str, str]]:
     """How many trajectories are in which phase, per environment."""
     if run.status is None:
         return []

@@ -8,7 +8,8 @@ none.
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from rl.dashboard.series import number
 from rl.dashboard.trajectory_counts import ask
@@ -18,6 +19,7 @@ from rl.record.run_folder import LEARNED
 
 Numbers = tuple[float | None, ...]
 Choices = tuple[tuple[int, ...], ...]
+_EXPERTS = TypeAdapter(tuple[Choices, ...])
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,17 @@ def not_trained(hit: Hit) -> str:
     return f"It was not trained on ({why})."
 
 
-def _per_token(values: Any, tokens: int) -> Numbers:
+def _per_token(values: object, tokens: int) -> Numbers:
+    """One number per token, None for what is none; empty where there are not as many."""
     if not isinstance(values, list) or len(values) != tokens:
         return ()
     return tuple(number(value) for value in values)
 
 
-def _choices(values: Any, tokens: int) -> tuple[Choices, ...]:
-    if not isinstance(values, list) or len(values) != tokens:
-        return ()
+def _choices(values: object, tokens: int) -> tuple[Choices, ...]:
+    """Chosen experts per token and layer; empty where there are not as many."""
     try:
-        return tuple(tuple(tuple(map(int, layer)) for layer in token) for token in values)
-    except (TypeError, ValueError, OverflowError):
+        found = _EXPERTS.validate_python(values)
+    except ValidationError:
         return ()
+    return found if len(found) == tokens else ()

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from rl.dashboard import charts
 from rl.dashboard.run_data import RunData
@@ -95,7 +94,7 @@ def time_split(run: RunData) -> list[tuple[str, Series]]:
     ]
 
 
-def held_out_rows(run: RunData) -> list[dict[str, Any]]:
+def held_out_rows(run: RunData) -> list[dict[str, str]]:
     """The held-out table."""
     rates = run.held_out
     rows = [{"env": env, **_pair(*pair)} for env, pair in rates.items()]
@@ -106,7 +105,7 @@ def held_out_rows(run: RunData) -> list[dict[str, Any]]:
     return rows
 
 
-def trajectory_rows(run: RunData) -> list[dict[str, Any]]:
+def trajectory_rows(run: RunData) -> list[dict[str, str]]:
     """What the index holds, per environment and split."""
     return [
         {

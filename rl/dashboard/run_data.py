@@ -7,6 +7,7 @@ it is to hold it for a moment, and a run that starts in that moment would be ref
 """
 
 import json
+import math
 import sqlite3
 import sys
 import threading
@@ -14,28 +15,37 @@ import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 
 from rl.config_file import ConfigError
 from rl.dashboard.expert_loads import ExpertLoads, held, read_loads
-from rl.dashboard.growing_lines import GrowingLines, plain
-from rl.dashboard.series import Series, add, number
+from rl.dashboard.growing_lines import GrowingLines, Object, lines_of, plain
+from rl.dashboard.series import Series, add, metrics_line, number
 from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
-from rl.record.status import SILENT_SECONDS, Status
+from rl.record.status import SILENT_SECONDS, STATUS, Status, first_fault
+from rl.record.summary import SUMMARY, Summary
 
+T = TypeVar("T")
 State = Literal["starting", "running", "silent", "finished", "failed", "interrupted", "ended"]
 # Two pages that ask within this time get the same answer.
 FRESH_SECONDS = 1.0
 _MAX_SPANS = 200_000
 # Unix seconds that a span can have at most: the year 5138.
 LATEST = 1e11
-# Checks every field: what is shown later is of the type that it says.
-_STATUS = TypeAdapter(Status)
 _INDEX_FILES = ("trajectories.sqlite", "trajectories.sqlite-wal")
 _WRITTEN = ("status.json", "metrics.jsonl", "events.jsonl", "summary.json")
 _FILES = ("config.toml", "origins.json", "experts.jsonl", *_WRITTEN, *_INDEX_FILES)
+
+
+def _text(value: object) -> str:
+    """At most 300 characters; there are few different ones in many spans."""
+    return sys.intern(str(value)[:300])
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Moment = Annotated[float, Strict(), Field(ge=0, le=LATEST, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +55,25 @@ class Span:
     what: what is said of it beside, such as why a breaker has opened.
     """
 
-    lane: str
-    name: str
-    start: float
-    end: float
-    what: str = ""
+    lane: Text = ""
+    name: Text = ""
+    start: Moment = math.nan
+    end: Moment = math.nan
+    what: Text = ""
+
+
+_decode_span = lines_of(TypeAdapter(Span))
+
+
+def read_span(line: bytes) -> Span | None:
+    """One line of events.jsonl; None where it is none."""
+    span = _decode_span(line)
+    # A moment that the line does not have is no number, and nothing is before or after it.
+    return span if span is not None and span.start <= span.end else None
 
 
 class RunData:
-    """What a run folder holds now. `refresh` reads what is new; everything else is as of then.
+    """Holds what is in a run folder. `refresh` reads what is new; everything else is as of then.
 
     Its attributes are replaced, never changed, so a page may use them while another thread refreshes.
     """
@@ -62,18 +82,17 @@ class RunData:
         self.folder, self.name = folder, folder.name
         self.series: dict[str, Series] = {}
         self.spans: list[Span] = []
-        self.config: dict[str, Any] = {}
+        self.config: Object = {}
         self.origins: dict[str, str] = {}
-        self.summary: dict[str, Any] = {}
+        self.summary: Summary | None = None
         self.status: Status | None = None
         self.trajectories: list[TrajectoryCount] = []
         self.written: float = 0.0
         self.problems: list[str] = []
-        self._metrics = GrowingLines(folder / "metrics.jsonl")
         self.experts: list[ExpertLoads] = []
-        self._events = GrowingLines(folder / "events.jsonl")
-        self._loads = GrowingLines(folder / "experts.jsonl")
-        self._odd = {"metrics.jsonl": 0, "events.jsonl": 0, "experts.jsonl": 0}
+        self._metrics = GrowingLines(folder / "metrics.jsonl", metrics_line)
+        self._events = GrowingLines(folder / "events.jsonl", read_span)
+        self._loads = GrowingLines(folder / "experts.jsonl", read_loads)
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._seen: dict[str, tuple[int, ...]] = {}
@@ -92,8 +111,8 @@ class RunData:
             self.config = self._settings()
             said = self._json("origins.json")
             self.origins = {key: str(value)[:500] for key, value in said.items()}
-            self.summary = self._json("summary.json")
-            self.status = self._status()
+            self.summary = self._record("summary.json", SUMMARY)
+            self.status = self._record("status.json", STATUS)
             self._read_metrics()
             self._read_events()
             self._read_experts()
@@ -104,8 +123,8 @@ class RunData:
 
     def state(self, now: float | None = None) -> State:
         """In a word: what the run said at its end, else whether it still writes."""
-        if self.summary:
-            said = self.summary.get("status")
+        if self.summary is not None:
+            said = self.summary.status
             return said if said in ("finished", "failed", "interrupted") else "ended"
         if self.status is None and not self.series:
             return "starting"
@@ -141,7 +160,7 @@ class RunData:
                 rates[env] = (before, after)
         return rates
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> Object:
         try:
             return plain(tomllib.loads((self.folder / "config.toml").read_bytes().decode()))
         except FileNotFoundError:
@@ -150,7 +169,7 @@ class RunData:
             self._found.append(f"config.toml cannot be read: {plain(str(error))}")
             return {}
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str) -> Object:
         try:
             value = json.loads((self.folder / name).read_bytes().decode(errors="replace"))
         except FileNotFoundError:
@@ -163,59 +182,41 @@ class RunData:
         self._found.append(f"{name} holds no JSON object")
         return {}
 
-    def _status(self) -> Status | None:
-        value = self._json("status.json")
+    def _record(self, name: str, kind: TypeAdapter[T]) -> T | None:
+        """The record of a file; None where there is none, or it is empty or broken."""
+        value = self._json(name)
         if not value:
             return None
         try:
-            return _STATUS.validate_python(value)
+            return kind.validate_python(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            self._found.append(f"status.json cannot be read: {where}: {first['msg']}")
+            self._found.append(f"{name} cannot be read: {first_fault(error)}")
             return None
 
     def _read_metrics(self) -> None:
         records, anew = self._metrics.read()
-        if anew:
-            self._odd["metrics.jsonl"] = 0
         before = {} if anew else self.series
         series = {
             key: Series([*one.steps], [*one.values], [*one.times]) for key, one in before.items()
         }
         for record in records:
-            self._odd["metrics.jsonl"] += not add(series, record)
+            add(series, record)
         self.series = series
         self._count_broken("metrics.jsonl", self._metrics.broken)
 
     def _read_events(self) -> None:
-        records, anew = self._events.read()
-        if anew:
-            self._odd["events.jsonl"] = 0
-        spans = [] if anew else [*self.spans]
-        for record in records:
-            start, end = number(record.get("start")), number(record.get("end"))
-            if start is None or end is None or not 0 <= start <= end <= LATEST:
-                self._odd["events.jsonl"] += 1
-                continue
-            said = (str(record.get(key, ""))[:300] for key in ("lane", "name", "what"))
-            lane, name, what = map(sys.intern, said)  # few of them, in many spans
-            spans.append(Span(lane, name, start, end, what))
-        self.spans = spans[-_MAX_SPANS:]
+        spans, anew = self._events.read()
+        before = [] if anew else self.spans
+        self.spans = [*before, *spans][-_MAX_SPANS:]
         self._count_broken("events.jsonl", self._events.broken)
 
     def _read_experts(self) -> None:
-        records, anew = self._loads.read()
-        if anew:
-            self._odd["experts.jsonl"] = 0
-        found = [read_loads(record) for record in records]
-        self._odd["experts.jsonl"] += found.count(None)
-        before = [] if anew else self.experts
-        self.experts = held([*before, *(one for one in found if one is not None)])
+        found, anew = self._loads.read()
+        self.experts = held([*([] if anew else self.experts), *found])
         self._count_broken("experts.jsonl", self._loads.broken)
 
-    def _count_broken(self, name: str, broken: int) -> None:
-        if lines := broken + self._odd[name]:
+    def _count_broken(self, name: str, lines: int) -> None:
+        if lines:
             self._found.append(f"{name}: {lines} lines could not be read and are left out")
 
     def _read_index(self, seen: dict[str, tuple[int, ...]]) -> None:

@@ -4,7 +4,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
+
+from pydantic import Strict, TypeAdapter, ValidationError
+
+from rl.dashboard.growing_lines import parse
+
+_NUMBERS = TypeAdapter(dict[str, Annotated[float, Strict()]])
 
 
 @dataclass
@@ -24,8 +30,18 @@ class Series:
         return self.values[-1]
 
 
-def add(series: dict[str, Series], record: Mapping[str, Any]) -> bool:
-    """Take in one line of metrics.jsonl; what is not a finite number is left out. Whether it was one."""
+def metrics_line(line: bytes) -> Mapping[str, object] | None:
+    """One line of metrics.jsonl; None where it is none."""
+    record: Mapping[str, object] | None
+    try:
+        record = _NUMBERS.validate_json(line)
+    except ValidationError:  # not numbers alone
+        record = parse(line)
+    return None if record is None or number(record.get("step")) is None else record
+
+
+def add(series: dict[str, Series], record: Mapping[str, object]) -> bool:
+    """Take in one line of metrics.jsonl; what is not a finite number is left out. False if it was no line."""
     step, time = number(record.get("step")), number(record.get("time"))
     if step is None:
         return False
@@ -40,7 +56,7 @@ def add(series: dict[str, Series], record: Mapping[str, Any]) -> bool:
     return True
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """A finite number of a foreign file, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

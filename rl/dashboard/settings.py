@@ -3,8 +3,6 @@
 In: config.toml and origins.json of the run folder. A key that no file and no flag gave is a default.
 """
 
-from typing import Any
-
 from rl.config_file import flat
 from rl.dashboard.run_data import RunData
 
@@ -14,7 +12,7 @@ _ABSENT = "-"
 
 def setting_rows(
     run: RunData, others: list[RunData], *, match: str = "", differing: bool = False
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """A row per key; `other0`, … hold the values of the others. match: what the key has to contain.
 
     differing: only keys whose values are not the same in all.
@@ -47,7 +45,7 @@ def origin(run: RunData, key: str) -> str:
     return run.origins.get(key, "default")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as a reader knows it from TOML, at most some lines of it."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -63,7 +63,7 @@ def extent(run: RunData) -> tuple[float, float] | None:
         return None
     begin = min(span.start for span in run.spans)
     end = max(span.end for span in run.spans)
-    if run.status is not None and not run.summary:
+    if run.status is not None and run.summary is None:
         end = max(end, min(run.status.time, LATEST))
     return begin, max(end, begin + 1e-3)
 
@@ -100,7 +100,7 @@ def timeline(run: RunData, start: float, end: float) -> Timeline:
 
 def serving_now(run: RunData) -> list[Span]:
     """What each engine has served since its last load: no event says so before the next one."""
-    if run.status is None or run.summary:
+    if run.status is None or run.summary is not None:
         return []
     last: dict[str, float] = {}
     for span in run.spans:

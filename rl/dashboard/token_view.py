@@ -6,7 +6,6 @@ style is made here, of numbers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rl.dashboard.charts import COLOURS
 from rl.dashboard.learned_record import Choices, Learned, Numbers
@@ -113,7 +112,7 @@ def token_rows(
     quantity: str,
     full: float,
     texts: Mapping[int, str],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """`MAX_TOKENS` tokens of a turn at most: its prompt, then what the policy wrote."""
     ids = (*turn.prompt_ids, *turn.completion_ids)[:MAX_TOKENS]
     told = len(turn.prompt_ids)

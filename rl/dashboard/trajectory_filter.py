@@ -7,7 +7,6 @@ text is all ours: what the address says is bound as values.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 # Of a trajectory that was neither trained on nor dropped, such as a held-out one.
 NO_OUTCOME = "none"
@@ -89,18 +88,26 @@ class TrajectoryFilter:
 
 def read_filter(query: Mapping[str, str]) -> TrajectoryFilter:
     """What an address asks for; what cannot be meant is taken as not asked."""
-    values: dict[str, Any] = {
-        name: query.get(name, "") for name in ("env", "split", "stop", "outcome")
-    }
-    values |= {name: _number(query.get(name)) for name in ("reward_min", "reward_max")}
-    for name in ("version", "tokens_min", "tokens_max"):
-        number = _number(query.get(name))
-        values[name] = None if number is None else int(number)
     fault, order = query.get("fault", ""), query.get("order", NEWEST)
-    values["fault"] = fault if fault in (WITH, WITHOUT) else ""
-    values["order"] = order if order.removeprefix("-") in ORDERS else NEWEST
-    values["page"] = max(1, int(_number(query.get("page")) or 1))
-    return TrajectoryFilter(**values)
+    return TrajectoryFilter(
+        env=query.get("env", ""),
+        split=query.get("split", ""),
+        stop=query.get("stop", ""),
+        outcome=query.get("outcome", ""),
+        fault=fault if fault in (WITH, WITHOUT) else "",
+        reward_min=_number(query.get("reward_min")),
+        reward_max=_number(query.get("reward_max")),
+        version=_whole(query.get("version")),
+        tokens_min=_whole(query.get("tokens_min")),
+        tokens_max=_whole(query.get("tokens_max")),
+        order=order if order.removeprefix("-") in ORDERS else NEWEST,
+        page=max(1, _whole(query.get("page")) or 1),
+    )
+
+
+def _whole(text: str | None) -> int | None:
+    number = _number(text)
+    return None if number is None else int(number)
 
 
 def _number(text: str | None) -> float | None:

@@ -10,9 +10,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rl.dashboard.growing_lines import MAX_LINE, parse
+from rl.dashboard.growing_lines import MAX_LINE, Object, parse
 from rl.dashboard.series import number
 from rl.dashboard.trajectory_index import Hit
 
@@ -105,7 +104,7 @@ def read_record(folder: Path, hit: Hit) -> TrajectoryView:
     return as_view(record)
 
 
-def line_at(folder: Path, file: str, offset: int | None) -> dict[str, Any]:
+def line_at(folder: Path, file: str, offset: int | None) -> Object:
     """The JSON object that begins there, in a file of the folder's trajectories. Raises Unreadable."""
     kind, _, name = file.partition("/")
     if kind != "trajectories" or not name or "/" in name or "\0" in name or name == "..":
@@ -144,38 +143,37 @@ class _Checked:
         if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(what)
 
-    def text(self, record: dict[str, Any], key: str, where: str = "the record") -> str:
+    def text(self, record: Object, key: str, where: str = "the record") -> str:
         value = record.get(key)
         if isinstance(value, str):
             return value
         self.odd(f"{where}: {key} is no text" if key in record else f"{where}: no {key}")
         return "" if value is None else _json(value)
 
-    def items(self, record: dict[str, Any], key: str, where: str = "the record") -> list[Any]:
+    def items(self, record: Object, key: str, where: str = "the record") -> list[object]:
         value = record.get(key)
         if isinstance(value, list):
             return value
         self.odd(f"{where}: {key} is no list" if key in record else f"{where}: no {key}")
         return []
 
-    def objects(
-        self, record: dict[str, Any], key: str, where: str = "the record"
-    ) -> Iterable[dict[str, Any]]:
+    def objects(self, record: Object, key: str, where: str = "the record") -> Iterable[Object]:
         for one in self.items(record, key, where):
             if isinstance(one, dict):
                 yield one
             else:
                 self.odd(f"{where}: an item of {key} is no object")
 
-    def ids(self, record: dict[str, Any], key: str, where: str) -> tuple[int, ...]:
-        values = self.items(record, key, where)
-        if all(_index(value) is not None for value in values):
-            return tuple(values)
+    def ids(self, record: Object, key: str, where: str) -> tuple[int, ...]:
+        ids = [_index(value) for value in self.items(record, key, where)]
+        whole = tuple(id for id in ids if id is not None)
+        if len(whole) == len(ids):
+            return whole
         self.odd(f"{where}: {key} are no token ids")
         return ()
 
 
-def as_view(record: dict[str, Any]) -> TrajectoryView:
+def as_view(record: Object) -> TrajectoryView:
     """A JSON object as a trajectory; never raises."""
     check = _Checked()
     task = record.get("task")
@@ -205,7 +203,7 @@ def as_view(record: dict[str, Any]) -> TrajectoryView:
     )
 
 
-def _turn(check: _Checked, n: int, record: dict[str, Any]) -> TurnView:
+def _turn(check: _Checked, n: int, record: Object) -> TurnView:
     where = f"turn {n}"
     completion = check.ids(record, "completion_ids", where)
     logprobs = tuple(number(one) for one in check.items(record, "rollout_logprobs", where))
@@ -230,9 +228,7 @@ def _turn(check: _Checked, n: int, record: dict[str, Any]) -> TurnView:
     )
 
 
-def _versions(
-    check: _Checked, record: dict[str, Any], where: str, tokens: int
-) -> tuple[int | None, ...]:
+def _versions(check: _Checked, record: Object, where: str, tokens: int) -> tuple[int | None, ...]:
     """The version of each token, from spans [start, end)."""
     versions: list[int | None] = [None] * tokens
     for span in check.objects(record, "versions", where):
@@ -244,7 +240,7 @@ def _versions(
     return tuple(versions)
 
 
-def _said(check: _Checked, record: dict[str, Any], where: str) -> Said:
+def _said(check: _Checked, record: Object, where: str) -> Said:
     name = record.get("name")
     return Said(
         role=check.text(record, "role", where),
@@ -254,7 +250,7 @@ def _said(check: _Checked, record: dict[str, Any], where: str) -> Said:
     )
 
 
-def _call(check: _Checked, record: dict[str, Any], where: str) -> Call:
+def _call(check: _Checked, record: Object, where: str) -> Call:
     arguments = record.get("arguments")
     if not isinstance(arguments, dict):
         check.odd(f"{where}: a call without arguments")
@@ -263,7 +259,7 @@ def _call(check: _Checked, record: dict[str, Any], where: str) -> Call:
     return Call(check.text(record, "name", where), shown)
 
 
-def _phases(check: _Checked, record: dict[str, Any]) -> Iterable[PhaseView]:
+def _phases(check: _Checked, record: Object) -> Iterable[PhaseView]:
     for one in check.objects(record, "phases"):
         seconds = number(one.get("seconds"))
         if seconds is None or seconds < 0:
@@ -272,26 +268,26 @@ def _phases(check: _Checked, record: dict[str, Any]) -> Iterable[PhaseView]:
             yield PhaseView(check.text(one, "name", "a phase"), seconds)
 
 
-def _numbers(values: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+def _numbers(values: Object) -> tuple[tuple[str, float], ...]:
     found = ((name, number(value)) for name, value in values.items())
     return tuple((name, value) for name, value in found if value is not None)
 
 
-def _notes(value: Any) -> tuple[tuple[str, str], ...]:
+def _notes(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict):
         return ()
     return tuple((k, v if isinstance(v, str) else _json(v)) for k, v in value.items())
 
 
-def _index(value: Any) -> int | None:
+def _index(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 2**31 else None
 
 
-def _whole(value: Any) -> int:
+def _whole(value: object) -> int:
     return _index(value) or 0
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except RecursionError:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 from rich.table import Table
@@ -39,21 +39,49 @@ class JobError(Exception):
     """The job server or a job did not do what was asked; the message is one sentence for the user."""
 
 
+class JobInfo(Protocol):
+    """The part of `ray.job_submission.JobDetails` that is used. start_time, end_time: unix milliseconds."""
+
+    @property
+    def submission_id(self) -> str | None: ...
+    @property
+    def job_id(self) -> str | None: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def metadata(self) -> Mapping[str, str] | None: ...
+    @property
+    def runtime_env(self) -> Mapping[str, object] | None: ...
+    @property
+    def start_time(self) -> int | None: ...
+    @property
+    def end_time(self) -> int | None: ...
+
+
+class NodeInfo(Protocol):
+    """The part of `ray.util.state.common.NodeState` that is used."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def resources_total(self) -> Mapping[str, float] | None: ...
+
+
 class JobServer(Protocol):
-    """What is used of `ray.job_submission.JobSubmissionClient`. Each raises RuntimeError as Ray does."""
+    """The part of `ray.job_submission.JobSubmissionClient` that is used. Raises RuntimeError as Ray does."""
 
     def submit_job(
         self,
         *,
         entrypoint: str,
         submission_id: str,
-        runtime_env: dict[str, Any],
+        runtime_env: dict[str, object],
         metadata: dict[str, str],
         entrypoint_num_cpus: int,
     ) -> str: ...
     def stop_job(self, job_id: str) -> bool: ...
-    def get_job_info(self, job_id: str) -> Any: ...
-    def list_jobs(self) -> list[Any]: ...
+    def get_job_info(self, job_id: str) -> JobInfo: ...
+    def list_jobs(self) -> Sequence[JobInfo]: ...
     def get_job_logs(self, job_id: str) -> str: ...
     def tail_job_logs(self, job_id: str) -> AsyncIterator[str]: ...
 
@@ -126,7 +154,8 @@ def nodes_of(address: str) -> list[Mapping[str, float]]:
 
     deadline = time.monotonic() + FIRST_NODE_SECONDS
     while True:
-        nodes: list[Any] = ask("list nodes", lambda: list_nodes(address, detail=True, limit=10_000))
+        found = ask("list nodes", lambda: list_nodes(address, detail=True, limit=10_000))
+        nodes = cast("Sequence[NodeInfo]", found)  # Ray's own class hides its fields from a checker
         alive: list[Mapping[str, float]] = [
             node.resources_total or {} for node in nodes if node.state == "ALIVE"
         ]
@@ -206,18 +235,19 @@ def logs(server: JobServer, id: str) -> str:
     return ask(f"logs {id}", lambda: server.get_job_logs(id))
 
 
-def _job(info: Any) -> Job:
+def _job(info: JobInfo) -> Job:
     about = info.metadata or {}
-    variables = (info.runtime_env or {}).get("env_vars") or {}
+    variables = (info.runtime_env or {}).get("env_vars")
+    given = variables if isinstance(variables, dict) else {}
     return Job(
-        id=info.submission_id or info.job_id,
+        id=info.submission_id or info.job_id or "",
         status=str(getattr(info.status, "value", info.status)),
         config=about.get("config", ""),
         user=about.get("user", ""),
         began=(info.start_time or 0) / 1000,
         ended=(info.end_time or 0) / 1000,
         folder=about.get("folder", ""),
-        grace=float(variables.get(GRACE_VARIABLE, RAYS_GRACE_SECONDS)),
+        grace=float(given.get(GRACE_VARIABLE, RAYS_GRACE_SECONDS)),
     )
 
 

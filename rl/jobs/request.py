@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from envs.registry import split_file
 from rl.config import RunConfig, load_config
@@ -43,7 +42,7 @@ class Request:
 
     id: str
     entrypoint: str
-    runtime_env: dict[str, Any]
+    runtime_env: dict[str, object]
     metadata: dict[str, str]
 
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import tomli_w
 
@@ -218,7 +218,7 @@ class RunFolder:
         parts = ((key.split("/"), value) for key, value in first.items() if first["step"] == 0)
         return {key[1]: value for key, value in parts if key[0] == "eval"}
 
-    def metrics(self, step: int, values: dict[str, Any]) -> None:
+    def metrics(self, step: int, values: Mapping[str, object]) -> None:
         """One line of metrics.jsonl; what is not a number is left out."""
         finite = {
             k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))
@@ -235,7 +235,7 @@ class RunFolder:
             return
         self._line(self._experts, {"step": step, "computing": computing, "loads": loads})
 
-    def event(self, lane: str, name: str, start: float, end: float, **details: Any) -> None:
+    def event(self, lane: str, name: str, start: float, end: float, **details: object) -> None:
         """A span of time in a lane of the Gantt chart (unix seconds)."""
         record = {"lane": lane, "name": name, "start": start, "end": end, **details}
         self._line(self._events, record)
@@ -277,11 +277,11 @@ class RunFolder:
         self._index.executemany("insert or replace into learned values (?, ?, ?)", rows)
         self._index.commit()
 
-    def summary(self, values: dict[str, Any]) -> None:
+    def summary(self, values: Mapping[str, object]) -> None:
         """Write summary.json, whole or not at all."""
         self._replace("summary.json", json.dumps(values, indent=2) + "\n")
 
-    def status(self, values: dict[str, Any]) -> None:
+    def status(self, values: Mapping[str, object]) -> None:
         """Write status.json (`rl.record.status`), whole or not at all."""
         self._replace("status.json", json.dumps(values) + "\n")
 
@@ -296,7 +296,7 @@ class RunFolder:
             with suppress(OSError, sqlite3.Error):
                 file.close()
 
-    def _line(self, file: Any, record: dict[str, Any]) -> None:
+    def _line(self, file: TextIO, record: Mapping[str, object]) -> None:
         file.write(json.dumps(record) + "\n")
         file.flush()
 
@@ -306,12 +306,14 @@ def dump_toml(config: RunConfig) -> str:
     return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
 
 
-def _without_none(value: Any) -> Any:
+def _without_none(table: Mapping[str, object]) -> dict[str, object]:
+    return {key: _value(one) for key, one in table.items() if one is not None}
+
+
+def _value(value: object) -> object:
     if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [_without_none(v) for v in value]
-    return value
+        return _without_none(value)
+    return [_value(one) for one in value] if isinstance(value, list) else value
 
 
 def _cut_off_half_a_line(file: Path) -> None:

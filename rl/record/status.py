@@ -5,8 +5,8 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -36,9 +36,9 @@ class ActorState:
     fault: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a run is doing.
+    """State of a run at one moment.
 
     time: unix seconds. learner: what it does or waits for. window: live versions, oldest first; pending:
     published, without a place in it. engines: the version each holds (None: it changes). asleep: engines
@@ -46,8 +46,8 @@ class Status:
     flight per environment and phase. waiting: the most suspicious ones, `ROWS` at most. silent:
     controllers that did not answer; what they play is in no row. ledger: per environment, as
     `rl.samples.ledger.Ledger.counts` has it. latency: per environment and phase. actors: who answered when.
-    controllers that did not answer; what they play is in no row. lost: a sentence for each node and engine
-    that is gone, and for what was started anew elsewhere. nodes: the names of the actors on each, by address.
+    lost: a sentence for each node and engine that is gone, and for what was started anew elsewhere. nodes:
+    the names of the actors on each, by address.
     """
 
     time: float
@@ -55,50 +55,55 @@ class Status:
     step: int
     steps: int
     learner: str
-    window: tuple[int, ...]
+    window: tuple[int, ...] = ()
     pending: int | None
     engines: dict[str, int | None]
-    asleep: tuple[str, ...]
+    asleep: tuple[str, ...] = ()
     in_flight: int
     buffered: int
     counts: dict[str, dict[str, int]]
     waiting: tuple[Waiting, ...]
-    silent: tuple[str, ...]
+    silent: tuple[str, ...] = ()
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
     actors: tuple[ActorState, ...] = ()
     lost: tuple[str, ...] = ()
     nodes: dict[str, list[str]] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """For status.json."""
         return asdict(self)
 
 
+STATUS = TypeAdapter(Status)
+
+
 def read_status(folder: Path) -> Status:
-    """What the run wrote last. Raises ConfigError."""
+    """Read what the run wrote last. Raises ConfigError."""
     try:
-        values = json.loads((folder / "status.json").read_text())
-        rows = tuple(Waiting(**row) for row in values.pop("waiting"))
-        actors = tuple(ActorState(**one) for one in values.pop("actors", ()))
-        latency = {
-            env: {phase: Latency(**one) for phase, one in phases.items()}
-            for env, phases in values.pop("latency", {}).items()
-        }
-        lists = {key: tuple(values.get(key, ())) for key in ("window", "asleep", "silent", "lost")}
-        return Status(**{**values, **lists}, waiting=rows, latency=latency, actors=actors)
+        return STATUS.validate_python(json.loads((folder / "status.json").read_bytes()))
     except FileNotFoundError:
         raise ConfigError(
             f"status {folder}: the run has not begun to play yet"
             if (folder / "config.toml").exists()
             else f"status {folder}: this is no run folder; one is wanted, such as runs/quickstart"
         ) from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except ValidationError as error:
+        raise ConfigError(
+            f"status {folder}: status.json cannot be read: {first_fault(error)}"
+        ) from None
+    except (OSError, ValueError) as error:
         raise ConfigError(f"status {folder}: status.json cannot be read: {error}") from None
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first of what is wrong with a record, such as "waiting: Field required"."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
+
+
 def in_progress(folder: Path) -> bool:
-    """Whether some process holds the run folder."""
+    """Return True if some process holds the run folder."""
     lock = folder.resolve().parent / f".{folder.resolve().name}.lock"
     try:
         with lock.open() as file:
@@ -141,7 +146,7 @@ def describe(status: Status, *, live: bool, now: float | None = None) -> Group:
 
 
 def waiting_table(rows: tuple[Waiting, ...]) -> Table:
-    """What each trajectory waits for, the most suspicious first."""
+    """Table of what each trajectory waits for, the most suspicious first."""
     shown = Table(title="waiting for", title_justify="left")
     for column in ("trajectory", "environment", "version", "phase", "at"):
         shown.add_column(column, overflow="fold")
@@ -166,7 +171,7 @@ def waiting_table(rows: tuple[Waiting, ...]) -> Table:
 
 
 def suspect(status: Status) -> str:
-    """Of a run in which nothing moves: what to look at first."""
+    """Name what to look at first in a run in which nothing moves."""
     if status.silent:
         return f"{' and '.join(status.silent)} did not answer (see the logs)"
     return sentence(status.waiting[0]) if status.waiting else "no episode is in progress"

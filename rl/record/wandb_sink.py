@@ -6,17 +6,20 @@ that are undone it keeps: it takes a step once.
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rl.config import RunConfig
 from rl.record.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 
 class WandbSink:
     """One W&B run; a sink that does nothing where it is switched off."""
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
-        self.run: Any = None
+        self.run: Run | None = None
         if not config.wandb.enabled:
             return
         import wandb

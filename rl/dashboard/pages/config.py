@@ -87,7 +87,7 @@ def _content(site: Site, choice: Choice) -> None:
             shown.add_slot(f"body-cell-{name}", _CELL)
         fill(shown, rows)
 
-    def found() -> list[dict]:
+    def found() -> list[dict[str, object]]:
         first, *others = choice.runs
         return setting_rows(first, others, match=choice.match, differing=choice.differing)
 

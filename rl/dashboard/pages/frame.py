@@ -4,14 +4,14 @@ Text of a run folder reaches a page through labels, tables and charts only, whic
 and `ui.markdown` are not used anywhere.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from nicegui import run, ui
 
 from rl.dashboard.alerts import Alert
+from rl.dashboard.charts import Options
 from rl.dashboard.page import Site
 from rl.dashboard.run_data import RunData
 
@@ -120,7 +120,7 @@ def alert_rows(found: Sequence[Alert]) -> None:
 
 def table(columns: Sequence[tuple[str, str]], key: str, text: Sequence[str] = ()) -> ui.table:
     """An empty table. columns: (field, title); those not in `text` are numbers, at the right."""
-    made: list[dict[str, Any]] = [
+    made = [
         {"name": f, "label": title, "field": f, "align": "left" if f in text else "right"}
         for f, title in columns
     ]
@@ -128,13 +128,13 @@ def table(columns: Sequence[tuple[str, str]], key: str, text: Sequence[str] = ()
     return shown.props("flat dense hide-pagination").classes("w-full")
 
 
-def fill(shown: ui.table, rows: list[dict[str, Any]]) -> None:
+def fill(shown: ui.table, rows: Sequence[Mapping[str, object]]) -> None:
     """Show these rows; nothing is sent where they are the same."""
-    if shown.rows != rows:
-        shown.rows = rows
+    if shown.rows != (now := [dict(row) for row in rows]):
+        shown.rows = now
 
 
-def redraw(chart: ui.echart, options: dict[str, Any]) -> None:
+def redraw(chart: ui.echart, options: Options) -> None:
     """Show these options; nothing is sent where they are the same."""
     if chart.options != options:
         chart.options.clear()

@@ -1,7 +1,5 @@
 """`/`: the runs of the folder, the one begun last first."""
 
-from typing import Any
-
 from nicegui import ui
 
 from rl.dashboard.alerts import alerts
@@ -53,7 +51,7 @@ def runs_page(site: Site, route: str) -> None:
             live(refresh)
 
 
-def row(run: RunData) -> dict[str, Any]:
+def row(run: RunData) -> dict[str, str]:
     """One run in the table."""
     held_out = next(figure for figure in figures(run) if figure.name == "held-out")
     return {

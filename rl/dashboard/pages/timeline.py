@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Query
 from nicegui import events, run, ui
@@ -215,7 +215,7 @@ def idle_figures(found: Timeline) -> list[tuple[str, str, str]]:
     return figures
 
 
-def zoomed_to(args: Any) -> tuple[float, float] | None:
+def zoomed_to(args: object) -> tuple[float, float] | None:
     """Start and end of a zoom event, in parts of 100; None where it has none."""
     if not isinstance(args, dict):
         return None

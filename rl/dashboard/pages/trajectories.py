@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from fastapi import Request
@@ -52,7 +52,7 @@ T = TypeVar("T")
 # At most after so many seconds, since what is new has to show.
 _REST = 20
 _SETTLED_NS = 10**9
-_MOST_REST = {"hits": 1.0, "tally": 60.0}
+_HITS_REST, _TALLY_REST = 1.0, 60.0
 # Names of columns that can be sorted by are those of the orders.
 _COLUMNS = (
     ("id", "trajectory"),
@@ -117,7 +117,8 @@ class _Page:
     def __init__(self, data: RunData, asked: TrajectoryFilter) -> None:
         self.data, self.asked = data, asked
         self.answer = Answer([], Tally(0, ()), Choices())
-        self._questions = {name: _Question(rest) for name, rest in _MOST_REST.items()}
+        self._hits: _Question[list[Hit]] = _Question(_HITS_REST)
+        self._tally: _Question[tuple[Tally, Choices]] = _Question(_TALLY_REST)
         self._controls: dict[str, ui.select | ui.input] = {}
         self._set: TrajectoryFilter | None = None
 
@@ -162,9 +163,9 @@ class _Page:
         """Read what is new, if anything is, and show it."""
         asked, folder = self.asked, self.data.folder
         try:
-            found = await self._questions["hits"].answer(folder, asked, lambda: hits(folder, asked))
+            found = await self._hits.answer(folder, asked, lambda: hits(folder, asked))
             about = replace(asked, order=NEWEST, page=1)  # neither changes what is counted
-            more = await self._questions["tally"].answer(
+            more = await self._tally.answer(
                 folder, about, lambda: (tally(folder, about), choices(folder))
             )
         except (sqlite3.Error, OSError) as error:
@@ -210,7 +211,7 @@ class _Page:
 
     async def _chosen(self) -> None:
         """A control was used."""
-        values: dict[str, Any] = {}
+        values: dict[str, str] = {}
         for name, control in self._controls.items():
             said = str(control.value or "")
             values[name] = said if isinstance(control, ui.select) else said.strip()
@@ -248,30 +249,30 @@ class _Page:
         await self._ask(TrajectoryFilter(order=self.asked.order))
 
 
-class _Question:
+class _Question(Generic[T]):
     """An answer of the index that is kept while the index and the question stay the same."""
 
     def __init__(self, most_rest: float) -> None:
         self._most_rest = most_rest
-        self._asked: TrajectoryFilter | None = None
+        self._kept: tuple[TrajectoryFilter, T] | None = None
         self._mark: object = None
-        self._answer: Any = None
         self._rest_until = 0.0
 
     async def answer(self, folder: Path, asked: TrajectoryFilter, ask: Callable[[], T]) -> T:
         now, seen = time.monotonic(), mark(folder)
-        if asked == self._asked and (seen == self._mark or now < self._rest_until):
-            return self._answer
+        kept = self._kept
+        if kept and asked == kept[0] and (seen == self._mark or now < self._rest_until):
+            return kept[1]
         answer = await asyncio.to_thread(ask)
         took = time.monotonic() - now
         # A second commit within a tick of the file system's clock leaves the mark as it is.
         settled = time.time_ns() - max((one[0] for one in seen if one), default=0) > _SETTLED_NS
-        self._asked, self._mark, self._answer = asked, seen if settled else None, answer
+        self._kept, self._mark = (asked, answer), seen if settled else None
         self._rest_until = time.monotonic() + min(self._most_rest, _REST * took)
         return answer
 
 
-def row(name: str, one: Hit, asked: TrajectoryFilter) -> dict[str, Any]:
+def row(name: str, one: Hit, asked: TrajectoryFilter) -> dict[str, str]:
     """One trajectory in the table."""
     return {
         "id": one.id,
