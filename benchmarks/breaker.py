@@ -92,7 +92,7 @@ class SteadyCluster(StandInCluster):
 
 def ended(run: Run) -> int:
     """Episodes of the steady environments that have come to an end."""
-    counts = run.ledger.counts()
+    counts = run.book.ledger.counts()
     return sum(c["dispatched"] - c["in_flight"] for env, c in counts.items() if env != BROKEN)
 
 
@@ -146,7 +146,7 @@ async def play(
         figures = await driving
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        books = run.summary()["ledger"]
+        books: Any = run.summary()["ledger"]
     finally:
         cluster.stop()
     counts = books["all"]

@@ -337,7 +337,7 @@ async def play(config: RunConfig, folder: RunFolder, checkpoint: str, result: Re
         driving.cancel()
         result.seconds = time.monotonic() - start
         result.peak_gb = memory.close()
-        summary = run.summary()
+        summary: Any = run.summary()
         result.ledger = summary["ledger"]["all"]
         dispatched = result.ledger["dispatched"]
         result.cpu_ms = 1e3 * (cpu_seconds() - cpu) / dispatched

@@ -264,8 +264,8 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     cluster: Any = SimpleNamespace(actors=actors, weights=Path(folder))
     progress = Progress(Console(file=io.StringIO()))
     run = Run(config, cluster, run_folder, progress, WandbSink(config, run_folder))
-    limit, push_engine_map = config.episode.max_seconds, run.fleet.push_engine_map
-    run.dispatcher = LocalDispatcher(actors, limit, run._lost, push_engine_map)
+    dispatcher = LocalDispatcher(actors, run.fleet, config.episode.max_seconds)
+    run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = dispatcher
     finishing = asyncio.create_task(controllers.finish())
     await run.main()
     finishing.cancel()

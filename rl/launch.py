@@ -22,7 +22,8 @@ from rl.config_file import ConfigError
 from rl.fleet.node_watch import NodesLost
 from rl.fleet.weight_sync import SyncError
 from rl.loop.resume import Resume
-from rl.loop.run import Interrupted, Run, RunError
+from rl.loop.run import Interrupted, Run
+from rl.loop.run_error import RunError
 from rl.nodes.deadline import within
 from rl.nodes.process import cause, first_line, is_disk_full
 from rl.preflight import check_run, own_settings, resolved
@@ -167,7 +168,9 @@ async def _run(
             folder.summary({"status": status, "wall_s": wall, **timing, **run.summary()})
     if run is not None and code == OK:
         progress.results(
-            run.totals.evals.get("before", {}), run.totals.evals.get("after", {}), str(folder.path)
+            run.book.stats.evals.get("before", {}),
+            run.book.stats.evals.get("after", {}),
+            str(folder.path),
         )
     return code
 

@@ -20,6 +20,7 @@ from envs.session import StepResult as TurnResult
 from envs.tool import ToolError, tool
 from rl.actors.heartbeat import Heartbeat
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.loop.dispatcher import Played
 from rl.record.run_folder import RunFolder, TrajectoryWriter
 from rl.record.waiting import Waiting, WaitingTable, worst
 from rl.samples.group import GroupReport, GroupSpec, MemberReport, member_report
@@ -488,7 +489,7 @@ class FakeDispatcher:
         self.given_up: set[str] = set()
         self.pace = 0.0  # seconds of each turn of a group
 
-    async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
+    async def play(self, spec: GroupSpec) -> Played | None:
         version = self.served_version() if spec.version is None else spec.version
         outcome = self.outcome(spec)
         self.played.append((version, spec))
@@ -510,7 +511,7 @@ class FakeDispatcher:
             del self.playing[spec.id]
         if spec.id in self.given_up:
             return None
-        return None if outcome == "lost" else (self._report(spec, version, outcome), spec.id)
+        return None if outcome == "lost" else Played(self._report(spec, version, outcome), spec.id)
 
     def give_up(self, group: str) -> None:
         self.given_up.add(group)

@@ -18,7 +18,7 @@ from ray.exceptions import (
 from envs.env import Task
 from rl.actors.engine_client import EngineMapMissing
 from rl.loop import dispatcher
-from rl.loop.dispatcher import Dispatcher
+from rl.loop.dispatcher import Dispatcher, Lost, Played
 from rl.samples.group import GroupSpec
 
 SPEC = GroupSpec("g1", "probe", Task("probe", {}), ("g1.0",), train=True)
@@ -26,7 +26,7 @@ SPEC = GroupSpec("g1", "probe", Task("probe", {}), ("g1.0",), train=True)
 
 def playing(
     outcome: Any, monkeypatch: pytest.MonkeyPatch, push_engine_map: Any = None
-) -> tuple[Dispatcher, list[str]]:
+) -> Dispatcher:
     """A dispatcher over one controller that answers with `outcome` (raised, if it is an error), or does not
     know who serves what until `push_engine_map` returns."""
     told = push_engine_map is None
@@ -46,34 +46,32 @@ def playing(
     play = SimpleNamespace(
         options=lambda num_returns: SimpleNamespace(remote=lambda spec: (answer(), "samples"))
     )
-    lost: list[str] = []
     monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)
     handle = SimpleNamespace(play=play, heartbeat=Remote(AsyncMock()))
     actors: Any = SimpleNamespace(controllers={"controller-0": handle})
-    return Dispatcher(actors, 1.0, lambda spec, why: lost.append(why), announced), lost
+    return Dispatcher(actors, SimpleNamespace(push_engine_map=announced), 1.0)
 
 
 @pytest.mark.parametrize(
     "error", [ActorDiedError(), OutOfMemoryError("killed for its memory"), TimeoutError("silent")]
 )
 async def test_a_group_whose_controller_is_gone_is_lost_by_name_and_no_more(error, monkeypatch):
-    played, lost = playing(error, monkeypatch)
-    assert await asyncio.wait_for(played.play(SPEC), 5) is None
-    assert len(lost) == 1 and lost[0].startswith("controller-0: ")
+    played = playing(error, monkeypatch)
+    lost = await asyncio.wait_for(played.play(SPEC), 5)
+    assert isinstance(lost, Lost) and lost.why.startswith("controller-0: ")
     assert played.busy["controller-0"] == 0 and not played.playing
 
 
 async def test_a_group_that_was_given_up_is_not_lost(monkeypatch):
-    played, lost = playing(TaskCancelledError(), monkeypatch)
+    played = playing(TaskCancelledError(), monkeypatch)
     assert await played.play(SPEC) is None
-    assert not lost
 
 
 async def test_a_controller_that_was_started_anew_hears_who_serves_what_and_plays(monkeypatch):
     push_engine_map = AsyncMock()
-    played, lost = playing("report", monkeypatch, push_engine_map)
-    assert await played.play(SPEC) == ("report", "samples")
-    assert push_engine_map.await_count == 1 and not lost and not played.playing
+    played = playing("report", monkeypatch, push_engine_map)
+    assert await played.play(SPEC) == Played("report", "samples")
+    assert push_engine_map.await_count == 1 and not played.playing
 
 
 async def test_a_controller_that_is_gone_gets_no_group_before_it_answers(monkeypatch):
@@ -100,47 +98,44 @@ async def test_a_controller_that_is_gone_gets_no_group_before_it_answers(monkeyp
         )
 
     monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)
-    lost: list[str] = []
     actors: Any = SimpleNamespace(controllers={name: controller(name) for name in "ab"})
-    made = Dispatcher(actors, 1.0, lambda spec, why: lost.append(why), AsyncMock())
-    for _ in range(5):
-        await made.play(SPEC)
-    assert asked == {"a": 1, "b": 4} and len(lost) == 1
+    made = Dispatcher(actors, AsyncMock(), 1.0)
+    ends = [await made.play(SPEC) for _ in range(5)]
+    assert asked == {"a": 1, "b": 4} and sum(isinstance(end, Lost) for end in ends) == 1
     there.set()
     while made.away:
         await asyncio.sleep(0.001)
-    assert await made.play(SPEC) == ("a", "samples")
+    assert await made.play(SPEC) == Played("a", "samples")
     # With all of them gone a group waits.
     there.clear()
-    await made.play(SPEC)
+    assert isinstance(await made.play(SPEC), Lost)
     actors.controllers.pop("b")
     waiting = asyncio.create_task(made.play(SPEC))
     await asyncio.sleep(0.02)
     assert not waiting.done()
     there.set()
-    assert await asyncio.wait_for(waiting, 5) == ("a", "samples")
-    assert len(lost) == 2
+    assert await asyncio.wait_for(waiting, 5) == Played("a", "samples")
 
 
 async def test_a_group_that_is_given_up_while_its_controller_is_told_is_not_played(monkeypatch):
     told = asyncio.Event()
-    played, lost = playing("report", monkeypatch, told.wait)
+    played = playing("report", monkeypatch, told.wait)
     group = asyncio.create_task(played.play(SPEC))
     await asyncio.sleep(0.01)
     played.give_up(SPEC.id)
     told.set()
     assert await asyncio.wait_for(group, 5) is None
-    assert not lost and played.busy["controller-0"] == 0
+    assert played.busy["controller-0"] == 0
 
 
 async def test_a_group_whose_controller_cannot_be_told_is_lost_at_its_deadline(monkeypatch):
-    played, lost = playing("report", monkeypatch, asyncio.Event().wait)
+    played = playing("report", monkeypatch, asyncio.Event().wait)
     played.limit = 0.05
-    assert await asyncio.wait_for(played.play(SPEC), 5) is None
-    assert len(lost) == 1 and played.busy["controller-0"] == 0 and not played.playing
+    assert isinstance(await asyncio.wait_for(played.play(SPEC), 5), Lost)
+    assert played.busy["controller-0"] == 0 and not played.playing
 
 
 async def test_an_error_of_our_own_is_raised(monkeypatch):
-    played, _ = playing(ZeroDivisionError(), monkeypatch)
+    played = playing(ZeroDivisionError(), monkeypatch)
     with pytest.raises(ZeroDivisionError):
         await played.play(SPEC)

@@ -1,6 +1,7 @@
 """Engines in place of those that died: which are started, what is said of it, and where it ends."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,8 +42,8 @@ class Run:
         self.told: list[str] = []
         self.restarts = EngineRestarts(
             self.cluster,
-            join or self._join,
-            lambda name, sentence: self.told.append(sentence),
+            SimpleNamespace(join=join or self._join),
+            SimpleNamespace(say=lambda name, sentence: self.told.append(sentence)),
             engines=2,
             most=most,
             slow_seconds=0.05,

@@ -3,15 +3,7 @@
 import pytest
 from fakes import ENVS, FakeDispatcher
 
-from rl.config import (
-    BatchConfig,
-    EnvTable,
-    EvalConfig,
-    InitConfig,
-    ModelConfig,
-    RolloutConfig,
-    RunConfig,
-)
+from rl.config import EnvTable
 from rl.loop.evaluation import evaluate, heldout_tasks
 from rl.samples.metrics import pass_rates
 
@@ -31,18 +23,17 @@ def test_a_small_world_has_fewer_heldout_tasks_than_asked_for():
 
 
 async def test_every_task_is_played_once_and_not_too_many_at_a_time():
-    config = RunConfig(
-        name="demo",
-        model=ModelConfig(init=InitConfig()),
-        env=tuple(EnvTable(id=id) for id in ENVS),
-        eval=EvalConfig(tasks=9),
-        batch=BatchConfig(group_size=2),
-        rollout=RolloutConfig(max_in_flight_groups=2),
-    )
     outcomes = {"calculator": "samples", "orders": "fault", "sensors": "lost"}
     dispatcher = FakeDispatcher(outcome=lambda spec: outcomes[spec.env])
     seen: list[tuple[int, int]] = []
-    reports, wanted = await evaluate(config, dispatcher, "before", lambda *n: seen.append(n))
+    reports, wanted = await evaluate(
+        [EnvTable(id=id) for id in ENVS],
+        dispatcher.play,
+        "before",
+        lambda *n: seen.append(n),
+        tasks=9,
+        most=4,
+    )
     specs = [spec for _, spec in dispatcher.played]
     assert len({s.task.id for s in specs}) == len({s.ids for s in specs}) == wanted == 27
     assert not any(spec.train for spec in specs)

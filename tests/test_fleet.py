@@ -68,8 +68,10 @@ def fleet(
         WeightSync(pool, tmp_path, 5.0),
         rules,
         LIMITS,
-        lambda: Backlog(made.window, 1, counts, counts, {}),
-        lambda versions: pool.log.append(("evict", versions)),
+        SimpleNamespace(
+            backlog=lambda window: Backlog(window, 1, counts, counts, {}),
+            evict=lambda versions: pool.log.append(("evict", versions)),
+        ),
         shared_engines,
         adapters=adapters,
     )
@@ -114,7 +116,7 @@ async def test_weights_are_kept_while_their_version_lives(tmp_path):
     assert staged == [("stage engine-0", 2)], "the engine of the version that drains next"
     assert made.window == Window((0, 1), pending=2), "version 0 has not drained"
     places.clear()
-    made.backlog = lambda: Backlog(made.window, 2, {}, {}, {})
+    made.groups.backlog = lambda window: Backlog(window, 2, {}, {}, {})
     await made.rebalance("drained")
     assert made.window == Window((1, 2))
     await made.settle()
@@ -226,7 +228,7 @@ async def test_an_engine_that_changes_version_unforeseen_stages_it_before_it_is_
     await publish(made, 1)
     made.actors.log.clear()
     places.clear()
-    made.backlog = lambda: Backlog(made.window, 1, {}, {}, {})
+    made.groups.backlog = lambda window: Backlog(window, 1, {}, {}, {})
     await made.rebalance("timer")
     assert [name for name, _ in made.actors.log] == ["stage engine-0", "leave", "engine-0", "serve"]
     assert made.serves == {"engine-0": 1, "engine-1": 1}

@@ -60,14 +60,17 @@ class Run:
             kinds["engine"],
             kinds["host"],
             kinds["controller"],
-            places=places,
+            node_of=places,
             addresses=dict(NODES),
         )
         self.lost: list[str] = []
         self.told: list[tuple[str, str]] = []
         self.replaced: list[str] = []
         self.watch = NodeWatch(
-            self.actors, self._lose, self.replaced.append, lambda *said: self.told.append(said)
+            self.actors,
+            SimpleNamespace(lose=self._lose),
+            SimpleNamespace(replace=self.replaced.append),
+            SimpleNamespace(say=lambda *said: self.told.append(said)),
         )
 
     async def _lose(self, engines: Any) -> None:
@@ -102,7 +105,7 @@ async def test_a_node_that_is_gone_is_one_sentence_and_what_starts_anew_is_anoth
     assert "10.0.0.7" not in by_node(run.actors)
     run.handles["host-1"].node = "a"
     await run.looks()
-    assert run.watch.sentences == [sentence, "host-1 was started anew on node 10.0.0.5"]
+    assert [said for _, said in run.told] == [sentence, "host-1 was started anew on node 10.0.0.5"]
     assert "host-1" in by_node(run.actors)["10.0.0.5"]
     await run.looks()
     assert len(run.told) == 2, "each is told once"

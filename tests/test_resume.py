@@ -187,7 +187,9 @@ def test_the_tasks_after_a_position_are_those_of_a_run_that_was_not_interrupted(
         return [(label, task.id) for label, task in filter(None, found)]
 
     def supervision() -> TaskSource:
-        return TaskSource(config, [table.make() for table in config.env], seed=7)
+        return TaskSource(
+            config.env, [t.make() for t in config.env], config.batch.group_size, seed=7
+        )
 
     whole = supervision()
     wanted = begun(whole, 0, 6) + begun(whole, 6, 6)
@@ -212,7 +214,8 @@ async def test_a_run_that_is_stopped_saves_its_last_step_and_goes_on_after_it(tm
         run = Run(
             folder.config, cluster, folder, progress, WandbSink(folder.config, folder), resumed
         )
-        run.dispatcher = FakeDispatcher(lambda: run.fleet.window.newest)  # pyright: ignore
+        fake: Any = FakeDispatcher(lambda: run.fleet.window.newest)
+        run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = fake
         return run
 
     config = settings(tmp_path, steps=1000)
@@ -220,13 +223,13 @@ async def test_a_run_that_is_stopped_saves_its_last_step_and_goes_on_after_it(tm
     run = make(folder)
     assert not run.stop(), "nothing is trained yet: it may end at once"
     running = asyncio.create_task(run.main())
-    while run.learner_version < 3:
+    while run.book.learner_version < 3:
         await asyncio.sleep(0)
     assert run.stop() and not run.stop(), "a second time means at once"
     with pytest.raises(Interrupted):
         await asyncio.wait_for(running, 30)
     folder.close()
-    last = run.learner_version
+    last = run.book.learner_version
     saved = [path for name, path in run.actors.log if name == "save"]  # pyright: ignore
     assert saved == [str((folder.path / "checkpoints" / f"step_{last}").resolve())]
     checkpoint(folder.path, last, run.actors.positions[-1])  # pyright: ignore

@@ -20,7 +20,8 @@ from rich.console import Console
 from rl.config import RunConfig
 from rl.fleet.node_watch import NodesLost
 from rl.fleet.weight_sync import SyncError
-from rl.loop.run import Run, RunError
+from rl.loop.run import Run
+from rl.loop.run_error import RunError
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
 from rl.record.status import read_status
@@ -53,7 +54,8 @@ def start(tmp_path):
         cluster = SimpleNamespace(actors=FakePool(fail), weights=tmp_path)
         progress = Progress(Console(file=io.StringIO(), width=200))
         run = Run(config, cluster, folder, progress, WandbSink(config, folder))
-        run.dispatcher = FakeDispatcher(lambda: run.fleet.window.newest, outcome, seed)
+        fake = FakeDispatcher(lambda: run.fleet.window.newest, outcome, seed)
+        run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = fake
         return run
 
     yield start
@@ -71,7 +73,7 @@ def totals(run: Run) -> dict[str, int]:
 
 def assert_closed(run: Run) -> None:
     """The books balance with nothing open, and no task of the run is left."""
-    run.ledger.check(set(), set())
+    run.book.ledger.check(set(), set())
     counts = totals(run)
     ended = sum(n for name, n in counts.items() if name != "dispatched")
     assert ended == counts["dispatched"]
@@ -87,7 +89,7 @@ async def test_each_step_is_published_staged_and_loaded_and_no_version_overtakes
     assert acts == ["snapshot", "publish", *stages, "engine-0", "engine-1"] * 5
     loads = [version for name, version in run.actors.log if name == "engine-0"]
     assert loads == [1, 2, 3, 4, 5]
-    assert run.learner_version == run.fleet.window.newest == 5
+    assert run.book.learner_version == run.fleet.window.newest == 5
     assert_closed(run)
 
 
@@ -142,8 +144,8 @@ async def test_no_sample_is_older_than_the_bound_and_none_is_lost(start, stalene
     mode = "in_flight" if staleness else "sync"
     run = start(seed=seed, mode=mode, max_staleness=staleness, steps=12)
     await asyncio.wait_for(run.main(), 30)
-    assert sum(run.totals.staleness.values()) == 12 * 3 * 2
-    assert max(run.totals.staleness) <= staleness
+    assert sum(run.book.stats.staleness.values()) == 12 * 3 * 2
+    assert max(run.book.stats.staleness) <= staleness
     assert_closed(run)
 
 
@@ -163,7 +165,7 @@ async def test_groups_that_end_in_their_order_are_never_too_old_however_slow_a_w
     run.actors.turns, run.dispatcher.in_order = 30, True
     await asyncio.wait_for(run.main(), 30)
     assert "stale:too_old" not in totals(run)
-    assert max(run.totals.staleness) <= staleness
+    assert max(run.book.stats.staleness) <= staleness
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -173,9 +175,9 @@ async def test_where_versions_drain_nothing_is_too_old_and_each_group_has_one_ve
 ):
     run = start(seed=seed, mode=mode, steps=12, rollout={"max_in_flight_groups": 40})
     await asyncio.wait_for(run.main(), 30)
-    assert run.learner_version == 12
+    assert run.book.learner_version == 12
     assert "stale:too_old" not in totals(run)
-    assert max(run.totals.staleness) <= bound
+    assert max(run.book.stats.staleness) <= bound
     await run.fleet.settle()
     assert set(run.fleet.serves.values()) == {12}
     assert len(run.actors.weights()) <= 1, "weights of older versions are gone"
@@ -200,10 +202,10 @@ async def test_versions_live_side_by_side_while_an_older_one_has_stragglers(star
         await asyncio.sleep(0)
     assert set(run.fleet.serves.values()) == {0, 1}
     assert run.fleet.window.versions == (0, 1) and run.fleet.window.pending == 2
-    assert run.learner_version == 2, "the learner waits: at 3 the straggler would be too old"
+    assert run.book.learner_version == 2, "the learner waits: at 3 the straggler would be too old"
     slow.set()
     await asyncio.wait_for(running, 30)
-    assert run.learner_version == 4
+    assert run.book.learner_version == 4
     assert_closed(run)
 
 
@@ -232,8 +234,8 @@ async def test_reused_groups_fill_a_step_and_are_booked_once(start, mode, bound,
     assert totals(run)["trained"] == 2 * len(seen) == 2 * (20 * 4 - sum(reused))
     lines = (run.folder.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["replay/reused_groups"] for line in lines] == reused
-    assert max(run.totals.staleness) <= bound
-    assert sum(run.totals.staleness.values()) == 20 * 4 * 2
+    assert max(run.book.stats.staleness) <= bound
+    assert sum(run.book.stats.staleness.values()) == 20 * 4 * 2
     if mode != "in_flight":
         assert "stale:too_old" not in totals(run)
     assert_closed(run)
@@ -339,20 +341,20 @@ async def test_groups_are_counted_per_version_as_they_come_and_go(start):
     """What admission is told is what a count of all groups in flight would say."""
     run = start(mode="dora", steps=8, rollout={"max_in_flight_groups": 40})
     seen: list[int] = []
-    backlog = run.fleet.backlog
+    backlog = run.backlog
 
-    def checked():
-        found = backlog()
-        counted = Counter(spec.version for spec in run.in_flight.values())
-        waiting = Counter(min(g.versions) for g in (*run.queue.groups, *run.training))
+    def checked(window):
+        found = backlog(window)
+        counted = Counter(spec.version for spec in run.book.in_flight.values())
+        waiting = Counter(min(g.versions) for g in (*run.book.queue.groups, *run.book.training))
         assert dict(found.groups) == dict(counted)
         assert Counter(found.buffered) == waiting
         seen.append(sum(counted.values()))
         return found
 
-    run.fleet.backlog = checked
+    run.backlog = checked
     await asyncio.wait_for(run.main(), 30)
-    assert max(seen) > 3 and not run.playing
+    assert max(seen) > 3 and not run.book.playing
 
 
 async def test_a_run_of_nothing_but_faults_ends_with_the_last_of_them(start):
@@ -406,7 +408,7 @@ async def test_while_every_environment_rests_the_run_waits_for_a_probe(start):
         assert "resting after faults: calculator" in run.watch._learner_waits_for()
         broken = False
         await running
-    assert run.learner_version == 5
+    assert run.book.learner_version == 5
     assert_closed(run)
 
 
@@ -535,7 +537,7 @@ async def test_a_checkpoint_that_fails_ends_the_run_only_if_it_is_the_last(start
     with pytest.raises(CheckpointError, match="step_N: no space"):
         await asyncio.wait_for(run.main(), 30)
     assert said(run).count("step_N: no space; the run goes on without it") == 2
-    assert run.learner_version == 5
+    assert run.book.learner_version == 5
     assert_closed(run)
 
 
@@ -545,8 +547,8 @@ async def test_evaluations_stand_before_and_after_and_count_faults(start):
         outcome=lambda spec: "samples" if spec.train or spec.env == "sensors" else "fault",
     )
     await asyncio.wait_for(run.main(), 30)
-    assert run.totals.evals == {"before": {"sensors": 1.0}, "after": {"sensors": 1.0}}
-    assert run.totals.eval_faults == {"before": 4, "after": 4}
+    assert run.book.stats.evals == {"before": {"sensors": 1.0}, "after": {"sensors": 1.0}}
+    assert run.book.stats.eval_faults == {"before": 4, "after": 4}
     assert run.summary()["eval"]["faults"] == {"before": 4, "after": 4}
     trained = [spec.task.id for _, spec in run.dispatcher.played if spec.train]
     held_out = {spec.task.id for _, spec in run.dispatcher.played if not spec.train}

@@ -9,7 +9,7 @@ from rl.samples.selection import SelectionBias
 
 def test_the_dropped_and_the_trained_are_told_apart_by_environment():
     selection = SelectionBias()
-    ledger = Ledger(closed=selection.close)
+    ledger = Ledger()
     for env, ids in (("a", ("a0", "a1", "a2")), ("b", ("b0",))):
         ledger.dispatch(env, ids)
         selection.dispatch(env, len(ids))
@@ -18,10 +18,14 @@ def test_the_dropped_and_the_trained_are_told_apart_by_environment():
     selection.played("a", [short, long])
     selection.played("b", [fault])
     ledger.buffer(["a0"])
-    ledger.close(["a0"], "trained")
-    ledger.close(["a1"], "filtered", "zero_variance")
-    ledger.close(["b0"], "failed", "env_fault")
-    ledger.close(["a2"], "cancelled")
+    for id, outcome in (
+        ("a0", "trained"),
+        ("a1", "filtered"),
+        ("b0", "failed"),
+        ("a2", "cancelled"),
+    ):
+        ledger.close([id], outcome)
+        selection.close([id], outcome)
     found = selection.metrics()
     expected = {
         "a/dispatched/trajectories": 3,

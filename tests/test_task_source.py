@@ -30,7 +30,9 @@ class Play:
             for t in tables
         ]
         self.said: list[str] = []
-        self.task_source = TaskSource(config, instances, 0, lambda _, text: self.said.append(text))
+        self.task_source = TaskSource(
+            config.env, instances, 4, 0, lambda _, text: self.said.append(text)
+        )
         self.number = 0
         self.now = 0.0
 

@@ -6,11 +6,12 @@ turn once it has loaded the newest version (`Fleet.join`).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Collection
 from itertools import count
 from typing import Protocol
 
 from rl.actors.handles import StartError
+from rl.fleet.node_watch import Says
 
 # Before another try where an engine could not start; twice as long each time.
 AGAIN_SECONDS = 10.0
@@ -24,25 +25,35 @@ class Starts(Protocol):
         ...
 
 
+class Joins(Protocol):
+    """The engines in service."""
+
+    async def join(self, name: str) -> bool:
+        """Take a new engine into service. Returns False where it has died already."""
+        ...
+
+
 class EngineRestarts:
-    """Of one run."""
+    """Replaces dead engines during one run."""
 
     def __init__(
         self,
         cluster: Starts,
-        join: Callable[[str], Awaitable[bool]],
-        tell: Callable[[str, str], None],
+        fleet: Joins,
+        journal: Says,
         *,
         engines: int,
         most: int,
         slow_seconds: float,
+        shared: Collection[str] = (),
     ) -> None:
-        """`join(engine)` has it take part, and says whether it does. `tell(engine, sentence)` is told what
-        becomes of it. engines: the run began with. most: to start. slow_seconds: it is said of an engine that
-        takes longer."""
+        """engines: how many the run began with. most: engines to start. slow_seconds: after these the journal
+        names an engine that has not started. shared: engines on the learner's devices, which are not
+        replaced."""
         self.cluster = cluster
-        self.join = join
-        self.tell = tell
+        self.fleet = fleet
+        self.journal = journal
+        self.shared = frozenset(shared)
         self.most = self.left = most
         self.slow_seconds = slow_seconds
         self._numbers = count(engines)
@@ -50,13 +61,13 @@ class EngineRestarts:
         self._errors: asyncio.Queue[BaseException] = asyncio.Queue()
 
     def replace(self, lost: str) -> None:
-        """Have an engine started in place of `lost`."""
-        if self.most:
+        """Have an engine started in place of `lost`, unless it was on the learner's own devices."""
+        if self.most and lost not in self.shared:
             self._tasks.add(task := asyncio.create_task(self._replace(lost)))
             task.add_done_callback(self._ended)
 
     async def failed(self) -> None:
-        """Raises what `join` does, once it has."""
+        """Raise the error of taking a new engine into service, once there is one."""
         raise await self._errors.get()
 
     async def close(self) -> None:
@@ -75,26 +86,26 @@ class EngineRestarts:
         while self.left:
             self.left -= 1
             name = f"engine-{next(self._numbers)}"
-            self.tell(name, f"{name} starts in place of {lost}")
+            self.journal.say(name, f"{name} starts in place of {lost}")
             try:
                 address = await self._started(name)
             except StartError as error:
-                self.tell(name, str(error))
+                self.journal.say(name, str(error))
                 await asyncio.sleep(pause)
                 pause *= 2
                 continue
-            if await self.join(name):
-                self.tell(name, f"{name} has taken the place of {lost}, on node {address}")
+            if await self.fleet.join(name):
+                self.journal.say(name, f"{name} has taken the place of {lost}, on node {address}")
             # Of one that has died meanwhile whoever noticed that asks for another one.
             return
-        self.tell(lost, f"{lost} is not replaced: engine.max_restarts is {self.most}")
+        self.journal.say(lost, f"{lost} is not replaced: engine.max_restarts is {self.most}")
 
     async def _started(self, name: str) -> str:
         starting = asyncio.ensure_future(self.cluster.add_engine(name))
         try:
             await asyncio.wait({starting}, timeout=self.slow_seconds)
             if not starting.done():
-                self.tell(
+                self.journal.say(
                     name,
                     f"{name} has not started within {self.slow_seconds:g} s: it waits until a node has room "
                     "for it (engine.cpus, engine.gpus), or its log says why",

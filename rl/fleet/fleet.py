@@ -16,9 +16,9 @@ they hold moves to engines that stay where some serve its version, and waits in 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
@@ -35,6 +35,18 @@ from rollout.window import Rules, Window, publish
 NOTHING_LOADED = SyncTimes()
 
 
+class Groups(Protocol):
+    """The groups in flight and buffered, as the fleet sees them."""
+
+    def backlog(self, window: Window) -> Backlog:
+        """Where the run stands; asked in the turn in which a decision is made."""
+        ...
+
+    def evict(self, versions: Sequence[int]) -> None:
+        """Give up everything in flight on these versions; it is to begin anew."""
+        ...
+
+
 class Fleet:
     """Engines, versions and weights of one run."""
 
@@ -44,27 +56,22 @@ class Fleet:
         sync: WeightSync,
         rules: Rules,
         limits: Limits,
-        backlog: Callable[[], Backlog],
-        evict: Callable[[Sequence[int]], None],
+        groups: Groups,
         shared_engines: Sequence[str] = (),
         *,
         adapters: bool = False,
         first: int = 0,
         record: Record = unrecorded,
     ) -> None:
-        """`backlog()` says where the run stands; it is asked in the turn in which a decision is made.
-
-        `evict(versions)`: everything in progress on these is to begin anew. shared_engines: engines whose
-        devices the learner uses while it steps. adapters: a version is an adapter, not the whole weights.
-        first: the version that the learner has; engines start on weights that they call 0. record: writes
-        down spans of what engines did.
+        """shared_engines: engines whose devices the learner uses while it steps. adapters: a version is an
+        adapter, not the whole weights. first: the version that the learner has; engines start on weights that
+        they call 0. record: writes down spans of what engines did.
         """
         self.actors = actors
         self.sync = sync
         self.rules = rules
         self.limits = limits
-        self.backlog = backlog
-        self.evict = evict
+        self.groups = groups
         self.shared_engines = tuple(shared_engines)
         self.adapters = adapters
         self.asleep: frozenset[str] = frozenset()
@@ -215,7 +222,7 @@ class Fleet:
         if self.rules.live == 1 or not awake:
             return {engine.name: version for engine in awake}
         places = await self._in_progress()
-        backlog = replace(self.backlog(), window=window)
+        backlog = self.groups.backlog(window)
         decision = decide(backlog, awake, places, self.rules, self.limits)
         if decision.window == window:
             return {e.name: version for e in awake if e.version == window.versions[0]}
@@ -243,7 +250,7 @@ class Fleet:
             return {}
         # Asked at every change; engines matter only where older versions' idle ones are filled.
         engines = self._states() if self.limits.legacy_fill else ()
-        return admission(self.backlog(), engines, self.rules, self.limits)
+        return admission(self.groups.backlog(self.window), engines, self.rules, self.limits)
 
     def served(self, version: int) -> bool:
         """Whether some engine serves it."""
@@ -263,11 +270,12 @@ class Fleet:
             return NOTHING_LOADED
         self.counts[f"rebalances/{why}"] += 1
         before, places = self.window, await self._in_progress()
-        decision = decide(self.backlog(), self._states(), places, self.rules, self.limits)
+        backlog = self.groups.backlog(self.window)
+        decision = decide(backlog, self._states(), places, self.rules, self.limits)
         self.window = decision.window
         self.spans.window(self.window.versions)
         if decision.evicted:
-            self.evict(decision.evicted)
+            self.groups.evict(decision.evicted)
         times = NOTHING_LOADED
         if not self.rules.in_place:
             times = await self._carry_out(decision.placement)

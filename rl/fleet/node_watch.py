@@ -7,7 +7,8 @@ it cannot.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
+from typing import Protocol
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
@@ -26,24 +27,40 @@ class NodesLost(Exception):
     """The run cannot go on without what was on a node; the message is one sentence."""
 
 
+class Engines(Protocol):
+    """The engines in service."""
+
+    async def lose(self, names: Collection[str]) -> None:
+        """Take these, which have died, out of service. Raises where none is left."""
+        ...
+
+
+class Replacements(Protocol):
+    """New engines in place of dead ones."""
+
+    def replace(self, lost: str) -> None:
+        """Start an engine in place of `lost`, where that may be."""
+        ...
+
+
+class Says(Protocol):
+    """A journal of what happens to nodes and actors."""
+
+    def say(self, what: str, sentence: str) -> None:
+        """Tell the user what has happened to `what`."""
+        ...
+
+
 class NodeWatch:
-    """Of the actors of one run."""
+    """Watches the actors of one run."""
 
     def __init__(
-        self,
-        actors: Actors,
-        lose: Callable[[Collection[str]], Awaitable[None]],
-        replace: Callable[[str], None],
-        tell: Callable[[str, str], None],
+        self, actors: Actors, fleet: Engines, restarts: Replacements, journal: Says
     ) -> None:
-        """`lose(engines)` takes these out of service; it raises where none is left. `replace(engine)` may
-        start another one. `tell(what, sentence)` is told what has happened to a node or an actor."""
         self.actors = actors
-        self.lose = lose
-        self.replace = replace
-        self.tell = tell
-        # In the order in which they were noticed.
-        self.sentences: list[str] = []
+        self.fleet = fleet
+        self.restarts = restarts
+        self.journal = journal
         self.gone: set[str] = set()
         self._asked: dict[str, asyncio.Future[str]] = {}
         self._moving: set[str] = set()
@@ -51,7 +68,7 @@ class NodeWatch:
         self._end: NodesLost | None = None
 
     async def watch(self) -> None:
-        """Look again and again. Raises NodesLost, and what `lose` raises."""
+        """Look again and again. Raises NodesLost, and SyncError where no engine is left."""
         try:
             while True:
                 await asyncio.sleep(LOOK_SECONDS)
@@ -90,7 +107,7 @@ class NodeWatch:
         places, address = self.actors.node_of, self.actors.addresses.get(node, node)
         names = sorted(name for name, at in places.items() if at == node)
         sentence = f"node {address} is gone: {', '.join(names)}"
-        self.say(f"node {address}", sentence)
+        self.journal.say(f"node {address}", sentence)
         if any(name.startswith("learner") for name in names):
             self._end = NodesLost(f"{sentence}; without its learner the run cannot go on")
             raise self._end
@@ -101,9 +118,9 @@ class NodeWatch:
         await self._lose(engines)
 
     async def _lose(self, engines: Collection[str]) -> None:
-        await self.lose(engines)
+        await self.fleet.lose(engines)
         for engine in engines:
-            self.replace(engine)
+            self.restarts.replace(engine)
 
     async def _ask(self) -> None:
         """Ask engines, and what starts anew elsewhere, where they are; take what was answered by now."""
@@ -123,7 +140,7 @@ class NodeWatch:
         except ActorDiedError:
             if name in self.actors.engines:
                 del self.actors.node_of[name]
-                self.say(name, f"{name} died; its log says why")
+                self.journal.say(name, f"{name} died; its log says why")
                 await self._lose([name])
         except RayError:  # not to be reached now; asked again
             return
@@ -132,9 +149,4 @@ class NodeWatch:
                 self._moving.discard(name)
                 self.actors.node_of[name] = node
                 where = self.actors.addresses.get(node, node)
-                self.say(name, f"{name} was started anew on node {where}")
-
-    def say(self, what: str, sentence: str) -> None:
-        """Something has happened to a node or an actor."""
-        self.sentences.append(sentence)
-        self.tell(what, sentence)
+                self.journal.say(name, f"{name} was started anew on node {where}")

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, TaskCancelledError
@@ -24,32 +23,49 @@ WAITING_SECONDS = 10.0
 REACH_SECONDS = 0.5
 
 
+@dataclass(frozen=True)
+class Played:
+    """A group that was played: its report, and a reference to its samples, a `list[TrainSample]`."""
+
+    report: GroupReport
+    samples: object
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A group whose controller died or did not answer; Ray starts the controller anew."""
+
+    why: str
+
+
+class EngineMap(Protocol):
+    """The map of which engine serves what."""
+
+    async def push_engine_map(self) -> None:
+        """Send the map to every controller."""
+        ...
+
+
 class Dispatcher:
     """Plays groups on the least busy controller that answers."""
 
     def __init__(
         self,
         actors: Actors,
+        fleet: EngineMap,
         max_seconds: float,
-        lost: Callable[[GroupSpec, str], None],
-        push_engine_map: Callable[[], Awaitable[None]],
     ) -> None:
-        """`max_seconds`: an episode's own limit. `lost(spec, why)` is told of groups that are lost.
-        `push_engine_map()` tells all controllers which engine serves what."""
+        """fleet: sends the map to a controller that has none. max_seconds: an episode's own limit."""
         self.controllers = actors.controllers
         self.limit = max_seconds + GROUP_GRACE_SECONDS
-        self.lost = lost
-        self.push_engine_map = push_engine_map
+        self.fleet = fleet
         self.busy: Counter[str] = Counter(dict.fromkeys(self.controllers, 0))
         self.playing: dict[str, Any] = {}
         # Controllers that died or cannot be reached, with who waits for each to answer again.
         self.away: dict[str, asyncio.Task[None]] = {}
 
-    async def play(self, spec: GroupSpec) -> tuple[GroupReport, Any] | None:
-        """A group's report, and a reference to its samples.
-
-        None where it was given up, and where the controller died or did not answer; Ray starts it anew.
-        """
+    async def play(self, spec: GroupSpec) -> Played | Lost | None:
+        """Play a group to its end; None where it was given up."""
         self.playing[spec.id] = None
         name = ""
         try:
@@ -60,13 +76,11 @@ class Dispatcher:
             return None
         except TimeoutError:
             self._cancel(spec.id)
-            self.lost(spec, f"{name or 'no controller'}: no answer within {self.limit:g} s")
-            return None
+            return Lost(f"{name or 'no controller'}: no answer within {self.limit:g} s")
         except (RayActorError, OutOfMemoryError) as error:
             self._cancel(spec.id)
             self._set_aside(name)
-            self.lost(spec, f"{name}: {first_line(error)}")
-            return None
+            return Lost(f"{name}: {first_line(error)}")
         finally:
             self.playing.pop(spec.id, None)
 
@@ -76,16 +90,16 @@ class Dispatcher:
         there = [name for name in self.controllers if name not in self.away]
         return min(there, key=lambda name: self.busy[name])
 
-    async def _played(self, spec: GroupSpec, name: str) -> tuple[GroupReport, Any]:
+    async def _played(self, spec: GroupSpec, name: str) -> Played:
         play = self.controllers[name].play.options(num_returns=2)
         self.busy[name] += 1
         try:
             while spec.id in self.playing:
                 self.playing[spec.id], samples = play.remote(spec)
                 try:
-                    return await self.playing[spec.id], samples
+                    return Played(await self.playing[spec.id], samples)
                 except EngineMapMissing:
-                    await self.push_engine_map()
+                    await self.fleet.push_engine_map()
             raise TaskCancelledError
         finally:
             self.busy[name] -= 1
@@ -112,7 +126,7 @@ class Dispatcher:
     def give_up(self, group: str) -> None:
         """Stop playing a group; its requests end too."""
         self._cancel(group)
-        # One that has not been handed over yet will not be.
+        # Also drops a group that still waits for a controller.
         self.playing.pop(group, None)
 
     def cancel(self) -> None:
@@ -121,7 +135,7 @@ class Dispatcher:
             self.give_up(group)
 
     async def waiting(self, count: int) -> WaitingTable:
-        """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers.
+        """Ask what the episodes in progress wait for: the `count` most suspicious ones, and all in numbers.
 
         A controller that does not answer is named.
         """

@@ -2,11 +2,11 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from envs.env import Task
-from rl.config import EnvTable, RunConfig
-from rl.loop.dispatcher import Dispatcher
+from rl.config import EnvTable
+from rl.loop.dispatcher import Played
 from rl.samples.group import GroupReport, GroupSpec
 
 # A small world repeats its tasks: look at so many times the wanted number to find different ones.
@@ -14,7 +14,7 @@ LOOK_AHEAD = 20
 
 
 def heldout_tasks(table: EnvTable, count: int) -> list[Task]:
-    """The first `count` different held-out tasks of an environment, the same in every run."""
+    """Return the first `count` different held-out tasks of an environment, the same in every run."""
     found: dict[str, Task] = {}
     stream = table.make().tasks("heldout", seed=0)
     for task in itertools.islice(stream, LOOK_AHEAD * count):
@@ -25,29 +25,35 @@ def heldout_tasks(table: EnvTable, count: int) -> list[Task]:
 
 
 async def evaluate(
-    config: RunConfig, dispatcher: Dispatcher, when: str, progress: Callable[[int, int], None]
+    tables: Sequence[EnvTable],
+    play: Callable[[GroupSpec], Awaitable[Played | None]],
+    when: str,
+    progress: Callable[[int, int], None],
+    *,
+    tasks: int,
+    most: int,
 ) -> tuple[list[GroupReport], int]:
-    """Play the held-out tasks. Returns the reports and how many episodes were wanted.
+    """Play up to `tasks` held-out tasks of each environment. Returns the reports, and how many were wanted.
 
-    `progress(done, wanted)` is called after each episode. Lost groups have no report.
+    `play(spec)` plays one; a group that it loses has no report. `progress(done, wanted)` is called after each
+    episode. when: part of the ids. most: episodes at once.
     """
     specs: list[GroupSpec] = []
-    for table in config.env:
-        for task in heldout_tasks(table, config.eval.tasks):
+    for table in tables:
+        for task in heldout_tasks(table, tasks):
             id = f"eval-{when}-{len(specs)}"
             specs.append(GroupSpec(id, table.label, task, (f"{id}.0",), train=False))
-    most = config.rollout.max_in_flight_groups * config.batch.group_size
     room = asyncio.Semaphore(most)
-    own = {table.label: asyncio.Semaphore(table.concurrency or most) for table in config.env}
+    own = {table.label: asyncio.Semaphore(table.concurrency or most) for table in tables}
     done = 0
 
-    async def play(spec: GroupSpec) -> GroupReport | None:
+    async def play_one(spec: GroupSpec) -> GroupReport | None:
         nonlocal done
         async with own[spec.env], room:
-            played = await dispatcher.play(spec)
+            played = await play(spec)
         done += 1
         progress(done, len(specs))
-        return played[0] if played else None
+        return played.report if played else None
 
-    played = await asyncio.gather(*(play(spec) for spec in specs))
-    return [report for report in played if report is not None], len(specs)
+    reports = await asyncio.gather(*map(play_one, specs))
+    return [report for report in reports if report is not None], len(specs)

@@ -1,41 +1,56 @@
-"""What a run has done so far, counted: for the metrics of a step and for summary.json."""
+"""The totals of a run, counted as it goes: for the metrics of a step and for summary.json."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from rl.fleet.weight_sync import SyncTimes
-from rl.samples.group import GroupReport
+from rl.samples.group import GroupReport, MemberReport
 from rl.samples.metrics import histogram, quantiles, rollout_metrics
 from rl.samples.sample_queue import BufferedGroup
 
 
 class RunStats:
-    """Of one run, or of its part since it was resumed."""
+    """The totals of one run, or of its part since it was resumed."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self.trained_tokens = 0
         self.faults: Counter[str] = Counter()
-        # Of tokens of trained trajectories: versions between the oldest token and the learner's.
+        # Groups in a row without one judged trajectory.
+        self.failed_in_a_row = 0
+        # Versions between the oldest token of a trained trajectory and the learner's.
         self.staleness: Counter[int] = Counter()
         self.training_seconds = 0.0
         self.waiting_seconds = 0.0
         self.evals: dict[str, dict[str, float]] = {}
         self.eval_faults: dict[str, int] = {}
         self._reports: list[GroupReport] = []  # since the last step
-        self._syncs: list[SyncTimes] = []
+        self._pauses_ms: list[float] = []
+        self._staging_ms: list[float] = []
         self._parity: list[float] = []
 
-    def played(self, report: GroupReport) -> None:
-        """A group has ended."""
+    def played(self, report: GroupReport) -> list[MemberReport]:
+        """Count a group that has ended. Returns the members with a fault that was not seen before."""
         self._reports.append(report)
         self.tokens += sum(m.num_tokens for m in report.members)
+        self.failed_in_a_row += 1
+        new: list[MemberReport] = []
+        for member in report.members:
+            if member.judged:
+                self.failed_in_a_row = 0
+            if member.fault:
+                if member.fault not in self.faults:
+                    new.append(member)
+                self.faults[member.fault] += 1
+        return new
+
+    def lost(self, why: str) -> None:
+        """Count a group that its controller has lost."""
+        self.faults[why] += 1
 
     def trained(
         self, groups: Iterable[BufferedGroup], version: int, metrics: dict[str, float]
     ) -> dict[str, float]:
-        """The learner has stepped on them from this version on. The metrics of rollouts and staleness."""
+        """Count a learner step on `groups` from `version` on. Returns metrics of rollouts and staleness."""
         gaps = [version - oldest for group in groups for oldest in group.versions]
         self.staleness.update(gaps)
         self.trained_tokens += int(metrics["learner/tokens"])
@@ -50,16 +65,22 @@ class RunStats:
         }
 
     def stepped(self, seconds: float, waiting: float) -> None:
-        """A step took so long, and so much of it the learner waited for a batch."""
+        """Count the seconds of a step, and those of them in which the learner waited for its batch."""
         self.training_seconds += seconds
         self.waiting_seconds += waiting
 
-    def synced(self, times: SyncTimes) -> None:
-        """A version has come to the engines."""
-        self._syncs.append(times)
+    def synced(self, pauses_ms: Sequence[float], staging_ms: Sequence[float]) -> None:
+        """Count a version that has come to the engines: milliseconds of each engine."""
+        self._pauses_ms += pauses_ms
+        self._staging_ms += staging_ms
 
-    def summary(self) -> dict[str, Any]:
-        """What summary.json says of it."""
+    def evaluated(self, when: str, rates: dict[str, float], faults: int) -> None:
+        """Keep an evaluation's pass rates, and how many of its episodes were not judged."""
+        self.evals[when] = rates
+        self.eval_faults[when] = faults
+
+    def summary(self) -> dict[str, object]:
+        """The totals as summary.json has them."""
         waiting = self.waiting_seconds / self.training_seconds if self.training_seconds else None
         return {
             "tokens": self.tokens,
@@ -73,8 +94,8 @@ class RunStats:
                 "max_step": max(self._parity, default=None),
             },
             "engine": {
-                "pause_ms": quantiles([ms for s in self._syncs for ms in s.pause_ms]),
-                "transfer_ms": quantiles([ms for s in self._syncs for ms in s.staging_ms]),
+                "pause_ms": quantiles(self._pauses_ms),
+                "transfer_ms": quantiles(self._staging_ms),
             },
             "faults": dict(self.faults.most_common(20)),
         }

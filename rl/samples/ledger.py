@@ -5,7 +5,7 @@ cancelled + in flight + buffered. A remainder is an error that names the traject
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,11 +30,7 @@ class _Entry:
 class Ledger:
     """Counts by environment and outcome; entries of trajectories that are not yet at their end."""
 
-    def __init__(
-        self, closed: Callable[[Sequence[str], str], None] = lambda ids, outcome: None
-    ) -> None:
-        """`closed(ids, outcome)` is told of trajectories that are at their end."""
-        self.closed = closed
+    def __init__(self) -> None:
         self.dispatched: Counter[str] = Counter()
         self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
         self.entries: dict[str, _Entry] = {}
@@ -58,7 +54,6 @@ class Ledger:
             entry = self._leave(id, outcome)
             del self.entries[id]
             self.outcomes[entry.env][f"{outcome}:{reason}" if reason else outcome] += 1
-        self.closed(ids, outcome)
 
     def open_ids(self, state: Open) -> list[str]:
         """Trajectories in a state that is no end."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from envs.env import Env, Task
-from rl.config import EnvTable, RunConfig
+from rl.config import EnvTable
 from rl.record.position import Position
 from rl.samples.group import GroupReport
 from rl.samples.metrics import passed
@@ -29,26 +29,26 @@ RECENT = 256
 
 
 class TaskSource:
-    """Of all environments of a run."""
+    """Picks the next environment and task over all environments of a run."""
 
     def __init__(
         self,
-        config: RunConfig,
+        tables: Sequence[EnvTable],
         envs: Sequence[Env],
+        group_size: int,
         seed: int,
-        tell: Callable[[str, str], None] = lambda label, sentence: None,
+        say: Callable[[str, str], None] = lambda label, sentence: None,
     ) -> None:
-        """envs: an instance of each table of `config.env`. `tell(label, sentence)`: what has changed."""
-        self.tell = tell
-        self.tasks = TaskStreams(config.env, envs, "train", seed)
-        self.breakers = {table.label: Breaker(table.breaker) for table in config.env}
-        self.mixture = Mixture({t.label: _quota(t, config.batch.group_size) for t in config.env})
+        """envs: an instance of each table. `say(label, sentence)`: tells the user what has changed."""
+        self.say = say
+        self.tasks = TaskStreams(tables, envs, "train", seed)
+        self.breakers = {table.label: Breaker(table.breaker) for table in tables}
+        self.mixture = Mixture({table.label: _quota(table, group_size) for table in tables})
         self.curricula = {
-            table.label: _curriculum(table, env)
-            for table, env in zip(config.env, envs, strict=True)
+            table.label: _curriculum(table, env) for table, env in zip(tables, envs, strict=True)
         }
         # Tasks to be played before new ones: given up before, the other half of a pair, extra groups.
-        self.again: dict[str, deque[tuple[Task, Play]]] = {t.label: deque() for t in config.env}
+        self.again: dict[str, deque[tuple[Task, Play]]] = {t.label: deque() for t in tables}
         self.playing: dict[str, tuple[str, Task, Play]] = {}
         self.in_flight: Counter[str] = Counter()
         self.begun: deque[str] = deque(maxlen=RECENT)
@@ -170,7 +170,7 @@ class TaskSource:
 
     def _say(self, label: str, change: Change | Moved | None) -> None:
         if change is not None:
-            self.tell(label, sentence(label, change))
+            self.say(label, sentence(label, change))
 
 
 def sentence(label: str, change: Change | Moved) -> str:

@@ -1,0 +1,189 @@
+"""The rollout loop: begins groups where admission has room, has them played, and books what became of them.
+
+    task stream -> admission -> dispatcher -> GroupBook (queue or ledger)
+
+Admission and eviction are the fleet's decisions (`rollout.scheduler`), the next environment and task those of
+`rl.tasks.task_source`. Only control data passes here.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from rl.fleet.fleet import Fleet
+from rl.loop.dispatcher import Lost, Played
+from rl.loop.group_book import GroupBook
+from rl.loop.run_error import RunError
+from rl.loop.watch import Activity
+from rl.nodes.deadline import within
+from rl.record.progress import Progress
+from rl.record.run_folder import RunFolder
+from rl.samples.group import GroupSpec
+from rl.tasks.task_source import TaskSource
+
+# So many groups in a row (or four times what is played at once) without one judged trajectory end the
+# run: nothing can be learned any more.
+MAX_FAILED_GROUPS = 50
+
+
+class Plays(Protocol):
+    """The part of a dispatcher that plays groups."""
+
+    async def play(self, spec: GroupSpec) -> Played | Lost | None:
+        """Play a group."""
+        ...
+
+    def give_up(self, group: str) -> None:
+        """Stop playing a group."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop playing all of them."""
+        ...
+
+
+class Rollouts:
+    """Begins and books the groups of one run."""
+
+    def __init__(
+        self,
+        book: GroupBook,
+        fleet: Fleet,
+        dispatcher: Plays,
+        task_source: TaskSource,
+        activity: Activity,
+        folder: RunFolder,
+        progress: Progress,
+        *,
+        rebalance_seconds: float,
+        most: int,
+    ) -> None:
+        """rebalance_seconds: the longest time between two rebalances. most: groups in flight at once."""
+        self.book = book
+        self.fleet = fleet
+        self.dispatcher = dispatcher
+        self.task_source = task_source
+        self.activity = activity
+        self.folder = folder
+        self.progress = progress
+        self.rebalance_seconds = rebalance_seconds
+        self.limit = max(MAX_FAILED_GROUPS, 4 * most)
+        # Set whenever more groups may be able to begin.
+        self.changed = asyncio.Event()
+        self.stopping = False
+        self._groups: set[asyncio.Task[None]] = set()
+        self._failed: list[asyncio.Task[None]] = []
+
+    async def loop(self) -> None:
+        """Admit groups.
+
+        consumes: the task stream       produces: a task per group, which ends in the queue or the ledger
+        waits for: room in the window   unblocked by: a finished group, a learner step, a new version
+        """
+        while True:
+            if not all(map(self.fleet.served, self.fleet.admit())):
+                await self.fleet.rebalance("unserved")
+            for version, count in self.fleet.admit().items():
+                # Without an engine even now, while many of them sleep, it has to wait for a change.
+                room = count if self.fleet.served(version) else 0
+                while room and self._begin(version, room):
+                    room -= 1
+            self.changed.clear()
+            why = await self._wait_for_change()
+            for group in self._failed:
+                group.result()
+            if why is not None:
+                await self.fleet.rebalance(why)
+
+    async def play(self, spec: GroupSpec) -> Played | None:
+        """Play a group; None where it was given up, or lost, which is told and counted."""
+        ended = await self.dispatcher.play(spec)
+        if isinstance(ended, Lost):
+            self.book.stats.lost(ended.why)
+            self.progress.note(f"group {spec.id} ({spec.env}) was lost: {ended.why}")
+            return None
+        return ended
+
+    def evict(self, versions: Sequence[int]) -> None:
+        """Give up what is in flight on these versions; their tasks begin anew, as fresh ones."""
+        for spec in self.book.evict(versions):
+            self.task_source.put_back(spec.id)
+            self.dispatcher.give_up(spec.id)
+        self.changed.set()
+
+    async def end(self) -> None:
+        """Stop playing. Groups in flight stay in the book, to be closed there."""
+        self.dispatcher.cancel()
+        groups = list(self._groups)
+        for group in groups:
+            group.cancel()
+        await asyncio.gather(*groups, return_exceptions=True)
+
+    async def _wait_for_change(self) -> str | None:
+        """Wait until something has changed. Returns why a rebalance is due, if it is."""
+        period = self.rebalance_seconds
+        probe = self.task_source.next_probe(time.monotonic())
+        try:
+            await within(self.changed.wait(), period if probe is None else min(period, probe))
+        except TimeoutError:
+            due = probe is None or probe >= period
+            return "timer" if due and self.fleet.rules.live > 1 else None
+        window = self.fleet.window
+        drained = not self.book.playing[window.versions[0]]
+        return "drained" if window.pending is not None and drained else None
+
+    def _begin(self, version: int, room: int) -> bool:
+        """Begin one of `room` groups. Returns False where none may begin now."""
+        if self.stopping:
+            return False
+        begun = self.task_source.begin(self.book.next_id, time.monotonic(), room)
+        if begun is None:
+            return False
+        env, task = begun
+        spec = self.book.begin(env, task, version)
+        self._groups.add(group := asyncio.create_task(self._train_on(spec)))
+        group.add_done_callback(self._ended)
+        return True
+
+    def _ended(self, group: asyncio.Task[None]) -> None:
+        """An error in booking a group ends the run, by way of the loop."""
+        self._groups.discard(group)
+        if not group.cancelled() and group.exception() is not None:
+            self._failed.append(group)
+            self.changed.set()
+
+    async def _train_on(self, spec: GroupSpec) -> None:
+        """Play a group and book what became of each trajectory."""
+        try:
+            played = await self.play(spec) if spec.id in self.book.in_flight else None
+            if spec.id not in self.book.in_flight:  # evicted, and booked as such
+                return
+            if played is None:
+                self.task_source.lost(spec.id)
+                self.book.lose(spec.id)
+            else:
+                self._book(played)
+        finally:
+            self.changed.set()
+            self.book.queue.recheck()
+
+    def _book(self, played: Played) -> None:
+        """Book a group; say each new fault once. Raises RunError when there is nothing but faults."""
+        report = played.report
+        for member in self.book.book(report, played.samples):
+            self.progress.note(f"{member.id} ({report.spec.env}): {member.fault}")
+        self.folder.index(report, "train")
+        self.folder.event(
+            "rollout", report.spec.env, report.start, report.end, group=report.spec.id
+        )
+        self.fleet.counts["tokens_prefilled_again"] += report.reprefilled_tokens
+        self.task_source.end(report, time.monotonic())
+        if not self.book.stats.failed_in_a_row:
+            self.activity.moved()
+            return
+        last = f"most recently: {report.members[-1].fault}"
+        if self.book.stats.failed_in_a_row >= self.limit:
+            raise RunError(f"the last {self.limit} groups all ended in faults, {last}")
+        if self.task_source.all_failed:
+            raise RunError(f"no environment has worked so far, {last}")

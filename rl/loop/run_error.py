@@ -1,0 +1,5 @@
+"""`RunError`: raised by every part of a run that cannot go on."""
+
+
+class RunError(Exception):
+    """The run cannot go on; the message is one sentence for the user."""
