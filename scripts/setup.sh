@@ -4,18 +4,23 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# The lock's packages have wheels for these.
+supported() {
+    "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' 2>/dev/null
+}
 python=""
-for candidate in python3.11 python3; do
-    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+for candidate in python3.11 python3.12 python3.13 python3; do
+    if supported "$candidate"; then
         python=$candidate
         break
     fi
 done
-if [ -z "$python" ]; then
-    echo "setup: Python 3.11 is needed (the lock is made for it), and neither python3.11 nor python3 is one" >&2
-    exit 2
-fi
-if ! [ -x .venv/bin/python ] || ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+if ! supported .venv/bin/python; then
+    if [ -z "$python" ]; then
+        echo "setup: Python 3.11, 3.12 or 3.13 is needed (requirements/cpu.lock is made for them), and none of" \
+            "python3.11, python3.12, python3.13 and python3 is one" >&2
+        exit 2
+    fi
     rm -rf .venv
     "$python" -m venv .venv
 fi
