@@ -1,0 +1,54 @@
+"""`pip install .` in a new virtual environment of each supported Python, without the lock and the extras."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("envs", "reward", "rl", "rollout", "trainer")
+
+
+def interpreter(version: str) -> str | None:
+    """An interpreter of this version that runs, or None."""
+    for path in (sys.executable, shutil.which(f"python{version}")):
+        ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+        if path:
+            said = subprocess.run([path, "-c", ask], capture_output=True, text=True)
+            if said.returncode == 0 and said.stdout.strip() == version:
+                return path
+    return None
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_a_plain_installation_lists_checks_and_begins_environments(version, tmp_path):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    # A copy: a build leaves folders behind in the tree.
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
+    pip = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", tree]
+    subprocess.run(pip, check=True, timeout=600)
+
+    def dorado(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [tmp_path / "venv" / "bin" / "dorado", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    assert dorado("--version").stdout.startswith("dorado ")
+    assert "calculator" in dorado("env", "list").stdout
+    assert dorado("env", "new", "my_world").returncode == 0
+    for name in ("calculator", "my_world/my_world/environment.py:MyWorld"):
+        assert dorado("env", "check", name).returncode == 0
+    refused = dorado("sft", str(ROOT / "configs" / "quickstart.toml"))
+    assert refused.returncode == 2 and "needs torch, which is not installed" in refused.stderr
