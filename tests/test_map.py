@@ -62,3 +62,8 @@ def test_every_link_of_a_document_leads_somewhere(page):
         assert goal.exists(), f"{target} does not exist"
         if (wanted := anchor or here) and goal.suffix == ".md":
             assert wanted in anchors(goal), f"{name_of(goal)} has no heading #{wanted}"
+
+
+@pytest.mark.parametrize(("page", "most"), [("README.md", 180), ("docs/architecture.md", 150)])
+def test_the_first_pages_stay_short(page, most):
+    assert len((ROOT / page).read_text().splitlines()) <= most
