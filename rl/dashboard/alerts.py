@@ -1,4 +1,4 @@
-"""What is wrong or remarkable with a run, in sentences: a pure function of what its folder holds.
+"""Alerts: sentences on what is wrong or remarkable with a run, a pure function of its folder.
 
 Each alert says what was seen, with its figure, and what to look at. Thresholds are those from which on a
 person would want to know; none of them stops anything.
@@ -18,7 +18,7 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Alert:
-    """Such as level "warning", text "calculator: 12 % of its trajectories end in a fault; …"."""
+    """One alert, such as level "warning", text "calculator: 12 % of its trajectories end in a fault; …"."""
 
     level: Level
     text: str

@@ -156,7 +156,7 @@ def bars(
     *,
     stacked: bool = False,
 ) -> Options:
-    """Of each category one bar per name, side by side or one upon the other."""
+    """One bar per name in each category, side by side or one upon the other."""
     options = _frame(title, legend=True)
     options["xAxis"] = _axis("category", data=[one[:_MAX_NAME] for one in categories])
     options["xAxis"]["axisLabel"] |= {"interval": 0, "rotate": 28, "fontSize": 11}
@@ -252,7 +252,7 @@ def lanes(names: Sequence[str], bars: Sequence[LaneBar], window: Window) -> Opti
 
 
 def _held(points: Sequence[Sequence[float]], window: Window) -> list[list[float]]:
-    """What of a stepped line is in the window, from edge to edge."""
+    """Cut a stepped line to the window, from edge to edge."""
     before = [value for moment, value in points if moment <= window.start][-1:]
     within = [[moment, value] for moment, value in points if window.start < moment <= window.end]
     shown = [*([window.start, value] for value in before), *within]

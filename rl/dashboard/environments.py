@@ -1,6 +1,6 @@
 """The environments of a run as plain data: the ledger, latency, breakers, mixture, noise, selection.
 
-In: what the run said last of each: the summary, else status.json, else metrics. Out: tables and charts.
+In: the run's last word on each, from the summary, else status.json, else metrics. Out: tables and charts.
 """
 
 from collections import Counter
@@ -115,7 +115,7 @@ def selection_rows(run: RunData) -> list[dict[str, str]]:
 
 
 def changes(run: RunData, most: int = 30) -> list[dict[str, object]]:
-    """What supervision has changed, the newest first: breakers, difficulty, noise."""
+    """Changes made while training, the newest first: breakers, difficulty, noise."""
     begin = min((span.start for span in run.spans), default=0.0)
     told = [span for span in run.spans if span.lane == "supervision"][-most:]
     return [

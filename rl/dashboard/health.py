@@ -1,4 +1,4 @@
-"""The health of a run as plain data: who answers, what is waited for. All from status.json."""
+"""The health of a run as plain data, from status.json: who answers, what is waited for."""
 
 import time
 
@@ -62,7 +62,7 @@ def actor_rows(run: RunData, now: float | None = None) -> list[dict[str, str]]:
 
 
 def waiting_rows(run: RunData) -> list[dict[str, str]]:
-    """What trajectories wait for, the most suspicious first."""
+    """Rows of the waiting-for table, the most suspicious trajectory first."""
     if run.status is None:
         return []
     return [
@@ -83,7 +83,7 @@ def waiting_rows(run: RunData) -> list[dict[str, str]]:
 
 
 def phase_rows(run: RunData) -> list[dict[str, str]]:
-    """How many trajectories are in which phase, per environment."""
+    """Number of trajectories in each phase, per environment."""
     if run.status is None:
         return []
     return [
@@ -97,7 +97,7 @@ def phase_rows(run: RunData) -> list[dict[str, str]]:
 
 
 def troubles(run: RunData, now: float | None = None) -> list[str]:
-    """What is not as it should be now, in sentences."""
+    """Sentences on everything that is not as it should be now."""
     now = time.time() if now is None else now
     if run.status is None or run.state(now) not in ("running", "silent"):
         return []

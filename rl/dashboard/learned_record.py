@@ -1,4 +1,5 @@
-"""What the learner made of a trajectory's tokens: trajectories/learned.jsonl, by the index's `learned` table.
+"""The learner's numbers for a trajectory's tokens: trajectories/learned.jsonl, by the index's `learned`
+table.
 
 In: a file and a table that older runs do not have, and that may be broken. Out: numbers per policy token, in
 the order of the sequence (the completions of all turns end to end), or a sentence that says why there are
@@ -40,7 +41,7 @@ class Learned:
 
 
 def read_learned(folder: Path, hit: Hit, policy_tokens: int) -> Learned | str:
-    """What the learner made of it, or why that is not known, in a sentence."""
+    """Read the learner's numbers of a trajectory, or a sentence that says why they are not known."""
     try:
         rows = ask(
             folder,
@@ -72,7 +73,7 @@ def read_learned(folder: Path, hit: Hit, policy_tokens: int) -> Learned | str:
 
 
 def not_trained(hit: Hit) -> str:
-    """Why there is nothing of the learner's."""
+    """Say why there is nothing of the learner's."""
     if hit.outcome == "sample":
         return "The run has no record of what the learner made of it."
     why = hit.outcome or f"it is of the split {hit.split}"

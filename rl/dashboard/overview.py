@@ -37,7 +37,7 @@ def figures(run: RunData) -> list[Figure]:
 
 
 def written(run: RunData, now: float | None = None) -> str:
-    """When the run last wrote something."""
+    """Say when the run last wrote something."""
     if not run.written:
         return "nothing written yet"
     seconds = max(0.0, (time.time() if now is None else now) - run.written)
@@ -106,7 +106,7 @@ def held_out_rows(run: RunData) -> list[dict[str, str]]:
 
 
 def trajectory_rows(run: RunData) -> list[dict[str, str]]:
-    """What the index holds, per environment and split."""
+    """Trajectories in the index, per environment and split."""
     return [
         {
             "id": f"{one.env}\n{one.split}",

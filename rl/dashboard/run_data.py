@@ -122,7 +122,7 @@ class RunData:
             self.problems, self._seen = self._found, seen
 
     def state(self, now: float | None = None) -> State:
-        """In a word: what the run said at its end, else whether it still writes."""
+        """Sum up the run in a word: its own at its end, else from its last sign of life."""
         if self.summary is not None:
             said = self.summary.status
             return said if said in ("finished", "failed", "interrupted") else "ended"

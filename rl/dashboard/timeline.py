@@ -99,7 +99,7 @@ def timeline(run: RunData, start: float, end: float) -> Timeline:
 
 
 def serving_now(run: RunData) -> list[Span]:
-    """What each engine has served since its last load: no event says so before the next one."""
+    """Spans of the versions that engines serve now: no event tells of one before the next load."""
     if run.status is None or run.summary is not None:
         return []
     last: dict[str, float] = {}
@@ -116,7 +116,7 @@ def serving_now(run: RunData) -> list[Span]:
 
 
 def idle_share(lane: str, spans: Sequence[Span], start: float, end: float) -> float | None:
-    """Of learner and engines: the share of the stretch in which they did nothing; None for other lanes.
+    """Share of the stretch in which the learner or an engine did nothing; None for other lanes.
 
     The learner is at work in steps and checkpoints. An engine is not while it loads, sleeps, or has no
     request; where it was not yet, or is no more, does not count.

@@ -50,7 +50,7 @@ def _tokenizer_file(run: Path) -> tuple[str, int] | None:
 
 
 def _named(run: Path) -> list[Path]:
-    """Of the model that the settings name, if it is a folder."""
+    """Tokenizer file of the model that the settings name, if the model is a folder."""
     try:
         settings = tomllib.loads((run / "config.toml").read_bytes().decode())
     except (OSError, ValueError, RecursionError):

@@ -52,7 +52,7 @@ class PolicyToken:
 
 
 def policy_tokens(view: TrajectoryView, learned: Learned | None) -> list[list[PolicyToken]]:
-    """What is known of the tokens that the policy wrote, turn by turn."""
+    """Numbers of the tokens that the policy wrote, turn by turn."""
     found, at = [], 0
     for turn in view.turns:
         end = at + len(turn.completion_ids)
@@ -91,7 +91,7 @@ def scale(tokens: Sequence[Sequence[PolicyToken]], quantity: str) -> float:
 
 
 def legend(quantity: str, full: float) -> str:
-    """What the colours mean, in a sentence."""
+    """Say in a sentence how to read the colours."""
     return {
         "logprob": f"Blue: the less likely the engine held the token to be, full at {-full:g}.",
         "difference": f"Blue: the learner held it to be likelier than the engine; orange: less likely; "

@@ -14,7 +14,7 @@ _BUSY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class TrajectoryCount:
-    """Of one environment and split: how many trajectories, judged ones, faults, and their mean reward."""
+    """Counts of one environment and split: trajectories, judged ones, faults, and the mean reward."""
 
     env: str
     split: str

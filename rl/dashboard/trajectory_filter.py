@@ -1,4 +1,4 @@
-"""Which trajectories a page is about and in what order, as its address says it and as SQL asks for it.
+"""The filter and order of a page of trajectories, as its address says it and as SQL asks for it.
 
 In: parameters of an address, which anybody may have written. Out: a `where` and an order for the index, whose
 text is all ours: what the address says is bound as values.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-# Of a trajectory that was neither trained on nor dropped, such as a held-out one.
+# Outcome of a trajectory that was neither trained on nor dropped, such as a held-out one.
 NO_OUTCOME = "none"
 WITH, WITHOUT = "with", "without"
 NEWEST = "newest"
@@ -25,7 +25,7 @@ _LARGEST = 2**53
 
 @dataclass(frozen=True)
 class TrajectoryFilter:
-    """What is asked for; an empty text and None ask for nothing.
+    """A filter of trajectories; an empty text and None ask for nothing.
 
     outcome: as the index has it, or `none`; fault: `with` or `without`; version: one that wrote some of it.
     order: of `ORDERS`, the highest first, or the lowest with a minus before it, such as `-reward`.
@@ -58,7 +58,7 @@ class TrajectoryFilter:
 
     @property
     def lowest_first(self) -> bool:
-        """Whether the order goes up."""
+        """True if the order goes up."""
         return self.order.startswith("-")
 
     def without_rewards(self) -> "TrajectoryFilter":
@@ -87,7 +87,7 @@ class TrajectoryFilter:
 
 
 def read_filter(query: Mapping[str, str]) -> TrajectoryFilter:
-    """What an address asks for; what cannot be meant is taken as not asked."""
+    """Read the filter from an address; what cannot be meant is taken as not asked."""
     fault, order = query.get("fault", ""), query.get("order", NEWEST)
     return TrajectoryFilter(
         env=query.get("env", ""),

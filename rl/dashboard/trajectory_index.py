@@ -1,4 +1,4 @@
-"""What the index of a run's trajectories answers: hits page by page, their rewards, a group, the one beside.
+"""Queries to the index of a run's trajectories: hits page by page, their rewards, a group, the one beside.
 
 In: a run folder, whose index may be missing, being written, or hold anything. Out: checked records.
 Everything here raises sqlite3.Error where the index cannot be read now; the page says so.
@@ -58,7 +58,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class RewardBar:
-    """How many trajectories have a reward from `low` to `high`, which are rewards that occur."""
+    """Number of trajectories with a reward from `low` to `high`, which are rewards that occur."""
 
     low: float
     high: float
@@ -67,7 +67,7 @@ class RewardBar:
 
 @dataclass(frozen=True)
 class Tally:
-    """Of a filter: the number of hits, and the rewards, whatever reward the filter asks for."""
+    """Counts for a filter: the hits, and the rewards, whatever reward the filter asks for."""
 
     hits: int
     bars: tuple[RewardBar, ...]
@@ -75,7 +75,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Choices:
-    """What occurs in the index, to choose from."""
+    """Values that occur in the index, to choose from."""
 
     envs: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ def beside(folder: Path, asked: TrajectoryFilter, one: Hit, *, forward: bool) ->
 
 
 def tally(folder: Path, asked: TrajectoryFilter) -> Tally:
-    """How many there are, and how their rewards lie."""
+    """Count the hits of a filter, and their rewards by bars."""
     where, values = asked.where()
     found = ask(folder, f"select count(*) from trajectories where {where}", values)
     any_reward, values = asked.without_rewards().where()
@@ -148,7 +148,7 @@ def tally(folder: Path, asked: TrajectoryFilter) -> Tally:
 
 
 def choices(folder: Path) -> Choices:
-    """What there is to filter by."""
+    """List the values to filter by."""
     question = "select env, split, stop_reason, outcome from trajectories group by 1, 2, 3, 4"
     rows = ask(folder, question)
     columns = zip(*rows, strict=True) if rows else [()] * 4
@@ -159,7 +159,7 @@ def choices(folder: Path) -> Choices:
 
 
 def mark(folder: Path) -> tuple[tuple[int, int] | None, ...]:
-    """Of the index and its log: while it stays the same, so does every answer."""
+    """Mark of the index and its log: while it stays the same, so does every answer."""
     return tuple(_written(folder / f"trajectories.sqlite{end}") for end in ("", "-wal"))
 
 

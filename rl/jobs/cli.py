@@ -19,7 +19,9 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 ConfigPath = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
 AddressOption = Annotated[
     str | None,
-    typer.Option(help="Of Ray's job server; else RAY_API_SERVER_ADDRESS, else this machine's."),
+    typer.Option(
+        help="Address of Ray's job server; else RAY_API_SERVER_ADDRESS, else this machine's."
+    ),
 ]
 JobId = Annotated[str, typer.Argument(help="As `dorado submit` and `dorado jobs` print it.")]
 
@@ -76,7 +78,7 @@ def logs(
     address: AddressOption = None,
     follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
 ) -> None:
-    """What a job has printed."""
+    """Print the output of a job."""
     from rl.jobs import client as jobs
 
     with _job_errors():

@@ -104,7 +104,7 @@ class Job:
 
 
 def address_of(given: str | None) -> str:
-    """Where the job server is: as given, else from Ray's variables, else here. Raises ConfigError."""
+    """Address of the job server: as given, else from Ray's variables, else here. Raises ConfigError."""
     sources = {"--address": given, **{name: os.environ.get(name) for name in ADDRESS_VARIABLES}}
     source, address = next(((s, a) for s, a in sources.items() if a), ("", DEFAULT_ADDRESS))
     try:
@@ -146,7 +146,7 @@ def connect(address: str) -> JobServer:
 
 
 def nodes_of(address: str) -> list[Mapping[str, float]]:
-    """What each living node of the cluster has in all, by resource. Raises JobError.
+    """Total resources of each living node of the cluster, by name. Raises JobError.
 
     The job server of a cluster that is starting answers before its first node is there.
     """
@@ -212,7 +212,7 @@ def submit(server: JobServer, request: Request) -> str:
 
 
 def jobs(server: JobServer) -> list[Job]:
-    """What was submitted, the newest first. Raises JobError."""
+    """List the submitted jobs, the newest first. Raises JobError."""
     found = [_job(info) for info in ask("jobs", server.list_jobs) if info.submission_id]
     return sorted(found, key=lambda job: -job.began)
 
@@ -230,7 +230,7 @@ def find(server: JobServer, id: str) -> Job:
 
 
 def logs(server: JobServer, id: str) -> str:
-    """What the job has printed so far. Raises ConfigError, JobError."""
+    """Read the output of a job so far. Raises ConfigError, JobError."""
     find(server, id)
     return ask(f"logs {id}", lambda: server.get_job_logs(id))
 
@@ -306,7 +306,7 @@ def stop(server: JobServer, id: str, write: Callable[[str], None]) -> tuple[Job,
 
 
 def table(found: Sequence[Job]) -> Table:
-    """For the terminal."""
+    """Table of jobs for the terminal."""
     shown = Table(box=None, pad_edge=False)
     for column in ("job", "status", "user", "began", "took", "run folder"):
         shown.add_column(column, no_wrap=column != "run folder", overflow="fold")

@@ -1,4 +1,4 @@
-"""What a run asks of Ray's job server: a command, the project that it runs in, a name to find it by.
+"""The request of a run to Ray's job server: a command, the project that it runs in, a name to find it by.
 
 In: a configuration file and its overrides. Out: a `Request`, for `python -m rl train` in a copy of the
 project. Code travels; folders (`runs_dir`, `model.path`) do not: as absolute paths they are the cluster's.
@@ -38,7 +38,7 @@ EXCLUDES = (
 
 @dataclass(frozen=True)
 class Request:
-    """What the job server is asked for; the id is such as quickstart-3f9a1c."""
+    """One request to the job server; the id is such as quickstart-3f9a1c."""
 
     id: str
     entrypoint: str

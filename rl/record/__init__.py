@@ -1,1 +1,1 @@
-"""What a run writes down and shows: run folder, status, progress. Knows no fleet."""
+"""The record of a run: its folder, status and progress, written and read back. Knows no fleet."""

@@ -1,4 +1,4 @@
-"""Which checkpoint `dorado export` means, and what it writes."""
+"""The choice of a checkpoint for `dorado export`, by folder, run or step."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ RUNS = Path("runs")
 
 
 def find_checkpoint(what: str, run: Path | None) -> Path:
-    """The folder of a checkpoint: `what` is one, a run folder (its last), or a step of `run`.
+    """Find the folder of a checkpoint: `what` is one, a run folder (its last), or a step of `run`.
 
     Without `run`, a step is one of the only run there is in `runs/`. Raises ConfigError.
     """
@@ -27,7 +27,7 @@ def find_checkpoint(what: str, run: Path | None) -> Path:
 
 
 def read_checkpoint(folder: Path) -> Record:
-    """What the checkpoint says of itself. Raises ConfigError unless it is whole."""
+    """Read the record of a checkpoint. Raises ConfigError unless the checkpoint is whole."""
     try:
         return read_record(folder)
     except CheckpointError as error:

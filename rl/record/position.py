@@ -7,7 +7,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from rl.config_file import ConfigError
+from rl.record.status import first_fault
 
 POSITION = "run.json"
 # Bumped when run.json changes; `read_position` refuses every other one.
@@ -26,6 +29,9 @@ class Position:
     levels: dict[str, list[int]]
 
 
+_GROUPS, _POSITION = TypeAdapter(int), TypeAdapter(Position)
+
+
 def write_position(groups: int, position: Position) -> str:
     """Return the text of run.json. groups: how many have begun."""
     return json.dumps({"schema": SCHEMA, "groups": groups, **asdict(position)})
@@ -38,10 +44,13 @@ def read_position(checkpoint: Path) -> tuple[int, Position]:
         values = json.loads(file.read_text())
         if (schema := values.pop("schema")) != SCHEMA:
             raise ConfigError(f"--resume: {file} has schema {schema}; this release reads {SCHEMA}")
-        return int(values.pop("groups")), Position(**values)
+        groups = _GROUPS.validate_python(values.pop("groups"))
+        return groups, _POSITION.validate_python(values)
     except FileNotFoundError:
         raise ConfigError(
             f"--resume: {checkpoint} has no {POSITION}: it was not written by a run that can go on"
         ) from None
+    except ValidationError as error:
+        raise ConfigError(f"--resume: {file} cannot be read: {first_fault(error)}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--resume: {file} cannot be read: {error!r}") from None

@@ -35,9 +35,9 @@ from rollout.trajectory import ScoredTrajectory
 from trainer.checkpoint_folder import steps
 from trainer.sample import TokenScores
 
-# Of trajectories.sqlite and the records it points to; what reads them checks it.
+# Bumped when trajectories.sqlite or the records it points to change; readers check it.
 INDEX_SCHEMA = 1
-# Of a model with more layers x experts, the loads of every so many steps are written.
+# A model with more layers x experts has its loads written every so many steps only.
 MOST_LOADS, LOADS_EVERY = 4096, 10
 _INDEX = """
 create table if not exists trajectories (
@@ -46,7 +46,7 @@ create table if not exists trajectories (
     completion_tokens integer, start real, seconds real, fault text, file text, offset integer
 )
 """
-# What was trained on, and when: where in LEARNED the record lies.
+# Samples that were trained on, by step: where in LEARNED the record lies.
 _LEARNED_INDEX = """
 create table if not exists learned (
     id text, step integer, offset integer, primary key (id, step)
@@ -71,7 +71,7 @@ class TrajectoryWriter:
 
 
 class LearnedWriter:
-    """Appends what the learner computed of the tokens that it trained on. The learner's own."""
+    """Appends numbers that the learner computed per token that it trained on; the learner has it."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / LEARNED
@@ -79,7 +79,7 @@ class LearnedWriter:
         self._out = path.open("ab")
 
     def write(self, step: int, scores: Iterable[TokenScores]) -> list[tuple[str, int]]:
-        """A line per sample. Returns their ids and byte offsets."""
+        """Append a line per sample. Returns their ids and byte offsets."""
         written: list[tuple[str, int]] = []
         for one in scores:
             written.append((one.id, self._out.tell()))
@@ -108,7 +108,7 @@ def _short(numbers: Sequence[float | None]) -> list[float | None]:
 
 
 class RunFolder:
-    """The run's own end of the folder."""
+    """Writes the run folder of one run."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class RunFolder:
         self._replace("origins.json", json.dumps(self.origins, indent=2) + "\n")
 
     def groups(self) -> int:
-        """How many groups of training have begun at least, by their names in the index."""
+        """Count the groups of training that have begun at least, by their names in the index."""
         query = (
             "select max(cast(substr(grp, 2) as integer)) from trajectories where split = 'train'"
         )
@@ -212,21 +212,21 @@ class RunFolder:
         return 0 if last is None else last + 1
 
     def eval_before(self) -> dict[str, float]:
-        """The pass rates of the evaluation before training; none where there was none."""
+        """Read the pass rates of the evaluation before training; none where there was none."""
         with (self.path / "metrics.jsonl").open() as lines:
             first = next((json.loads(line) for line in lines), {"step": 1})
         parts = ((key.split("/"), value) for key, value in first.items() if first["step"] == 0)
         return {key[1]: value for key, value in parts if key[0] == "eval"}
 
     def metrics(self, step: int, values: Mapping[str, object]) -> None:
-        """One line of metrics.jsonl; what is not a number is left out."""
+        """Write one line of metrics.jsonl; infinite numbers and those that are none are left out."""
         finite = {
             k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))
         }
         self._line(self._metrics, {"step": step, "time": time.time(), **finite})
 
     def experts(self, step: int, computing: int, loads: Sequence[Sequence[float]]) -> None:
-        """One line of experts.jsonl: the share of tokens that chose each expert, per layer.
+        """Write one line of experts.jsonl: the share of tokens that chose each expert, per layer.
 
         computing: how many of a layer's experts compute, the first ones. Of a large model every tenth step;
         of one without experts none.
@@ -236,7 +236,7 @@ class RunFolder:
         self._line(self._experts, {"step": step, "computing": computing, "loads": loads})
 
     def event(self, lane: str, name: str, start: float, end: float, **details: object) -> None:
-        """A span of time in a lane of the Gantt chart (unix seconds)."""
+        """Write one line of events.jsonl: a span in a lane of the Gantt chart (unix seconds)."""
         record = {"lane": lane, "name": name, "start": start, "end": end, **details}
         self._line(self._events, record)
 
@@ -272,7 +272,7 @@ class RunFolder:
         self._index.commit()
 
     def learned(self, step: int, written: Iterable[tuple[str, int]]) -> None:
-        """Add what `LearnedWriter` has written of a step to the index."""
+        """Add lines of `LearnedWriter`, written for one step, to the index."""
         rows = [(id, step, offset) for id, offset in written]
         self._index.executemany("insert or replace into learned values (?, ?, ?)", rows)
         self._index.commit()
@@ -317,7 +317,7 @@ def _value(value: object) -> object:
 
 
 def _cut_off_half_a_line(file: Path) -> None:
-    """What a process that was killed in the middle of a record has left of it."""
+    """Remove the half record that a killed process has left at the end of a file."""
     with file.open("rb+") as lines:
         end = size = lines.seek(0, os.SEEK_END)
         while end:

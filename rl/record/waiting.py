@@ -1,8 +1,8 @@
-"""What a trajectory in progress is waiting for: phase, since when, against its usual time, until when.
+"""The waiting-for table of trajectories in progress: phase, since when, against its usual time, until when.
 
-Every controller knows its own episodes and how long their phases take; `waiting_table` is what it says of
-them. The run gathers the tables, writes them into status.json (`rl.record.status`), and names a suspect when
-nothing moves any more.
+Every controller knows its own episodes and how long their phases take, and answers with such a table. The run
+gathers the tables, writes them into status.json (`rl.record.status`), and names a suspect when nothing moves
+any more.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from rl.config import DeadlineConfig, RunConfig
 from rollout.trajectory import Phase
 
-# Of each phase in each environment so many durations are remembered, and so few say nothing of its p99.
+# So many durations are remembered per phase and environment; fewer than the second say nothing of a p99.
 _REMEMBERED, _ENOUGH = 1000, 20
 
 
@@ -37,7 +37,7 @@ class Waiting:
 
     @property
     def excess(self) -> float:
-        """Times its usual longest: how suspicious it is."""
+        """Seconds as a multiple of the usual longest: how suspicious the trajectory is."""
         return self.seconds / max(self.p99 or 1.0, 0.1)
 
 
@@ -73,12 +73,12 @@ class PhaseTimes:
         )
 
     def add(self, env: str, phases: Iterable[Phase]) -> None:
-        """An episode of `env` has ended."""
+        """Take in the phases of an episode of `env` that has ended."""
         for phase in phases:
             self._seconds[env, phase.name].append(phase.seconds)
 
     def latency(self) -> dict[tuple[str, str], Latency]:
-        """Per environment and phase, where there are enough of them."""
+        """Latency per environment and phase, where enough durations are remembered."""
         found = {}
         for key, seconds in self._seconds.items():
             if (count := len(seconds)) >= _ENOUGH:

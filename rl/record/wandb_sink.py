@@ -44,7 +44,7 @@ class WandbSink:
         known.write_text(f"{self.run.id}\n")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """The same keys as metrics.jsonl."""
+        """Send the keys of a line of metrics.jsonl."""
         if self.run is not None:
             self.run.log(dict(values), step=step)
 

@@ -29,7 +29,7 @@ _MAX_OTHERS = 6
 
 @dataclass
 class Choice:
-    """What the page shows: the runs, the first of which it is about; which keys."""
+    """State of the page: the runs, the first of which it is about; which keys."""
 
     runs: list[RunData]
     match: str

@@ -1,4 +1,4 @@
-"""What all pages share: header, navigation, colours, notices, and the timer that keeps a page live.
+"""The frame of every page: header, navigation, colours, notices, and the timer that keeps a page live.
 
 Text of a run folder reaches a page through labels, tables and charts only, which show text as text; `ui.html`
 and `ui.markdown` are not used anywhere.
@@ -106,12 +106,12 @@ def no_such_run(site: Site, name: str) -> None:
 
 
 def unreadable_index(error: Exception) -> None:
-    """In place of what would come from the index of the trajectories."""
+    """Notice in place of what would come from the index of the trajectories."""
     notice(f"trajectories.sqlite cannot be read now: {error}", "Load the page again.", "error")
 
 
 def alert_rows(found: Sequence[Alert]) -> None:
-    """Alerts, one under the other."""
+    """Draw alerts, one under the other."""
     for alert in found:
         with ui.row().classes("items-center no-wrap gap-2"):
             ui.icon(_ICONS[alert.level], color=_TONES[alert.level])

@@ -44,7 +44,7 @@ def said(one: Said, most: int = MAX_TEXT) -> None:
 
 
 def turn_messages(turn: TurnView, most: int = MAX_TEXT) -> None:
-    """What the policy wrote in a turn, and what came back."""
+    """Draw one turn: the text of the policy, and what came back."""
     remarks = [f"turn {turn.number}", f"{len(turn.completion_ids):,} tokens"]
     if turn.finish_reason != "stop":
         remarks.append(f"ended by {turn.finish_reason}")

@@ -33,7 +33,7 @@ MAX_SMOOTHING = 0.99
 
 @dataclass
 class Choice:
-    """What the page shows: the runs, the first of which it is about, and the expression.
+    """State of the page: the runs, the first of which it is about, and the expression.
 
     smooth: how much the value before counts against the next, 0 to 0.99. x: "step" or "time".
     """
@@ -55,14 +55,14 @@ class Choice:
 
     @property
     def table_address(self) -> str:
-        """Where the shown values are as CSV."""
+        """The address of the shown values as CSV."""
         query = [("match", self.match), *(("also", run.name) for run in self.runs[1:])]
         return run_address(self.runs[0].name, "metrics.csv", query)
 
 
 @dataclass(frozen=True)
 class _Controls:
-    """What a visitor chooses with."""
+    """Controls of the page."""
 
     expression: ui.input
     beside: ui.select
@@ -202,7 +202,7 @@ def chart(choice: Choice, key: str) -> charts.Options:
 
 
 def smoothing(text: str) -> float:
-    """What an address says, within its bounds."""
+    """Read the smoothing from an address, within its bounds."""
     try:
         value = number(float(text)) if text else None
     except ValueError:

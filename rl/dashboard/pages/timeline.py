@@ -46,7 +46,7 @@ _MAX_TILES = 12
 
 @dataclass
 class View:
-    """What the page shows, in seconds since the first event; both as in the address.
+    """Stretch of time that the page shows, in seconds since the first event; both ends as in the address.
 
     start: negative: counted from the end. end: None: as far as the run is.
     """
@@ -74,7 +74,7 @@ class View:
         return charts.Window(start, end, whole)
 
     def zoom(self, start: float, end: float, whole: float) -> None:
-        """What the user has zoomed to, in parts of 100 of the whole; at the right edge it follows the run."""
+        """Take over a zoom, in parts of 100 of the whole; at the right edge the page follows the run."""
         self.start = None if start <= 0.1 else round(start / 100 * whole, 3)
         self.end = None if end >= 99.9 else round(end / 100 * whole, 3)
 
@@ -193,7 +193,7 @@ def version_chart(data: RunData, begin: float, window: charts.Window) -> charts.
 
 
 def colour(bar: Bar) -> str:
-    """Of a version its own, which those before and after it have not."""
+    """Colour of a bar; a version's differs from those before and after it."""
     if bar.kind == "version":
         return _VERSION_COLOURS[int(bar.level) % len(_VERSION_COLOURS)]
     if bar.kind == "flight":
@@ -244,7 +244,7 @@ def _legend() -> None:
 
 
 def _seconds(text: str) -> float | None:
-    """What an address says; None where it is no number."""
+    """Read seconds from an address; None where it has no number."""
     try:
         return number(float(text))
     except ValueError:

@@ -92,7 +92,7 @@ _TYPED = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What the index said: a page of hits, their number and rewards, and what there is to choose from."""
+    """Answer of the index: a page of hits, their number and rewards, and what there is to choose from."""
 
     hits: list[Hit]
     tally: Tally
@@ -197,7 +197,7 @@ class _Page:
                 _nothing(answer, asked)
 
     def _set_controls(self) -> None:
-        """What is asked for, where something else has changed it; what a visitor just chose stays."""
+        """Set the controls to the filter where something else has changed it; a visitor's choice stays."""
         for name, control in self._controls.items():
             value = getattr(self.asked, name)
             if isinstance(control, ui.select):
@@ -317,7 +317,7 @@ def histogram(bars: tuple[RewardBar, ...], asked: TrajectoryFilter) -> charts.Op
 
 
 def options_of(name: str, found: Choices, value: str) -> dict[str, str]:
-    """What a control offers: what occurs, and what is asked for even where it does not."""
+    """Options of a control: the values that occur, and the chosen one even where it does not."""
     offered = {
         "env": found.envs,
         "split": found.splits,

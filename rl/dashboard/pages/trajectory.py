@@ -66,7 +66,7 @@ _TOKEN = (
 
 @dataclass
 class Shown:
-    """What the page shows: a trajectory, and how."""
+    """State of the page: a trajectory, and how it is shown."""
 
     data: RunData
     hit: Hit
@@ -84,7 +84,7 @@ class Shown:
 
     @property
     def kept(self) -> list[tuple[str, str]]:
-        """What stays in the address from one trajectory to the next."""
+        """Parameters that stay in the address from one trajectory to the next."""
         kind = [("view", self.kind)] if self.kind != _MESSAGES else []
         return [*kind, *self.asked.query]
 
@@ -144,7 +144,7 @@ async def _open(data: RunData, hit: Hit, query: Mapping[str, str]) -> None:
 
 
 def _head(data: RunData, hit: Hit, kept: Callable[[], list[tuple[str, str]]]) -> None:
-    """What the index knows, the way to the next one, and what can be copied. kept: of the address."""
+    """Draw the head: the index's row, links to the next one, texts to copy. kept: parameters that stay."""
     with ui.row().classes("w-full items-center gap-2"):
         ui.label(hit.id[:200]).classes("number")
         ui.space()
@@ -223,7 +223,7 @@ def replay_command(folder: Path, hit: Hit) -> str:
 
 
 def _facts(view: TrajectoryView) -> None:
-    """What the record adds to the head: rewards, task, phases, notes, and what is odd about it."""
+    """Draw facts of the record: rewards, task, phases, notes, and what is odd about it."""
     with ui.column().classes("panel w-full gap-1"):
         noise = f", noise {view.noise}" if view.noise else ""
         engines = sorted({turn.engine for turn in view.turns})
