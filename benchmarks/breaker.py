@@ -137,7 +137,9 @@ async def play(
     try:
         cluster.connect()
         await cluster.start(checkpoint)
-        run = Run(config, cluster, folder, Progress(Console(quiet=True)), WandbSink(config, folder))
+        run = Run(
+            config, cluster, folder, Progress(Console(quiet=True)), WandbSink(config.wandb, folder)
+        )
         running = asyncio.create_task(run.main())
         driving = asyncio.create_task(drive(run, switch, how))
         await asyncio.wait((running, driving), return_when=asyncio.FIRST_COMPLETED)

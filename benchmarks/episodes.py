@@ -330,7 +330,7 @@ async def play(config: RunConfig, folder: RunFolder, checkpoint: str, result: Re
         await cluster.start(checkpoint)
         result.idle_gb = gigabytes()
         progress = Progress(Console(highlight=False))
-        run = Run(config, cluster, folder, progress, WandbSink(config, folder))
+        run = Run(config, cluster, folder, progress, WandbSink(config.wandb, folder))
         memory, start, cpu, own = Memory(), time.monotonic(), cpu_seconds(), time.process_time()
         driving = asyncio.create_task(drive(run, result))
         await run.main()

@@ -263,7 +263,7 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     run_folder = RunFolder(config)
     cluster: Any = SimpleNamespace(actors=actors, weights=Path(folder))
     progress = Progress(Console(file=io.StringIO()))
-    run = Run(config, cluster, run_folder, progress, WandbSink(config, run_folder))
+    run = Run(config, cluster, run_folder, progress, WandbSink(config.wandb, run_folder))
     dispatcher = LocalDispatcher(actors, run.fleet, config.episode.max_seconds)
     run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = dispatcher
     finishing = asyncio.create_task(controllers.finish())

@@ -10,8 +10,9 @@ from pydantic import model_validator as validator
 
 from envs.env import Deadlines, Env
 from envs.registry import BadSettings, UnknownEnv, anchored, make_env, split_file
-from rl.config_file import ConfigError, Section, read_config
-from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
+from rl.config_error import ConfigError
+from rl.config_file import read_config
+from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig, Section
 from rollout.scheduler import Limits
 from rollout.window import Eviction, Rules
 from trainer.config import LearnerConfig, SftConfig
@@ -285,15 +286,6 @@ class RunConfig(Section):
     timeouts: TimeoutConfig = TimeoutConfig()
     wandb: WandbConfig = WandbConfig()
 
-    @classmethod
-    def anchored(cls, values: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """An environment's file is seen from the folder of the configuration that names it."""
-        tables = values.get("env")
-        for table in tables if isinstance(tables, list) else ():
-            if isinstance(table, dict) and isinstance(table.get("id"), str):
-                table["id"] = anchored(table["id"], folder)
-        return values
-
     @validator(mode="after")
     def _consistent(self) -> "RunConfig":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -424,4 +416,12 @@ class RunConfig(Section):
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """A run's settings from a TOML file and overrides. Raises ConfigError."""
-    return read_config(path, overrides, RunConfig)
+    return read_config(path, overrides, RunConfig, _anchor_envs)
+
+
+def _anchor_envs(values: dict[str, Any], folder: Path) -> None:
+    """An environment's file is seen from the folder of the configuration that names it."""
+    tables = values.get("env")
+    for table in tables if isinstance(tables, list) else ():
+        if isinstance(table, dict) and isinstance(table.get("id"), str):
+            table["id"] = anchored(table["id"], folder)

@@ -6,36 +6,29 @@ right.
 
 import difflib
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rl.config_error import ConfigError
 
-
-class Section(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error."""
-
-    # An infinite setting is written out as such, not as none.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-    @classmethod
-    def anchored(cls, values: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Values as a file in `folder` has them, with what is relative to that folder made absolute."""
-        return values
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
-Settings = TypeVar("Settings", bound=Section)
+def read_config(
+    path: str | Path,
+    overrides: Sequence[str],
+    kind: type[Settings],
+    anchor: Callable[[dict[str, Any], Path], None] = lambda values, folder: None,
+) -> Settings:
+    """Read settings of this kind from a TOML file and overrides (`["--steps", "9", "--seed=1"]`).
 
-
-def read_config(path: str | Path, overrides: Sequence[str], kind: type[Settings]) -> Settings:
-    """Settings of this kind from a TOML file and overrides (`["--learner.optim.lr", "1e-4", "--seed=1"]`).
-
-    Raises ConfigError.
+    `anchor(values, folder)` makes what the file has relative to its folder absolute. Raises ConfigError.
     """
-    values = kind.anchored(read_toml(path), Path(path).parent)
+    values = read_toml(path)
+    anchor(values, Path(path).parent)
     given: set[str] = set()
     for key, text in _pairs(overrides):
         given.add(key)

@@ -26,7 +26,7 @@ from rl.loop.run import Interrupted, Run
 from rl.loop.run_error import RunError
 from rl.nodes.deadline import within
 from rl.nodes.process import cause, first_line, is_disk_full
-from rl.preflight import check_run, own_settings, resolved
+from rl.preflight import own_settings, resolved
 from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
@@ -42,9 +42,9 @@ def train(
 ) -> int:
     """Run to the end. Returns the exit code; raises ConfigError before anything has been trained.
 
-    resume: go on from there, in that run's folder. origins: where values come from, for who reads it there.
+    config: has passed `check_run`. resume: go on from there, in that run's folder. origins: where values come
+    from, for who reads it there.
     """
-    check_run(config)
     origins = {**own_settings(config), **(origins or {})}
     config = resolved(config)
     start = time.time()
@@ -96,7 +96,7 @@ def _train(
     progress.stage(f"engines: starting {config.engine.count}", usual=ENGINES_SECONDS)
     cluster = Cluster(config, folder.path)
     endings.callback(cluster.stop)
-    sink = WandbSink(config, folder)
+    sink = WandbSink(config.wandb, folder)
     endings.callback(sink.close)
     cluster.connect()
     return asyncio.run(

@@ -8,9 +8,13 @@ from rollout.tool_format import ToolFormat
 
 
 class Section(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error."""
+    """Base of all settings but the learner's: frozen, and an unknown key is an error.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    `trainer`, which imports none of our packages, has its own (`trainer.config.Section`).
+    """
+
+    # An infinite setting is written out as such, not as none.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class SamplingConfig(Section):

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,25 @@ HEAVY = (
     "math_verify",
     "nicegui",
 )
+# What a folder of `rl/` imports on top of the rule for its package: neither Ray nor a room above it.
+NOT_IN_ROOM = {
+    "samples": {"ray", "rl.actors", "rl.fleet", "rl.loop"},
+    "tasks": {"ray", "rl.actors", "rl.fleet", "rl.loop"},
+    "record": {"rl.actors", "rl.fleet", "rl.loop"},
+}
+# The rooms of `rl/`, its folders and single files, from bottom to top: each imports rooms of lower floors.
+FLOORS = (
+    {"config_error", "samples"},
+    {"commands", "config_file"},
+    {"config"},
+    {"cold_start", "nodes", "record"},
+    {"actors", "dashboard", "preflight", "simulator", "tasks"},
+    {"compare", "fleet"},
+    {"cluster"},
+    {"loop"},
+    {"env_tools", "jobs", "launch"},
+    {"cli"},
+)
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -80,11 +100,45 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}:{node.lineno}: a relative import"
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
             yield node.module or "", node.lineno
 
 
-IMPORTS = [(name_of(path), *found) for path in FILES for found in imports(path)]
+def imports_under(root: Path, package: str) -> list[tuple[str, str, int]]:
+    """(file, dotted module, line) of every import in a package of a checkout."""
+    files = sorted((root / package).rglob("*.py"))
+    return [(f.relative_to(root).as_posix(), *found) for f in files for found in imports(f)]
+
+
+IMPORTS = [found for package in PACKAGES for found in imports_under(ROOT, package)]
+
+
+def room(name: str) -> str:
+    """The room of a file or a module of `rl`; "" for any other."""
+    parts = name.removesuffix(".py").replace("/", ".").split(".")
+    # `python -m rl` is the command line.
+    return parts[1].replace("__main__", "cli") if parts[0] == "rl" and len(parts) > 1 else ""
+
+
+def broken_into(found: list[tuple[str, str, int]]) -> list[str]:
+    """Imports that a room may not have."""
+    return [
+        f"{file}:{line} imports {module}"
+        for file, module, line in found
+        for refused in NOT_IN_ROOM.get(room(file), ())
+        if f"{module}.".startswith(f"{refused}.")
+    ]
+
+
+def not_downwards(found: list[tuple[str, str, int]]) -> list[str]:
+    """Imports between rooms of `rl` that do not go to a lower floor."""
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    return [
+        f"{file}:{line} imports {module}"
+        for file, module, line in found
+        if room(file) not in ("", "__init__", room(module)) and room(module)
+        if floor[room(file)] <= floor[room(module)]
+    ]
 
 
 def test_packages_import_only_those_below_them():
@@ -95,6 +149,43 @@ def test_packages_import_only_those_below_them():
         and top not in MAY_IMPORT[(package := file.partition("/")[0])] | {package}
     ]
     assert wrong == []
+
+
+def test_every_room_of_rl_has_a_floor():
+    assert sorted(name for floor in FLOORS for name in floor) == sorted(
+        {room(name_of(path)) for path in FILES} - {"", "__init__"}
+    )
+
+
+def test_rooms_of_rl_import_downwards_only_and_so_in_no_circle():
+    assert not_downwards(IMPORTS) == []
+
+
+def test_rooms_that_know_no_ray_and_no_fleet_import_neither():
+    assert broken_into(IMPORTS) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "planted", "rule"),
+    [
+        ("rl/samples/ledger.py", "import ray", broken_into),
+        ("rl/samples/group.py", "from rl.actors.engine import EngineActor", broken_into),
+        ("rl/tasks/mixture.py", "from ray.exceptions import RayError", broken_into),
+        ("rl/tasks/task_source.py", "def f():\n    import rl.loop.run", broken_into),
+        ("rl/record/status.py", "from rl.fleet.fleet import Fleet", broken_into),
+        ("rl/record/status.py", "from rl.loop.watch import Watch", not_downwards),
+        ("rl/fleet/fleet.py", "from rl.loop.group_book import GroupBook", not_downwards),
+        ("rl/config.py", "from rl.record.run_folder import RunFolder", not_downwards),
+        ("rl/compare.py", "from rl.fleet.fleet import Fleet", not_downwards),
+    ],
+)
+def test_a_room_that_is_broken_into_is_found(tmp_path, file, planted, rule):
+    copy = tmp_path / file
+    shutil.copytree(ROOT / "rl", tmp_path / "rl", ignore=shutil.ignore_patterns("__pycache__"))
+    before = rule(imports_under(tmp_path, "rl"))
+    copy.write_text(f"{copy.read_text()}\n{planted}\n")
+    [found] = set(rule(imports_under(tmp_path, "rl"))) - set(before)
+    assert found.startswith(f"{file}:")
 
 
 def test_heavy_third_parties_are_imported_in_the_files_named_for_them():

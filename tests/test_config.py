@@ -351,6 +351,15 @@ def test_a_dry_run_prints_settings_that_load_again_and_starts_nothing(run, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_is_checked_once(run, monkeypatch):
+    checked: list[RunConfig] = []
+    trained: list[RunConfig] = []
+    monkeypatch.setattr("rl.preflight.check_run", checked.append)
+    monkeypatch.setattr("rl.launch._train", lambda config, *_: trained.append(config) or 0)
+    assert run("--seed", "5").exit_code == 0
+    assert [config.seed for config in checked] == [config.seed for config in trained] == [5]
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [

@@ -212,7 +212,12 @@ async def test_a_run_that_is_stopped_saves_its_last_step_and_goes_on_after_it(tm
         cluster: Any = SimpleNamespace(actors=FakePool(), weights=tmp_path)
         progress = Progress(Console(file=io.StringIO(), width=200))
         run = Run(
-            folder.config, cluster, folder, progress, WandbSink(folder.config, folder), resumed
+            folder.config,
+            cluster,
+            folder,
+            progress,
+            WandbSink(folder.config.wandb, folder),
+            resumed,
         )
         fake: Any = FakeDispatcher(lambda: run.fleet.window.newest)
         run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = fake

@@ -53,7 +53,7 @@ def start(tmp_path):
         opened.append(folder)
         cluster = SimpleNamespace(actors=FakePool(fail), weights=tmp_path)
         progress = Progress(Console(file=io.StringIO(), width=200))
-        run = Run(config, cluster, folder, progress, WandbSink(config, folder))
+        run = Run(config, cluster, folder, progress, WandbSink(config.wandb, folder))
         fake = FakeDispatcher(lambda: run.fleet.window.newest, outcome, seed)
         run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = fake
         return run

@@ -38,7 +38,7 @@ async def test_a_run_without_a_key_is_offline_and_sync_brings_its_metrics_to_the
         env=(EnvTable(id="calculator"),),
     )
     folder = RunFolder(config)
-    sink = WandbSink(config, folder)
+    sink = WandbSink(config.wandb, folder)
     for step, values in enumerate(STEPS, 1):
         folder.metrics(step, values)
         sink.log(step, values)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rl.config import RunConfig
+from rl.config import WandbConfig
 from rl.record.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class WandbSink:
     """One W&B run; a sink that does nothing where it is switched off."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+    def __init__(self, config: WandbConfig, folder: RunFolder) -> None:
         self.run: Run | None = None
-        if not config.wandb.enabled:
+        if not config.enabled:
             return
         import wandb
 
@@ -33,12 +33,12 @@ class WandbSink:
         self.run = wandb.init(
             id=id,
             resume="allow" if id else None,
-            project=config.wandb.project,
-            entity=config.wandb.entity,
-            name=config.name,
+            project=config.project,
+            entity=config.entity,
+            name=folder.config.name,
             mode=mode,  # pyright: ignore[reportArgumentType]
             dir=folder.path,
-            config=config.model_dump(mode="json"),
+            config=folder.config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off"),
         )
         known.write_text(f"{self.run.id}\n")

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
 from rl.config import Layout
-from rl.config_file import Section
+from rollout.config import Section
 from rollout.window import Eviction, Rules
 
 ModeName = Literal["sync", "one_step", "in_flight", "dora"]

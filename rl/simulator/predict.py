@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rl.config import Mode, RunConfig
+from rl.config import Mode, RunConfig, load_config
 from rl.config_file import ConfigError, read_config, read_toml
 from rl.simulator.config import (
     ClusterSpec,
@@ -35,7 +35,7 @@ def load_simulation(path: Path, overrides: Sequence[str], trace: str | None) -> 
             f"config {path}: this describes a run, not a simulation; --trace RUN gives what a finished "
             "run of it played and what it cost"
         )
-    return run_as_simulation(read_config(path, overrides, RunConfig), trace)
+    return run_as_simulation(load_config(path, overrides), trace)
 
 
 def run_as_simulation(config: RunConfig, trace: str) -> SimConfig:
