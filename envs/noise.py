@@ -89,8 +89,8 @@ LEVELS = {
 
 @dataclass
 class Answers:
-    """What one call was answered so far: the answer given last (cut ones are none), the right one seen last
-    and the right one before it, how many in a row were spoiled, whether the next one has to be right."""
+    """Answers of one call so far: the answer given last (cut ones are none), the right one seen last and
+    the right one before it, how many in a row were spoiled, whether the next one has to be right."""
 
     given: str | None = None
     right: str | None = None
@@ -123,7 +123,7 @@ class Noise:
 
     @property
     def clarifies(self) -> bool:
-        """Whether the policy is offered `clarify`: at a level that withholds clauses, where a user asked.
+        """True if the policy is offered `clarify`: at a level that withholds clauses, where a user asked.
 
         An environment with a tool of that name keeps its own, and nothing is withheld.
         """
@@ -187,7 +187,8 @@ class Noise:
     def _spoil(
         self, answers: Answers, right: str, draw: float, rng: random.Random
     ) -> tuple[str, str]:
-        """What noise did to an answer ("" for nothing), and the answer that is given."""
+        """Draw what noise does to an answer: returns its name ("" for nothing), and the answer that is
+        given."""
         level = self.level
         if answers.right is not None and answers.right != right:
             answers.stale = answers.right

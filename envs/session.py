@@ -50,7 +50,8 @@ class HostFault(Exception):
 
 @dataclass(frozen=True)
 class Opening:
-    """What the policy sees first; `notes` are facts for the record, such as {"sandbox": "bubblewrap"}."""
+    """The opening that the policy sees first; `notes` are facts for the record, such as {"sandbox":
+    "bubblewrap"}."""
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSchema, ...]

@@ -21,7 +21,7 @@ _MARK = "__dorado_tool__"
 
 
 class ToolError(Exception):
-    """What a tool raises to tell the policy that the call did not work; the episode goes on."""
+    """Raised by a tool to tell the policy that the call did not work; the episode goes on."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class CacheFile:
 
     @property
     def part(self) -> Path:
-        """What is being written."""
+        """Path of the file while it is being written."""
         return self.path.with_suffix(".part")
 
     def ask(self, version: int) -> None:
@@ -61,7 +61,7 @@ class CacheFile:
         self.part.unlink(missing_ok=True)
 
     def expected(self) -> bool:
-        """Whether somebody may still write it."""
+        """True if some process may still write the file."""
         return self.asked.exists() or self.part.exists()
 
     def write(

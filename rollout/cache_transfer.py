@@ -38,7 +38,7 @@ logger = init_logger(__name__)
 
 
 class CacheParams(TypedDict):
-    """What a request tells the connector; paths of cache files."""
+    """A request's message to the connector; paths of cache files."""
 
     save: str
     load: str
@@ -66,7 +66,7 @@ class Load:
 
 @dataclass
 class Copies(KVConnectorMetadata):
-    """What the worker has to copy in one step."""
+    """Copies that the worker has to make in one step."""
 
     saves: list[Save] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)

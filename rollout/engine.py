@@ -1,4 +1,4 @@
-"""What an episode needs of an engine: tokens in, tokens out. Any callable with this contract will do."""
+"""The engine as an episode sees it: tokens in, tokens out. Any callable with this contract will do."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What an engine returned; `logprobs` has one entry per token, `versions` covers all of them.
+    """An engine's answer to a request; `logprobs` has one entry per token, `versions` covers all of them.
 
     engine: the engine's name. The end-of-turn token, where the policy wrote it, is part of `token_ids`.
     cached_tokens: tokens of the prompt that the engine did not compute, by its own count. cache: a file

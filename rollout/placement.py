@@ -61,7 +61,7 @@ class RequestMove:
 
 @dataclass(frozen=True)
 class Placement:
-    """What a rebalance asks for. Requests leave an engine before its weights change.
+    """Changes that a rebalance asks for. Requests leave an engine before its weights change.
 
     parked: trajectories no engine of their version has room for; they wait and keep their version.
     """

@@ -1,4 +1,4 @@
-"""Whether a policy's writing ended in a loop: the same tokens over and over, up to the length limit.
+"""Finds writing that ended in a loop: the same tokens over and over, up to the length limit.
 
 A sample that ran into the limit in a loop earned its reward; one that was merely cut off did not
 (LongCat-Flash-Thinking, arXiv 2509.18883, section 3.2.2). A pure function of token ids.
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def ends_in_repetition(ids: Sequence[int], *, times: int = 4, tokens: int = 16) -> bool:
-    """Whether the last part of `ids`, of at least `tokens` tokens, is one piece at least `times` in a row;
+    """True if the last part of `ids`, of at least `tokens` tokens, is one piece at least `times` in a row;
     the first of them may be cut. E.g. ... 7 8 9 7 8 9 7 8 9 7 8 9 with tokens = 12 -> True.
 
     A part of length m has the period p = m - (its longest border); borders of all prefixes of the

@@ -70,7 +70,8 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, in this order: give up `evicted` versions, slide the window, move, admit.
+    """The scheduler's decision, carried out in this order: give up `evicted` versions, slide the window,
+    move, admit.
 
     admit: groups to begin per version.
     """

@@ -88,7 +88,7 @@ class Trajectory:
 
     @property
     def judged(self) -> bool:
-        """Whether the reward is the policy's own doing."""
+        """True if the reward is the policy's own doing."""
         return self.stop_reason in JUDGED
 
     @property

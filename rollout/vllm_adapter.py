@@ -23,7 +23,7 @@ _ID = 1
 
 @dataclass(frozen=True)
 class Adapters:
-    """What an engine knows of its adapters beforehand, e.g. Adapters(16, 32.0, ("q_proj", "o_proj")).
+    """Adapter settings that an engine knows beforehand, e.g. Adapters(16, 32.0, ("q_proj", "o_proj")).
 
     A layer whose name ends in one of `targets` computes with W + (alpha / rank) B A.
     """
@@ -46,7 +46,8 @@ def adapter_arguments(adapters: Adapters) -> dict[str, Any]:
 
 
 def on_adapter() -> "LoRARequest":
-    """What a request says that runs on the adapter. It names no folder: the adapter is there already."""
+    """Return the argument of a request that runs on the adapter. It names no folder: the adapter is there
+    already."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(_NAME, _ID, _NAME)
@@ -54,7 +55,7 @@ def on_adapter() -> "LoRARequest":
 
 @contextmanager
 def loading(file: Path, adapters: Adapters) -> Iterator["LoRARequest"]:
-    """What puts the adapter of a file in the place of the one before, while the context is open.
+    """Yield the request that replaces the adapter by a file's, while the context is open.
 
     vLLM reads adapters from a folder as PEFT writes it: for the time being, there is one.
     """

@@ -28,7 +28,8 @@ class RoutingDelivery(AuxOutputSchedulerConnector):
     def build_connector_meta(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, scheduler_output: SchedulerOutput, requests: dict[str, Request]
     ) -> Wanted:
-        """What the step's requests want. Exact, as no step begins before the last one's tokens are known."""
+        """Collect what the step's requests want. Exact, as no step begins before the last one's tokens
+        are known."""
         starts: dict[str, int] = {}
         for id in scheduler_output.num_scheduled_tokens:
             request = requests[id]

@@ -107,7 +107,7 @@ class Shadow:
             module.process_weights_after_loading(self.config.model_config.dtype)  # pyright: ignore
 
     def _shared(self) -> Iterator[object]:
-        """What both models refer to: settings, KV caches, process groups."""
+        """Yield the objects that both models refer to: settings, KV caches, process groups."""
         yield self.config
         yield from (getattr(self.config, field.name) for field in fields(self.config))
         yield from (getattr(layer, "kv_cache", None) for layer in self.context.values())

@@ -304,7 +304,7 @@ def _check_weights(folder: Path, saved: dict[str, Tensor], wanted: Mapping[str, 
 
 
 def _comparable(config: PreTrainedConfig) -> dict[str, Any]:
-    """What of a model's config decides what it computes, as JSON gives it back."""
+    """Select the part of a model's config that decides what it computes, as JSON gives it back."""
     values = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in values.items() if key not in _ORIGIN}
 

@@ -72,7 +72,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def read_record(folder: Path) -> Record:
-    """What a checkpoint says of itself. Raises CheckpointError unless the folder is a whole checkpoint."""
+    """Read a checkpoint's record. Raises CheckpointError unless the folder is a whole checkpoint."""
     file = folder / RECORD
     if folder.suffix == PARTIAL:
         raise CheckpointError(f"{folder} is no checkpoint: its save did not end")

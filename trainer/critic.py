@@ -36,7 +36,7 @@ class Critic(nn.Module):
 
 @dataclass(frozen=True)
 class Targets:
-    """What a sample's critic learns from; one entry per policy token, the values where a turn starts.
+    """Targets of the critic for one sample; one entry per policy token, the values where a turn starts.
 
     E.g. turns of 2 and 1 tokens, values 0 and 0.5, reward 1, gamma = lam = 1: starts (True, False, True),
     returns (1.0, 1.0, 1.0), advantages (1.0, 1.0, 0.5).

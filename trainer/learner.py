@@ -171,7 +171,7 @@ class Learner:
         num_tokens: int,
         targets: Sequence[Targets],
     ) -> LossInputs:
-        """What the objective sees of a micro-batch. past_N: log-probs under the versions that wrote the
+        """Build the objective's inputs for a micro-batch. past_N: log-probs under the versions that wrote the
         tokens. tokens_S, num_tokens: policy tokens of each sample, and of the whole batch."""
         own = self.config.loss.behaviour == "learner"
         critic = None

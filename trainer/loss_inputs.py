@@ -1,4 +1,4 @@
-"""What an objective sees of a micro-batch: one record, every tensor of shape (N,).
+"""Inputs of an objective for a micro-batch: one record, every tensor of shape (N,).
 
 N policy tokens; those of a sample lie together, in order, and all of them are in the same micro-batch.
 Counts are of the whole batch, so that a loss is a plain sum and adds up over micro-batches.

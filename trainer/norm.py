@@ -36,7 +36,7 @@ def _backward(
 
 
 def _scale(x_TD: Tensor, eps: float) -> Tensor:
-    """What makes the mean square of a row 1."""
+    """Factor that makes the mean square of a row 1."""
     return torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps)
 
 

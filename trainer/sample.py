@@ -62,7 +62,7 @@ class TrainSample:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of one sample that was trained on: N numbers per list, one per policy token, in order.
+    """Scores of one sample that was trained on: N numbers per list, one per policy token, in order.
 
     learner_logprobs: under the version that wrote the token, by the learner's own weights; None where it has
     kept none. entropies: of the present policy there, in nats, before the update. experts: those that the

@@ -90,7 +90,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Scores:
-    """What a policy says of each policy token, all (N,) float32. values: a critic's, where there is one."""
+    """A policy's scores of each policy token, all (N,) float32. values: a critic's, where there is one."""
 
     logprobs_N: Tensor
     entropy_N: Tensor

@@ -1,4 +1,4 @@
-"""What an update computed of each policy token, for who looks at single trajectories afterwards."""
+"""Records what an update computed of each policy token, for a look at single trajectories afterwards."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class TokenRecorder:
     def note(
         self, batch: PackedBatch, logprobs_N: Tensor, entropy_N: Tensor, routers: RouterRecord
     ) -> None:
-        """Of the micro-batch that was just scored. logprobs_N: NaN where it is not known."""
+        """Note the scores of the micro-batch that was just scored. logprobs_N: NaN where it is not known."""
         samples = batch.sample_N.tolist()
         rows = zip(samples, logprobs_N.tolist(), entropy_N.detach().tolist(), strict=True)
         for index, logprob, entropy in rows:
@@ -40,7 +40,7 @@ class TokenRecorder:
                 self.experts[index].append(experts)
 
     def scores(self, ranks: Ranks) -> list[TokenScores]:
-        """Of all samples; every rank has all of them."""
+        """Scores of all samples; every rank has all of them."""
         logprobs, entropies = ranks.merged(self.logprobs), ranks.merged(self.entropies)
         experts = ranks.merged(self.experts)
         return [

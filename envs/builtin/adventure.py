@@ -126,7 +126,7 @@ _ARGUMENT = {"go": "room", "take": "thing", "drop": "thing", "open": "what"}
 
 
 class World:
-    """What of a task never changes, and what an act makes of a state."""
+    """The fixed part of a task; it turns a state and an act into the next state."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.locked: dict[str, str] = data["locked"]
@@ -139,14 +139,14 @@ class World:
             self.ways.setdefault(other, set()).add(one)
 
     def at_hand(self, state: State, thing: str) -> bool:
-        """Whether it lies in this room, or in an open box in this room."""
+        """True if the thing lies in this room, or in an open box in this room."""
         place = dict(state.places).get(thing)
         return place == state.room or (
             place in state.opened and self.boxes.get(place or "") == state.room
         )
 
     def is_solved(self, state: State) -> bool:
-        """Whether everything but the keys lies where it is wanted."""
+        """True if everything but the keys lies where it is wanted."""
         places = dict(state.places)
         return all(places[name] == place for name, place in self.wanted.items() if name in places)
 

@@ -162,7 +162,7 @@ def first_free(taken: Iterable[int]) -> int:
 
 
 def said(ask: dict[str, Any], level: int) -> str:
-    """What somebody wants changed, in words."""
+    """Put into words the change that somebody wants."""
     meeting = "our meeting" if level == 3 else f"the meeting with {ask['who']}"
     hour = ask["hour"] if level == 1 else "the first free hour"
     text = {

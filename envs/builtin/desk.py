@@ -134,7 +134,7 @@ class Desk(Env):
 
 
 def due(ticket: dict[str, Any], rules: dict[str, int]) -> int:
-    """What the rules give back for a ticket, in eur, before any approval; 0 is a refusal."""
+    """Refund that the rules give for a ticket, in eur, before any approval; 0 is a refusal."""
     gold = ticket["rank"] == "gold" and "gold_days" in rules
     if ticket["days"] > rules["gold_days" if gold else "days"]:
         return 0

@@ -121,7 +121,7 @@ class Memory(Env):
 
 
 def remember(facts: dict[str, str], kind: str, key: str, value: str) -> None:
-    """What a line changes in the facts."""
+    """Apply a line to the facts."""
     if kind in ("tell", "change"):
         facts[key] = value
     elif kind == "copy":

@@ -233,7 +233,7 @@ def solve(values):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is shown, and what it is judged by: calls of `solve`, of which the first are shown."""
+    """A problem: its text, and the calls of `solve` that judge it, of which the first are shown."""
 
     text: str
     source: str

@@ -91,7 +91,7 @@ def action_schema(space: Any) -> dict[str, Any]:
 
 
 def as_action(space: Any, action: Any) -> Any:
-    """What was written as an element of the space, which may still not contain it."""
+    """Read an action as an element of the space, which may still not contain it."""
     if not isinstance(action, list):
         return action
     return importlib.import_module("numpy").asarray(action, dtype=space.dtype)

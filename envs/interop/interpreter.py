@@ -61,7 +61,7 @@ class ChildInterpreter:
 
     @property
     def alive(self) -> bool:
-        """Whether the child runs; a request would otherwise start it."""
+        """True if the child runs; otherwise a request would start it."""
         return self.process is not None and self.process.poll() is None
 
     def end(self) -> None:

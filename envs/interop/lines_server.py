@@ -1,4 +1,4 @@
-"""What runs in a child interpreter: answers JSON lines by the functions of a script. Standard library only.
+"""The server in a child interpreter: answers JSON lines by the functions of a script. Standard library only.
 
     python -I lines_server.py SCRIPT
     in:  {"method": "score", "arguments": {...}}      out: {"result": 1.0} or {"error": "ValueError: ..."}

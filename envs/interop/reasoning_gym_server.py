@@ -100,7 +100,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """What `pack` was given."""
+    """Return the value that `pack` was given."""
     if isinstance(value, list):
         return [unpack(one) for one in value]
     if not isinstance(value, dict):

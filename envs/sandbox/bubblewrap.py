@@ -17,7 +17,7 @@ INSTALL = (
 
 
 def missing() -> str:
-    """What this machine lacks for the level, and how to get it; "" where it lacks nothing."""
+    """Name what this machine lacks for the level, and how to get it; "" where it lacks nothing."""
     if shutil.which("bwrap") is None:
         return INSTALL
     if shutil.which("prlimit") is None or shutil.which("setpriv") is None:
@@ -28,7 +28,7 @@ def missing() -> str:
 def command(
     job: Job, *, status_fd: int, filter_fd: int | None, file_fds: dict[str, int]
 ) -> list[str]:
-    """What to execute. The file descriptors have to be passed on to it."""
+    """Build the command to execute. The file descriptors have to be passed on to it."""
     parts = ["bwrap", "--die-with-parent", "--new-session", "--json-status-fd", str(status_fd)]
     parts += [
         "--unshare-ipc",
@@ -75,7 +75,7 @@ def _root(job: Job) -> list[str]:
 
 
 def _bounded(job: Job) -> list[str]:
-    """What runs inside before the program: it gives up root and sets the limits of each process.
+    """The command that runs inside before the program: it gives up root and sets the limits of each process.
 
     The limit on processes has to be set inside: there the run's own are counted.
     """

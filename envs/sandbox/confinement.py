@@ -31,7 +31,7 @@ _places: "WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]" = Wea
 
 @dataclass(frozen=True)
 class Work:
-    """What to run: the program, its files, its standard input, the names of the files to hand out."""
+    """One run's input: the program, its files, its standard input, the names of the files to hand out."""
 
     argv: tuple[str, ...]
     files: Mapping[str, bytes]
@@ -73,7 +73,8 @@ def _job(level: LevelName, work: Work, uid: int | None) -> Job:
 
 @asynccontextmanager
 async def _command(level: LevelName, job: Job, keep: tuple[str, ...]):
-    """What to start and the pipes to it; releases our ends, and the directory on the host, if any."""
+    """Yield the command to start, with its pipes; releases our ends, and the directory on the host, if
+    any."""
     with ExitStack() as held:
         status, status_end = _pipe(held)
         files, files_end = _pipe(held) if keep else (None, -1)
@@ -175,7 +176,7 @@ def _memory_file(content: bytes) -> int:
 
 
 def lacks(level: LevelName) -> str:
-    """What this machine visibly lacks for a level, before anything is tried; "" if nothing."""
+    """Name what this machine visibly lacks for a level, before anything is tried; "" if nothing."""
     if level == "bubblewrap":
         return bubblewrap.missing()
     if level == "landlock":

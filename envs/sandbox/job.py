@@ -1,4 +1,4 @@
-"""What a run in the sandbox consists of, and what of the host it can see."""
+"""A run in the sandbox: its parts, and the paths of the host that it can see."""
 
 import os
 import stat
@@ -87,7 +87,7 @@ def own_python() -> str:
 
 
 def open_to_all(path: str) -> bool:
-    """Whether any user may read below `path`; else only a level that mounts it as root can show it."""
+    """True if any user may read below `path`; otherwise only a level that mounts it as root can show it."""
     wanted = stat.S_IXOTH | stat.S_IROTH
     return all(os.stat(p).st_mode & stat.S_IXOTH for p in Path(path).parents) and (
         os.stat(path).st_mode & wanted == wanted

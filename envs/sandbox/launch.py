@@ -153,7 +153,7 @@ def confine(job: dict, supervisor: int) -> None:
 
 
 def landlock_version() -> int:
-    """Of the kernel; 0 where it has none."""
+    """The kernel's version of Landlock; 0 where it has none."""
     return max(0, libc.syscall(CREATE_RULESET, None, ctypes.c_ulong(0), ctypes.c_ulong(1)))
 
 

@@ -1,4 +1,4 @@
-"""What a run in the sandbox may use."""
+"""Limits of a run in the sandbox: time, memory, processes, files."""
 
 from dataclasses import dataclass, fields
 

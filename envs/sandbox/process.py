@@ -35,7 +35,7 @@ class Passed(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """What to start. fds are handed on to it; status_fd and files_fd are the ends that we read.
+    """A process to start. fds are handed on to it; status_fd and files_fd are the ends that we read.
 
     own_world: its end is that of everything in it. directory: where its files lie on the host, where the
     disk limit has to be watched; watch_processes: whether the number of processes has to be, too.
@@ -64,7 +64,7 @@ class Ended:
 
 
 class _Facts:
-    """What the confining process tells on its status pipe (`launch`, and bubblewrap's own format)."""
+    """Facts that the confining process reports on its status pipe (`launch`, and bubblewrap's own format)."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -147,7 +147,7 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
 
 
 def _acts(proc, command: Command, limits: Limits, stdin: bytes, texts):
-    """What has to come to its end when the process does."""
+    """Yield the acts that have to end when the process does."""
     most = limits.output_bytes
     yield _drain(proc.stdout, texts[0], most, "stdout")
     yield _drain(proc.stderr, texts[1], most, "stderr")
@@ -310,7 +310,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def _is_first(pid: int) -> bool:
-    """Whether it is the first process of a world within ours."""
+    """True if the process is the first one of a world within ours."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             numbers = next(line for line in file if line.startswith(b"NSpid:")).split()[1:]

@@ -54,7 +54,7 @@ _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 def supported() -> bool:
-    """Whether this machine's system call numbers are known here."""
+    """True if this machine's system call numbers are known here."""
     return platform.machine() in _ARCH
 
 

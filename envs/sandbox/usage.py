@@ -1,4 +1,4 @@
-"""What a run uses, seen from outside: its processes, their memory, its files."""
+"""Usage of a run, seen from outside: its processes, their memory, its files."""
 
 import contextlib
 import os

@@ -39,7 +39,7 @@ def check(
     seconds: Annotated[float, typer.Option(min=0.1, help="Deadline of each of its acts.")] = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Whether an environment keeps its promises: no model is needed."""
+    """Check that an environment keeps its promises: no model is needed."""
     from rl.env_tools.check.report import rendered
     from rl.env_tools.check.run import check as run_check
     from rl.env_tools.named_env import read_settings

@@ -1,4 +1,4 @@
-"""What `dorado env list` shows: the installed environments, those that cannot be imported included."""
+"""The list of `dorado env list`: the installed environments, those that cannot be imported included."""
 
 import inspect
 from importlib.metadata import entry_points
@@ -7,7 +7,7 @@ from envs.registry import UnknownEnv, find_env
 
 
 def installed() -> list[dict[str, str]]:
-    """Of each environment under the entry point `dorado.envs`: name, package, summary."""
+    """List name, package and summary of each environment under the entry point `dorado.envs`."""
     found: list[dict[str, str]] = []
     for point in sorted(entry_points(group="dorado.envs"), key=lambda p: p.name):
         try:

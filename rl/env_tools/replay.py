@@ -191,7 +191,7 @@ async def _play(
 
 
 async def _step(session: EnvSession, turn: Turn) -> tuple[Message, ...]:
-    """What the environment says to a recorded turn; of some turns it never heard."""
+    """Return what the environment says to a recorded turn; it never heard of some turns."""
     if turn.finish_reason != "stop" or turn.malformed:
         return turn.observations
     return (await session.step(turn.text, turn.calls)).messages
@@ -248,7 +248,7 @@ def replay_and_report(what: str, turn: int | None) -> bool:
 
 
 def report(found: Replayed, turn: int | None) -> list[str]:
-    """What is printed, line by line."""
+    """Lines to print."""
     t = found.trajectory
     lines = [f"{t.id}: {t.env}, task {t.task.id}, {len(t.turns)} turns, {t.stop_reason}"]
     if t.fault:

@@ -1,4 +1,5 @@
-"""What engines did, as spans of the run's events: which version they served, when they loaded, slept, idled.
+"""Records what engines did as spans of the run's events: which version they served, when they loaded, slept,
+idled.
 
 Few of them: two for each version that an engine loads, one for each sleep, one for each stretch without a
 request that is worth seeing. A version's span is written when the engine leaves it.
@@ -23,7 +24,7 @@ def unrecorded(lane: str, name: str, start: float, end: float, **details: Any) -
 
 
 class EngineSpans:
-    """Of all engines of a run."""
+    """Spans of all engines of a run."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -32,16 +33,15 @@ class EngineSpans:
         self._window: tuple[int, ...] = ()
 
     def serve(self, versions: Mapping[str, int]) -> None:
-        """These engines serve these versions from now on."""
+        """Note which version each engine serves from now on."""
         now = time.time()
         for name, version in versions.items():
             self._leave(name, now)
             self._since[name] = (version, now)
 
     def loaded(self, versions: Mapping[str, tuple[int, float]], start: float) -> None:
-        """These engines have been closed since `start`, and are open again.
-
-        versions: of each, its version, and for how many milliseconds its requests stood still.
+        """Note engines that were closed since `start` and are open again. versions: of each, its version, and
+        for how many milliseconds its requests stood still.
         """
         now = time.time()
         for name, (version, paused) in versions.items():
@@ -51,7 +51,7 @@ class EngineSpans:
             self._since[name] = (version, now)
 
     def sleep(self, names: Iterable[str]) -> None:
-        """These engines begin to sleep."""
+        """Note engines that begin to sleep."""
         self._asleep |= dict.fromkeys(names, time.time())
 
     def wake(self) -> None:
@@ -62,7 +62,7 @@ class EngineSpans:
         self._asleep = {}
 
     def lost(self, names: Iterable[str]) -> None:
-        """These engines have died."""
+        """Note engines that have died."""
         now = time.time()
         for name in names:
             self._leave(name, now)
@@ -75,7 +75,7 @@ class EngineSpans:
             self.record(name, "idle", start, end)
 
     def window(self, versions: tuple[int, ...]) -> None:
-        """These versions live."""
+        """Note which versions live."""
         if versions != self._window:
             now = time.time()
             self._window = versions

@@ -18,7 +18,7 @@ AGAIN_SECONDS = 10.0
 
 
 class Starts(Protocol):
-    """What is asked of the cluster."""
+    """Asks the cluster to start engines."""
 
     async def add_engine(self, name: str) -> str:
         """Start an engine, without a deadline. Returns its node's address. Raises StartError."""

@@ -79,7 +79,7 @@ class NodeWatch:
             await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
     async def look(self) -> None:
-        """Whether the nodes that the run's actors are on are there, and its engines. Raises as `watch`."""
+        """Check that the nodes of the run's actors, and its engines, are there. Raises as `watch`."""
         if not self.actors.node_of:
             return
         async with self._looking:

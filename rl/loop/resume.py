@@ -33,7 +33,7 @@ class Resume:
 
 
 def find_resume(what: str, config: RunConfig) -> tuple[RunConfig, Resume]:
-    """What `--resume WHAT` means, and the settings with the name of that run.
+    """Resolve `--resume WHAT`; returns the settings with the name of that run, too.
 
     what: a run folder, a run's name in `config.runs_dir`, or either followed by /step_N. Raises ConfigError.
     """
@@ -94,7 +94,7 @@ def _shown(value: Any) -> str:
 
 
 def split_step(path: Path) -> tuple[Path, int | None]:
-    """What `--resume` names without its step, and the step."""
+    """Split the path that `--resume` names from its step."""
     found = re.fullmatch(r"step_(\d+)", path.name)
     if found is None:
         return path, None

@@ -41,7 +41,7 @@ def tidy(weights_dir: Path) -> None:
 
 
 def _tidy(run: Path) -> None:
-    """What one run has left on nodes where it is gone."""
+    """Remove what one run has left on nodes where it is gone."""
     status = run.lstat()
     # What is another user's, or leads to somewhere else, is not ours to remove.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
@@ -84,7 +84,7 @@ def _started(pid: int) -> int:
 
 
 def _is_gone(owner: Path) -> bool:
-    """Whether the process that an owner file names is; of another machine's nobody here can know."""
+    """True if the process that an owner file names is gone; of another machine's nobody here can know."""
     try:
         machine, pid, started = owner.read_text().split()
         number = int(pid)

@@ -1,4 +1,4 @@
-"""What every actor's process needs: a log file, errors as they were raised or in one line, an end."""
+"""Equips every actor's process: a log file, errors as they were raised or in one line, an end."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def cause(error: Exception) -> Exception:
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether there was no room left for a file, or no quota, in this process or another."""
+    """True if there was no room left for a file, or no quota, in this process or another."""
     error = cause(error)
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

@@ -1,4 +1,4 @@
-"""What crosses between the run and its rollout controllers: control data only."""
+"""Records that cross between the run and its rollout controllers: control data only."""
 
 from dataclasses import dataclass
 

@@ -36,7 +36,7 @@ class Ledger:
         self.entries: dict[str, _Entry] = {}
 
     def dispatch(self, env: str, ids: Iterable[str]) -> None:
-        """These trajectories begin."""
+        """Book trajectories that begin."""
         for id in ids:
             if id in self.entries:
                 raise LedgerError(f"trajectory {id} was dispatched twice")
@@ -44,12 +44,12 @@ class Ledger:
             self.entries[id] = _Entry(env, "in_flight")
 
     def buffer(self, ids: Iterable[str]) -> None:
-        """These are finished and wait for the learner."""
+        """Book trajectories that are finished and wait for the learner."""
         for id in ids:
             self._leave(id, "buffered").state = "buffered"
 
     def close(self, ids: Sequence[str], outcome: Closed, reason: str = "") -> None:
-        """These are at their end, for a reason where the outcome has several."""
+        """Book trajectories at their end, with a reason where the outcome has several."""
         for id in ids:
             entry = self._leave(id, outcome)
             del self.entries[id]

@@ -9,7 +9,7 @@ from rl.samples.group import GroupReport, MemberReport
 
 
 def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
-    """Of the groups that finished since the last step: `rollout/<env>/...` and `rollout/all/...`."""
+    """Metrics of the groups that finished since the last step: `rollout/<env>/...` and `rollout/all/...`."""
     by_env: dict[str, list[MemberReport]] = defaultdict(list)
     for report in reports:
         by_env[report.spec.env] += report.members
@@ -45,7 +45,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def passed(rewards: Mapping[str, float], reward: float) -> bool:
-    """Whether a judged episode has full reward `solved` or, where there is none, a total of at least 1."""
+    """True if a judged episode has full reward `solved` or, where there is none, a total of at least 1."""
     return rewards.get("solved", reward) >= 1
 
 

@@ -30,7 +30,7 @@ class ReuseBuffer:
         return min(self.share, len(self.groups))
 
     def trained(self, groups: Sequence[BufferedGroup], learner_version: int) -> None:
-        """These were trained on for the first time, in the step that made `learner_version`."""
+        """Note groups that were trained on for the first time, in the step that made `learner_version`."""
         if self.share:
             self.groups = [
                 group

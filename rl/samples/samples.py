@@ -65,7 +65,7 @@ def group_samples(
 
 
 def cut_off(trajectory: Trajectory) -> bool:
-    """Whether the length limit ended it half-way: not in a loop, whose low reward it has earned."""
+    """True if the length limit ended the trajectory half-way; a loop has earned its low reward."""
     written = [token for turn in trajectory.turns for token in turn.completion_ids]
     return trajectory.stop_reason == "max_tokens" and not ends_in_repetition(written)
 

@@ -45,7 +45,7 @@ class SelectionBias:
             self.dispatched[name] += count
 
     def played(self, env: str, members: Sequence[MemberReport]) -> None:
-        """These are at their end; what becomes of them is said later, by `close`."""
+        """Note trajectories at their end; what becomes of them is said later, by `close`."""
         for member in members:
             self._open[member.id] = (env, member)
             self._add(env, "played", member)

@@ -34,9 +34,7 @@ class ClusterSpec(Section):
 
 
 class CostSpec(Section):
-    """What work costs.
-
-    Decoding, per engine: one token of each of b sequences takes decode_fixed_ms + b *
+    """Costs of work. Decoding, per engine: one token of each of b sequences takes decode_fixed_ms + b *
     decode_per_sequence_ms. prefill_tokens_per_second, kv_tokens (what its cache holds): of one engine.
     Training a batch takes train_fixed_seconds + tokens * train_device_seconds_per_token / devices.
     weights_seconds: an engine takes another version. kv_bytes_per_token, move_bytes_per_second: of a
@@ -71,9 +69,9 @@ class ToolSpec(Section):
 
 
 class WorkloadSpec(Section):
-    """What is played. turns: completions of one trajectory; after each but the last a tool answers, with
-    `tool_tokens` more to read. filtered: share of groups that give no gradient and are left out.
-    trace: a finished run's folder, whose trajectories are played instead of drawn ones."""
+    """The workload to play. turns: completions of one trajectory; after each but the last a tool answers,
+    with `tool_tokens` more to read. filtered: share of groups that give no gradient and are left out. trace:
+    a finished run's folder, whose trajectories are played instead of drawn ones."""
 
     groups: PositiveInt
     group_size: PositiveInt

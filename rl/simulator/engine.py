@@ -122,7 +122,7 @@ class SimEngine:
         return (cost.decode_fixed_ms + cost.decode_per_sequence_ms * self.running) / 1e3
 
     def _stands(self, end: float, id: int) -> bool:
-        """Whether an entry of the heap is about a sequence as it runs now."""
+        """True if an entry of the heap is about a sequence as it runs now."""
         return id in self._running and self._running[id][1] == end
 
     def _drop(self, id: int) -> None:

@@ -72,7 +72,7 @@ def run_as_simulation(config: RunConfig, trace: str) -> SimConfig:
 
 
 def devices(config: RunConfig) -> int:
-    """Of the simulated cluster."""
+    """Number of devices of the simulated cluster."""
     return config.engine.count + (config.layout == "disaggregated")
 
 

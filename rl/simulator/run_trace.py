@@ -34,7 +34,7 @@ class PlayedTurn:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a finished run played, group by group, in the order in which they began."""
+    """A finished run's trajectories and costs, group by group, in the order in which they began."""
 
     groups: tuple[GroupPlan, ...]
     turns: tuple[PlayedTurn, ...]
@@ -79,11 +79,11 @@ class Trace:
         return _nonnegative_fit(np.array(rows, dtype=float), np.array(seconds))
 
     def learner_seconds(self) -> float:
-        """Of one step: the update, and copying its weights."""
+        """Seconds of one step: the update, and copying its weights."""
         return fmean(m["time/learner_seconds"] + m["sync/snapshot_ms"] / 1e3 for m in self.metrics)
 
     def load_seconds(self) -> float:
-        """That an engine stands still to take another version."""
+        """Seconds that an engine stands still to take another version."""
         pauses = [m["sync/pause_ms"] for m in self.metrics if m["sync/pause_ms"] > 0]
         return median(pauses) / 1e3 if pauses else 0.0
 

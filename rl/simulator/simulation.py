@@ -62,7 +62,7 @@ class StepRecord:
 
 @dataclass
 class Tally:
-    """What a simulation counts."""
+    """Counts of a simulation."""
 
     dispatched: int = 0
     trained: int = 0
@@ -256,7 +256,7 @@ class Simulation:
             self.buffered.append((group.version, id))
 
     def _go_on(self) -> None:
-        """What a finished trajectory may allow: a new version, new groups, a learner step."""
+        """Do what a finished trajectory may allow: a new version, new groups, a learner step."""
         if self.window.pending is not None and not self.active[self.window.versions[0]]:
             self._rebalance("drained")
         admit = admission(self._backlog(), self._states(), self.rules, self.limits)

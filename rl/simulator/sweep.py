@@ -31,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a setting led to. frontier: no other setting is at least as good in step time and in staleness,
+    """The outcome of a setting. frontier: no other setting is at least as good in step time and in staleness,
     and better in one of them."""
 
     setting: Setting

@@ -14,7 +14,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Of the whole trajectory."""
+        """Tokens of the whole trajectory."""
         return self.prompt_tokens + sum(self.turns) + self.tool_tokens * len(self.tool_seconds)
 
 

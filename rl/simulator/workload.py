@@ -1,4 +1,4 @@
-"""What a simulated run plays: drawn from distributions with a seed, or a finished run's trace."""
+"""The workload of a simulated run: drawn from distributions with a seed, or a finished run's trace."""
 
 import math
 import random

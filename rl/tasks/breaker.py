@@ -49,7 +49,7 @@ class Breaker:
         return self.since + self.cooldown
 
     def admits(self, now: float) -> bool:
-        """Whether a group may begin."""
+        """True if a group may begin."""
         if self.state == "open":
             return now >= self.ready_at
         return self.state == "closed" or self.probe is None

@@ -1,4 +1,4 @@
-"""What an environment plays next: how difficult, how noisy, and how often one task.
+"""Decides what an environment plays next: how difficult, how noisy, and how often one task.
 
 Difficulty: up when the pass rate over the last groups at the present level is above `raise_at`, down below
 `lower_at`. Noise: some tasks are played clean and noisy; when the clean ones pass hardly more often than the

@@ -20,7 +20,8 @@ RESERVED = 0.5
 
 @dataclass(frozen=True)
 class Quota:
-    """What was asked for one environment. most_groups: in flight at once; None: no bound of its own."""
+    """The share that was asked for one environment. most_groups: in flight at once; None: no bound of its
+    own."""
 
     weight: float
     over_sample: float = 1.0

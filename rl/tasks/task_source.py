@@ -135,7 +135,7 @@ class TaskSource:
 
     @property
     def all_failed(self) -> bool:
-        """Whether none has ever worked, and every environment rests for the second time at least: the first
+        """True if none has ever worked, and every environment rests for the second time at least: the first
         time may be another's doing, that takes a host along."""
         tried = all(b.state == "open" and b.trips > 1 for b in self.breakers.values())
         return not self.judged and tried
@@ -174,7 +174,7 @@ class TaskSource:
 
 
 def sentence(label: str, change: Change | Moved) -> str:
-    """What has changed, for the user."""
+    """Put a change into a sentence for the user."""
     if isinstance(change, Moved):
         why = "pass rate" if change.what == "difficulty" else "gap between clean and noisy"
         return (

@@ -1,4 +1,5 @@
-"""What an environment holds of this process and its machine: children, threads, ports, descriptors, files.
+"""Finds what an environment holds of this process and its machine: children, threads, ports, descriptors,
+files.
 
 Two looks, one before and one after some episodes, differ by what those episodes left behind.
 """
@@ -24,7 +25,8 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Held:
-    """What is held now, each kind as text for the author, e.g. ports {"127.0.0.1:8000"}."""
+    """Everything that is held at one time, each kind as text for the author, e.g. ports
+    {"127.0.0.1:8000"}."""
 
     processes: frozenset[str]
     threads: frozenset[str]
@@ -33,7 +35,7 @@ class Held:
     files: frozenset[str]
 
     def since(self, before: "Held") -> "Held":
-        """What has come to be held since then."""
+        """Return what has come to be held since then."""
         return Held(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(Held)))
 
     def __bool__(self) -> bool:
@@ -58,7 +60,7 @@ def adopt_orphans() -> None:
 
 
 def held(folder: Path) -> Held:
-    """What this process holds now; `folder` is where it makes its temporary files."""
+    """List what this process holds now; `folder` is where it makes its temporary files."""
     gc.collect()
     processes = list(_children())
     return Held(
@@ -73,7 +75,7 @@ def held(folder: Path) -> Held:
 
 
 async def left_since(before: Held, folder: Path) -> Held:
-    """What is held beyond `before`, once nothing more goes away or two seconds have passed.
+    """List what is held beyond `before`, once nothing more goes away or two seconds have passed.
 
     A process that was told to end, or a tool's thread, may need a moment.
     """

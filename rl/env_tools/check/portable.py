@@ -1,4 +1,4 @@
-"""Whether an environment's state could go to another process.
+"""Checks that an environment's state could go to another process.
 
 A handle (a connection, a process, a lock: whatever can be closed, ended or released) is let pass, for it
 is made anew on the other side. A lambda, a generator or a local class in the state is not.

@@ -65,7 +65,7 @@ class Report:
         return not self.failures
 
     def __str__(self) -> str:
-        """What a failing test prints."""
+        """The text that a failing test prints."""
         lines = [f"{one.check}: {one.sentence}\n{one.detail}".rstrip() for one in self.failures]
         return "\n".join([f"dorado env check {self.environment}", *(lines or ["passed"])])
 

@@ -35,7 +35,7 @@ _MARK = "DORADO_CHECK"
 
 @dataclass
 class Outcome:
-    """What a runner said. ended: why it ended before it was through, else empty; `doing` its last act."""
+    """A runner's outcome. ended: why it ended before it was through, else empty; `doing` its last act."""
 
     findings: list[Finding] = field(default_factory=list)
     transcript: dict[str, Any] | None = None

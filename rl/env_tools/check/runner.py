@@ -89,7 +89,8 @@ class Runner:
     # Acts
 
     async def act(self, label: str, act: Awaitable[T], seconds: float | None = None) -> T:
-        """What an act of the environment gives. Raises EnvFault, and Broken where the machine is at fault."""
+        """Await an act of the environment and return its result. Raises EnvFault, and Broken where the
+        machine is at fault."""
         self.doing(label)
         try:
             with self.watch.during(label, seconds=seconds):
@@ -232,7 +233,7 @@ def told(error: BaseException) -> str:
 
 
 def called(message: Message) -> str:
-    """What the environment does next, e.g. `tool 'add'`."""
+    """Name what the environment does next, e.g. `tool 'add'`."""
     return ", ".join(f"tool {call.name!r}" for call in message.tool_calls) or "reply()"
 
 

@@ -1,4 +1,4 @@
-"""What a check saw of some episodes, as plain JSON, and where two sights of the same episodes part."""
+"""Records what a check saw of some episodes, as plain JSON, and finds where two such records part."""
 
 from dataclasses import dataclass
 from typing import Any

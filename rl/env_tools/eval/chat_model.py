@@ -126,7 +126,7 @@ class ChatPolicy:
         )
 
     def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]:
-        """What the last answer said. Raises MalformedCall."""
+        """Read the last answer. Raises MalformedCall."""
         calls: list[ToolCall] = []
         for call in self._calls():
             name, written = call["function"]["name"], call["function"].get("arguments") or "{}"

@@ -46,7 +46,7 @@ NO_TOKENS = "none: the server returned text, so there are no token ids and no lo
 
 @dataclass(frozen=True)
 class Limits:
-    """What an evaluation takes from a run's config."""
+    """Limits that an evaluation takes from a run's config."""
 
     episode: EpisodeConfig
     engine: EngineConfig
@@ -54,7 +54,7 @@ class Limits:
 
 
 def is_url(model: str) -> bool:
-    """Whether a server is meant."""
+    """True if a server is meant."""
     return model.startswith(("http://", "https://"))
 
 
@@ -238,7 +238,8 @@ def evaluate_and_report(
     out: Path | None,
     seed: int,
 ) -> bool:
-    """Whether any episode could be judged. Raises ConfigError before anything has started."""
+    """Evaluate and print; returns True if any episode could be judged. Raises ConfigError before anything
+    has started."""
     chosen = heldout_tasks(table, tasks)
     path = out or Path("runs") / f"eval-{table.label}-{time.strftime('%Y%m%d-%H%M%S')}"
     if path.exists():

@@ -1,4 +1,4 @@
-"""What one sees of an evaluation while it runs: pass rate so far, phases, the last trajectories."""
+"""The view of an evaluation while it runs: pass rate so far, phases, the last trajectories."""
 
 import time
 from collections import Counter, deque
@@ -44,7 +44,7 @@ class EvalView:
             self.live.stop()
 
     def stage(self, text: str) -> None:
-        """What happens now."""
+        """Say what happens now."""
         self.text = text
 
     def begins(self, episode: Episode) -> None:

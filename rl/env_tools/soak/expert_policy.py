@@ -42,7 +42,7 @@ class ExpertPolicy:
         return [0]
 
     def suffix(self, messages: Sequence[Message], completion: Sequence[int]) -> list[int]:
-        """What the environment said goes to the expert."""
+        """Pass what the environment said to the expert."""
         self.results = [message.content for message in messages]
         return [0]
 

@@ -1,4 +1,4 @@
-"""What a soak found, and whether that is good: figures in, a pass/fail table and deadlines out. Pure."""
+"""Judges what a soak found: figures in, a pass/fail table and deadlines out. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ PHASES = ("reset", "tool", "reply", "score", "close")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done to an environment. Each round is of `episodes`, all of them open at once.
+    """The plan of a soak. Each round is of `episodes`, all of them open at once.
 
     rounds: undisturbed ones, which are measured; seconds: as many as begin in that time instead, where above
     0. A round before them warms up, and a round after them is disturbed. latency_ms: mean time that a turn
@@ -59,7 +59,7 @@ class Played:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of the durations of one phase, in ms."""
+    """Percentiles of the durations of one phase, in ms."""
 
     count: int
     p50: float
@@ -70,7 +70,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Left:
-    """What the hosts still had when no episode was in progress any more: the host that had most, of each.
+    """Leftovers of the hosts when no episode was in progress any more: of each kind, the host with most.
 
     sessions, environments and tool_threads are what there was; the others what there was more than after the
     warm-up. orphans: processes that outlived a host that was killed.
@@ -139,7 +139,7 @@ class Check:
 
 
 def percentiles(seconds: Sequence[float]) -> Percentiles:
-    """Of at least one duration."""
+    """Compute percentiles of at least one duration."""
     ordered = sorted(seconds)
 
     def at(share: float) -> float:

@@ -79,7 +79,7 @@ class SoakHost(EnvHost):
             await super().close(session)
 
     async def process_id(self) -> int:
-        """Of the process that is this host now."""
+        """The id of the process that is this host now."""
         return os.getpid()
 
     async def take_times(self) -> dict[str, list[float]]:
@@ -88,7 +88,7 @@ class SoakHost(EnvHost):
         return taken
 
     async def census(self) -> Census:
-        """What there is now. Unused memory is collected and given back first."""
+        """Count what there is now. Unused memory is collected and given back first."""
         gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
         if trim is not None:

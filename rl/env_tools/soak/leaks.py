@@ -1,4 +1,4 @@
-"""What hosts have left behind: by their censuses, and by the processes that outlived them."""
+"""Finds what hosts have left behind, by their censuses and by the processes that outlived them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,8 @@ from rl.env_tools.soak.host import Census
 
 
 def left(base: Sequence[Census], now: Sequence[Census], *, orphans: int = 0) -> Left:
-    """What is left in the worst of the hosts, each against itself; a new process against any of them."""
+    """Compute what is left in the worst of the hosts, each against itself; a new process against any of
+    them."""
     before = {one.pid: one for one in base}
 
     def most(count: Callable[[Census], float], *, grown: bool) -> float:

@@ -26,7 +26,7 @@ def soak_and_report(
     write: Path | None,
     as_json: bool,
 ) -> bool:
-    """Whether all passed. Raises ConfigError before anything has started."""
+    """Soak and print; returns True if all passed. Raises ConfigError before anything has started."""
     console, notes = _console(), Console(file=sys.stderr, highlight=False)
     tables = _all_tables(notes) if every else [_table(name, config)]
     if every and (name or config):

@@ -112,7 +112,7 @@ class _Soak:
         self.outlived: list[psutil.Process] = []
 
     def _some_tasks(self) -> list[Task]:
-        """Of a world without an end, so many that hardly two of a round are the same."""
+        """Draw tasks; from an endless stream so many that hardly two of a round are the same."""
         return list(itertools.islice(self.env.tasks("train", self.plan.seed), self.plan.episodes))
 
     async def run(self) -> Figures:
@@ -315,7 +315,7 @@ class _Soak:
         )
 
     async def _times(self) -> dict[str, list[float]]:
-        """What the hosts measured since the last call."""
+        """Collect what the hosts measured since the last call."""
         found: dict[str, list[float]] = defaultdict(list)
         for host in self.hosts:
             for phase, seconds in (await within(host.take_times.remote(), START_SECONDS)).items():
@@ -323,7 +323,7 @@ class _Soak:
         return found
 
     async def _censuses(self, base: Sequence[Census] | None) -> list[Census]:
-        """Of each host, once what episodes leave is gone, or has had its time to go."""
+        """Take each host's census once what episodes leave is gone, or has had its time to go."""
         give_up = time.monotonic() + self.table.deadlines.close_seconds + SETTLE_SECONDS
         while True:
             found = list(await asyncio.gather(*map(_census, self.hosts)))
@@ -351,7 +351,7 @@ class _Soak:
 
 
 async def _census(host: Any) -> Census:
-    """Of one host, asked again while Ray starts it anew after it was killed."""
+    """Take the census of one host, asked again while Ray starts it anew after it was killed."""
     give_up = time.monotonic() + START_SECONDS
     while True:
         try:

@@ -1,4 +1,5 @@
-"""What a soak puts around an episode: a gate that holds a round together, and a session that is counted."""
+"""Puts around an episode what a soak needs: a gate that holds a round together, and a session that is
+counted."""
 
 import asyncio
 from collections.abc import Awaitable
