@@ -40,10 +40,11 @@ from trainer.config import OptimConfig
 from trainer.cpu.allocator import keep_freed_memory
 from trainer.cpu.attention import plan_buckets
 from trainer.cpu.row_kernel import compile_kernels
+from trainer.families.family import Preset
 from trainer.optimizer import Optimizer
 from trainer.policy import build_policy
 from trainer.scorer import Scorer
-from trainer.small.presets import VOCAB_SIZE, Preset, model_config
+from trainer.small.presets import VOCAB_SIZE, model_config
 
 SEQUENCES, LENGTH = 16, 256
 TURNS = {"tiny": 15, "small": 7, "packing": 3}

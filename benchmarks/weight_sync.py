@@ -43,9 +43,9 @@ from rl.cold_start import corpus
 from rl.config import RunConfig
 from rl.fleet.weight_sync import WeightSync
 from rl.record.run_folder import RunFolder
+from trainer.families.family import Preset
 from trainer.policy import build_policy
 from trainer.small.init_model import init_checkpoint
-from trainer.small.presets import Preset
 from trainer.weights import write_checkpoint
 
 TARGET_COPIES = 10.0

@@ -16,6 +16,8 @@ from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig, Section
 from rollout.scheduler import Limits
 from rollout.window import Eviction, Rules
 from trainer.config import LearnerConfig, SftConfig
+from trainer.families.family import Preset
+from trainer.families.registry import FamilyName
 
 Mode = Literal["sync", "one_step", "in_flight", "dora"]
 Layout = Literal["disaggregated", "colocated", "elastic"]
@@ -24,8 +26,8 @@ Layout = Literal["disaggregated", "colocated", "elastic"]
 class InitConfig(Section):
     """A new policy instead of a checkpoint."""
 
-    family: Literal["longcat_flash", "qwen3_moe"] = "longcat_flash"
-    preset: Literal["tiny", "small"] = "tiny"
+    family: FamilyName = "longcat_flash"
+    preset: Preset = "tiny"
 
 
 class ModelConfig(Section):

@@ -15,7 +15,7 @@ from reward.registry import UnknownJudge, find_judge
 from rl.config import DeadlineConfig, EnvTable, RunConfig
 from rl.config_file import ConfigError
 from rl.nodes.cpus import usable_cpus
-from trainer.config import LORA_TARGETS
+from trainer.families.registry import FAMILIES
 
 
 def check_run(config: RunConfig) -> None:
@@ -49,7 +49,7 @@ def _check_adapters(config: RunConfig) -> None:
     family = model.init.family if model.init else ""
     if model.path is not None:
         family = json.loads((Path(model.path) / "config.json").read_text()).get("model_type", "")
-    possible = LORA_TARGETS.get(family, lora.targets)
+    possible = FAMILIES[family].adapter_targets if family in FAMILIES else lora.targets
     for target in lora.targets:
         if target not in possible:
             raise ConfigError(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
-from rollout.routing import Routing, routing_layout
+from rollout.families.registry import routing_layout
+from rollout.routing import Routing
 from rollout.vllm_adapter import Adapters, adapter_arguments, loading, on_adapter
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from rollout.routing import routing_layout
+from rollout.families.registry import routing_layout
 from rollout.routing_capture import RoutingCapture, StepBatch
 
 if TYPE_CHECKING:

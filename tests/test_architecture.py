@@ -27,6 +27,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": {
         "rollout/cache_transfer.py",
+        "rollout/families/longcat_flash.py",
         "rollout/vllm_adapter.py",
         "rollout/vllm_engine.py",
         "rollout/vllm_plugin.py",
@@ -49,6 +50,7 @@ ONLY_UNDER = {
 TENSORS_ELSEWHERE = {
     "rollout/cache_file.py": {"torch", "safetensors"},
     "rollout/cache_transfer.py": {"torch", "safetensors"},
+    "rollout/families/longcat_flash.py": {"torch"},
     "rollout/vllm_plugin.py": {"torch"},
     "rollout/vllm_routing_worker.py": {"torch"},
     "rollout/vllm_shadow.py": {"torch"},

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from test_learner import assert_close, flat, learner, samples, stock_logprobs, with_rollout_logprobs
 from transformers import AutoModelForCausalLM
 
-from trainer.config import LORA_TARGETS, LoraConfig, LossConfig, OptimConfig
+from trainer.config import LoraConfig, LossConfig, OptimConfig
 from trainer.export import export_policy
+from trainer.families.registry import FAMILIES
 from trainer.learner import Learner
 from trainer.lora import LoraLinear, adapters, add_adapters
 from trainer.policy import load_policy
@@ -23,7 +24,7 @@ RANK, ALPHA = 4, 12.0
 def lora(folder: Path) -> LoraConfig:
     """Adapters on every layer that may have one."""
     family = json.loads((folder / "config.json").read_text())["model_type"]
-    return LoraConfig(rank=RANK, alpha=ALPHA, targets=LORA_TARGETS[family])
+    return LoraConfig(rank=RANK, alpha=ALPHA, targets=FAMILIES[family].adapter_targets)
 
 
 def adapted(folder: Path, **config) -> Learner:

@@ -21,7 +21,8 @@ from rollout.engine import Completion, Request
 from rollout.renderer import Renderer
 from rollout.vllm_adapter import Adapters
 from rollout.vllm_engine import VllmEngine
-from trainer.config import LORA_TARGETS, LearnerConfig, LoraConfig, OptimConfig, SftConfig
+from trainer.config import LearnerConfig, LoraConfig, OptimConfig, SftConfig
+from trainer.families.registry import FAMILIES
 from trainer.learner import Learner
 from trainer.lora import adapters
 from trainer.sample import TrainSample
@@ -114,7 +115,7 @@ async def _compare_adapters(checkpoint: Path, dtype: str, folder: Path) -> None:
     prompts = [tuple(p) for p in [await _prompt(renderer, i) for i in range(24)]]
     config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=12, threads=2)  # pyright: ignore
     family = json.loads((checkpoint / "config.json").read_text())["model_type"]
-    lora = LoraConfig(rank=6, alpha=9.0, targets=LORA_TARGETS[family])
+    lora = LoraConfig(rank=6, alpha=9.0, targets=FAMILIES[family].adapter_targets)
     engine = VllmEngine(
         "engine-0",
         str(checkpoint),

@@ -12,7 +12,8 @@ from transformers import LongcatFlashConfig, Qwen3MoeConfig
 from rl.actors.engine_client import joined
 from rl.samples.samples import train_sample
 from rollout.engine import Completion, VersionSpan
-from rollout.routing import RoutingLayout, routing_layout
+from rollout.families.registry import routing_layout
+from rollout.routing import RoutingLayout
 from rollout.routing_capture import RoutingCapture, StepBatch, Wanted
 from trainer.sample import TrainSample
 

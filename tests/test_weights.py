@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.config import LearnerConfig
+from trainer.families.registry import num_experts
 from trainer.learner import Learner
 from trainer.policy import build_policy, load_policy
 from trainer.weights import (
     published_weights,
     read_checkpoint,
-    routed_experts,
     snapshot,
     write_checkpoint,
     write_weights,
@@ -62,7 +62,7 @@ def test_published_names_are_one_per_expert_and_none_for_zero_experts(family_che
     first = "model.layers.0.mlp.experts."
     for kind in ("gate_proj", "up_proj", "down_proj"):
         found = [n for n in named if n.startswith(first) and n.endswith(f".{kind}.weight")]
-        wanted = [f"{first}{e}.{kind}.weight" for e in range(routed_experts(model.config))]
+        wanted = [f"{first}{e}.{kind}.weight" for e in range(num_experts(model.config))]
         assert sorted(found) == sorted(wanted)
     with safe_open(family_checkpoint / "model.safetensors", "pt") as file:
         placeholders = set(file.keys()) - set(named)

@@ -1,10 +1,8 @@
 """Settings of the learner: objective, optimizer, batch shape. Light: no torch here."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -13,6 +11,9 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from trainer.families.registry import adapter_targets
+from trainer.section import Section, one_of
 
 Dtype = Literal["float32", "bfloat16"]
 LossName = Literal[
@@ -45,12 +46,6 @@ USUAL_ADVANTAGE: dict[LossName, AdvantageName] = {
     "hispo": "grpo",
     "decoupled_ppo": "reinforce_pp",
 }
-
-
-class Section(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ClipConfig(Section):
@@ -251,31 +246,6 @@ class RouterConfig(Section):
     z_weight: float = Field(default=0.0, ge=0)
 
 
-LoraTarget = Literal[
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "q_a_proj",
-    "q_b_proj",
-    "kv_a_proj_with_mqa",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-]
-# What has such a layer, outside its experts.
-LORA_TARGETS: dict[str, tuple[LoraTarget, ...]] = {
-    "longcat_flash": (
-        "q_a_proj",
-        "q_b_proj",
-        "kv_a_proj_with_mqa",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ),
-    "qwen3_moe": ("q_proj", "k_proj", "v_proj", "o_proj"),
-}
 # Layers that could have an adapter, and why they have none.
 _NO_ADAPTER = {
     "kv_b_proj": "vLLM multiplies its weight into queries and outputs, past any adapter",
@@ -293,14 +263,14 @@ class LoraConfig(Section):
 
     rank: int = Field(ge=1, le=512)
     alpha: PositiveFloat
-    targets: tuple[LoraTarget, ...] = Field(min_length=1)
+    targets: tuple[Annotated[str, one_of(adapter_targets)], ...] = Field(min_length=1)
 
     @field_validator("targets", mode="before")
     @classmethod
     def _has_adapter(cls, given: Any) -> Any:
         for name in given if isinstance(given, list | tuple) else ():
             if name in _NO_ADAPTER:
-                possible = ", ".join(get_args(LoraTarget))
+                possible = ", ".join(adapter_targets())
                 raise ValueError(
                     f"{name!r} cannot be one: {_NO_ADAPTER[name]}; possible are {possible}"
                 )

@@ -2,7 +2,7 @@
 
 LoRA (arXiv 2106.09685), section 4.1: B is zero and A random at first, so training begins at the policy as it
 is; the learner trains A and B, publishes them alone, and keeps only them of past versions. Adapters are on
-linear layers (`trainer.config.LoraTarget`); experts and the router have none.
+linear layers (a family's `adapter_targets`); experts and the router have none.
 
 Shapes: I inputs and O outputs of a layer, R rank.
 """
@@ -11,13 +11,14 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import LoraConfig, LoraTarget
+from trainer.config import LoraConfig
+from trainer.families.registry import adapter_targets
 
 # What PEFT puts before the name of an adapted module.
 _PEFT = "base_model.model."
@@ -54,7 +55,7 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     names = {name.rpartition(".")[2] for name in linears}
     for target in config.targets:
         if target not in names:
-            there = ", ".join(name for name in get_args(LoraTarget) if name in names)
+            there = ", ".join(name for name in adapter_targets() if name in names)
             raise ValueError(
                 f"learner.lora.targets: this policy has no linear layer {target!r}, it has {there}"
             )
@@ -100,7 +101,7 @@ def adapter_config(config: LoraConfig, base: str) -> dict[str, Any]:
 
 
 def read_adapter_config(file: Path) -> LoraConfig:
-    """What `adapter_config` wrote."""
+    """Settings of the adapter in a file that `adapter_config` has filled."""
     said = json.loads(file.read_text())
     return LoraConfig(
         rank=said["r"], alpha=said["lora_alpha"], targets=tuple(said["target_modules"])

@@ -1,10 +1,10 @@
-"""LongCat-Flash's multi-head latent attention over a packed stream (report, arXiv 2509.01322, section 2.2).
+"""Multi-head latent attention over a packed stream, as in LongCat-Flash (arXiv 2509.01322, section 2.2).
 
-transformers' module with a leaner forward pass: no cache, no layout changes that only a cache needs, the
+A leaner forward pass for transformers' module: no cache, no layout changes that only a cache needs, the
 query's scale folded into that of the scores. The rotary position embedding turns pairs of neighbouring
 columns, (x0, x1), (x2, x3), …; here the rows of the weights that make them are taken in another order, so
-that all first and all second columns of pairs lie together. That of queries and keys alike, so their products
-are the same.
+that all first and all second columns of pairs lie together. Queries and keys get the same order, so their
+products stay the same.
 
 Shapes: T tokens, H heads, D head width, of it 2R turned.
 """
@@ -15,17 +15,33 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashMLA
 
 from trainer.cpu.attention import Bucket, packed_attention, plan_buckets
 from trainer.cpu.row_kernel import RowKernel
 from trainer.norm import RMSNorm, rms_norm
 
 
-class PackedMLA(LongcatFlashMLA):
-    """Takes the place of LongcatFlashMLA; same parameters."""
+class PackedMLA(nn.Module):
+    """The forward pass. A family puts it before transformers' class, which makes what is declared here."""
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    num_heads: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    scaling: float
+    mla_scale_q_lora: float
+    mla_scale_kv_lora: float
+    q_a_proj: nn.Linear
+    q_a_layernorm: nn.Module
+    q_b_proj: nn.Linear
+    kv_a_proj_with_mqa: nn.Linear
+    kv_a_layernorm: nn.Module
+    kv_b_proj: nn.Linear
+    o_proj: nn.Linear
+
+    def forward(
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
@@ -79,19 +95,19 @@ def _pairs_apart(layer: nn.Linear, heads: int, turned: int) -> Tensor:
 
 
 def _is_plain(layer: nn.Linear) -> bool:
-    """Whether it computes with its weight alone (`trainer.lora`)."""
+    """True if the layer computes with its weight alone, without an adapter (`trainer.lora`)."""
     return type(layer) is nn.Linear and layer.bias is None
 
 
 def _linear(x_TD: Tensor, layer: nn.Linear, order: Tensor) -> Tensor:
-    """What the layer gives, its columns in another order."""
+    """The layer's output, its columns in another order."""
     if _is_plain(layer):
         return F.linear(x_TD, _Reorder.apply(layer.weight, order))  # pyright: ignore
     return layer(x_TD)[:, order]
 
 
 class _Reorder(torch.autograd.Function):
-    """Rows in another order, each once: its gradient need not add up, as that of indexing would."""
+    """Rows in another order, each once: the gradient need not add up, as that of indexing would."""
 
     @staticmethod
     def forward(ctx: Any, rows_ND, order_N):  # pyright: ignore[reportIncompatibleMethodOverride]

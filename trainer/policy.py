@@ -1,72 +1,43 @@
 """Loads a policy for the learner: transformers' model with some modules of the learner's own.
 
-What is replaced, for LongCat-Flash and Qwen3-MoE: the experts (`trainer.moe.experts`), attention over packed
+A family's record (`trainer.families`) says which: the experts (`trainer.moe.experts`), attention over packed
 streams (`trainer.cpu.attention`, `trainer.mla`), the routers (`trainer.moe.router`), norms and dense layers
-(`trainer.norm`, `trainer.swiglu`). Parameter names stay transformers'.
+(`trainer.norm`, `trainer.swiglu`). Parameter names stay transformers'. A causal language model of a family
+without a record keeps transformers' modules.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.longcat_flash import modeling_longcat_flash
-from transformers.models.qwen3_moe import modeling_qwen3_moe
 
 from trainer.cpu.attention import PACKED
-from trainer.mla import PackedMLA
-from trainer.moe.experts import GroupedExperts
-from trainer.moe.router import LongcatRouter, QwenRouter
-from trainer.norm import RMSNorm
-from trainer.swiglu import DenseMLP
+from trainer.families.family import Family
+from trainer.families.registry import FAMILIES
 from trainer.weights import read_checkpoint
-
-# Per family: where transformers' classes live, and what takes their place.
-REPLACED: dict[str, tuple[ModuleType, dict[str, type]]] = {
-    "longcat_flash": (
-        modeling_longcat_flash,
-        {
-            "LongcatFlashExperts": GroupedExperts,
-            "LongcatFlashMLA": PackedMLA,
-            "LongcatFlashMLP": DenseMLP,
-            "LongcatFlashRMSNorm": RMSNorm,
-            "LongcatFlashTopkRouter": LongcatRouter,
-        },
-    ),
-    "qwen3_moe": (
-        modeling_qwen3_moe,
-        {
-            "Qwen3MoeExperts": GroupedExperts,
-            "Qwen3MoeMLP": DenseMLP,
-            "Qwen3MoeRMSNorm": RMSNorm,
-            "Qwen3MoeTopKRouter": QwenRouter,
-        },
-    ),
-}
 
 
 @contextmanager
-def own_modules() -> Iterator[None]:
-    """Inside, transformers builds LongCat-Flash and Qwen3-MoE models with the modules of REPLACED."""
-    before = [
-        (module, name, getattr(module, name)) for module, own in REPLACED.values() for name in own
-    ]
+def own_modules(family: Family) -> Iterator[None]:
+    """Inside, transformers builds models of this family with the learner's modules."""
+    replacements = family.replacements()
+    stock = {name: getattr(replacements.module, name) for name in replacements.classes}
     try:
-        for module, own in REPLACED.values():
-            for name, ours in own.items():
-                setattr(module, name, ours)
+        for name, ours in replacements.classes.items():
+            setattr(replacements.module, name, ours)
         yield
     finally:
-        for module, name, stock in before:
-            setattr(module, name, stock)
+        for name, theirs in stock.items():
+            setattr(replacements.module, name, theirs)
 
 
 def build_policy(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A model with random weights."""
-    with own_modules():
+    family = FAMILIES.get(config.model_type)
+    with nullcontext() if family is None else own_modules(family):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=PACKED)
 
 
@@ -76,7 +47,7 @@ def load_policy(checkpoint: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises ValueError or OSError naming what is missing.
     """
     config = AutoConfig.from_pretrained(str(checkpoint))
-    if config.model_type not in REPLACED:
+    if config.model_type not in FAMILIES:
         return AutoModelForCausalLM.from_pretrained(
             str(checkpoint), dtype=dtype, attn_implementation=PACKED
         )
@@ -86,15 +57,15 @@ def load_policy(checkpoint: str | Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def outline_policy(checkpoint: str | Path) -> PreTrainedModel:
-    """The same policy without memory for its weights, which `fill_policy` reads once they have some.
+    """The same policy without memory for its weights; `fill_policy` reads them once there is memory.
 
-    Raises ValueError for a family that is not in REPLACED.
+    Raises ValueError for a family that is not in FAMILIES.
     """
     config = AutoConfig.from_pretrained(str(checkpoint))
-    if config.model_type not in REPLACED:
+    if config.model_type not in FAMILIES:
         raise ValueError(
             f"learner.ranks: a policy of the family {config.model_type} is trained on 1 rank; several "
-            f"are for {' and '.join(REPLACED)}"
+            f"are for {' and '.join(FAMILIES)}"
         )
     with torch.device("meta"):
         model = build_policy(config, torch.float32)
@@ -105,7 +76,8 @@ def outline_policy(checkpoint: str | Path) -> PreTrainedModel:
 
 
 def fill_policy(model: nn.Module, checkpoint: str | Path) -> None:
-    """Read the weights of the checkpoint that `outline_policy` was given, of a sharded model its part."""
+    """Read the weights of the checkpoint that `outline_policy` was given; of a sharded model only this
+    rank's."""
     read_checkpoint(model, _local(checkpoint))
 
 

@@ -1,10 +1,10 @@
 """Weights between the learner's modules and the published checkpoint format.
 
 The learner keeps the experts of a layer as two stacked tensors; checkpoints on the Hub, and vLLM's
-loaders, name each expert's projections on their own. LongCat-Flash's zero-computation experts have no
-weights in the published checkpoints, nor in what goes to the engines. transformers' class allocates
-some all the same and refuses a folder without them, so the folders written here hold zeros in their
-place; the readers (this file, and the vLLM plugin) pass over them.
+loaders, name each expert's projections on their own. Zero-computation experts have no weights in the
+published checkpoints, nor in what goes to the engines. transformers' class allocates some all the same and
+refuses a folder without them, so the folders written here hold zeros in their place; the readers (this file,
+and the vLLM plugin) pass over them.
 """
 
 import json
@@ -22,26 +22,19 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import PreTrainedConfig
 
 from trainer.config import LoraConfig
+from trainer.families.registry import FAMILIES, num_zero_experts
 from trainer.lora import adapter_config, adapter_weights, adapters, merged
 
-# transformers' class does not write these keys of the published LongCat-Flash config; vLLM needs them.
-LONGCAT_PUBLISHED_KEYS = {
-    "mla_scale_q_lora": True,
-    "mla_scale_kv_lora": True,
-    "zero_expert_type": "identity",
-}
 _STACKED = re.compile(r"^(.*\.experts)\.(gate_up_proj|down_proj)$")
 
 
-def routed_experts(config: PreTrainedConfig) -> int:
-    """Number of experts that have weights (zero-computation experts have none)."""
-    return config.n_routed_experts if config.model_type == "longcat_flash" else config.num_experts
-
-
 def working_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a weight where the model's is `dtype`: a critic stays float32, and so does LongCat-Flash's
-    router, as in the published checkpoints."""
-    return torch.float32 if ".router." in name or name.startswith("critic.") else dtype
+    """The dtype of a weight where the model's is `dtype`: a critic stays float32, and so do the weights that
+    its family's record names."""
+    full = name.startswith("critic.") or any(
+        part in name for family in FAMILIES.values() for part in family.float32
+    )
+    return torch.float32 if full else dtype
 
 
 def published_weights(
@@ -74,8 +67,8 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What engines load, of this moment, in host memory: the adapters where there are any, else the
-    published weights. The model may change afterwards."""
+    """The weights that engines load, as they are now, in host memory: the adapters where there are any, else
+    the published weights. The model may change afterwards."""
     publish = adapter_weights if adapters(model) else published_weights
     return {name: t.cpu().contiguous() for name, t in publish(model, dtype, copy=True)}
 
@@ -120,10 +113,12 @@ def write_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype) -> None
     config.dtype = str(dtype).removeprefix("torch.")
     config.save_pretrained(folder)
     tensors = {name: t.contiguous() for name, t in published_weights(model, dtype)}
-    if config.model_type == "longcat_flash":
+    family = FAMILIES.get(config.model_type)
+    if family is not None:
         file = folder / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | LONGCAT_PUBLISHED_KEYS, indent=2))
-        tensors |= dict(_zero_expert_placeholders(config, dtype))
+        values = json.loads(file.read_text()) | dict(family.published_config)
+        file.write_text(json.dumps(values, indent=2))
+        tensors |= dict(_zero_expert_placeholders(model, num_zero_experts(config), dtype))
     write_weights(tensors, folder / "model.safetensors")
 
 
@@ -191,14 +186,15 @@ def _targets(model: nn.Module) -> Iterator[tuple[str, _Target]]:
 
 
 def _zero_expert_placeholders(
-    config: PreTrainedConfig, dtype: torch.dtype
+    model: nn.Module, count: int, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    first, last = config.n_routed_experts, config.n_routed_experts + config.zero_expert_num
-    for layer in range(config.num_layers):
-        for expert in range(first, last):
+    """Zeros in the place of weights that zero-computation experts do not have."""
+    for name, tensor in model.state_dict().items():
+        stacked = _STACKED.match(name)
+        if stacked is None or stacked.group(2) == "down_proj":
+            continue
+        first, both, hidden = tensor.shape
+        for expert in range(first, first + count):
             for kind in ("gate_proj", "up_proj"):
-                name = f"model.layers.{layer}.mlp.experts.{expert}.{kind}.weight"
-                yield (
-                    name,
-                    torch.zeros(config.expert_ffn_hidden_size, config.hidden_size, dtype=dtype),
-                )
+                zeros = torch.zeros(both // 2, hidden, dtype=dtype)
+                yield f"{stacked.group(1)}.{expert}.{kind}.weight", zeros

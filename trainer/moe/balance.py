@@ -1,4 +1,4 @@
-"""Keeps the experts' load in order: two losses, a controller of the routers' bias, and what to watch.
+"""Keeps the experts' load in order: two losses, a controller of the routers' bias, and metrics.
 
 LongCat-Flash report (arXiv 2509.01322): the controller is equation 2, the device-level balance loss equations
 3 to 5, the hidden z-loss and the ratio of router gradients section 2.3. N experts compute, Z do not
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from trainer.config import RouterConfig
-from trainer.moe.router import UNKNOWN, LongcatRouter, Router, RouterRecord
-from trainer.weights import routed_experts
+from trainer.families.registry import num_experts, num_zero_experts
+from trainer.moe.router import UNKNOWN, BiasedRouter, Router, RouterRecord
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class BiasController:
         """Raises ValueError where the model's routers have no bias."""
         self.biases: list[Tensor] = []
         for router in routers:
-            if not isinstance(router, LongcatRouter):
+            if not isinstance(router, BiasedRouter):
                 raise ValueError(
                     "learner.router.bias_rate: the routers of this model have no bias; set it to 0"
                 )
@@ -90,7 +90,7 @@ class BiasController:
 
 
 class RouterWatch:
-    """Adds up, over the micro-batches of a step, what the routers did.
+    """Adds up what the routers did over the micro-batches of a step.
 
     counts_LE: choices that fell on each expert. The gradients are those of mean probabilities: the sum over
     tokens of what reaches a router's scores.
@@ -104,18 +104,18 @@ class RouterWatch:
         # Tokens times layers: compared with the engine; equal as used; equal as the router itself chose.
         self.agreement_3 = torch.zeros(3)
 
-    def note(self, tape: RouterRecord, share: float) -> Tensor:
+    def note(self, record: RouterRecord, share: float) -> Tensor:
         """Take in a micro-batch that holds `share` of the step's tokens; returns its balance loss, weighted.
 
         To be called between forward and backward pass.
         """
         loss = torch.zeros(())
-        for layer, used_TK in tape.used_TK.items():
-            scores_TE = tape.scores_TE[layer]
+        for layer, used_TK in record.used_TK.items():
+            scores_TE = record.scores_TE[layer]
             counts_E = torch.bincount(used_TK.flatten(), minlength=self.experts.total)
             self.counts_LE[layer] += counts_E.cpu()
-            if tape.engine_TLK is not None:
-                self._compare(tape.engine_TLK[:, layer], used_TK, tape.own_TK[layer])
+            if record.engine_TLK is not None:
+                self._compare(record.engine_TLK[:, layer], used_TK, record.own_TK[layer])
             weight = self.config.balance_weight * share
             if weight:
                 groups = self.config.balance_groups
@@ -138,7 +138,7 @@ class RouterWatch:
         return note
 
     def tensors(self) -> list[Tensor]:
-        """What adds up over ranks too, in place."""
+        """The sums that add up over ranks too, in place."""
         return [self.counts_LE, self.gradient_LE, self.balance_LE, self.agreement_3]
 
     def loads(self) -> list[list[float]]:
@@ -148,7 +148,7 @@ class RouterWatch:
         return [[round(share, 4) for share in layer] for layer in shares_LE.tolist()]
 
     def metrics(self) -> dict[str, float]:
-        """What to watch; means over layers where the name says nothing else.
+        """Metrics of the step; means over layers where the name says nothing else.
 
         load_violation: the fullest expert's load over the mean, less 1 (arXiv 2408.15664). gradient_ratio:
         R_g, the balance loss's gradient over the policy loss's, which should stay below 0.1.
@@ -180,8 +180,7 @@ def experts_of(config: Any, experts_per_token: float | None) -> Experts:
 
     Raises ValueError where K_e is above K.
     """
-    computing = routed_experts(config)
-    zero = (config.zero_expert_num or 0) if config.model_type == "longcat_flash" else 0
+    computing, zero = num_experts(config), num_zero_experts(config)
     per_token: int = config.num_experts_per_tok
     share = computing / (computing + zero)
     wanted = per_token * share if experts_per_token is None else experts_per_token

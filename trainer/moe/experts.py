@@ -1,6 +1,6 @@
 """The learner's expert layer: tokens sorted by expert, then one grouped product for all experts.
 
-Takes the place of transformers' expert classes of LongCat-Flash and Qwen3-MoE (`trainer.policy`).
+Takes the place of transformers' expert classes in the families of `trainer.families`.
 Zero-computation experts (LongCat-Flash report, section 2.1: E_i(x) = x for i > N) have no weights and never
 enter a product: all of them together cost one multiplication per token. No pass scatters: tokens are
 gathered into expert order and their results summed back by position, so both directions are deterministic.
@@ -22,9 +22,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedConfig
 
+from trainer.families.registry import num_experts
 from trainer.moe.exchange import from_experts, plan_route, to_experts
 from trainer.swiglu import swiglu
-from trainer.weights import routed_experts
 
 # Rows of an expert come in multiples of this where a kernel is compiled for each number of rows that comes
 # (bfloat16 on CPU: milliseconds each, and loads differ from step to step).
@@ -107,7 +107,7 @@ class GroupedExperts(nn.Module):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.num_experts = routed_experts(config)
+        self.num_experts = num_experts(config)
         width, hidden = config.moe_intermediate_size, config.hidden_size
         assert config.hidden_act == "silu", f"experts with {config.hidden_act} are not written here"
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * width, hidden))

@@ -1,8 +1,9 @@
-"""The routers of the policy, with what a router has to tell and to be told.
+"""Routers that record what they choose, and can repeat what the engine chose.
 
-Two classes take the place of transformers' (`trainer.policy`). All routers of a policy share one tape: for
-each micro-batch it holds the choices that are to be repeated, what the routers chose and how sure they were.
-Replay (R3, arXiv 2510.11370) repeats the engine's choices: learner and engine compute the same function.
+A family puts one of the two classes before transformers' own in the bases of a class that takes its place
+(`trainer.families`). All routers of a policy share one record: for each micro-batch it holds the choices that
+are to be repeated, what the routers chose and how sure they were. Replay (R3, arXiv 2510.11370) repeats the
+engine's choices: learner and engine compute the same function.
 
 Shapes: T tokens, L layers with a router, K experts per token, E experts, those without computation included.
 """
@@ -13,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashTopkRouter
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 # Where nobody knows what the engine chose.
 UNKNOWN = -1
@@ -22,11 +21,11 @@ UNKNOWN = -1
 
 @dataclass
 class RouterRecord:
-    """What the routers of one policy share, for one micro-batch at a time.
+    """The record that the routers of one policy share, for one micro-batch at a time.
 
     engine_TLK: the engine's choices, UNKNOWN where there are none; None where there are none at all.
-    replay: whether they are repeated. Of each layer: used_TK and own_TK, the choices that counted and those
-    that the router made itself; scores_TE, its probabilities, with gradient.
+    replay: whether they are repeated. By layer: used_TK and own_TK, the choices that counted and those that
+    the router made itself; scores_TE, its probabilities, with gradient.
     """
 
     replay: bool = False
@@ -51,33 +50,44 @@ class RouterRecord:
         return used_TK
 
 
-class LongcatRouter(LongcatFlashTopkRouter):
-    """Softmax over all experts in float32, top-k on score + bias, raw scores x scale as weights.
+class Router(nn.Module):
+    """A router with a record, and its place among the policy's routers."""
 
-    LongCat-Flash report (arXiv 2509.01322), section 2.1. Without a tape it is transformers' router.
-    """
+    top_k: int
+    hidden_dim: int
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.routing_record, self.layer = RouterRecord(), 0
+
+
+class BiasedRouter(Router):
+    """Softmax over all experts in float32, top-k on score + bias, raw scores x scale as weights.
+
+    LongCat-Flash report (arXiv 2509.01322), section 2.1. By itself it is transformers' router.
+    """
+
+    classifier: nn.Linear
+    e_score_correction_bias: Tensor
+    routed_scaling_factor: float
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (T, E), weights (T, K) and experts (T, K) of (…, D) hidden states."""
         x_TD = hidden_states.view(-1, self.hidden_dim)
         logits_TE = F.linear(x_TD.float(), self.classifier.weight.float())
         scores_TE = logits_TE.softmax(dim=-1)
-        own_TK = self.get_topk_indices(scores_TE)
+        biased_TE = scores_TE.detach() + self.e_score_correction_bias
+        own_TK = biased_TE.topk(self.top_k, dim=-1, sorted=False).indices
         chosen_TK = self.routing_record.decide(self.layer, scores_TE, own_TK)
         weights_TK = scores_TE.gather(1, chosen_TK) * self.routed_scaling_factor
         return logits_TE, weights_TK, chosen_TK
 
 
-class QwenRouter(Qwen3MoeTopKRouter):
+class SoftmaxRouter(Router):
     """Softmax over all experts, the top-k of it, their weights made to sum to 1 where the config says so."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
-        super().__init__(config)
-        self.routing_record, self.layer = RouterRecord(), 0
+    weight: nn.Parameter
+    norm_topk_prob: bool
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (T, E), weights (T, K) and experts (T, K) of (…, D) hidden states."""
@@ -92,13 +102,10 @@ class QwenRouter(Qwen3MoeTopKRouter):
         return logits_TE, weights_TK, chosen_TK
 
 
-Router = LongcatRouter | QwenRouter
-
-
 def share_record(model: nn.Module) -> tuple[list[Router], RouterRecord]:
-    """The model's routers in order of their layers, and the tape that they all have from now on."""
+    """The model's routers in order of their layers, and the record that they all share from now on."""
     routers = [m for m in model.modules() if isinstance(m, Router)]
-    tape = RouterRecord()
+    record = RouterRecord()
     for layer, router in enumerate(routers):
-        router.routing_record, router.layer = tape, layer
-    return routers, tape
+        router.routing_record, router.layer = record, layer
+    return routers, record

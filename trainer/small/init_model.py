@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
+from trainer.families.family import Preset
 from trainer.policy import build_policy
-from trainer.small.presets import VOCAB_SIZE, Family, Preset, model_config
+from trainer.small.presets import VOCAB_SIZE, model_config
 from trainer.small.tokenizer import train_tokenizer
 from trainer.weights import write_checkpoint
 
 
 def init_checkpoint(
-    folder: Path, *, family: Family, preset: Preset, corpus: Iterable[str], seed: int
+    folder: Path, *, family: str, preset: Preset, corpus: Iterable[str], seed: int
 ) -> int:
     """Write a Hugging Face checkpoint of a new policy into `folder`. Returns its parameter count.
 

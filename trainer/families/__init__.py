@@ -1,0 +1,1 @@
+"""The model families that the learner knows, one record each."""
