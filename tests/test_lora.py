@@ -172,7 +172,7 @@ def test_of_past_versions_the_adapters_are_kept_and_score_as_they_did(family_che
     assert all(".lora_" in name for kept in ours.past_weights.values() for name in kept)
     moved = flat(ours.logprobs(samples())) - flat(said)
     assert moved.abs().mean() > 1e-3
-    assert ours.step(early)["parity/mean_abs_dlogp"] < 1e-5
+    assert ours.step(early).metrics["parity/mean_abs_dlogp"] < 1e-5
 
 
 def test_what_is_published_is_small_and_named_as_peft_names_it(family_checkpoint, tmp_path):
@@ -223,7 +223,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(checkpoint, tmp_path):
     again.load_state(tmp_path / "step_2")
     assert (again.version, set(again.past_weights)) == (2, {0, 1})
     batch = with_rollout_logprobs(samples(), ours.logprobs(samples()), 2)
-    losses = [one.step(batch)["loss/loss"] for one in (ours, again)]
+    losses = [one.step(batch).metrics["loss/loss"] for one in (ours, again)]
     assert losses[0] == losses[1]
     assert ours.logprobs(samples()) == again.logprobs(samples())
 
