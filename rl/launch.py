@@ -109,6 +109,7 @@ def _cold_start(config: RunConfig, progress: Progress) -> tuple[str, bool]:
         progress.stage("cold start", usual=COLD_START_SECONDS)
     checkpoint, made = first_checkpoint(config, progress.updates)
     if not made and (config.model.init is not None or config.sft is not None):
+        progress.left.set(0.0)
         progress.note(f"cold start: kept from before in {checkpoint}")
     return checkpoint, made
 
