@@ -1,115 +1,160 @@
 """Tools that are known only at reset: a server's own, or the actions of a foreign environment.
 
-In: a name, a description, a JSON schema, and what makes a call. Arguments are checked against the schema
-as `@tool` checks them against hints: what is wrong goes back to the policy as one sentence. The check is a
-light one (required, unknown, types, enum, bounds; `$ref` within the schema); the server has the last word.
+In: a name, a description, a JSON schema, and what makes a call. Arguments are checked against the schema by
+the package `jsonschema`, as `@tool` checks them against hints: what is wrong goes back to the policy as one
+sentence. A part of a schema that cannot be used (an unknown type, a reference to nowhere or to itself)
+refuses nothing: the server has the last word. References are followed within the schema only, never over a
+network.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
-from envs.message import ToolSchema
+from envs.message import JsonObject, ToolSchema
+from envs.optional import needed_by
 from envs.tool import Tool, ToolError, ToolOptions
 
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "string": lambda v: isinstance(v, str),
-    "integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "number": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
-    "boolean": lambda v: isinstance(v, bool),
-    "array": lambda v: isinstance(v, list),
-    "object": lambda v: isinstance(v, dict),
-    "null": lambda v: v is None,
-}
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+    from jsonschema.protocols import Validator
+
+# A policy may write a value of any length; a sentence shows so much of it.
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
 class DynamicTool:
     """A tool by its schema: `DynamicTool(ToolSchema("guess", "", schema), call)`.
 
-    `call` gets the checked arguments and returns the text for the policy; it may raise ToolError.
+    `call` gets the checked arguments and returns the text for the policy; it may raise ToolError. Raises
+    ValueError where the package `jsonschema` is missing.
     """
 
     schema: ToolSchema
-    call: Callable[[dict[str, Any]], Awaitable[str]]
+    call: Callable[[JsonObject], Awaitable[str]]
     options: ToolOptions = field(default_factory=ToolOptions)
+
+    def __post_init__(self) -> None:
+        _ = self._validator  # a missing package is found at reset, before the policy's first call
 
     @property
     def name(self) -> str:
         """How the policy calls it."""
         return self.schema.name
 
-    def parse(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments, those read as JSON that fit the schema only so.
+    def parse(self, arguments: JsonObject) -> JsonObject:
+        """Return the arguments as written; text that does not fit the schema is read as JSON.
 
         Raises ToolError with a sentence for the policy where they do not fit.
         """
-        root = self.schema.parameters
-        properties = root.get("properties", {})
-        for name in root.get("required", []):
-            if name not in arguments:
-                raise ToolError(f"{self.name}: argument {name}: field required")
-        read: dict[str, Any] = {}
-        for name, value in arguments.items():
-            if name not in properties and root.get("additionalProperties") is False:
-                raise ToolError(f"{self.name}: argument {name}: unknown")
-            wanted = properties.get(name, {})
-            found, problem = _read(value, wanted, root)
-            if problem:
-                raise ToolError(f"{self.name}: argument {name}: {problem}")
-            read[name] = found
+        read = {name: self._read(name, value) for name, value in arguments.items()}
+        for name, value in read.items():
+            for error in self._errors(self._property(name), value):
+                raise ToolError(f"{self.name}: {_sentence(error, name)}")
+        for error in self._errors(self.schema.parameters, read):
+            raise ToolError(f"{self.name}: {_sentence(error)}")
         return read
+
+    @cached_property
+    def _validator(self) -> "Validator":
+        with needed_by("a tool that is known only at reset"):
+            from jsonschema.validators import Draft202012Validator, validator_for
+            from referencing import Registry
+        chosen = validator_for(self.schema.parameters, default=Draft202012Validator)
+        return chosen(self.schema.parameters, registry=Registry())
+
+    def _property(self, name: str) -> object:
+        properties = self.schema.parameters.get("properties")
+        return properties.get(name, {}) if isinstance(properties, dict) else {}
+
+    def _read(self, name: str, value: object) -> object:
+        """Text formats write every argument as a string."""
+        schema = self._property(name)
+        if isinstance(value, str) and any(self._errors(schema, value)):
+            try:
+                return json.loads(value)
+            except (ValueError, RecursionError):
+                return value
+        return value
+
+    def _errors(self, schema: object, value: object) -> "Iterator[ValidationError]":
+        """Check a value against the schema or a part of it; a part that cannot be used says nothing."""
+        try:
+            yield from self._validator.evolve(schema=schema).iter_errors(cast(Any, value))
+        except Exception:  # a schema of others can be wrong in any way
+            return
 
 
 AnyTool = Tool | DynamicTool
 
 
-def object_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema of arguments that has all that readers of tool schemas count on."""
+def object_schema(schema: JsonObject) -> JsonObject:
+    """Complete a schema of arguments with all that readers of tool schemas count on."""
     return {"type": "object", "properties": {}, **schema}
 
 
-def _read(value: Any, schema: Any, root: dict[str, Any]) -> tuple[Any, str]:
-    """The value as it is where it fits, else as the JSON it is, and what is wrong with it ("": nothing)."""
-    problem = _problem(value, schema, root)
-    if problem and isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            return value, problem
-        return parsed, _problem(parsed, schema, root)
-    return value, problem
-
-
-def _problem(value: Any, schema: Any, root: dict[str, Any]) -> str:
-    schema = resolve(schema, root)
-    for choice in ("anyOf", "oneOf"):
-        if choice in schema:
-            problems = [_problem(value, one, root) for one in schema[choice]]
-            return "" if "" in problems else "; or ".join(dict.fromkeys(problems))
-    options = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if options is not None and value not in options:
-        return f"has to be one of {', '.join(map(repr, options))}, not {value!r}"
-    types = schema.get("type", [])
-    types = [types] if isinstance(types, str) else types
-    if set(types) <= set(_TYPES) and types and not any(_TYPES[t](value) for t in types):
-        return f"has to be {' or '.join(types)}, not {value!r}"
-    if _TYPES["number"](value):
-        if value < schema.get("minimum", value):
-            return f"has to be at least {schema['minimum']}, not {value!r}"
-        if value > schema.get("maximum", value):
-            return f"has to be at most {schema['maximum']}, not {value!r}"
-    return ""
-
-
-def resolve(schema: Any, root: dict[str, Any]) -> dict[str, Any]:
-    """A schema with a local `$ref` followed; one that says nothing where there is nothing to follow."""
+def resolve(schema: object, root: JsonObject) -> JsonObject:
+    """Follow a local `$ref`; return a schema that says nothing where there is nothing to follow."""
     for _ in range(8):  # a schema may refer to itself
         if not isinstance(schema, dict) or "$ref" not in schema:
             break
-        found: Any = root
+        found: object = root
         for part in str(schema["$ref"]).removeprefix("#/").split("/"):
             found = found.get(part, {}) if isinstance(found, dict) else {}
         schema = found
     return schema if isinstance(schema, dict) and "$ref" not in schema else {}
+
+
+def _sentence(error: "ValidationError", *above: str) -> str:
+    """Name the argument (`point.x` inside of one) and what is wrong with it."""
+    where = [*above, *(str(part) for part in error.absolute_path)]
+    given: Any = error.instance
+    wanted: Any = error.validator_value
+    if error.validator == "required":
+        where += [name for name in wanted if name not in given][:1]
+    if error.validator == "additionalProperties" and isinstance(error.schema, dict):
+        known: Any = error.schema.get("properties", {})
+        where += [name for name in given if name not in known][:1]
+    problem = _problem(error)
+    return f"argument {'.'.join(where)}: {problem}" if where else problem
+
+
+def _problem(error: "ValidationError") -> str:
+    wanted: Any = error.validator_value
+    value = _shown(error.instance)
+    match error.validator:
+        case "required":
+            return "field required"
+        case "additionalProperties" if wanted is False:
+            return "unknown"
+        case "type":
+            types = [wanted] if isinstance(wanted, str) else wanted
+            return f"has to be {' or '.join(types)}, not {value}"
+        case "enum" | "const":
+            options = wanted if error.validator == "enum" else [wanted]
+            return f"has to be one of {', '.join(map(repr, options))}, not {value}"
+        case "minimum":
+            return f"has to be at least {wanted}, not {value}"
+        case "maximum":
+            return f"has to be at most {wanted}, not {value}"
+        case "anyOf" | "oneOf" if error.context:
+            return "; or ".join(dict.fromkeys(_inner(one) for one in error.context))
+        case _:
+            return error.message[:_SHOWN]
+
+
+def _inner(error: "ValidationError") -> str:
+    """One of several choices: its place is told only where it lies deeper than the choice."""
+    deeper = bool(error.relative_path) or error.validator in ("required", "additionalProperties")
+    return _sentence(error).removeprefix("argument ") if deeper else _problem(error)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "a value that is nested so deeply"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

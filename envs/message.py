@@ -4,8 +4,10 @@ Environments speak messages only. Token ids belong to `rollout`, which renders t
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+# A JSON object whose keys only its author knows: a task, the arguments of a tool, a schema.
+JsonObject: TypeAlias = dict[str, Any]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -18,7 +20,7 @@ class ToolCall:
     """
 
     name: str
-    arguments: dict[str, Any]
+    arguments: JsonObject
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
 
-    def as_chat(self) -> dict[str, Any]:
+    def as_chat(self) -> JsonObject:
         """The dict that chat templates expect (`arguments` stays an object)."""
-        chat: dict[str, Any] = {"role": self.role, "content": self.content}
+        chat: JsonObject = {"role": self.role, "content": self.content}
         if self.tool_calls:
             chat["tool_calls"] = [
                 {"type": "function", "function": {"name": c.name, "arguments": c.arguments}}
@@ -49,9 +51,9 @@ class ToolSchema:
 
     name: str
     description: str
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: JsonObject = field(default_factory=dict[str, Any])
 
-    def as_chat(self) -> dict[str, Any]:
+    def as_chat(self) -> JsonObject:
         """The OpenAI function form that chat templates expect."""
         return {
             "type": "function",

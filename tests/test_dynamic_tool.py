@@ -1,5 +1,6 @@
 """Tools known only at reset: arguments against a JSON schema, and an episode that has such tools."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -25,11 +26,22 @@ SCHEMA = {
         "both": {"type": ["string", "integer"]},
         "point": {"$ref": "#/$defs/Point"},
         "loop": {"$ref": "#/$defs/Loop"},
+        "nested": {
+            "type": "object",
+            "properties": {"at": {"items": {"$ref": "#/$defs/Place"}}},
+            "additionalProperties": False,
+        },
+        "short": {"type": "string", "maxLength": 2},
+        "choice": {"oneOf": [{"properties": {"a": {"type": "string"}}}, {"type": "null"}]},
         "any": {},
         "odd": {"type": "quaternion"},
     },
     "required": ["n"],
-    "$defs": {"Point": {"type": "object"}, "Loop": {"$ref": "#/$defs/Loop"}},
+    "$defs": {
+        "Point": {"type": "object"},
+        "Place": {"properties": {"x": {"type": "number"}}, "required": ["x"]},
+        "Loop": {"$ref": "#/$defs/Loop"},
+    },
 }
 
 
@@ -77,6 +89,11 @@ def test_arguments_are_taken_as_written_or_else_as_the_json_they_are(written, re
         ({"n": 1, "maybe": "x"}, "act: argument maybe: has to be integer, not 'x'; or"),
         ({"n": 1, "point": 5}, "act: argument point: has to be object, not 5"),
         ({"n": "[" * 100_000}, "act: argument n: has to be integer"),
+        ({"n": 1, "nested": {"at": [{}]}}, "act: argument nested.at.0.x: field required"),
+        ({"n": 1, "nested": {"at": [{"x": "a"}]}}, "act: argument nested.at.0.x: has to be number"),
+        ({"n": 1, "nested": '{"to": 1}'}, "act: argument nested.to: unknown"),
+        ({"n": 1, "short": "abc"}, "act: argument short: 'abc' is too long"),
+        ({"n": 1, "choice": {"a": 1}}, "act: argument choice: a: has to be string, not 1; or"),
     ],
 )
 def test_arguments_that_do_not_fit_are_one_sentence_for_the_policy(written, sentence):
@@ -89,6 +106,21 @@ def test_a_closed_schema_refuses_what_it_does_not_name():
     closed = object_schema({"additionalProperties": False})
     with pytest.raises(ToolError, match="act: argument y: unknown"):
         DynamicTool(ToolSchema("act", "", closed), echo).parse({"y": 1})
+
+
+def test_a_reference_out_of_the_schema_is_not_followed(monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a schema made us open a connection")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    schema = object_schema({"properties": {"n": {"$ref": "http://127.0.0.1:9/schema.json"}}})
+    assert DynamicTool(ToolSchema("act", "", schema), echo).parse({"n": "5"}) == {"n": "5"}
+
+
+async def test_without_the_package_a_reset_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jsonschema.validators", None)
+    with pytest.raises(EnvFault, match=r"needs the package 'jsonschema.*dorado-rl\[interop\]'"):
+        await opened()
 
 
 @given(
