@@ -455,7 +455,8 @@ for line in sys.stdin:
     id, method, params = message.get("id"), message.get("method"), message.get("params", {})
     if method == "initialize":
         say(99, method="roots/list")
-        say(id, result={"protocolVersion": "2025-06-18", "serverInfo": {"name": "stand-in", "version": "3"}})
+        say(id, result={"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+                        "serverInfo": {"name": "stand-in", "version": "3"}})
     elif method == "ping":
         say(id, result={})
     elif method == "tools/list":
@@ -687,7 +688,9 @@ async def test_a_server_by_http_answers_plainly_or_by_events_or_is_infrastructur
             return 200, "text/event-stream", f"data: {note}\n\nid: 1\ndata: {json.dumps(body)}\n\n"
         if method == "tools/call":
             return answer
-        return 200, "application/json", json.dumps({**body, "result": {}})
+        about = {"name": "stand-in", "version": "3"}
+        result = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": about}
+        return 200, "application/json", json.dumps({**body, "result": result})
 
     with http_server(reply) as url:
         config = McpConfig.model_validate({"servers": [{"name": "s", "url": url, "shared": False}]})

@@ -1,26 +1,38 @@
-"""One connection to an MCP server, by JSON-RPC: over the pipes of a process, or over streamable HTTP.
+"""One connection to an MCP server, by the official client (`mcp`): to a process of ours, or by streamable
+HTTP.
 
-In: requests, many at once. Out: their results. A server that ends, does not answer a ping, or writes what is
-no JSON-RPC is HostFault, for everybody who waits for it; an error that it answers with is McpError.
+In: requests, many at once. Out: their typed results. A server that ends, does not answer a ping, or writes
+what is no MCP is HostFault, for everybody who waits for it; an error that it answers with is McpError.
 
-Leaves out: resources, prompts, sampling, roots (a server that asks for them is told so), and resuming a
-broken HTTP stream.
+The client speaks the protocol. Ours is who is at fault, and the pipes to a process: the client's own
+transport keeps the process to itself, and with it the exit status and the way to end it at once. Leaves out:
+resources, prompts, sampling, roots (a server that asks for them is told so), and resuming a broken HTTP
+stream.
 """
 
 import asyncio
 import contextlib
-import itertools
-import json
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
 
-from envs.interop.lazy import imported
+from pydantic import ValidationError
+
+from envs.interop.mcp_http import fault_of, http_client
+from envs.interop.mcp_pipes import PipeReader, PipeWriter
+from envs.message import JsonObject
 from envs.session import HostFault
 
-PROTOCOL = "2025-06-18"
+if TYPE_CHECKING:
+    from mcp import ClientSession, MCPError
+    from mcp.client import Transport
+    from mcp.client._transport import TransportStreams
+    from mcp_types import CallToolResult, Tool
+
+T = TypeVar("T")
 # For a server to start and introduce itself.
 START_SECONDS = 20.0
 PING_SECONDS = 5.0
@@ -40,151 +52,213 @@ class McpError(Exception):
 
 
 class Connection(ABC):
-    """What both transports share: ids, the introduction, and finding out whether a server is still there."""
+    """A session with a server. gone: how it ended, empty while it goes on. server: its name and version."""
 
     def __init__(self, where: str) -> None:
         self.where = where
         self.gone = ""
-        self.server: dict[str, str] = {}
-        self.ids = itertools.count(1)
-        self.beside: set[asyncio.Task[None]] = set()
+        self.server = ""
+        self._ending = asyncio.Event()
+        self._session: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
+        # The client's scopes have to be left by the task that entered them.
+        self._owner = asyncio.create_task(self._hold())
+        self._beside: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    def _transport(self) -> "Transport":
+        """Open the way to the server; its end leaves nothing behind."""
 
     async def introduce(self) -> None:
-        """The first exchange. Raises HostFault where there is none within START_SECONDS."""
-        about = {"name": "dorado", "version": "1"}
-        wanted = {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": about}
+        """Wait for the first exchange. Raises HostFault where there is none within START_SECONDS."""
         try:
             async with asyncio.timeout(START_SECONDS):
-                result = await self.request("initialize", wanted)
-                await self.introduced(str(result.get("protocolVersion", PROTOCOL)))
-                await self.notify("notifications/initialized", {})
+                await asyncio.shield(self._session)
         except TimeoutError:
             raise HostFault(f"{self.where} did not start within {START_SECONDS:g} s") from None
-        except McpError as error:
-            raise HostFault(f"{self.where} refuses to start: {error}") from None
-        self.server = {k: str(v) for k, v in (result.get("serverInfo") or {}).items()}
 
-    async def introduced(self, protocol: str) -> None:  # noqa: B027 - one transport has nothing to do
-        """The version of the protocol is agreed on."""
+    async def list_tools(self) -> "list[Tool]":
+        """Fetch the tools of all pages. Raises McpError, HostFault."""
+        from mcp_types import PaginatedRequestParams
 
-    async def request(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """The result of a request. Raises McpError, HostFault.
+        tools: list[Tool] = []
+        cursor: str | None = None
+        while True:
+            asked = PaginatedRequestParams(cursor=cursor)
+            page = await self._request("tools/list", lambda s, p=asked: s.list_tools(params=p))
+            tools += page.tools
+            cursor = page.next_cursor
+            if not cursor:
+                return tools
+
+    async def call_tool(self, name: str, arguments: JsonObject) -> "CallToolResult":
+        """Call a tool. Raises McpError, HostFault.
+
+        The client's own `call_tool` would hold the result to the tool's output schema as well; here the
+        policy sees it as it came.
+        """
+        from mcp_types import CallToolRequest, CallToolRequestParams, CallToolResult
+
+        request = CallToolRequest(params=CallToolRequestParams(name=name, arguments=arguments))
+        return await self._request("tools/call", lambda s: s.send_request(request, CallToolResult))
+
+    async def close(self) -> None:
+        """End the connection; what does not end by itself is cut off, also where nobody waits any more."""
+        self._over(f"{self.where} was ended")
+        try:
+            if self._session.done():  # one that never began has nothing to end in good order
+                await asyncio.wait({self._owner}, timeout=END_SECONDS)
+        finally:
+            self._owner.cancel()
+
+    async def _hold(self) -> None:
+        """Consumes: nothing. Produces: the session. Waits for: `_ending`. Unblocked by: `close`, the end of
+        the server's output, a request that finds the connection closed; afterwards `gone` says why.
+        """
+        from mcp import ClientSession
+        from mcp_types import Implementation
+
+        us = Implementation(name="dorado", version="1")
+        try:
+            async with (
+                self._transport() as (read, write),
+                ClientSession(read, write, client_info=us) as session,
+            ):
+                about = (await session.initialize()).server_info
+                self.server = f"{about.name} {about.version}"
+                self._session.set_result(session)
+                await self._ending.wait()
+        except BaseException as error:
+            self._over(self._why(error))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        finally:
+            self._over(f"{self.where} was ended")
+            if not self._session.done():
+                self._session.set_exception(HostFault(self.gone))
+                self._session.exception()  # nobody may wait for it any more
+
+    async def _request(self, method: str, ask: "Callable[[ClientSession], Awaitable[T]]") -> T:
+        """Ask, and return the result. Raises McpError, HostFault.
 
         Where the asker stops waiting, a ping finds out whether the server is still there; a server that does
         not answer it is ended, so that nobody else waits for it.
         """
+        from mcp import MCPError
+
         if self.gone:
             raise HostFault(self.gone)
-        id = next(self.ids)
-        message = {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
         try:
-            answer = await self._exchange(id, message)
+            return await ask(self._session.result())
         except asyncio.CancelledError:
             if method != "ping":
-                self._aside(self._still_there(id))
+                task = asyncio.create_task(self._ping())
+                self._beside.add(task)
+                task.add_done_callback(self._beside.discard)
             raise
-        if "error" in answer:
-            error = answer["error"] if isinstance(answer["error"], dict) else {}
-            raise McpError(int(error.get("code", 0)), str(error.get("message", answer["error"])))
-        result = answer.get("result")
-        return result if isinstance(result, dict) else {}
+        except ValidationError as error:
+            raise HostFault(self._no_mcp(method, error)) from None
+        except MCPError as error:
+            raise await self._meaning(method, error) from None
 
-    async def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Say something that needs no answer."""
-        await self._send({"jsonrpc": "2.0", "method": method, "params": params})
-
-    @abstractmethod
-    async def close(self) -> None:
-        """End the connection."""
-
-    @abstractmethod
-    async def _exchange(self, id: int, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a request, and wait for its answer."""
-
-    @abstractmethod
-    async def _send(self, message: dict[str, Any]) -> None:
-        """Send what needs no answer."""
-
-    def _aside(self, act: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(act)
-        self.beside.add(task)
-        task.add_done_callback(self.beside.discard)
-
-    async def _still_there(self, id: int) -> None:
+    async def _ping(self) -> None:
         with contextlib.suppress(HostFault, McpError):
             try:
                 async with asyncio.timeout(PING_SECONDS):
-                    await self.notify("notifications/cancelled", {"requestId": id})
-                    await self.request("ping", {})
+                    await self._request("ping", lambda session: session.send_ping())
             except TimeoutError:
-                self.gone = f"{self.where} did not answer a ping within {PING_SECONDS:g} s"
+                self._over(f"{self.where} did not answer a ping within {PING_SECONDS:g} s")
                 await self.close()
+
+    async def _meaning(self, method: str, error: "MCPError") -> Exception:
+        """Tell an error of the server from what the client says of the transport in the same form."""
+        from mcp_types import CONNECTION_CLOSED, PARSE_ERROR
+
+        if sentence := fault_of(error.data):
+            return HostFault(sentence)
+        if error.code == PARSE_ERROR:
+            return HostFault(f"{self.where} wrote what is no JSON-RPC: {error.message}")
+        if error.code == CONNECTION_CLOSED and error.message.startswith("SSE stream"):
+            return HostFault(f"{self.where} ended its reply to {method} without a result")
+        if error.code == CONNECTION_CLOSED and error.message == "Connection closed":
+            self._ending.set()
+            if not self.gone:  # the owner finds out why
+                await asyncio.wait({self._owner}, timeout=2 * END_SECONDS)
+            return HostFault(self.gone or f"{self.where} died")
+        return McpError(error.code, error.message)
+
+    def _over(self, sentence: str) -> None:
+        """Let the connection end. The first sentence stands."""
+        self.gone = self.gone or sentence
+        self._ending.set()
+
+    def _why(self, error: BaseException) -> str:
+        """Say why the connection did not begin, or broke off."""
+        from mcp import MCPError
+
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        match error:
+            case HostFault():
+                return str(error)
+            case MCPError():
+                refused = McpError(error.code, error.message)
+                return fault_of(error.data) or f"{self.where} refuses to start: {refused}"
+            case ValidationError():
+                return self._no_mcp("initialize", error)
+            case asyncio.CancelledError():
+                return f"{self.where} was ended"
+            case _:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                return f"{self.where} does not answer: {reason}"
+
+    def _no_mcp(self, method: str, error: ValidationError) -> str:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{self.where} wrote what is no MCP: {method}: {place}: {first['msg']}"
 
 
 class StdioConnection(Connection):
     """A server that is a process of ours."""
 
-    def __init__(self, where: str, process: asyncio.subprocess.Process) -> None:
-        super().__init__(where)
-        self.process = process
-        self.waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self.reader = asyncio.create_task(self._read())
+    process: asyncio.subprocess.Process
 
-    @classmethod
-    async def open(
-        cls, name: str, command: tuple[str, ...], environment: dict[str, str]
-    ) -> "StdioConnection":
-        """Start the server. Raises HostFault."""
-        where = f"MCP server {name!r} ({' '.join(command)})"
+    def __init__(self, name: str, command: tuple[str, ...], environment: dict[str, str]) -> None:
+        self.command = command
+        self.environment = environment
+        super().__init__(f"MCP server {name!r} ({' '.join(command)})")
+
+    @asynccontextmanager
+    async def _transport(self) -> AsyncIterator[tuple[PipeReader, PipeWriter]]:
         kept = {key: os.environ[key] for key in _INHERITED if key in os.environ}
         pipe = asyncio.subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
+            self.process = await asyncio.create_subprocess_exec(
+                *self.command,
                 stdin=pipe,
                 stdout=pipe,
-                env={**kept, **environment},
+                env={**kept, **self.environment},
                 limit=LONGEST_LINE,
                 start_new_session=True,
             )
         except OSError as error:
-            raise HostFault(f"{where} cannot be started: {error.strerror}") from None
-        return cls(where, process)
-
-    async def _exchange(self, id: int, message: dict[str, Any]) -> dict[str, Any]:
-        self.waiting[id] = asyncio.get_running_loop().create_future()
+            raise HostFault(f"{self.where} cannot be started: {error.strerror}") from None
+        assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            await self._send(message)
-            return await self.waiting[id]
+            yield PipeReader(self.process.stdout, self._output_over), PipeWriter(self.process.stdin)
+            # The server sees its input end; one that goes on is killed.
+            self.process.stdin.close()
+            status = await self._ended()
+            self.gone = self.gone or f"{self.where} died (exit status {status})"
         finally:
-            del self.waiting[id]
+            if self.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                await self._ended()
 
-    async def _send(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            await self.process.stdin.drain()
-        except OSError:
-            raise HostFault(self.gone or f"{self.where} died") from None
-
-    async def _read(self) -> None:
-        """Consumes: the server's lines. Produces: the results that requests wait for. Waits for: a line.
-        Unblocked by: the server, or its end; then everybody who waits gets HostFault.
-        """
-        assert self.process.stdout is not None
-        try:
-            while line := await self.process.stdout.readline():
-                await self._take(json.loads(line))
-            self.gone = self.gone or f"{self.where} died (exit status {await self._ended()})"
-        except (ValueError, TypeError, AttributeError, HostFault) as error:
-            self.gone = self.gone or f"{self.where} wrote what is no JSON-RPC: {error}"
-        finally:
-            self.gone = self.gone or f"{self.where} was ended"
-            self._kill()
-            for future in self.waiting.values():
-                if not future.done():
-                    future.set_exception(HostFault(self.gone))
-            await self._ended()
+    def _output_over(self, garbage: str) -> None:
+        if garbage:
+            self._over(f"{self.where} wrote what is no JSON-RPC: {garbage}")
+        self._ending.set()
 
     async def _ended(self) -> int | str:
         try:
@@ -193,104 +267,23 @@ class StdioConnection(Connection):
         except TimeoutError:
             return "none yet"
 
-    async def _take(self, message: dict[str, Any]) -> None:
-        id, method = message.get("id"), message.get("method")
-        if method is None:
-            future = self.waiting.get(id) if isinstance(id, int) else None
-            if future is not None and not future.done():
-                future.set_result(message)
-        elif id is not None:
-            answer = {"result": {}} if method == "ping" else {"error": _NOT_OFFERED}
-            await self._send({"jsonrpc": "2.0", "id": id, **answer})
-
-    async def close(self) -> None:
-        """The server sees its input end; one that goes on is killed."""
-        self.gone = self.gone or f"{self.where} was ended"
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        try:
-            await self._ended()
-        finally:  # also where nobody waits for it any more
-            self._kill()
-            self.reader.cancel()
-
-    def _kill(self) -> None:
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
 
 class HttpConnection(Connection):
     """A server at a URL, by streamable HTTP."""
 
     def __init__(self, name: str, url: str, headers: dict[str, str]) -> None:
-        super().__init__(f"MCP server {name!r} ({url})")
         self.url = url
-        accept = {"Accept": "application/json, text/event-stream"}
-        httpx = imported("httpx", "MCP")
-        self.failure: type[Exception] = httpx.HTTPError
-        # How long a call may take is its asker's affair. Plain HTTP needs no certificates.
-        self.client = httpx.AsyncClient(
-            headers={**headers, **accept}, timeout=None, verify=url.startswith("https")
-        )
+        self.headers = headers
+        super().__init__(f"MCP server {name!r} ({url})")
 
-    async def introduced(self, protocol: str) -> None:
-        self.client.headers["MCP-Protocol-Version"] = protocol
+    @asynccontextmanager
+    async def _transport(self) -> "AsyncIterator[TransportStreams]":
+        from mcp.client.streamable_http import streamable_http_client
 
-    async def _send(self, message: dict[str, Any]) -> None:
-        await self._post(message, None)
-
-    async def _exchange(self, id: int, message: dict[str, Any]) -> dict[str, Any]:
-        answer = await self._post(message, id)
-        if answer is None:
-            raise HostFault(f"{self.where} ended its reply to {message['method']} without a result")
-        return answer
-
-    async def _post(self, message: dict[str, Any], id: int | None) -> dict[str, Any] | None:
-        """Post a message; the answer with that id, where one is asked for."""
-        try:
-            async with self.client.stream("POST", self.url, json=message) as response:
-                if session := response.headers.get("mcp-session-id"):
-                    self.client.headers["Mcp-Session-Id"] = session
-                if response.status_code == 404 and "Mcp-Session-Id" in self.client.headers:
-                    self.gone = f"{self.where} has lost the session"
-                if not response.is_success:
-                    raise HostFault(self.gone or f"{self.where}: HTTP {response.status_code}")
-                if id is None:
-                    return None
-                async for text in _messages(response):
-                    found = json.loads(text)
-                    if found.get("id") == id and "method" not in found:
-                        return found
-        except self.failure as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise HostFault(f"{self.where} does not answer: {reason}") from None
-        except (ValueError, AttributeError) as error:
-            raise HostFault(f"{self.where} wrote what is no JSON-RPC: {error}") from None
-        return None
-
-    async def close(self) -> None:
-        """End the session; a server that does not care has ended it or will."""
-        self.gone = self.gone or f"{self.where}: the session was ended"
-        if "Mcp-Session-Id" in self.client.headers:
-            with contextlib.suppress(self.failure, TimeoutError):
-                async with asyncio.timeout(END_SECONDS):
-                    await self.client.delete(self.url)
-        await self.client.aclose()
-
-
-async def _messages(response: Any) -> AsyncIterator[str]:
-    """The JSON texts of a reply: one, or those of a stream of events."""
-    if "text/event-stream" not in response.headers.get("content-type", ""):
-        yield (await response.aread()).decode()
-        return
-    data: list[str] = []
-    async for line in response.aiter_lines():
-        if line.startswith("data:"):
-            data.append(line.removeprefix("data:").removeprefix(" "))
-        elif not line and data:
-            yield "\n".join(data)
-            data.clear()
-
-
-_NOT_OFFERED = {"code": -32601, "message": "this client only calls tools"}
+        async with (
+            http_client(self.where, self.url, self.headers, self._over) as client,
+            streamable_http_client(
+                self.url, http_client=client, max_sse_event_size=LONGEST_LINE
+            ) as streams,
+        ):
+            yield streams

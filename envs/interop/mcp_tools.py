@@ -14,20 +14,26 @@ host unless it keeps state (`shared = false`: one per episode, ended with it).
 
 import asyncio
 import difflib
+import importlib
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from envs.dynamic_tool import DynamicTool, object_schema
 from envs.env import Env, EnvConfig
-from envs.interop.lazy import run_now
-from envs.interop.mcp_connection import Connection, HttpConnection, McpError, StdioConnection
-from envs.message import ToolSchema
+from envs.interop.blocking import run_now
+from envs.message import JsonObject, ToolSchema
+from envs.optional import needed_by
 from envs.tool import ToolError, ToolOptions
+
+if TYPE_CHECKING:
+    from mcp_types import ContentBlock, Tool
+
+    from envs.interop.mcp_connection import Connection
 
 _INVALID_PARAMS = -32602
 
@@ -120,23 +126,16 @@ class McpEnv(Env):
         # At once: a slow one takes no other's time.
         await asyncio.gather(*(self.connections[n].close() for n in own if n in self.connections))
 
-    async def _connection(self, server: McpServer) -> Connection:
+    async def _connection(self, server: McpServer) -> "Connection":
         if server.name not in self.connections:
             connect = _shared if server.shared else _connect
             connection = self.connections[server.name] = await connect(server)
-            about = connection.server
-            self.notes[f"mcp {server.name}"] = f"{about.get('name', '')} {about.get('version', '')}"
+            self.notes[f"mcp {server.name}"] = connection.server
         return self.connections[server.name]
 
     async def _tools(self, server: McpServer) -> list[DynamicTool]:
         connection = await self._connection(server)
-        listed: list[dict[str, Any]] = []
-        cursor: dict[str, Any] | None = {}
-        while cursor is not None:
-            page = await connection.request("tools/list", cursor)
-            listed += page.get("tools", [])
-            cursor = {"cursor": page["nextCursor"]} if page.get("nextCursor") else None
-        known = {tool["name"]: tool for tool in listed}
+        known = {tool.name: tool for tool in await connection.list_tools()}
         for name in server.tools:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
@@ -147,47 +146,53 @@ class McpEnv(Env):
         ]
 
 
-def _tool(listed: dict[str, Any], connection: Connection, prefix: str) -> DynamicTool:
-    lines = str(listed.get("description") or "").strip().split("\n", 1)
-    parameters = object_schema(listed.get("inputSchema") or {})
-    read_only = bool((listed.get("annotations") or {}).get("readOnlyHint"))
+def _tool(listed: "Tool", connection: "Connection", prefix: str) -> DynamicTool:
+    lines = (listed.description or "").strip().split("\n", 1)
+    read_only = bool(listed.annotations and listed.annotations.read_only_hint)
     return DynamicTool(
-        ToolSchema(prefix + listed["name"], lines[0], parameters),
-        partial(_call, connection, listed["name"]),
+        ToolSchema(prefix + listed.name, lines[0], object_schema(listed.input_schema)),
+        partial(_call, connection, listed.name),
         ToolOptions(read_only=read_only),
     )
 
 
-async def _call(connection: Connection, tool: str, arguments: dict[str, Any]) -> str:
+async def _call(connection: "Connection", tool: str, arguments: JsonObject) -> str:
+    from envs.interop.mcp_connection import McpError
+
     try:
-        result = await connection.request("tools/call", {"name": tool, "arguments": arguments})
+        result = await connection.call_tool(tool, arguments)
     except McpError as error:
         if error.code == _INVALID_PARAMS:
             raise ToolError(error.message) from None
         raise
-    text = "\n".join(_text(part) for part in result.get("content", []))
-    if not text and result.get("structuredContent") is not None:
-        text = json.dumps(result["structuredContent"], ensure_ascii=False)
-    if result.get("isError"):
+    text = "\n".join(_text(part) for part in result.content)
+    if not text and result.structured_content is not None:
+        text = json.dumps(result.structured_content, ensure_ascii=False)
+    if result.is_error:
         raise ToolError(text)
     return text
 
 
-def _text(part: dict[str, Any]) -> str:
-    """One part of a result; what is not text is named."""
-    if part.get("type") == "text":
-        return str(part.get("text", ""))
-    inner = part.get("resource")
-    if isinstance(inner, dict) and "text" in inner:
-        return str(inner["text"])
-    return f"[{part.get('type', 'unknown')}]"
+def _text(part: "ContentBlock") -> str:
+    """Return one part of a result as text; what is not text is named."""
+    from mcp_types import EmbeddedResource, TextContent, TextResourceContents
+
+    if isinstance(part, TextContent):
+        return part.text
+    if isinstance(part, EmbeddedResource) and isinstance(part.resource, TextResourceContents):
+        return part.resource.text
+    return f"[{part.type}]"
 
 
-async def _connect(server: McpServer) -> Connection:
-    """A new connection, introduced. Raises HostFault."""
+async def _connect(server: McpServer) -> "Connection":
+    """Open a connection and wait for its introduction. Raises HostFault."""
+    # In a thread: the first import takes seconds on a busy machine, and other episodes share this loop.
+    await asyncio.to_thread(_import_client, server.name)
+    from envs.interop.mcp_connection import HttpConnection, StdioConnection
+
     connection: Connection
     if server.command:
-        connection = await StdioConnection.open(server.name, server.command, server.environment)
+        connection = StdioConnection(server.name, server.command, server.environment)
     else:
         connection = HttpConnection(server.name, server.url, server.headers)
     try:
@@ -198,12 +203,18 @@ async def _connect(server: McpServer) -> Connection:
     return connection
 
 
+def _import_client(server: str) -> None:
+    with needed_by(f"MCP server {server!r}"):
+        importlib.import_module("mcp.client.streamable_http")
+
+
 # The servers that the episodes of an event loop share, by their settings. A connection lives and dies with
 # the loop that it was made in.
-_SHARED: WeakKeyDictionary[Any, dict[str, "asyncio.Task[Connection]"]] = WeakKeyDictionary()
+_Shared: TypeAlias = "dict[str, asyncio.Task[Connection]]"
+_SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
 
 
-async def _shared(server: McpServer) -> Connection:
+async def _shared(server: McpServer) -> "Connection":
     """The one connection to a server that is shared; a new one where the last is gone."""
     held = _SHARED.setdefault(asyncio.get_running_loop(), {})
     key = server.model_dump_json()

@@ -15,16 +15,20 @@ import random
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, field_validator
 
 from envs.dynamic_tool import DynamicTool, object_schema, resolve
 from envs.env import Env, EnvConfig, Task
-from envs.interop.lazy import imported, run_now
-from envs.message import Message, ToolSchema
+from envs.interop.blocking import run_now
+from envs.message import JsonObject, Message, ToolSchema
+from envs.optional import needed_by
 from envs.session import HostFault
 from envs.tool import ToolError
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 LONGEST_MESSAGE = 16 * 2**20
 _OURS = ("reward", "done", "metadata")
@@ -36,7 +40,7 @@ class OpenEnvConfig(EnvConfig):
     """
 
     url: str
-    reset: dict[str, Any] = {}
+    reset: JsonObject = {}
     instructions: str = ""
     connect_seconds: PositiveFloat = 10.0
 
@@ -54,22 +58,23 @@ class OpenEnv(Env):
     name = "openenv"
     config_type = OpenEnvConfig
     config: OpenEnvConfig
-    socket: Any = None
+    socket: "ClientConnection | None" = None
 
     def probe(self) -> None:
         """The server answers and has actions."""
         run_now(self._facts())
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         return {"seed": rng.randrange(2**31), "reset": self.config.reset}
 
     async def reset(self, task: Task) -> list[Message]:
         self.total = 0.0
         self.actions, about = await self._facts()
         self.notes["openenv"] = f"{about.get('name', '')} {about.get('version', '')}"
-        websockets = imported("websockets.asyncio.client", "openenv")
+        with needed_by("environment 'openenv'"):
+            from websockets.asyncio.client import connect
         try:
-            self.socket = await websockets.connect(
+            self.socket = await connect(
                 f"ws{self.config.url.removeprefix('http')}/ws",
                 open_timeout=self.config.connect_seconds,
                 max_size=LONGEST_MESSAGE,
@@ -87,7 +92,7 @@ class OpenEnv(Env):
         variants = [resolve(one, root) for one in root.get("oneOf", root.get("anyOf", [root]))]
         return [self._action_tool(variant) for variant in variants]
 
-    def _action_tool(self, variant: dict[str, Any]) -> DynamicTool:
+    def _action_tool(self, variant: JsonObject) -> DynamicTool:
         """One kind of action; a field that can have one value only is not asked for."""
         title = str(variant.get("title", "act")).removesuffix("Action") or "act"
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", title).lower()
@@ -119,13 +124,13 @@ class OpenEnv(Env):
             for tool in listed.get("tools", [])
         ]
 
-    async def _call_tool(self, name: str, arguments: dict[str, Any]) -> str:
+    async def _call_tool(self, name: str, arguments: JsonObject) -> str:
         return await self._step({"type": "call_tool", "tool_name": name, "arguments": arguments})
 
-    async def _step(self, action: dict[str, Any]) -> str:
+    async def _step(self, action: JsonObject) -> str:
         return self._seen(await self._ask("step", action))
 
-    def _seen(self, data: dict[str, Any]) -> str:
+    def _seen(self, data: JsonObject) -> str:
         """An observation as text, its reward counted."""
         self.total += float(data.get("reward") or 0.0)
         self.done = bool(data.get("done"))
@@ -138,15 +143,17 @@ class OpenEnv(Env):
         texts = [value for value in seen.values() if isinstance(value, str)]
         return texts[0] if len(seen) == len(texts) == 1 else json.dumps(seen, ensure_ascii=False)
 
-    async def _ask(self, type: str, data: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, type: str, data: JsonObject) -> JsonObject:
         """One exchange.
 
         Raises ToolError for an action that the server refuses, HostFault where it is gone.
         """
-        closed = imported("websockets.exceptions", "openenv").ConnectionClosed
+        from websockets.exceptions import ConnectionClosed
+
+        assert self.socket is not None, "reset connects"
         try:
             # A server that hangs up may have said why before it heard us.
-            with contextlib.suppress(closed):
+            with contextlib.suppress(ConnectionClosed):
                 await self.socket.send(json.dumps({"type": type, "data": data}))
             answer = json.loads(await self.socket.recv())
             kind, body = answer["type"], answer["data"]
@@ -176,9 +183,10 @@ class OpenEnv(Env):
         if self.socket is not None:
             await self.socket.close()
 
-    async def _facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    async def _facts(self) -> tuple[JsonObject, JsonObject]:
         """The schema of an action, and the server's description of itself ({}: it gives none)."""
-        httpx = imported("httpx", "openenv")
+        with needed_by("environment 'openenv'"):
+            import httpx
         # Certificates take a while to load, and plain HTTP needs none.
         secure = self.config.url.startswith("https")
         seconds = self.config.connect_seconds

@@ -10,7 +10,7 @@ programs that go on from one run to the next, and networks that are allowed in p
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -31,10 +31,8 @@ def _known(level: object) -> object:
     return level
 
 
-Choice = Annotated[
-    Literal["auto", "bubblewrap", "landlock", "none"],
-    BeforeValidator(_known),
-]
+Wanted = Literal["auto", "bubblewrap", "landlock", "none"]
+Choice = Annotated[Wanted, BeforeValidator(_known)]  # for an environment's settings
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
@@ -53,18 +51,20 @@ class Sandbox:
     def __init__(
         self,
         *,
-        level: Choice = "auto",
+        level: Wanted = "auto",
         limits: Limits | None = None,
         readable: Sequence[str] = (),
     ) -> None:
-        self.choice = cast(Choice, _known(level))
+        _known(level)
+        self.choice: Wanted = level
         self.limits = limits or Limits()
         self.readable = tuple(readable)
 
     async def level(self) -> LevelName:
         """The level in use, found out once in a process. Raises SandboxUnavailable."""
         reasons: list[str] = []
-        for level in ISOLATING if self.choice == "auto" else (self.choice,):
+        levels: tuple[LevelName, ...] = ISOLATING if self.choice == "auto" else (self.choice,)
+        for level in levels:
             reason = await obstacle(level)
             if not reason:
                 _warn(level, reasons)
