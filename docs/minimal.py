@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
     | {"optim": {"lr": 2e-3, "warmup_steps": 20, "decay_steps": 120}},
     "batch": {"groups": 12, "group_size": 8},
     "episode": {"max_turns": 3, "max_completion_tokens": 24, "max_tokens": 128},
-    "learner": {"loss": {"kind": "longcat"}, "optim": {"lr": 4e-4, "warmup_steps": 2}},
+    "learner": {"loss": {"kind": "longcat"}, "optim": {"lr": 2e-4, "warmup_steps": 2}},
 }
 
 

@@ -1,4 +1,4 @@
-"""docs/minimal.py: its gradient is the learner's, and its samples keep their tokens."""
+"""docs/minimal.py: its gradient is the learner's, its samples keep their tokens, and it learns."""
 
 import importlib.util
 import random
@@ -101,3 +101,25 @@ def test_a_trajectory_is_what_was_written_token_by_token(policy):
 def test_a_group_without_variance_gives_no_sample(policy):
     both = [minimal.Trajectory(None, [1, 2], [False, True], [0.0, -1.0], reward=1.0)] * 2
     assert minimal.samples_of(both, "0/0", 0) == []
+
+
+def test_the_loop_raises_the_reward(policy, monkeypatch):
+    """A random policy of one short turn, paid for the share of even ids among its tokens."""
+    play = minimal.play
+
+    def paid(*arguments):
+        trajectories = play(*arguments)
+        for t in trajectories:
+            own = [token for token, m in zip(t.ids, t.mask, strict=True) if m]
+            t.reward = sum(token % 2 == 0 for token in own) / len(own)
+        return trajectories
+
+    monkeypatch.setattr(minimal, "play", paid)
+    config = settings(
+        steps=4,
+        batch={"groups": 4, "group_size": 8},
+        episode={"max_turns": 1, "max_completion_tokens": 8, "max_tokens": 128},
+        learner={"loss": {"kind": "longcat"}, "optim": {"lr": 4e-3}},
+    )
+    means = minimal.train(policy, config)
+    assert means[-1] > means[0] + 0.1
