@@ -1,4 +1,4 @@
-"""What a configuration can be checked for against this machine, before anything starts.
+"""Checks a configuration against this machine before anything starts.
 
 `check_run` is all that `--dry-run` does after reading the file: environments import and accept their
 settings, the policy is there and is a causal language model, the engines fit the machine.

@@ -110,7 +110,8 @@ def engine_arguments(
 
 
 def _routing_arguments(config: EngineConfig) -> dict[str, Any]:
-    """What makes the engine return the router's choices: vLLM's own option, where it can serve it."""
+    """Arguments that make the engine return the router's choices: vLLM's own option, where it can serve
+    it."""
     if config.device == "cuda":
         return {"enable_return_routed_experts": True}
     return {
@@ -120,7 +121,7 @@ def _routing_arguments(config: EngineConfig) -> dict[str, Any]:
 
 
 def moves_cache(config: EngineConfig) -> bool:
-    """Whether the KV cache of a moved request travels by our own connector.
+    """True if the KV cache of a moved request travels by our own connector.
 
     vLLM's own routing capture, on GPUs, wants to have computed every block in the cache itself.
     """
@@ -190,7 +191,7 @@ class VllmEngine:
 
     @property
     def dead(self) -> bool:
-        """Whether vLLM has given up, say because its process is gone: nothing will work any more."""
+        """True if vLLM has given up, say because its process is gone: nothing will work any more."""
         return self.llm.errored
 
     async def generate(self, request: Request) -> Completion:
@@ -234,9 +235,8 @@ class VllmEngine:
         return self._completion(final, cache)
 
     def _cache_arguments(self, request: Request) -> dict[str, Any]:
-        """What the connector has to know of a request.
-
-        One that comes while the weights change gets no cache: nothing says yet which version it begins on.
+        """Arguments that tell the connector about a request. A request that comes while the weights change
+        gets no cache: nothing says yet which version it begins on.
         """
         if not self.moves_cache:
             return {}
@@ -386,7 +386,8 @@ class VllmEngine:
         )
 
     def _routing(self, rows: Any) -> Routing | None:
-        """What vLLM returned, of the layers that have a router, in our type; None where capture is off."""
+        """Convert vLLM's choices, of the layers that have a router, to our type; None where capture is
+        off."""
         if self.routing is None:
             return None
         if rows is None:  # The request was interrupted before its first token.

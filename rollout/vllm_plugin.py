@@ -1,4 +1,4 @@
-"""What Dorado adds to vLLM, in every vLLM process, by the entry point `vllm.general_plugins`.
+"""Dorado's additions to vLLM, in every vLLM process, by the entry point `vllm.general_plugins`.
 
 1. The weight-transfer backend of `rollout.weight_transfer`, the KV connector of `rollout.cache_transfer`.
 2. The patches of each model family in `rollout.families`.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Routers(RoutingCapture):
-    """What vLLM binds to its routers."""
+    """The object that vLLM binds to its routers."""
 
     def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
         """Called by a layer's router with its choices, shape (T, K)."""
