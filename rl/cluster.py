@@ -20,8 +20,8 @@ from rl.actors.env_host import EnvHost
 from rl.actors.handles import Actors, StartError
 from rl.actors.learner import LearnerActor
 from rl.actors.learner_ranks import LearnerRanks
+from rl.actors.node_store import NodeStore
 from rl.config import RunConfig
-from rl.fleet.replicas import NodeStore
 from rl.nodes.cpus import usable_cpus
 from rl.nodes.deadline import within
 from rl.nodes.local_ray import join_ray, start_local_ray

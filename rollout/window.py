@@ -150,14 +150,3 @@ def groups_to_admit(run: RunAhead) -> int:
 def staleness(learner_version: int, versions: tuple[int, ...]) -> int:
     """Learner's version minus the oldest version that wrote a token of the sample."""
     return learner_version - min(versions)
-
-
-def least_loaded(loads: dict[str, int], preferred: str | None) -> str:
-    """The engine for a request: the one that holds its earlier turns unless it is clearly busier.
-
-    loads: requests in progress per engine. A move costs a prefill, so it has to be worth two requests.
-    """
-    best = min(loads, key=lambda name: (loads[name], name))
-    if preferred in loads and loads[preferred] <= loads[best] + 2:
-        return preferred
-    return best

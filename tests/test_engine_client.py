@@ -355,3 +355,23 @@ async def test_an_engine_that_came_later_gets_turns_once_it_serves():
     await made.serve({"young": 1})
     assert (await turn).token_ids == (1, 2, 3)
     assert made.loads["young"] == 0
+
+
+loads = st.dictionaries(st.text("abc", min_size=1), st.integers(0, 20), min_size=1)
+
+
+@given(loads, st.none() | st.text("abc", min_size=1))
+def test_a_request_goes_to_its_engine_or_to_the_least_loaded(loads, preferred):
+    name = least_loaded(loads, preferred)
+    least = min(loads.values())
+    assert loads[name] == least or (name == preferred and loads[name] <= least + 2)
+    if preferred in loads and loads[preferred] <= least + 2:
+        assert name == preferred
+
+
+def test_placement_is_the_same_for_equal_loads():
+    assert least_loaded({"b": 1, "a": 1}, None) == least_loaded({"a": 1, "b": 1}, None) == "a"
+
+
+def test_an_engine_that_is_gone_is_not_preferred():
+    assert least_loaded({"a": 5, "b": 3}, "gone") == "b"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.samples.sample_queue import BufferedGroup, SampleQueue
-from rollout.window import RunAhead, groups_to_admit, least_loaded, staleness
+from rollout.window import RunAhead, groups_to_admit, staleness
 
 small = st.integers(0, 40)
 runs = st.builds(
@@ -198,23 +198,3 @@ def test_with_filtering_and_overtaking_the_run_goes_on_and_the_bound_still_holds
 def test_a_run_that_may_be_stale_does_run_ahead():
     run = Simulation(random.Random(0), 4, 2, 30, steps=12).run()
     assert max(run.trained) == 2
-
-
-loads = st.dictionaries(st.text("abc", min_size=1), st.integers(0, 20), min_size=1)
-
-
-@given(loads, st.none() | st.text("abc", min_size=1))
-def test_a_request_goes_to_its_engine_or_to_the_least_loaded(loads, preferred):
-    name = least_loaded(loads, preferred)
-    least = min(loads.values())
-    assert loads[name] == least or (name == preferred and loads[name] <= least + 2)
-    if preferred in loads and loads[preferred] <= least + 2:
-        assert name == preferred
-
-
-def test_placement_is_the_same_for_equal_loads():
-    assert least_loaded({"b": 1, "a": 1}, None) == least_loaded({"a": 1, "b": 1}, None) == "a"
-
-
-def test_an_engine_that_is_gone_is_not_preferred():
-    assert least_loaded({"a": 5, "b": 3}, "gone") == "b"

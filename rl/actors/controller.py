@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from reward.registry import find_judge
 from reward.score import JudgeFault, score
+from rl.actors.actor_method import Handle, actor_method, actor_method_pair, find_actor
+from rl.actors.engine import EngineActor
 from rl.actors.engine_client import EngineClient
+from rl.actors.env_host import EnvHost
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_pool import HostPool, HostSession
 from rl.config import RunConfig
@@ -52,7 +52,7 @@ class ControllerActor:
         self.config = config
         self.namespace = namespace
         self.client = EngineClient(_found(engines, namespace), config.engine.request_seconds)
-        self.hosts = HostPool([ray.get_actor(host, namespace) for host in hosts], name)
+        self.hosts = HostPool([find_actor(EnvHost, host, namespace) for host in hosts], name)
         self.tables = {table.label: table for table in config.env}
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
         self.renderer = Renderer(checkpoint, config.episode.tool_format)
@@ -61,15 +61,18 @@ class ControllerActor:
         self.times = PhaseTimes()
         self.retries: Counter[str] = Counter()
 
+    @actor_method
     async def ready(self) -> None:
         """Answers once the renderer is loaded; what is loaded by now, the collector need not walk again."""
         gc.collect()
         gc.freeze()
 
+    @actor_method
     async def heartbeat(self) -> Heartbeat:
         """That it is there."""
         return own_heartbeat()
 
+    @actor_method_pair
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, list[TrainSample]]:
         """Play a group. The report is for the run, the samples are for the learner. Raises
         EngineMapMissing."""
@@ -100,24 +103,29 @@ class ControllerActor:
         )
         return report, samples
 
+    @actor_method
     async def serve(self, versions: Mapping[str, int | None]) -> None:
         """These engines serve these versions; None: no new turn goes there."""
         new = [name for name in versions if name not in self.client.engines]
         self.client.add(_found(new, self.namespace))
         await self.client.serve({n: v for n, v in versions.items() if n in self.client.engines})
 
+    @actor_method
     async def lose(self, engines: Sequence[str]) -> None:
         """These engines are gone."""
         await self.client.lose(engines)
 
+    @actor_method
     async def leave(self, engines: Sequence[str], moves: Mapping[str, str]) -> None:
         """Take requests away from engines that change version, and move trajectories (id -> engine)."""
         await self.client.leave(engines, moves)
 
+    @actor_method
     async def in_progress(self) -> list[InProgress]:
         """Every trajectory that is bound to a version: where it is."""
         return self.client.in_progress()
 
+    @actor_method
     async def waiting(self, count: int) -> WaitingTable:
         """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers."""
         now, latency = time.time(), self.times.latency()
@@ -194,12 +202,12 @@ class ControllerActor:
             return ScoredTrajectory(failed, {}, 0.0)
 
 
-def _found(engines: Sequence[str], namespace: str) -> dict[str, Any]:
-    """Handles by name, of those that are there: to a controller that is started anew, some may be gone."""
-    handles: dict[str, Any] = {}
+def _found(engines: Sequence[str], namespace: str) -> dict[str, Handle[EngineActor]]:
+    """Look up engines by name. Those that are gone are left out: a controller may have been started anew."""
+    handles: dict[str, Handle[EngineActor]] = {}
     for name in engines:
         try:
-            handles[name] = ray.get_actor(name, namespace)
+            handles[name] = find_actor(EngineActor, name, namespace)
         except ValueError:
             continue
     return handles

@@ -7,16 +7,18 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psutil
 
+from rl.actors.actor_method import actor_method
 from rl.actors.heartbeat import Heartbeat, IdleTime, own_heartbeat
 from rl.config import RunConfig
 from rl.nodes.node_folder import node_folder
 from rl.nodes.nodes import own_node
 from rl.nodes.process import log_to
 from rollout.engine import Completion, Request
+from rollout.vllm_engine import LoadTimes, VllmEngine
 
 # Seconds between two looks at vLLM's own processes.
 DEAD_SECONDS = 1.0
@@ -43,7 +45,6 @@ class EngineActor:
         if self.caches:
             self.caches.mkdir(parents=True, exist_ok=True)
         from rollout.vllm_adapter import Adapters
-        from rollout.vllm_engine import VllmEngine
 
         seed = config.seed * 1000 + int(name.rpartition("-")[2])
         lora = config.learner.lora
@@ -62,6 +63,7 @@ class EngineActor:
         # While vLLM is to be alive.
         self.watching: asyncio.Task[None] | None = None
 
+    @actor_method
     async def start(self) -> None:
         """Run a first request."""
         await self.engine.start()
@@ -89,6 +91,7 @@ class EngineActor:
                 self._end()
             raise
 
+    @actor_method
     async def generate(self, request: Request) -> Completion:
         """One turn. A cache that lies on another node is not read."""
         if request.cache and Path(request.cache).parent != self.caches:
@@ -96,38 +99,47 @@ class EngineActor:
         with self.idle.request():
             return await self._done(self.engine.generate(request))
 
+    @actor_method
     async def heartbeat(self) -> Heartbeat:
-        """That it is there, and when it had no request."""
+        """Answer with the spans in which the engine had no request since the last heartbeat."""
         return own_heartbeat(self.idle.take())
 
+    @actor_method
     async def drop(self, cache: str) -> None:
         """Remove a cache that this engine left and that no request will bring here."""
         Path(cache).unlink(missing_ok=True)
 
+    @actor_method
     async def interrupt(self, ids: Sequence[str]) -> None:
         """End these requests with what they have written."""
         await self.engine.interrupt(ids)
 
+    @actor_method
     async def abort(self, ids: Sequence[str]) -> None:
         """End requests that nobody waits for."""
         await self.engine.abort(ids)
 
+    @actor_method
     async def stage(self, path: str, version: int) -> float:
         """Make weights ready while requests go on. Returns milliseconds."""
         return await self._done(self.engine.stage(path, version))
 
-    async def load(self, path: str, version: int) -> Any:
-        """Change weights; returns `LoadTimes`."""
+    @actor_method
+    async def load(self, path: str, version: int) -> LoadTimes:
+        """Change to the weights in `path`; those that were not staged are staged first."""
         return await self._done(self.engine.load(path, version))
 
+    @actor_method
     async def sleep(self) -> None:
         """Give up the device; requests in progress wait."""
         await self._done(self.engine.sleep())
 
+    @actor_method
     async def wake(self) -> None:
         """Take the device back, and go on."""
         await self._done(self.engine.wake())
 
+    @actor_method
     async def shutdown(self) -> None:
         """End vLLM's own processes."""
         if self.watching is not None:

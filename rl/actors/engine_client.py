@@ -12,16 +12,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ray.exceptions import ActorDiedError, RayActorError
 
+from rl.actors.actor_method import Handle
+from rl.actors.engine import EngineActor
 from rl.nodes.deadline import within
 from rl.nodes.process import cause
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 from rollout.placement import InProgress
 from rollout.routing import joined_routing
-from rollout.window import least_loaded
 
 # An abort that overtakes its request is not heard: it is said again after so long.
 _AGAIN_SECONDS = 0.05
@@ -50,7 +50,7 @@ class _Session:
 class EngineClient:
     """Generates turns for the trajectories of one controller."""
 
-    def __init__(self, engines: Mapping[str, Any], request_seconds: float) -> None:
+    def __init__(self, engines: Mapping[str, Handle[EngineActor]], request_seconds: float) -> None:
         self.engines = dict(engines)
         self.request_seconds = request_seconds
         self.serves: dict[str, int | None] = {}
@@ -68,7 +68,7 @@ class EngineClient:
         self.has_engine_map = False
         self._changed = asyncio.Condition()
 
-    def add(self, engines: Mapping[str, Any]) -> None:
+    def add(self, engines: Mapping[str, Handle[EngineActor]]) -> None:
         """These are there too (handles by name); what they serve is told later."""
         self.engines |= engines
         self.loads |= dict.fromkeys(engines, 0)
@@ -275,6 +275,17 @@ class EngineClient:
         except (TimeoutError, RayActorError):
             # The requests themselves will say that the engine is gone.
             return
+
+
+def least_loaded(loads: dict[str, int], preferred: str | None) -> str:
+    """The engine for a request: the one that holds its earlier turns unless it is clearly busier.
+
+    loads: requests in progress per engine. A move costs a prefill, so it has to be worth two requests.
+    """
+    best = min(loads, key=lambda name: (loads[name], name))
+    if preferred in loads and loads[preferred] <= loads[best] + 2:
+        return preferred
+    return best
 
 
 def joined(pieces: list[Completion]) -> Completion:

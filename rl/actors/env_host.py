@@ -17,6 +17,7 @@ import ray
 from envs.env import Task
 from envs.message import ToolCall
 from envs.session import EnvFault, EnvSession, HostFault, Opening, StepResult
+from rl.actors.actor_method import actor_method
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_rpc import Address, HostServer, Load
 from rl.config import EnvTable
@@ -42,6 +43,7 @@ class EnvHost:
         self.idle_cpus = 0.0
         self.measured = 0.0
 
+    @actor_method
     async def address(self) -> Address:
         """Where clients are taken: on the address that Ray reaches this node at. Raises OSError."""
         return await self.server.address(self.node)
@@ -86,9 +88,11 @@ class EnvHost:
         except HostFault as fault:
             print(f"{session}: {fault}", file=sys.stderr, flush=True)
 
+    @actor_method
     async def ping(self, session: str = "") -> None:
         """Answers while the event loop is alive."""
 
+    @actor_method
     async def heartbeat(self) -> Heartbeat:
         """That it is there."""
         return own_heartbeat()

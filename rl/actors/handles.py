@@ -1,7 +1,16 @@
-"""Typed handles of a run's actors."""
+"""`Actors`: the handles of a run's actors, and where each actor is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from rl.actors.actor_method import Handle, RemoteMethod
+from rl.actors.controller import ControllerActor
+from rl.actors.engine import EngineActor
+from rl.actors.env_host import EnvHost
+from rl.actors.heartbeat import Heartbeat
+from rl.actors.learner import LearnerActor
+from rl.actors.learner_ranks import LearnerRanks
+from rl.actors.node_store import NodeStore
 
 
 class StartError(Exception):
@@ -10,27 +19,28 @@ class StartError(Exception):
 
 @dataclass
 class Actors:
-    """Handles of a run's actors; an actor ends when its last handle here is gone.
+    """Handles of a run's actors, by name; an actor ends when its last handle here is gone.
 
-    ranks: the learner's processes, which `learner` stands for.
-    node_of: the node of each, by name. addresses: of the nodes. home: the learner's node, of several ranks
-    the first one's. stores: by node, where the actors are on more nodes than this process's.
+    ranks: the learner's processes, which `learner` stands for. node_of: the id of each actor's node. addresses:
+    by node id. home: the node of the learner (of its rank 0). stores: by node id; empty where all actors are on
+    this process's node.
     """
 
-    learner: Any
-    engines: dict[str, Any]
-    hosts: dict[str, Any]
-    controllers: dict[str, Any]
-    ranks: dict[str, Any] = field(default_factory=dict)
+    learner: Handle[LearnerActor] | LearnerRanks
+    engines: dict[str, Handle[EngineActor]]
+    hosts: dict[str, Handle[EnvHost]]
+    controllers: dict[str, Handle[ControllerActor]]
+    ranks: dict[str, Handle[LearnerActor]] = field(default_factory=dict)
     node_of: dict[str, str] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
     home: str = ""
-    stores: dict[str, Any] = field(default_factory=dict)
+    stores: dict[str, Handle[NodeStore]] = field(default_factory=dict)
 
     @property
-    def all(self) -> dict[str, Any]:
-        """Every process, by name."""
-        return {**self.ranks, **self.engines, **self.controllers, **self.hosts}
+    def heartbeats(self) -> Mapping[str, RemoteMethod[[], Heartbeat]]:
+        """Every process's `heartbeat`, by name."""
+        actors = {**self.ranks, **self.engines, **self.controllers, **self.hosts}
+        return {name: actor.heartbeat for name, actor in actors.items()}
 
 
 def by_node(actors: Actors) -> dict[str, list[str]]:

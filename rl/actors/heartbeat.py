@@ -1,4 +1,4 @@
-"""The pulse of a run's actors: who answers, from which process on which node, and what an engine did not do.
+"""Heartbeats of a run's actors: who answers, from which process on which node, and when an engine was idle.
 
 Every actor has a method `heartbeat`. `Heartbeats` asks all of them again and again, and remembers who
 answered when: an actor that is busy or gone holds nobody up.
@@ -11,23 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from rl.actors.actor_method import RemoteMethod
 from rl.nodes.process import first_line
 from rl.record.status import ActorState
 
 # An answer that takes longer is taken at the next look.
 ANSWER_SECONDS = 1.0
-# An engine without a request for so long has a bubble worth seeing. One that goes on is told in pieces.
+# Idle spans shorter than the first are not noted. One that goes on is noted in pieces of the second.
 LEAST_IDLE_SECONDS, LONGEST_IDLE_SECONDS = 0.1, 30.0
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What an actor says. idle: of an engine, stretches (unix seconds) in which it had no request."""
+    """One answer of an actor. idle: spans (unix seconds) in which an engine had no request."""
 
     pid: int
     node: str
@@ -35,7 +35,7 @@ class Heartbeat:
 
 
 def own_heartbeat(idle: tuple[tuple[float, float], ...] = ()) -> Heartbeat:
-    """Of the actor whose process this is."""
+    """The heartbeat of the actor whose process this is."""
     return Heartbeat(os.getpid(), ray.util.get_node_ip_address(), idle)
 
 
@@ -45,11 +45,11 @@ class IdleTime:
     def __init__(self) -> None:
         self._running = 0
         self._since = time.time()
-        self._stretches: deque[tuple[float, float]] = deque(maxlen=100)
+        self._spans: deque[tuple[float, float]] = deque(maxlen=100)
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """A request is in progress."""
+        """Mark a request as in progress."""
         if not self._running:
             self._note(LEAST_IDLE_SECONDS)
         self._running += 1
@@ -60,36 +60,36 @@ class IdleTime:
             self._since = time.time()
 
     def take(self) -> tuple[tuple[float, float], ...]:
-        """The stretches since the last call."""
+        """Return the spans since the last call."""
         if not self._running:
             self._note(LONGEST_IDLE_SECONDS)
-        taken = tuple(self._stretches)
-        self._stretches.clear()
+        taken = tuple(self._spans)
+        self._spans.clear()
         return taken
 
     def _note(self, least: float) -> None:
         now = time.time()
         if now - self._since >= least:
-            self._stretches.append((self._since, now))
+            self._spans.append((self._since, now))
             self._since = now
 
 
 class Heartbeats:
-    """Of the actors of a run, by name."""
+    """Asks a run's actors for heartbeats, and remembers who answered when."""
 
-    def __init__(self, handles: Callable[[], Mapping[str, Any]]) -> None:
-        """`handles()`: who there is now."""
-        self.handles = handles
+    def __init__(self, actors: Callable[[], Mapping[str, RemoteMethod[[], Heartbeat]]]) -> None:
+        """`actors()`: the method `heartbeat` of each actor that there is now, by name."""
+        self.actors = actors
         self._states: dict[str, ActorState] = {}
         self._asked: dict[str, asyncio.Future[Heartbeat]] = {}
 
     async def ask(self) -> dict[str, Heartbeat]:
         """Ask everybody who owes no answer, and wait a moment. Returns the answers that have come."""
         now = time.time()
-        for name, handle in self.handles().items():
+        for name, heartbeat in self.actors().items():
             self._states.setdefault(name, ActorState(name, None, "", None, None))
             if name not in self._asked:
-                self._asked[name] = asyncio.ensure_future(handle.heartbeat.remote())
+                self._asked[name] = asyncio.ensure_future(heartbeat.remote())
                 self._set(name, asked=now)
         if not self._asked:
             return {}
@@ -100,17 +100,15 @@ class Heartbeats:
                 continue
             del self._asked[name]
             try:
-                heartbeat = answers[name] = answer.result()
+                latest = answers[name] = answer.result()
             except RayError as error:
                 self._set(name, asked=None, fault=first_line(error))
             else:
-                self._states[name] = ActorState(
-                    name, heartbeat.pid, heartbeat.node, time.time(), None
-                )
+                self._states[name] = ActorState(name, latest.pid, latest.node, time.time(), None)
         return answers
 
     def states(self) -> tuple[ActorState, ...]:
-        """Who answered when."""
+        """Return who answered when."""
         return tuple(self._states.values())
 
     def close(self) -> None:

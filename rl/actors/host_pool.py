@@ -12,12 +12,13 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
-import ray
 from ray.exceptions import RayActorError, RayError
 
 from envs.env import Task
 from envs.message import ToolCall
 from envs.session import HostFault, Opening, StepResult
+from rl.actors.actor_method import Handle, end_actor
+from rl.actors.env_host import EnvHost
 from rl.actors.host_rpc import Address, HostClient, HostLost, Load
 from rl.config import EnvTable
 from rl.nodes.deadline import within
@@ -35,7 +36,7 @@ LOAD_SECONDS = 2.0
 class HostPool:
     """The hosts as one controller sees them."""
 
-    def __init__(self, hosts: Sequence[Any], name: str = "") -> None:
+    def __init__(self, hosts: Sequence[Handle[EnvHost]], name: str = "") -> None:
         """name: the controller's; one that was started anew closes what the one before it left open."""
         self.hosts = list(hosts)
         name = name or uuid.uuid4().hex
@@ -98,7 +99,7 @@ class HostPool:
         if index in self.down:
             return
         if stuck:
-            ray.kill(self.hosts[index], no_restart=False)
+            end_actor(self.hosts[index], restart=True)
         self.down[index] = asyncio.create_task(self._recover(index))
 
     async def _recover(self, index: int) -> None:
@@ -107,7 +108,7 @@ class HostPool:
         del self.down[index]
 
 
-async def _address(host: Any) -> Address:
+async def _address(host: Handle[EnvHost]) -> Address:
     """Where a host is now. Raises HostLost."""
     try:
         return await within(host.address.remote(), ADDRESS_SECONDS)

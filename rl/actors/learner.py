@@ -6,19 +6,19 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import ObjectLostError
-from transformers import AutoTokenizer
 
+from rl.actors.actor_method import actor_method, beside
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.config import RunConfig
 from rl.nodes.process import log_to
 from rl.record.position import POSITION
 from rl.record.run_folder import LearnedWriter
 from trainer.checkpoint_folder import prune
-from trainer.sample import TokenScores
+from trainer.sample import TokenScores, TrainSample
 from trainer.step_result import StepResult
 
 
@@ -40,6 +40,7 @@ class LearnerActor:
         if not rank:
             self.learned = LearnedWriter(Path(folder))
 
+    @actor_method
     def meeting(self) -> str:
         """host:port at which rank 0 waits for the others."""
         from trainer.parallel import open_store
@@ -48,9 +49,11 @@ class LearnerActor:
         self.store = open_store("127.0.0.1" if alone else ray.util.get_node_ip_address())
         return f"{self.store.host}:{self.store.port}"
 
+    @actor_method
     def ready(self, meeting: str = "") -> int:
         """Parameter count, once the policy is loaded. meeting: where the ranks meet, if there are several."""
         import torch
+        from transformers import AutoTokenizer
 
         from trainer.learner import Learner
         from trainer.parallel import ALONE, join, reach_store
@@ -82,7 +85,8 @@ class LearnerActor:
         self.unwritten: deque[tuple[int, list[TokenScores]]] = deque()
         return sum(p.numel() for p in self.learner.model.parameters())
 
-    def lost(self, groups: Sequence[Any]) -> list[int]:
+    @actor_method
+    def lost(self, groups: Sequence[ObjectRef[list[TrainSample]]]) -> list[int]:
         """Which of these groups of samples (as for `step`) are gone with the node that they lay on."""
         gone: list[int] = []
         for index, group in enumerate(groups):
@@ -92,7 +96,8 @@ class LearnerActor:
                 gone.append(index)
         return gone
 
-    def step(self, groups: Sequence[Any]) -> StepResult:
+    @actor_method
+    def step(self, groups: Sequence[ObjectRef[list[TrainSample]]]) -> StepResult:
         """Update the policy on groups of samples (references to lists of `TrainSample`).
 
         The token scores stay in this process until `record` writes them: token data never passes through the
@@ -103,19 +108,20 @@ class LearnerActor:
         self.unwritten.append((self.learner.version, result.token_scores))
         return replace(result, token_scores=[])
 
-    @ray.method(concurrency_group="publish")
+    @beside("publish")
     def record(self) -> list[tuple[str, int]]:
         """Write the token scores of the oldest unwritten step. Returns ids and byte offsets, on rank 0."""
         step, scores = self.unwritten.popleft()
         return [] if self.rank else self.learned.write(step, scores)
 
+    @actor_method
     def snapshot(self, path: str) -> float:
         """Copy the present weights, to be written to `path`. Returns milliseconds."""
         start = time.perf_counter()
         self.snapshots[path] = self.learner.snapshot(self.dtype)
         return 1e3 * (time.perf_counter() - start)
 
-    @ray.method(concurrency_group="publish")
+    @beside("publish")
     def publish(self, path: str) -> int:
         """Write the copy that is for `path`. Returns bytes, on rank 0, which alone has it."""
         from trainer.weights import write_weights
@@ -123,11 +129,12 @@ class LearnerActor:
         weights = self.snapshots.pop(path)
         return 0 if self.rank else write_weights(weights, Path(path))
 
-    @ray.method(concurrency_group="heartbeat")
+    @beside("heartbeat")
     def heartbeat(self) -> Heartbeat:
-        """That its process is there, whatever it computes."""
+        """Answer beside whatever the learner computes."""
         return own_heartbeat()
 
+    @actor_method
     def save(self, folder: str, position: str) -> None:
         """Begin to write a checkpoint, with tokenizer and the run's position; `saved` tells of its end."""
 
@@ -138,11 +145,13 @@ class LearnerActor:
         self.saving = Path(folder)
         self.learner.save_state(self.saving, beside=beside)
 
+    @actor_method
     def load(self, folder: str) -> int:
         """Go on from a checkpoint. Returns its version. Raises CheckpointError."""
         self.learner.load_state(Path(folder))
         return self.learner.version
 
+    @actor_method
     def saved(self) -> None:
         """Until the checkpoint in progress is whole; then those that are too many are removed."""
         self.learner.wait_saved()

@@ -6,11 +6,16 @@ call; what is left of the ranks ends with the run, or after `timeouts.step_secon
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Any
+from typing import Generic, ParamSpec, TypeVar
 
 from ray.exceptions import RayActorError, RayError
 
+from rl.actors.actor_method import Handle, RemoteMethod
+from rl.actors.learner import LearnerActor
 from rl.nodes.process import first_line
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Seconds for which a failure waits for the others': a rank that died is the cause of what they say.
 GRACE_SECONDS = 5.0
@@ -23,8 +28,8 @@ class RankError(RayError):
 class LearnerRanks:
     """Stands for the ranks' handles where a run has the handle of one learner."""
 
-    def __init__(self, ranks: Sequence[Any]) -> None:
-        """ranks: handles of `rl.actors.learner.LearnerActor`, rank 0 first."""
+    def __init__(self, ranks: Sequence[Handle[LearnerActor]]) -> None:
+        """ranks: rank 0 first."""
         # What rank 0 has found on its node, the others can fetch from there.
         self.lost = OnAllRanks([ranks[0].lost])
         self.step = OnAllRanks([rank.step for rank in ranks])
@@ -36,21 +41,21 @@ class LearnerRanks:
         self.saved = OnAllRanks([rank.saved for rank in ranks])
 
 
-class OnAllRanks:
-    """One method on every rank."""
+class OnAllRanks(Generic[P, T]):
+    """Calls one method on every rank."""
 
-    def __init__(self, methods: Sequence[Any]) -> None:
+    def __init__(self, methods: Sequence[RemoteMethod[P, T]]) -> None:
         self.methods = methods
 
-    def remote(self, *arguments: Any) -> asyncio.Future[Any]:
-        """Call it, on all ranks in the order in which the run calls; await the answer of rank 0.
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Call it on all ranks, in the order in which the run calls; await the answer of rank 0.
 
         Raises what all ranks raised alike, or RankError.
         """
-        answers = [method.remote(*arguments) for method in self.methods]
+        answers = [method.remote(*args, **kwargs) for method in self.methods]
         return asyncio.ensure_future(self._answer(answers))
 
-    async def _answer(self, answers: Sequence[Awaitable[Any]]) -> Any:
+    async def _answer(self, answers: Sequence[Awaitable[T]]) -> T:
         calls = [asyncio.ensure_future(answer) for answer in answers]
         try:
             done, others = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
@@ -77,5 +82,5 @@ class OnAllRanks:
         )
 
 
-def _error(call: asyncio.Future[Any]) -> BaseException | None:
+def _error(call: asyncio.Future[T]) -> BaseException | None:
     return call.exception() if call.done() and not call.cancelled() else None

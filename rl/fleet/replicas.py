@@ -6,61 +6,11 @@ name when it is whole. Where the run's actors are all on this process's node the
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from rl.nodes.node_folder import claim, empty, node_folder
-
-CHUNK_BYTES = 16 * 2**20
-# Chunks on their way to a node: the next one is read while one is sent and one is written.
-AHEAD = 4
-
-
-class NodeStore:
-    """One node's weights, in an actor of its own."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-        claim(self.folder)
-
-    def size(self, name: str) -> int:
-        """Bytes of a file."""
-        return (self.folder / name).stat().st_size
-
-    def read(self, name: str, offset: int) -> bytes:
-        """A chunk of a file."""
-        with (self.folder / name).open("rb") as file:
-            file.seek(offset)
-            return file.read(CHUNK_BYTES)
-
-    def fetch(self, name: str, source: Any) -> int:
-        """Copy a file from the store `source`, the handle of another node's. Returns bytes."""
-        partial = self.folder / f"{name}.partial"
-        size: int = ray.get(source.size.remote(name))  # pyright: ignore[reportAssignmentType]
-        offsets = deque(range(0, size, CHUNK_BYTES))
-        coming: deque[Any] = deque()
-        try:
-            with partial.open("wb") as file:
-                while offsets or coming:
-                    while offsets and len(coming) < AHEAD:
-                        coming.append(source.read.remote(name, offsets.popleft()))
-                    file.write(ray.get(coming.popleft()))
-            partial.replace(self.folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
-        return size
-
-    def remove(self, name: str) -> None:
-        """Forget a file."""
-        (self.folder / name).unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Leave nothing on this node."""
-        empty(self.folder)
+from rl.nodes.node_folder import node_folder
 
 
 class WeightReplicas:

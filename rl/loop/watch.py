@@ -78,7 +78,7 @@ class Watch:
         self.progress = progress
         self.steps = steps
         self.stall_seconds = stall_seconds
-        self._heartbeats = Heartbeats(lambda: actors.all)
+        self._heartbeats = Heartbeats(lambda: actors.heartbeats)
 
     async def report(self) -> None:
         """Keep status.json true. A disk that is full must not end the run for it."""
