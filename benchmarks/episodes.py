@@ -34,16 +34,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import psutil
 import ray
+from ray import ObjectRef
 from rich.console import Console
 from typing_extensions import override
 
 from envs.env import call, say
 from envs.message import Message, ToolCall
+from rl.actors.actor_method import Handle, actor_method, beside
+from rl.actors.engine import EngineActor
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
+from rl.actors.learner import LearnerActor
 from rl.cluster import Cluster
 from rl.cold_start import first_checkpoint
 from rl.config import RunConfig
@@ -54,6 +58,8 @@ from rl.record.wandb_sink import WandbSink
 from rollout.engine import Completion, Request, VersionSpan
 from rollout.renderer import Renderer
 from rollout.vllm_engine import LoadTimes
+from trainer.sample import TrainSample
+from trainer.step_result import StepResult
 
 TARGET_GB = 8.0
 GROUP_SIZE, ENGINES, CONTROLLERS, HOSTS = 8, 4, 4, 2
@@ -97,7 +103,7 @@ def settings(episodes: int, mode: str, folder: str) -> RunConfig:
     )
 
 
-class StandInEngine:
+class StandInEngine(EngineActor):
     """Stands where an engine stands: holds first turns until they are let go, answers later ones at once."""
 
     def __init__(self, name: str, calls: Sequence[Sequence[int]], answer: Sequence[int]) -> None:
@@ -109,9 +115,11 @@ class StandInEngine:
         self.version = 0
         self.held: dict[str, asyncio.Future[tuple[int, ...]]] = {}
 
+    @actor_method
     async def start(self) -> None:
         """There is nothing to start."""
 
+    @actor_method
     async def generate(self, request: Request) -> Completion:
         """One turn."""
         ids = self.answer
@@ -124,82 +132,95 @@ class StandInEngine:
         spans = (VersionSpan(self.version, 0, len(ids)),)
         return Completion(ids, logprobs, spans, "stop", self.name)
 
+    @actor_method
     async def interrupt(self, ids: Sequence[str]) -> None:
         """End these requests with what they have written, which is nothing."""
         for id in ids:
             if (one := self.held.pop(id, None)) is not None:
                 one.set_result(())
 
+    @actor_method
     async def abort(self, ids: Sequence[str]) -> None:
         """End requests that nobody waits for."""
         await self.interrupt(ids)
 
+    @actor_method
     async def stage(self, path: str, version: int) -> float:
         """There is nothing to make ready."""
         return 0.0
 
+    @actor_method
     async def load(self, path: str, version: int) -> LoadTimes:
         """Change version."""
         self.version = version
         return LoadTimes(pause_ms=0.0, swap_ms=0.0, staging_ms=0.0)
 
+    @actor_method
     async def let_go(self, count: int) -> int:
         """Answer so many of the requests that wait. Returns how many are left."""
         for id in list(itertools.islice(self.held, count)):
             self.held.pop(id).set_result(self.rng.choice(self.calls))
         return len(self.held)
 
+    @actor_method
     async def heartbeat(self) -> Heartbeat:
-        """That it is there."""
+        """Answer at once."""
         return own_heartbeat()
 
+    @actor_method
     async def shutdown(self) -> None:
         """There is nothing to end."""
 
 
-class StandInLearner:
+class StandInLearner(LearnerActor):
     """Stands where the learner stands: fetches its samples, as the learner does, and steps."""
 
+    def __init__(self) -> None:
+        pass
+
+    @actor_method
     def ready(self, meeting: str = "") -> int:
         """There is nothing to load."""
         return 0
 
-    def lost(self, groups: Sequence[Any]) -> list[int]:
+    @actor_method
+    def lost(self, groups: Sequence[ObjectRef[list[TrainSample]]]) -> list[int]:
         """Of one node, none ever is."""
         return []
 
-    def step(self, groups: Sequence[Any]) -> dict[str, float]:
+    @actor_method
+    def step(self, groups: Sequence[ObjectRef[list[TrainSample]]]) -> StepResult:
         """Count the tokens."""
         tokens = sum(len(s.token_ids) for group in ray.get(list(groups)) for s in group)
-        return {
-            "learner/tokens": float(tokens),
-            "parity/tokens": 0.0,
-            "parity/mean_abs_dlogp": 0.0,
-        }
+        return StepResult(
+            {"learner/tokens": float(tokens), "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
+        )
 
-    def experts(self) -> tuple[int, list[list[float]]]:
-        """There are none."""
-        return 0, []
-
+    @beside("heartbeat")
     def heartbeat(self) -> Heartbeat:
-        """That it is there."""
+        """Answer at once."""
         return own_heartbeat()
 
-    def snapshot(self, path: str) -> float:
+    @actor_method
+    def snapshot(self, version: int) -> float:
         """There are no weights."""
         return 0.0
 
-    def publish(self, path: str) -> int:
+    @beside("publish")
+    def publish(self, version: int, path: str) -> int:
         """There are no weights."""
         return 0
 
+    @beside("publish")
     def record(self) -> list[tuple[str, int]]:
         """Nothing was computed."""
         return []
 
+    @actor_method
     def save(self, folder: str, position: str) -> None:
         """There is no policy."""
 
+    @actor_method
     def saved(self) -> None:
         """There is nothing to wait for."""
 
@@ -210,14 +231,16 @@ class StandInCluster(Cluster):
     engine_kind: type[StandInEngine] = StandInEngine
 
     @override
-    def _place_engine(self, name: str) -> Any:
+    def _place_engine(self, name: str) -> Handle[EngineActor]:
         checkpoint, _ = self._policy
         calls, answer = turns(Renderer(checkpoint, self.config.episode.tool_format))
         return self._place(self.engine_kind, name, (name, calls, answer))
 
     @override
-    def _place_learner(self, checkpoint: str) -> dict[str, Any]:
-        return {"learner": self._place(StandInLearner, "learner", (), max_concurrency=1)}
+    def _place_learner(self, checkpoint: str) -> dict[str, Handle[LearnerActor]]:
+        groups = {"publish": 1, "heartbeat": 1}
+        learner = self._place(StandInLearner, "learner", (), beside=groups, max_concurrency=1)
+        return {"learner": learner}
 
 
 def turns(renderer: Renderer) -> tuple[list[list[int]], list[int]]:
@@ -318,7 +341,8 @@ async def drive(run: Run, result: Result) -> None:
 
 async def let_go(run: Run, count: int) -> int:
     """Have every engine answer so many first turns. Returns how many wait in all."""
-    left = await asyncio.gather(*(e.let_go.remote(count) for e in run.actors.engines.values()))
+    engines = cast(list[Handle[StandInEngine]], list(run.actors.engines.values()))
+    left = await asyncio.gather(*(e.let_go.remote(count) for e in engines))
     return sum(left)
 
 

@@ -23,16 +23,22 @@ import pstats
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ray import ObjectRef
 from rich.console import Console
 
+from rl.actors.actor_method import Handle, actor_method, actor_method_pair
+from rl.actors.controller import ControllerActor
+from rl.actors.engine import EngineActor
 from rl.actors.handles import Actors
 from rl.actors.heartbeat import Heartbeat
+from rl.actors.learner import LearnerActor
+from rl.actors.local_handle import local_handle
 from rl.config import RunConfig
 from rl.loop.dispatcher import Dispatcher
 from rl.loop.run import Run
@@ -43,6 +49,7 @@ from rl.record.wandb_sink import WandbSink
 from rl.samples.group import GroupReport, GroupSpec, MemberReport
 from rollout.placement import InProgress
 from rollout.vllm_engine import LoadTimes
+from trainer.sample import TrainSample
 from trainer.step_result import StepResult
 
 TRAJECTORIES, GROUP_SIZE, BATCH_GROUPS, ENGINES, STEPS = 32_000, 8, 512, 256, 9
@@ -82,48 +89,30 @@ class Flight:
     engine: str
 
 
-class Remote:
-    """A method of an actor's handle: `.remote(...)` starts it and gives back what to await."""
-
-    def __init__(self, act: Callable[..., Awaitable[Any]]) -> None:
-        self.act = act
-
-    def remote(self, *arguments: Any) -> asyncio.Future[Any]:
-        return asyncio.ensure_future(self.act(*arguments))
-
-
-class Controllers:
+class Controllers(ControllerActor):
     """All controllers: holds groups in flight, ends the oldest first, one per turn of the event loop."""
 
     def __init__(self) -> None:
         self.flights: dict[str, Flight] = {}
         self.finished = 0
         self.fewest = TRAJECTORIES
-        self.handle = SimpleNamespace(
-            play=self,
-            serve=Remote(self._serve),
-            leave=Remote(self._leave),
-            in_progress=Remote(self._in_progress),
-            waiting=Remote(self._waiting),
-            heartbeat=Remote(_heartbeat),
-        )
 
-    def options(self, *, num_returns: int) -> "Controllers":
-        """As of a Ray method."""
-        assert num_returns == 2
-        return self
-
-    def remote(self, spec: GroupSpec) -> tuple[asyncio.Future[GroupReport], None]:
-        """Play a group."""
+    @actor_method_pair
+    async def play(self, spec: GroupSpec) -> tuple[GroupReport, list[TrainSample]]:
         report: asyncio.Future[GroupReport] = asyncio.get_running_loop().create_future()
         engine = f"engine-{len(self.flights) % ENGINES}"
         self.flights[spec.id] = Flight(spec, report, engine)
-        return report, None
+        return await report, []
 
-    async def _waiting(self, count: int) -> WaitingTable:
+    @actor_method
+    async def waiting(self, count: int) -> WaitingTable:
         return WaitingTable((), {})
 
-    async def finish(self) -> None:
+    @actor_method
+    async def heartbeat(self) -> Heartbeat:
+        return beat()
+
+    async def _finish(self) -> None:
         """End a group whenever all places are taken; also where the run begins no more for a while."""
         idle = 0
         while True:
@@ -132,19 +121,23 @@ class Controllers:
             if self.flights and (len(self.flights) >= GROUPS or idle > 100):
                 self.fewest = min(self.fewest, len(self.flights) * GROUP_SIZE)
                 flight = self.flights.pop(next(iter(self.flights)))
-                flight.report.set_result(finished(flight.spec))
+                if not flight.report.done():  # given up
+                    flight.report.set_result(finished(flight.spec))
                 self.finished += GROUP_SIZE
                 idle = 0
 
-    async def _serve(self, versions: dict[str, int]) -> None:
+    @actor_method
+    async def serve(self, versions: Mapping[str, int | None]) -> None:
         pass
 
-    async def _leave(self, engines: list[str], moves: dict[str, str]) -> None:
+    @actor_method
+    async def leave(self, engines: Sequence[str], moves: Mapping[str, str]) -> None:
         for id, target in moves.items():
             if (flight := self.flights.get(id.partition(".")[0])) is not None:
                 flight.engine = target
 
-    async def _in_progress(self) -> list[InProgress]:
+    @actor_method
+    async def in_progress(self) -> list[InProgress]:
         return [
             InProgress(id, flight.spec.version, flight.engine, 100)
             for flight in self.flights.values()
@@ -179,7 +172,7 @@ def finished(spec: GroupSpec) -> GroupReport:
     return GroupReport(spec, members, spec.ids, (), now - 3, now)
 
 
-class Learner:
+class Learner(LearnerActor):
     """Steps at once, and notes at each step how far the run is and what it has cost."""
 
     def __init__(self, controllers: Controllers) -> None:
@@ -187,18 +180,9 @@ class Learner:
         self.marks: list[tuple[int, float, float]] = []
         self.profile = cProfile.Profile()
         self.profiled = False
-        self.handle = SimpleNamespace(
-            step=Remote(self._step),
-            lost=Remote(self._lost),
-            record=Remote(self._record),
-            heartbeat=Remote(_heartbeat),
-            snapshot=Remote(self._snapshot),
-            publish=Remote(self._publish),
-            save=Remote(self._save),
-            saved=Remote(self._saved),
-        )
 
-    async def _step(self, groups: list[Any]) -> StepResult:
+    @actor_method
+    def step(self, groups: Sequence[ObjectRef[list[TrainSample]]]) -> StepResult:
         self.marks.append((self.controllers.finished, time.process_time(), time.perf_counter()))
         if self.profiled:
             self.profile.enable() if len(self.marks) == 1 else None
@@ -207,24 +191,49 @@ class Learner:
             {"learner/tokens": 40.0, "parity/tokens": 0.0, "parity/mean_abs_dlogp": 0.0}
         )
 
-    async def _lost(self, groups: list[Any]) -> list[int]:
+    @actor_method
+    def lost(self, groups: Sequence[ObjectRef[list[TrainSample]]]) -> list[int]:
         return []
 
-    async def _record(self) -> list[tuple[str, int]]:
+    @actor_method
+    def record(self) -> list[tuple[str, int]]:
         return []
 
-    async def _snapshot(self, path: str) -> float:
+    @actor_method
+    def snapshot(self, version: int) -> float:
         return 0.0
 
-    async def _publish(self, path: str) -> int:
+    @actor_method
+    def publish(self, version: int, path: str) -> int:
         Path(path).touch()
         return 0
 
-    async def _save(self, folder: str, position: str) -> None:
+    @actor_method
+    def save(self, folder: str, position: str) -> None:
         pass
 
-    async def _saved(self) -> None:
+    @actor_method
+    def saved(self) -> None:
         pass
+
+
+class Engine(EngineActor):
+    """Takes every version at once."""
+
+    def __init__(self) -> None:
+        pass
+
+    @actor_method
+    async def stage(self, path: str, version: int) -> float:
+        return 0.0
+
+    @actor_method
+    async def load(self, path: str, version: int) -> LoadTimes:
+        return LoadTimes(pause_ms=0.0, swap_ms=0.0, staging_ms=0.0)
+
+    @actor_method
+    async def heartbeat(self) -> Heartbeat:
+        return beat()
 
 
 class LocalDispatcher(Dispatcher):
@@ -235,16 +244,9 @@ class LocalDispatcher(Dispatcher):
             report.cancel()
 
 
-async def _heartbeat() -> Heartbeat:
+def beat() -> Heartbeat:
+    """A stand-in's heartbeat."""
     return Heartbeat(os.getpid(), "127.0.0.1")
-
-
-async def _stage(path: str, version: int) -> float:
-    return 0.0
-
-
-async def _load(path: str, version: int) -> LoadTimes:
-    return LoadTimes(pause_ms=0.0, swap_ms=0.0, staging_ms=0.0)
 
 
 async def measure(mode: str, folder: str, *, profile: bool) -> bool:
@@ -252,13 +254,9 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     controllers = Controllers()
     learner = Learner(controllers)
     learner.profiled = profile
-    engines = {
-        f"engine-{n}": SimpleNamespace(
-            stage=Remote(_stage), load=Remote(_load), heartbeat=Remote(_heartbeat)
-        )
-        for n in range(ENGINES)
-    }
-    actors = Actors(learner.handle, engines, {}, {"controller-0": controllers.handle})
+    engines = {f"engine-{n}": local_handle(Engine()) for n in range(ENGINES)}
+    handle: Handle[ControllerActor] = local_handle(controllers)
+    actors = Actors(local_handle(learner), dict(engines), {}, {"controller-0": handle})
     config = settings(mode, folder)
     run_folder = RunFolder(config)
     cluster: Any = SimpleNamespace(actors=actors, weights=Path(folder))
@@ -266,7 +264,7 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     run = Run(config, cluster, run_folder, progress, WandbSink(config.wandb, run_folder))
     dispatcher = LocalDispatcher(actors, run.fleet, config.episode.max_seconds)
     run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = dispatcher
-    finishing = asyncio.create_task(controllers.finish())
+    finishing = asyncio.create_task(controllers._finish())
     await run.main()
     finishing.cancel()
     run_folder.close()

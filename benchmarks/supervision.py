@@ -23,13 +23,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 
 from envs.env import Task
 from envs.message import ToolCall
 from envs.session import Deadlines, EnvSession
+from rl.actors.actor_method import Handle
 from rl.actors.env_host import EnvHost
 from rl.actors.host_pool import HostPool, HostSession
 from rl.cluster import MAX_CALLS
@@ -95,7 +96,8 @@ async def most(sessions: list[HostSession], seconds: float) -> float:
 async def measure(hosts: int, sessions: int, folder: str) -> dict[str, Any]:
     """Start the hosts, open the sessions, and take every figure."""
     host = ray.remote(EnvHost).options(num_cpus=0, max_concurrency=MAX_CALLS)
-    pool = HostPool([host.remote((TABLE,), f"{folder}/host-{n}.log") for n in range(hosts)])
+    handles = [host.remote((TABLE,), f"{folder}/host-{n}.log") for n in range(hosts)]
+    pool = HostPool(cast(list[Handle[EnvHost]], handles))
     task = next(TABLE.make().tasks("train", 0))
     opened = [HostSession(pool, f"s{n}", TABLE) for n in range(sessions)]
     await asyncio.gather(*(session.open(task) for session in opened))

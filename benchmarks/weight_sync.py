@@ -26,21 +26,24 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
+from rl.actors.actor_method import Handle, actor_method
 from rl.actors.engine import EngineActor
 from rl.cluster import Cluster
 from rl.cold_start import corpus
 from rl.config import RunConfig
+from rl.fleet.file_transport import FileTransport
 from rl.fleet.weight_sync import WeightSync
 from rl.record.run_folder import RunFolder
 from trainer.families.family import Preset
@@ -82,24 +85,28 @@ class Result:
 class WritingEngine(EngineActor):
     """An engine that writes sequences without end, and notes when each token came."""
 
+    @actor_method
     async def begin(self) -> None:
         """Begin to write."""
         self.arrivals: list[list[float]] = []
         self.newest: dict[int, list[float]] = {}
         self.writing = [asyncio.create_task(self._write(n)) for n in range(SEQUENCES)]
 
+    @actor_method
     async def end(self) -> None:
         """Write no more."""
         for task in self.writing:
             task.cancel()
         await asyncio.gather(*self.writing, return_exceptions=True)
 
+    @actor_method
     async def written_on(self) -> None:
         """Returns once every sequence has a token that is newer than this call."""
         start = time.monotonic()
         while not all(times and times[-1] > start for times in self.newest.values()):
             await asyncio.sleep(0.01)
 
+    @actor_method
     async def longest_gap(self, start: float, end: float) -> float:
         """The longest time (ms) without a token, of the sequences, that lies in part between two moments."""
         return 1e3 * max(
@@ -192,10 +199,9 @@ async def measure(config: RunConfig, checkpoint: Path, folder: Path, parameters:
     try:
         cluster.connect()
         actors = await cluster.start(str(checkpoint))
-        sync = WeightSync(actors, cluster.weights, LIMIT_SECONDS)
-        engines = list(actors.engines.values())
-        idle = await idle_staging(sync)
-        size = sync.files[VERSIONS + 1].stat().st_size
+        sync = WeightSync(actors, FileTransport(actors, cluster.weights), LIMIT_SECONDS)
+        engines = cast(list[Handle[WritingEngine]], list(actors.engines.values()))
+        idle, size = await idle_staging(sync)
         memcpy = memory_copy_ms(size)
         await asyncio.gather(*(e.begin.remote() for e in engines))
         await written_on(engines)
@@ -206,11 +212,11 @@ async def measure(config: RunConfig, checkpoint: Path, folder: Path, parameters:
         gaps, changes = [], []
         for version in range(1, VERSIONS + 1):
             snapshots.append(await sync.snapshot(version))
-            publishes.append(1e3 * (await sync.publish(version)).publish_seconds)
+            publishes.append(1e3 * (await sync.publish(version)).seconds)
             everyone = dict.fromkeys(actors.engines, version)
             await written_on(engines)
             start = time.monotonic()
-            stagings += (await sync.stage(everyone)).staging_ms
+            stagings += await sync.stage(everyone)
             end = time.monotonic()
             await written_on(engines)
             gaps.append(await longest_gap(engines, start, end))
@@ -219,8 +225,8 @@ async def measure(config: RunConfig, checkpoint: Path, folder: Path, parameters:
             end = time.monotonic()
             await written_on(engines)
             changes.append(await longest_gap(engines, start, end))
-            pauses += times.pause_ms
-            swaps += times.swap_ms
+            pauses += [t.pause_ms for t in times.values()]
+            swaps += [t.swap_ms for t in times.values()]
             sync.forget({version})
         await asyncio.gather(*(e.end.remote() for e in engines))
     finally:
@@ -243,22 +249,24 @@ async def measure(config: RunConfig, checkpoint: Path, folder: Path, parameters:
     )
 
 
-async def idle_staging(sync: WeightSync) -> float:
-    """What a staging takes where nothing is written (ms), once the second model is there."""
+async def idle_staging(sync: WeightSync) -> tuple[float, int]:
+    """How long a staging takes where nothing is written (ms), once the second model is there; a version's
+    bytes."""
     times: tuple[float, ...] = ()
+    size = 0
     for version in (VERSIONS + 2, VERSIONS + 1):
         await sync.snapshot(version)
-        await sync.publish(version)
-        times = (await sync.stage(dict.fromkeys(sync.actors.engines, version))).staging_ms
-    return median(times)
+        size = (await sync.publish(version)).bytes
+        times = await sync.stage(dict.fromkeys(sync.actors.engines, version))
+    return median(times), size
 
 
-async def written_on(engines: list[Any]) -> None:
+async def written_on(engines: Sequence[Handle[WritingEngine]]) -> None:
     """Until every sequence goes on: after a change of weights its prefix is computed again first."""
     await asyncio.gather(*(e.written_on.remote() for e in engines))
 
 
-async def longest_gap(engines: list[Any], start: float, end: float) -> float:
+async def longest_gap(engines: Sequence[Handle[WritingEngine]], start: float, end: float) -> float:
     """Over all engines (ms)."""
     return max(await asyncio.gather(*(e.longest_gap.remote(start, end) for e in engines)))
 

@@ -6,14 +6,16 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 import psutil
 import ray
+from ray.actor import ActorClass
 from ray.exceptions import RayError
 
+from rl.actors.actor_method import Handle, end_actor
 from rl.actors.controller import ControllerActor
 from rl.actors.engine import EngineActor
 from rl.actors.env_host import EnvHost
@@ -37,6 +39,8 @@ MAX_CALLS = 100_000
 # Bytes. An actor that asks for nothing at all Ray puts on any node, whatever the strategy says.
 LEAST_MEMORY = 2**20
 
+T = TypeVar("T")
+
 
 class Cluster:
     """Ray and the actors of one run."""
@@ -49,9 +53,9 @@ class Cluster:
         self.actors: Actors | None = None
         # Checkpoint and end-of-sequence ids, of every engine.
         self._policy: tuple[str, tuple[int, ...]] = ("", ())
-        self._engines: dict[str, Any] = {}
-        self._starting: dict[str, Any] = {}
-        self._stores: dict[str, Any] = {}
+        self._engines: dict[str, Handle[EngineActor]] = {}
+        self._starting: dict[str, Handle[EngineActor]] = {}
+        self._stores: dict[str, Handle[NodeStore]] = {}
         self._placing = asyncio.Lock()
         self._store_numbers = itertools.count()
         self._processes: list[psutil.Process] = []
@@ -82,21 +86,23 @@ class Cluster:
         await self._probe(checkpoint, seconds)
         hosts = self._place_hosts()
         # Controllers look engines and hosts up by name, so those have to be known first.
-        await asyncio.gather(*(self._ready(h.ping, name, seconds) for name, h in hosts.items()))
+        await asyncio.gather(
+            *(self._ready(h.ping.remote(), name, seconds) for name, h in hosts.items())
+        )
         controllers = self._place_controllers(checkpoint, list(hosts))
         await asyncio.gather(
             *(
-                self._ready(engine.start, name, config.engine.start_seconds)
+                self._ready(engine.start.remote(), name, config.engine.start_seconds)
                 for name, engine in self._engines.items()
             ),
             self._ready_learner(ranks, seconds),
-            *(self._ready(c.ready, name, seconds) for name, c in controllers.items()),
+            *(self._ready(c.ready.remote(), name, seconds) for name, c in controllers.items()),
         )
         self._processes = psutil.Process().children(recursive=True)
         learner = LearnerRanks(list(ranks.values())) if len(ranks) > 1 else ranks["learner"]
         where = await self._where({**ranks, **self._engines, **hosts, **controllers})
         home = where[next(iter(ranks))]
-        await self._place_shelves(home, {where[name] for name in self._engines})
+        await self._place_stores(home, {where[name] for name in self._engines})
         self.actors = Actors(
             learner,
             self._engines,
@@ -118,7 +124,7 @@ class Cluster:
         if said := await probe(self.config.env, folders, seconds):
             raise StartError(said[0])
 
-    async def _where(self, actors: Mapping[str, Any]) -> dict[str, str]:
+    async def _where(self, actors: Mapping[str, Handle[object]]) -> dict[str, str]:
         seconds = self.config.timeouts.start_seconds
         try:
             return await node_of(actors, seconds)
@@ -127,8 +133,8 @@ class Cluster:
         except RayError as error:
             raise StartError(f"an actor ended while others started: {first_line(error)}") from None
 
-    async def _place_shelves(self, home: str, nodes: set[str]) -> None:
-        """On nodes that have none; of a run on this node alone it makes the folder itself."""
+    async def _place_stores(self, home: str, nodes: set[str]) -> None:
+        """Start a store on each node that has none; a run on this node alone makes the folder itself."""
         async with self._placing:
             if not self._stores and {home, *nodes} == {own_node()}:
                 claim(node_folder(self.weights, own_node()))
@@ -147,7 +153,7 @@ class Cluster:
                 await self._where(stores)
             except StartError:
                 for store in stores.values():
-                    ray.kill(store)
+                    end_actor(store, restart=False)
                 if not self._stores:  # the folder here is this process's as before
                     claim(node_folder(self.weights, own_node()))
                 raise
@@ -162,11 +168,11 @@ class Cluster:
         # A handle that nobody holds would end the engine, and leave what it has started to itself.
         engine = self._starting[name] = self._place_engine(name)
         try:
-            await self._ready(engine.start, name, None)
+            await self._ready(engine.start.remote(), name, None)
             node = (await self._where({name: engine}))[name]
-            await self._place_shelves(self.actors.home, {node})
+            await self._place_stores(self.actors.home, {node})
         except StartError:
-            ray.kill(self._starting.pop(name))
+            end_actor(self._starting.pop(name), restart=False)
             raise
         self.actors.engines[name] = self._starting.pop(name)
         self.actors.node_of[name] = node
@@ -174,7 +180,7 @@ class Cluster:
         self.actors.addresses |= await asyncio.to_thread(alive_nodes)
         return self.actors.addresses.get(node, node)
 
-    def _place_engine(self, name: str) -> Any:
+    def _place_engine(self, name: str) -> Handle[EngineActor]:
         config, (checkpoint, eos_ids) = self.config, self._policy
         # Requests move where engines serve different versions.
         caches = str(self.weights) if config.rules.live > 1 else ""
@@ -188,8 +194,8 @@ class Cluster:
             scheduling_strategy="SPREAD",
         )
 
-    def _place_learner(self, checkpoint: str) -> dict[str, Any]:
-        """By name, rank 0 first."""
+    def _place_learner(self, checkpoint: str) -> dict[str, Handle[LearnerActor]]:
+        """Start the learner's ranks; returns them by name, rank 0 first."""
         config = self.config.learner
         names = [f"learner-{rank}" for rank in range(config.ranks)]
         return {
@@ -207,7 +213,7 @@ class Cluster:
             for rank, name in enumerate(names if config.ranks > 1 else ["learner"])
         }
 
-    def _place_hosts(self) -> dict[str, Any]:
+    def _place_hosts(self) -> dict[str, Handle[EnvHost]]:
         names = [f"host-{index}" for index in range(self.config.rollout.hosts)]
         # Over as many nodes as there are: an environment's work wants CPUs, whichever.
         nodes = itertools.cycle(sorted(alive_nodes(), key=lambda node: node != own_node()))
@@ -222,7 +228,9 @@ class Cluster:
             for name in names
         }
 
-    def _place_controllers(self, checkpoint: str, hosts: list[str]) -> dict[str, Any]:
+    def _place_controllers(
+        self, checkpoint: str, hosts: list[str]
+    ) -> dict[str, Handle[ControllerActor]]:
         names = [f"controller-{index}" for index in range(self.config.rollout.controllers)]
         rest = (self.config, checkpoint, list(self._engines), hosts, self.id, str(self.folder))
         return {
@@ -232,15 +240,15 @@ class Cluster:
 
     def _place(
         self,
-        kind: type,
+        kind: type[T],
         name: str,
-        arguments: tuple[Any, ...],
+        arguments: tuple[object, ...],
         *,
         threads: int = 1,
         beside: Mapping[str, int] | None = None,
         variables: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> Any:
+        **options: object,
+    ) -> Handle[T]:
         """Start an actor. The CPUs it asks for do not decide how many threads it gets.
 
         beside: groups of methods that run beside the others, and how many calls of each at once.
@@ -250,27 +258,29 @@ class Cluster:
         # Threads that spin while they wait take the cores that the other processes need.
         own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         environment = {"env_vars": own | dict(variables or {})}
-        placed: Any = ray.remote(concurrency_groups=dict(beside or {}))  # pyright: ignore[reportCallIssue]
-        remote = placed(kind).options(
+        placed = ray.remote(concurrency_groups=dict(beside or {}))  # pyright: ignore[reportCallIssue]
+        remote = cast(Callable[[type[T]], ActorClass[T]], placed)(kind).options(
             name=name, namespace=self.id, runtime_env=environment, **options
         )
-        return remote.remote(*arguments)
+        return cast(type[T], remote.remote(*arguments))
 
     def _log(self, name: str) -> str:
         return str(self.folder / "logs" / f"{name}.log")
 
-    async def _ready_learner(self, ranks: dict[str, Any], seconds: float) -> None:
+    async def _ready_learner(self, ranks: dict[str, Handle[LearnerActor]], seconds: float) -> None:
         """Load the policy; several ranks meet at the first one."""
         first, *others = ranks
-        meeting = await self._ready(ranks[first].meeting, first, seconds) if others else ""
+        meeting = ""
+        if others:
+            meeting = await self._ready(ranks[first].meeting.remote(), first, seconds)
         await asyncio.gather(
-            *(self._ready(rank.ready, name, seconds, meeting) for name, rank in ranks.items())
+            *(self._ready(rank.ready.remote(meeting), n, seconds) for n, rank in ranks.items())
         )
 
-    async def _ready(self, method: Any, name: str, seconds: float | None, *arguments: Any) -> Any:
-        """seconds: None: however long it takes."""
+    async def _ready(self, call: Awaitable[T], name: str, seconds: float | None) -> T:
+        """What an actor's first call returns. seconds: None: however long it takes. Raises StartError."""
         try:
-            return await within(method.remote(*arguments), seconds)
+            return await within(call, seconds)
         except TimeoutError:
             reason = f"not ready within {seconds:g} s"
         except Exception as error:

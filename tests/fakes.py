@@ -8,9 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from envs.env import Env, Reply, Task
@@ -18,7 +16,11 @@ from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvSession, Opening
 from envs.session import StepResult as TurnResult
 from envs.tool import ToolError, tool
+from rl.actors.engine import EngineActor
+from rl.actors.handles import Actors
 from rl.actors.heartbeat import Heartbeat
+from rl.actors.learner import LearnerActor
+from rl.actors.local_handle import local_handle
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
 from rl.loop.dispatcher import Played
 from rl.record.run_folder import RunFolder, TrajectoryWriter
@@ -352,8 +354,74 @@ class Remote:
         return asyncio.ensure_future(self.act(*arguments))
 
 
-class FakePool:
-    """A learner and two engines as the run sees them (`rl.cluster.Actors`); `log` is what they were asked.
+class FakeEngine(EngineActor):
+    """An engine of a `FakePool`."""
+
+    def __init__(self, name: str, pool: "FakePool") -> None:
+        self.name, self.pool = name, pool
+
+    async def stage(self, path: str, version: int) -> float:
+        await self.pool.act(f"stage {self.name}", version)
+        assert Path(path).read_bytes() == b"weights"
+        self.pool.staged[self.name] = version
+        return 5.0
+
+    async def load(self, path: str, version: int) -> LoadTimes:
+        await self.pool.act(self.name, version)
+        assert Path(path).read_bytes() == b"weights"
+        self.pool.read[self.name] = path
+        staging_ms = 0.0 if self.pool.staged.pop(self.name, None) == version else 5.0
+        return LoadTimes(pause_ms=2.0, swap_ms=1.0, staging_ms=staging_ms)
+
+    async def sleep(self) -> None:
+        await self.pool.act(self.name, "sleep")
+
+    async def wake(self) -> None:
+        await self.pool.act(self.name, "wake")
+
+    async def heartbeat(self) -> Heartbeat:
+        return Heartbeat(1234, "127.0.0.1")
+
+
+class FakeLearner(LearnerActor):
+    """The learner of a `FakePool`."""
+
+    def __init__(self, pool: "FakePool") -> None:
+        self.pool = pool
+
+    async def step(self, groups: Sequence[Any]) -> StepResult:
+        await self.pool.act("step", list(groups))
+        metrics = {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
+        return StepResult(metrics, 2, [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
+
+    async def record(self) -> list[tuple[str, int]]:
+        await self.pool.act("record", None)
+        return [("g000000-0", 10 * sum(name == "record" for name, _ in self.pool.log))]
+
+    async def lost(self, groups: Sequence[Any]) -> list[int]:
+        return [index for index, samples in enumerate(groups) if samples in self.pool.gone]
+
+    async def snapshot(self, version: int) -> float:
+        await self.pool.act("snapshot", version)
+        self.pool.copied.add(version)
+        return 3.0
+
+    async def publish(self, version: int, path: str) -> int:
+        await self.pool.act("publish", path)
+        self.pool.copied.remove(version)
+        Path(path).write_bytes(b"weights")
+        return 7
+
+    async def save(self, folder: str, position: str) -> None:
+        self.pool.positions.append(position)
+        await self.pool.act("save", folder)
+
+    async def saved(self) -> None:
+        await self.pool.act("saved", None)
+
+
+class FakePool(Actors):
+    """A learner and two engines; `log` is what they were asked.
 
     `fail` maps an act (step, snapshot, publish, save, saved, "stage engine-0", or an engine's name for its
     load) to what it raises, or HANG.
@@ -363,95 +431,31 @@ class FakePool:
 
     def __init__(self, fail: dict[str, Any] | None = None, turns: int = 1) -> None:
         """`turns`: how often the event loop turns until an act is done."""
+        super().__init__(local_handle(FakeLearner(self)), {}, {}, {})
+        for name in ("engine-0", "engine-1"):
+            self.add(name)
         self.fail = fail or {}
         self.turns = turns
         self.log: list[tuple[str, Any]] = []
-        self.learner = SimpleNamespace(
-            step=Remote(self._step),
-            record=Remote(self._record),
-            snapshot=Remote(self._snapshot),
-            publish=Remote(self._publish),
-            save=Remote(self._save),
-            saved=Remote(partial(self._act, "saved", None)),
-            lost=Remote(self._lost),
-        )
-        self.engines: dict[str, Any] = {}
-        for name in ("engine-0", "engine-1"):
-            self.add(name)
-        self.controllers: dict[str, Any] = {}
-        # As of actors that are all on this process's node.
-        self.node_of: dict[str, str] = {}
-        self.addresses: dict[str, str] = {}
-        self.hosts: dict[str, Any] = {}
-        self.home, self.stores = "", {}
         # Samples that are gone with their node.
         self.gone: set[Any] = set()
-        self.copied: set[str] = set()
+        self.copied: set[int] = set()
         self.positions: list[str] = []
+        # What each engine has staged, and the file that it has loaded.
         self.staged: dict[str, int] = {}
+        self.read: dict[str, str] = {}
 
     def add(self, name: str) -> None:
         """An engine more."""
-        self.engines[name] = SimpleNamespace(
-            stage=Remote(partial(self._stage, name)),
-            load=Remote(partial(self._load, name)),
-            sleep=Remote(partial(self._act, name, "sleep")),
-            wake=Remote(partial(self._act, name, "wake")),
-            heartbeat=Remote(self._heartbeat),
-        )
-
-    @property
-    def all(self) -> dict[str, Any]:
-        return self.engines
-
-    async def _heartbeat(self) -> Heartbeat:
-        return Heartbeat(1234, "127.0.0.1")
+        self.engines[name] = local_handle(FakeEngine(name, self))
 
     def weights(self) -> list[Path]:
         """Published files that are still there."""
         paths = {Path(path) for name, path in self.log if name == "publish"}
         return sorted(path for path in paths if path.exists())
 
-    async def _step(self, groups: Sequence[Any]) -> StepResult:
-        await self._act("step", list(groups))
-        metrics = {"learner/tokens": 40.0, "parity/tokens": 10.0, "parity/mean_abs_dlogp": 1e-6}
-        return StepResult(metrics, 2, [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
-
-    async def _record(self) -> list[tuple[str, int]]:
-        await self._act("record", None)
-        return [("g000000-0", 10 * sum(name == "record" for name, _ in self.log))]
-
-    async def _lost(self, groups: Sequence[Any]) -> list[int]:
-        return [index for index, samples in enumerate(groups) if samples in self.gone]
-
-    async def _snapshot(self, path: str) -> float:
-        await self._act("snapshot", path)
-        self.copied.add(path)
-        return 3.0
-
-    async def _publish(self, path: str) -> int:
-        await self._act("publish", path)
-        self.copied.remove(path)
-        Path(path).write_bytes(b"weights")
-        return 7
-
-    async def _save(self, folder: str, position: str) -> None:
-        self.positions.append(position)
-        await self._act("save", folder)
-
-    async def _stage(self, name: str, path: str, version: int) -> float:
-        await self._act(f"stage {name}", version)
-        assert Path(path).read_bytes() == b"weights"
-        self.staged[name] = version
-        return 5.0
-
-    async def _load(self, name: str, path: str, version: int) -> LoadTimes:
-        await self._act(name, version)
-        assert Path(path).read_bytes() == b"weights"
-        staging_ms = 0.0 if self.staged.pop(name, None) == version else 5.0
-        return LoadTimes(pause_ms=2.0, swap_ms=1.0, staging_ms=staging_ms)
-
-    async def _act(self, name: str, detail: Any) -> None:
+    async def act(self, name: str, detail: Any) -> None:
+        """An act of one of them: noted, and done or failed some turns later."""
         self.log.append((name, detail))
         for _ in range(self.turns):
             await asyncio.sleep(0)

@@ -43,10 +43,8 @@ def playing(
             raise outcome
         return outcome
 
-    play = SimpleNamespace(
-        options=lambda num_returns: SimpleNamespace(remote=lambda spec: (answer(), "samples"))
-    )
     monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)
+    play = SimpleNamespace(remote=lambda spec: (answer(), "samples"))
     handle = SimpleNamespace(play=play, heartbeat=Remote(AsyncMock()))
     actors: Any = SimpleNamespace(controllers={"controller-0": handle})
     return Dispatcher(actors, SimpleNamespace(push_engine_map=announced), 1.0)
@@ -93,9 +91,7 @@ async def test_a_controller_that_is_gone_gets_no_group_before_it_answers(monkeyp
                 raise ActorUnavailableError("The actor is restarting", b"0" * 16)
 
         two = SimpleNamespace(remote=lambda spec: (asyncio.ensure_future(play(spec)), "samples"))
-        return SimpleNamespace(
-            play=SimpleNamespace(options=lambda num_returns: two), heartbeat=Remote(heartbeat)
-        )
+        return SimpleNamespace(play=two, heartbeat=Remote(heartbeat))
 
     monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)
     actors: Any = SimpleNamespace(controllers={name: controller(name) for name in "ab"})

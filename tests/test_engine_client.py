@@ -3,18 +3,21 @@
 import asyncio
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fakes import Remote
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from rl.actors.engine_client import EngineClient, EngineMapMissing, joined
+from rl.actors.engine import EngineActor
+from rl.actors.engine_client import EngineClient, EngineMapMissing, joined, least_loaded
+from rl.actors.local_handle import local_handle
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 
 
-class Writer:
+class Writer(EngineActor):
     """An engine that writes the numbers after its prompt's last, one per turn of the event loop.
 
     Where it has a folder, an interrupted request leaves its cache there, which the next engine takes.
@@ -26,11 +29,7 @@ class Writer:
         self.stopped: set[str] = set()
         self.prompts: list[tuple[int, ...]] = []
         self.deaf = 0
-        self.handle = SimpleNamespace(
-            generate=Remote(self.generate),
-            interrupt=Remote(self.interrupt),
-            abort=Remote(self.abort),
-        )
+        self.handle = local_handle(self)
         self.aborted: list[str] = []
 
     async def generate(self, request: Request) -> Completion:

@@ -1,37 +1,34 @@
 """The fleet: the order in which engines change version, and what happens to the weights' files."""
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import FakePool, Remote
+from fakes import FakePool
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
+from rl.actors.controller import ControllerActor
+from rl.actors.local_handle import local_handle
+from rl.fleet.file_transport import FileTransport
 from rl.fleet.fleet import Fleet
 from rl.fleet.weight_sync import SyncError, SyncTimes, WeightSync
 from rollout.placement import InProgress
 from rollout.scheduler import Backlog, Limits
+from rollout.vllm_engine import LoadTimes
 from rollout.window import Rules, Window
 
 LIMITS = Limits(batch_groups=2, group_size=1, target=8, engine_first=99, engine_later=99)
 DORA = Rules(live=2, max_staleness=2)
 
 
-class Controller:
+class Controller(ControllerActor):
     """Writes down what it is told, into the log of the pool. fail: what asking it to leave raises; of a
     list, one after the other."""
 
     def __init__(self, pool: FakePool, places: list[InProgress], fail: Any = None) -> None:
         self.pool, self.places, self.fail = pool, places, fail
-        self.handle = SimpleNamespace(
-            serve=Remote(self.serve),
-            leave=Remote(self.leave),
-            lose=Remote(self.lose),
-            in_progress=Remote(self.in_progress),
-        )
 
-    async def serve(self, versions: dict[str, int]) -> None:
+    async def serve(self, versions: dict[str, int | None]) -> None:
         self.pool.log.append(("serve", dict(versions)))
 
     async def lose(self, engines: list[str]) -> None:
@@ -58,14 +55,14 @@ def fleet(
     adapters: bool = False,
 ) -> Fleet:
     pool = FakePool()
-    pool.controllers = {"controller-0": Controller(pool, places, fail).handle}
+    pool.controllers = {"controller-0": local_handle(Controller(pool, places, fail))}
     counts: dict[int, int] = {}
     for one in places:
         counts[one.version] = counts.get(one.version, 0) + 1
     made: Fleet
     made = Fleet(
         pool,
-        WeightSync(pool, tmp_path, 5.0),
+        WeightSync(pool, FileTransport(pool, tmp_path), 5.0),
         rules,
         LIMITS,
         SimpleNamespace(
@@ -80,8 +77,7 @@ def fleet(
 
 async def publish(made: Fleet, version: int) -> SyncTimes:
     """The learner has made a version."""
-    await made.snapshot(version)
-    return await made.publish(version)
+    return await made.publish(version, await made.sync.snapshot(version))
 
 
 async def test_an_engine_stages_before_it_is_left_loads_after_and_is_opened_in_the_end(tmp_path):
@@ -132,7 +128,7 @@ async def test_in_place_every_engine_loads_and_no_controller_is_asked_to_leave(t
     stages = ["stage engine-0", "stage engine-1"]
     acts = ["serve", "snapshot", "publish", *stages, "engine-0", "engine-1", "serve"]
     assert [name for name, _ in made.actors.log] == acts
-    assert times.pause_ms == (2.0, 2.0) and times.bytes == 7
+    assert times.pause_ms == (2.0, 2.0) and times.publication.bytes == 7
     assert list(tmp_path.iterdir()) == [], "nobody will load it again"
 
 
@@ -253,7 +249,7 @@ async def test_adapters_are_on_every_engine_before_the_first_request(tmp_path):
     path = str(tmp_path / "version-0.safetensors")
     serving = {"engine-0": 0, "engine-1": 0}
     assert made.actors.log == [
-        ("snapshot", path),
+        ("snapshot", 0),
         ("publish", path),
         ("engine-0", 0),
         ("engine-1", 0),
@@ -424,7 +420,7 @@ async def test_an_engine_that_dies_when_it_has_loaded_leaves_too(tmp_path, monke
     await made.start()
     load = made.sync.load
 
-    async def load_and_lose(versions: dict[str, int]) -> SyncTimes:
+    async def load_and_lose(versions: dict[str, int]) -> dict[str, LoadTimes]:
         times = await load(versions)
         made.sync.lost.add("engine-1")  # noticed by a call beside this one
         return times

@@ -13,8 +13,8 @@ from rl.fleet import engine_events
 from rl.fleet.engine_events import EngineSpans
 
 
-def actor(act) -> SimpleNamespace:
-    return SimpleNamespace(heartbeat=Remote(act))
+def actor(act) -> Remote:
+    return Remote(act)
 
 
 async def test_who_answers_is_seen_and_who_does_not_holds_nobody_up(monkeypatch):

@@ -1,36 +1,41 @@
 """The learner's ranks behind one handle, with ranks that answer, raise, die or hang on command."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
-from fakes import Remote
 from ray.exceptions import ActorDiedError
 
 import rl.actors.learner_ranks
+from rl.actors.learner import LearnerActor
 from rl.actors.learner_ranks import LearnerRanks, RankError
+from rl.actors.local_handle import local_handle
 from rl.nodes.process import first_line
 
 
-class FakeRank:
+class FakeRank(LearnerActor):
     """Answers calls in their order; `then` says what a call ends with: a value, an error, or never."""
 
     def __init__(self, then: object) -> None:
         self.then = then
-        self.asked: list[tuple[str, object]] = []
-        self.handle = SimpleNamespace(
-            step=Remote(lambda groups: self._answer("step", groups)),
-            record=Remote(lambda: self._answer("record", None)),
-            snapshot=Remote(lambda path: self._answer("snapshot", path)),
-            publish=Remote(lambda path: self._answer("publish", path)),
-            save=Remote(lambda folder, position: self._answer("save", folder + position)),
-            load=Remote(lambda folder: self._answer("load", folder)),
-            saved=Remote(lambda: self._answer("saved", None)),
-            lost=Remote(lambda groups: self._answer("lost", groups)),
-        )
+        self.asked: list[tuple[object, ...]] = []
 
-    async def _answer(self, name: str, argument: object) -> object:
-        self.asked.append((name, argument))
+    def step(self, groups):
+        return self._answer("step", groups)
+
+    def publish(self, version, path):
+        return self._answer("publish", version, path)
+
+    def save(self, folder, position):
+        return self._answer("save", folder, position)
+
+    def load(self, folder):
+        return self._answer("load", folder)
+
+    def lost(self, groups):
+        return self._answer("lost", groups)
+
+    async def _answer(self, *asked: object) -> object:
+        self.asked.append(asked)
         if self.then == "hangs":
             await asyncio.Event().wait()
         if isinstance(self.then, Exception):
@@ -40,7 +45,7 @@ class FakeRank:
 
 def together(*then: object) -> tuple[LearnerRanks, list[FakeRank]]:
     ranks = [FakeRank(t) for t in then]
-    return LearnerRanks([rank.handle for rank in ranks]), ranks
+    return LearnerRanks([local_handle(rank) for rank in ranks]), ranks
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +56,15 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_every_rank_is_asked_and_rank_0_answers():
     learner, ranks = together({"loss": 1.0}, {"loss": 2.0}, {"loss": 3.0})
     assert await learner.step.remote(["groups"]) == {"loss": 1.0}
-    assert await learner.publish.remote("path") == {"loss": 1.0}
+    assert await learner.publish.remote(1, "path") == {"loss": 1.0}
     await learner.save.remote("folder", "/0")
     await learner.load.remote("folder")
-    wanted = [("step", ["groups"]), ("publish", "path"), ("save", "folder/0"), ("load", "folder")]
+    wanted = [
+        ("step", ["groups"]),
+        ("publish", 1, "path"),
+        ("save", "folder", "/0"),
+        ("load", "folder"),
+    ]
     assert [rank.asked for rank in ranks] == [wanted] * 3
 
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from fakes import Remote
 
+from rl.actors.engine import EngineActor
 from rl.actors.engine_client import EngineClient
+from rl.actors.local_handle import local_handle
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.vllm_engine import VllmEngine
@@ -26,7 +26,7 @@ WRITTEN = 40
 BLOCK = 16
 
 
-class Watched:
+class Watched(EngineActor):
     """An engine that writes down what it was asked and what it answered."""
 
     def __init__(self, engine: VllmEngine) -> None:
@@ -34,9 +34,7 @@ class Watched:
         self.seen: list[tuple[Request, Completion]] = []
         # Stands between the engines: what the receiving one is told.
         self.change: Callable[[Request], Request] = lambda request: request
-        self.handle = SimpleNamespace(
-            generate=Remote(self.generate), interrupt=Remote(engine.interrupt)
-        )
+        self.handle = local_handle(self)
 
     async def generate(self, request: Request) -> Completion:
         request = self.change(request)
@@ -44,19 +42,21 @@ class Watched:
         self.seen.append((request, completion))
         return completion
 
-    async def has_written(self) -> None:
-        """Returns once a request is well under way, and far from its end."""
-        states = self.engine.llm.output_processor.request_states
-        while not any(
-            one.detokenizer and one.detokenizer.num_output_tokens() >= WRITTEN
-            for one in states.values()
-        ):
-            await asyncio.sleep(0.005)
 
-    def computed_again(self) -> int:
-        """Tokens of the last prompt that the engine computed."""
-        request, completion = self.seen[-1]
-        return len(request.prompt_ids) - completion.cached_tokens
+async def has_written(one: Watched) -> None:
+    """Returns once a request is well under way, and far from its end."""
+    states = one.engine.llm.output_processor.request_states
+    while not any(
+        state.detokenizer and state.detokenizer.num_output_tokens() >= WRITTEN
+        for state in states.values()
+    ):
+        await asyncio.sleep(0.005)
+
+
+def computed_again(one: Watched) -> int:
+    """Tokens of the last prompt that the engine computed."""
+    request, completion = one.seen[-1]
+    return len(request.prompt_ids) - completion.cached_tokens
 
 
 @asynccontextmanager
@@ -91,18 +91,18 @@ async def _moves(checkpoint: Path, caches: Path) -> None:
             await one.generate(Request("warm-up", "warm-up", PROMPT[::-1], 8))
         unmoved = await a.generate(Request("stays", "stays", PROMPT, TOKENS))
 
-        moved, computed_again = await _leave_half_way(engines)
+        moved, again = await _leave_half_way(engines)
         _assert_same(moved, unmoved)
-        assert b.computed_again() <= BLOCK, "by the count of the engine"
-        assert computed_again == 0, "the last token's keys and values were nowhere yet"
+        assert computed_again(b) <= BLOCK, "by the count of the engine"
+        assert again == 0, "the last token's keys and values were nowhere yet"
         assert list(caches.iterdir()) == [], "no file is left"
 
         b.change = lose
         await b.engine.llm.reset_prefix_cache()
-        moved, computed_again = await _leave_half_way(engines)
+        moved, again = await _leave_half_way(engines)
         _assert_same(moved, unmoved)
         request = b.seen[-1][0]
-        assert b.computed_again() == len(request.prompt_ids) == computed_again + 1
+        assert computed_again(b) == len(request.prompt_ids) == again + 1
         assert list(caches.iterdir()) == []
 
         await _another_version_refuses(a, checkpoint, unmoved)
@@ -115,7 +115,7 @@ async def _leave_half_way(engines: dict[str, Watched]) -> tuple[Completion, int]
     pool.begin("moves", 0)
     await pool.serve({"a": 0})
     turn = asyncio.create_task(pool.generate(Request("moves/0", "moves", PROMPT, TOKENS)))
-    await engines["a"].has_written()
+    await has_written(engines["a"])
     await pool.leave(["a"], {})
     await pool.serve({"b": 0})
     completion = await turn
@@ -135,13 +135,13 @@ def _assert_same(moved: Completion, unmoved: Completion) -> None:
 async def _another_version_refuses(one: Watched, checkpoint: Path, unmoved: Completion) -> None:
     """A cache of version 0 is not loaded by version 1; a request that stays goes on through the change."""
     turn = asyncio.create_task(one.generate(Request("left", "x", PROMPT, TOKENS)))
-    await one.has_written()
+    await has_written(one)
     await one.engine.interrupt(["left"])
     first = await turn
     rest = Request("goes on", "x", PROMPT + first.token_ids, TOKENS - len(first.token_ids))
     assert Path(first.cache).is_file()
     running = asyncio.create_task(one.generate(Request("waits", "y", PROMPT, TOKENS)))
-    await one.has_written()
+    await has_written(one)
     await one.engine.load(str(checkpoint / "model.safetensors"), 1)
     completion = await one.generate(replace(rest, cache=first.cache))
     assert completion.cached_tokens < len(rest.prompt_ids) - BLOCK
@@ -155,7 +155,7 @@ async def _another_version_refuses(one: Watched, checkpoint: Path, unmoved: Comp
 
 async def _only_moves_leave_a_file(one: Watched, caches: Path) -> None:
     turn = asyncio.create_task(one.generate(Request("dies", "x", PROMPT, TOKENS)))
-    await one.has_written()
+    await has_written(one)
     await one.engine.llm.abort(["dies"])
     completion = await turn
     assert (completion.finish_reason, completion.cache) == ("abort", "")

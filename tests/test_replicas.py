@@ -1,65 +1,53 @@
 """Weights on several nodes: each has a file of its own, fetched once, and nothing is left of it."""
 
 import os
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from fakes import FakePool, Remote
+from fakes import FakePool
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from rl.fleet.replicas import CHUNK_BYTES, NodeStore
+from rl.actors.local_handle import local_handle
+from rl.actors.node_store import CHUNK_BYTES, NodeStore
+from rl.fleet.file_transport import FileTransport
 from rl.fleet.weight_sync import SyncError, WeightSync
 from rl.nodes.local_ray import start_local_ray
 from rl.nodes.node_folder import empty, node_folder
 
 
-class FakeShelf:
+class FakeStore(NodeStore):
     """A node's store, reached as an actor is; `fails` is what its next fetches raise."""
 
     def __init__(self, folder: Path, fails: tuple[Exception, ...] = ()) -> None:
-        self.store = NodeStore(str(folder))
+        super().__init__(str(folder))
         self.fails = list(fails)
         self.fetched: list[str] = []
-        self.handle = SimpleNamespace(fetch=Remote(self._fetch), remove=Remote(self._remove))
 
-    async def _fetch(self, name: str, source: Any) -> int:
+    async def fetch(self, name: str, source: Any) -> int:
         self.fetched.append(name)
         if self.fails:
             raise self.fails.pop(0)
-        written = (source.remove.act.__self__.store.folder / name).read_bytes()
-        (self.store.folder / name).write_bytes(written)
-        return len(written)
-
-    async def _remove(self, name: str) -> None:
-        self.store.remove(name)
+        chunk = await source.read.remote(name, 0)
+        (self.folder / name).write_bytes(chunk)
+        return len(chunk)
 
 
 def two_nodes(
     tmp_path: Path, **fails: tuple[Exception, ...]
-) -> tuple[FakePool, dict[str, FakeShelf]]:
+) -> tuple[FakePool, dict[str, FakeStore]]:
     """The learner and engine-0 on node a, engine-1 on node b, whose engines say where they read."""
     pool = FakePool()
     pool.node_of = {"learner": "a", "engine-0": "a", "engine-1": "b"}
-    stores = {node: FakeShelf(node_folder(tmp_path, node), fails.get(node, ())) for node in "ab"}
-    pool.home, pool.stores = "a", {node: store.handle for node, store in stores.items()}
-    pool.read = {}  # pyright: ignore[reportAttributeAccessIssue]
-    for name, engine in pool.engines.items():
-        engine.load = Remote(partial(_load, pool, name))
+    stores = {node: FakeStore(node_folder(tmp_path, node), fails.get(node, ())) for node in "ab"}
+    pool.home, pool.stores = "a", {node: local_handle(store) for node, store in stores.items()}
     return pool, stores
-
-
-async def _load(pool: Any, name: str, path: str, version: int) -> Any:
-    pool.read[name] = path
-    return await pool._load(name, path, version)
 
 
 async def test_an_engine_of_another_node_reads_a_file_of_its_own_node(tmp_path):
     pool, stores = two_nodes(tmp_path)
-    sync = WeightSync(pool, tmp_path, 5.0)
+    sync = WeightSync(pool, FileTransport(pool, tmp_path), 5.0)
     await sync.snapshot(3)
     await sync.publish(3)
     assert not list((tmp_path / "b").iterdir()), "nobody there wants it yet"
@@ -78,7 +66,7 @@ async def test_an_engine_of_another_node_reads_a_file_of_its_own_node(tmp_path):
 
 async def test_a_version_that_is_forgotten_lies_on_no_node_any_more(tmp_path):
     pool, _ = two_nodes(tmp_path)
-    sync = WeightSync(pool, tmp_path, 5.0)
+    sync = WeightSync(pool, FileTransport(pool, tmp_path), 5.0)
     for version in (3, 4):
         await sync.snapshot(version)
         await sync.publish(version)
@@ -91,18 +79,18 @@ async def test_a_version_that_is_forgotten_lies_on_no_node_any_more(tmp_path):
 
 async def test_a_node_that_dies_as_it_fetches_loses_its_engine_and_the_others_load(tmp_path):
     pool, _ = two_nodes(tmp_path, b=(ActorDiedError(),))
-    sync = WeightSync(pool, tmp_path, 5.0)
+    sync = WeightSync(pool, FileTransport(pool, tmp_path), 5.0)
     await sync.snapshot(3)
     await sync.publish(3)
     times = await sync.load({"engine-0": 3, "engine-1": 3})
-    assert sync.lost == {"engine-1"} and times.pause_ms == (2.0,)
+    assert sync.lost == {"engine-1"} and [t.pause_ms for t in times.values()] == [2.0]
 
 
 async def test_a_node_that_cannot_be_reached_for_a_moment_is_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr("rl.nodes.nodes.AGAIN_SECONDS", 0.0)
     away = ActorUnavailableError("RPC error", b"0" * 16)
     pool, stores = two_nodes(tmp_path, b=(away, away))
-    sync = WeightSync(pool, tmp_path, 5.0)
+    sync = WeightSync(pool, FileTransport(pool, tmp_path), 5.0)
     await sync.snapshot(3)
     await sync.publish(3)
     await sync.load({"engine-1": 3})
@@ -111,7 +99,7 @@ async def test_a_node_that_cannot_be_reached_for_a_moment_is_asked_again(tmp_pat
 
 async def test_a_node_without_room_ends_the_run_with_a_sentence(tmp_path):
     pool, _ = two_nodes(tmp_path, b=(OSError("No space left on device"),))
-    sync = WeightSync(pool, tmp_path, 5.0)
+    sync = WeightSync(pool, FileTransport(pool, tmp_path), 5.0)
     await sync.snapshot(3)
     await sync.publish(3)
     with pytest.raises(SyncError, match=r"^engine-1 could not load version 3: No space left"):

@@ -21,9 +21,9 @@ class StartError(Exception):
 class Actors:
     """Handles of a run's actors, by name; an actor ends when its last handle here is gone.
 
-    ranks: the learner's processes, which `learner` stands for. node_of: the id of each actor's node. addresses:
-    by node id. home: the node of the learner (of its rank 0). stores: by node id; empty where all actors are on
-    this process's node.
+    ranks: the learner's processes, which `learner` stands for. node_of: the id of each actor's node.
+    addresses: by node id. home: the node of the learner (of its rank 0). stores: by node id; empty where all
+    actors are on this process's node.
     """
 
     learner: Handle[LearnerActor] | LearnerRanks

@@ -81,7 +81,7 @@ class LearnerActor:
             keep_versions=keep,
             ranks=ranks,
         )
-        self.snapshots: dict[str, dict[str, torch.Tensor]] = {}
+        self.snapshots: dict[int, dict[str, torch.Tensor]] = {}
         self.unwritten: deque[tuple[int, list[TokenScores]]] = deque()
         return sum(p.numel() for p in self.learner.model.parameters())
 
@@ -115,18 +115,18 @@ class LearnerActor:
         return [] if self.rank else self.learned.write(step, scores)
 
     @actor_method
-    def snapshot(self, path: str) -> float:
-        """Copy the present weights, to be written to `path`. Returns milliseconds."""
+    def snapshot(self, version: int) -> float:
+        """Copy the present weights, called `version`, for `publish`. Returns milliseconds."""
         start = time.perf_counter()
-        self.snapshots[path] = self.learner.snapshot(self.dtype)
+        self.snapshots[version] = self.learner.snapshot(self.dtype)
         return 1e3 * (time.perf_counter() - start)
 
     @beside("publish")
-    def publish(self, path: str) -> int:
-        """Write the copy that is for `path`. Returns bytes, on rank 0, which alone has it."""
+    def publish(self, version: int, path: str) -> int:
+        """Write the copy of `version` to a file. Returns bytes, on rank 0, which alone has it."""
         from trainer.weights import write_weights
 
-        weights = self.snapshots.pop(path)
+        weights = self.snapshots.pop(version)
         return 0 if self.rank else write_weights(weights, Path(path))
 
     @beside("heartbeat")

@@ -1,4 +1,5 @@
-"""`NodeStore`: one node's files of weights, in an actor of its own; it fetches files from other nodes' stores.
+"""`NodeStore`: one node's files of weights, in an actor of its own; it fetches files from other nodes'
+stores.
 
 A file comes in chunks through Ray's object store, and gets its name when it is whole.
 """

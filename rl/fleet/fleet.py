@@ -16,12 +16,15 @@ they hold moves to engines that stay where some serve its version, and waits in 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
+from rl.actors.actor_method import Handle
+from rl.actors.controller import ControllerActor
+from rl.actors.engine import EngineActor
 from rl.actors.handles import Actors
 from rl.fleet.engine_events import EngineSpans, Record, unrecorded
 from rl.fleet.weight_sync import SyncError, SyncTimes, WeightSync
@@ -30,9 +33,19 @@ from rl.nodes.nodes import reached
 from rl.nodes.process import first_line
 from rollout.placement import EngineState, InProgress, Placement
 from rollout.scheduler import Backlog, Limits, admission, decide
+from rollout.vllm_engine import LoadTimes
 from rollout.window import Rules, Window, publish
 
-NOTHING_LOADED = SyncTimes()
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The engines' part of a rebalance: their staging times (ms), and the times of each that changed
+    weights."""
+
+    staging_ms: tuple[float, ...] = ()
+    loads: Mapping[str, LoadTimes] = field(default_factory=dict)
 
 
 class Groups(Protocol):
@@ -107,7 +120,8 @@ class Fleet:
             await self._push_engine_map()
 
     async def _push_engine_map(self) -> None:
-        await self._tell("serve", dict(self._awake()))
+        versions = dict(self._awake())
+        await self._ask_all("serve", lambda controller: controller.serve.remote(versions))
 
     def _awake(self) -> Iterator[tuple[str, int | None]]:
         """Every engine with the version that it serves; None where it sleeps, or changes."""
@@ -123,14 +137,14 @@ class Fleet:
             await self._push_engine_map()
             await self._rebalance("switch")
             self.spans.sleep(self.shared_engines)
-            await self._switch("sleep")
+            await self._switch("sleep", lambda engine: engine.sleep.remote())
 
     async def wake_shared(self) -> None:
         """The learner has stepped. Raises SyncError."""
         if not self.shared_engines:
             return
         async with self.lock:
-            await self._switch("wake")
+            await self._switch("wake", lambda engine: engine.wake.remote())
             self.spans.wake()
             self.asleep = frozenset()
             await self._push_engine_map()
@@ -163,7 +177,7 @@ class Fleet:
     async def _take_in(self) -> None:
         """Engines that hold no version load the newest, where its file is there."""
         new = [name for name, version in self.serves.items() if version is None]
-        if self.window.newest in self.sync.files:
+        if self.window.newest in self.sync.published:
             await self._load(dict.fromkeys(new, self.window.newest))
 
     async def _take_out(self, names: Collection[str]) -> None:
@@ -178,42 +192,38 @@ class Fleet:
         self.asleep &= self.serves.keys()
         if all(version is None for version in self.serves.values()):
             raise SyncError(f"no engine is left: {', '.join(gone)} died")
-        await self._tell("lose", gone)
+        await self._ask_all("lose", lambda controller: controller.lose.remote(gone))
 
-    async def _switch(self, act: str) -> None:
+    async def _switch(
+        self, what: str, act: Callable[[Handle[EngineActor]], Awaitable[None]]
+    ) -> None:
         limit = self.sync.load_seconds
 
         async def switch(name: str) -> None:
             try:
-                await within(getattr(self.actors.engines[name], act).remote(), limit)
+                await within(act(self.actors.engines[name]), limit)
             except ActorDiedError:
                 self.sync.lost.add(name)
             except TimeoutError:
-                raise SyncError(f"{name} did not {act} within {limit:g} s") from None
+                raise SyncError(f"{name} did not {what} within {limit:g} s") from None
             except RayError as error:
-                raise SyncError(f"{name} could not {act}: {first_line(error)}") from None
+                raise SyncError(f"{name} could not {what}: {first_line(error)}") from None
 
         await asyncio.gather(*map(switch, self.shared_engines))
         await self._take_out(self.sync.lost)
 
-    async def snapshot(self, version: int) -> float:
-        """The learner has made `version`: copy its weights, so that it may go on. Returns milliseconds."""
-        return await self.sync.snapshot(version)
+    async def publish(self, version: int, snapshot_ms: float) -> SyncTimes:
+        """Publish `version`, have it staged, and rebalance.
 
-    async def publish(self, version: int) -> SyncTimes:
-        """Write the weights of `version`, which have been copied, have them staged, and rebalance."""
-        written = await self.sync.publish(version)
+        snapshot_ms: what the learner's copy of it took (`WeightSync.snapshot`).
+        """
+        publication = await self.sync.publish(version)
         staged = await self.sync.stage(await self._likely(version))
         async with self.lock:
             await self._take_out(self.sync.lost)
             self.window = publish(self.window, version)
-            loaded = await self._rebalance("step")
-        return replace(
-            loaded,
-            publish_seconds=written.publish_seconds,
-            bytes=written.bytes,
-            staging_ms=staged.staging_ms + loaded.staging_ms,
-        )
+            changes = await self._rebalance("step")
+        return SyncTimes(snapshot_ms, publication, staged + changes.staging_ms, changes.loads)
 
     async def _likely(self, version: int) -> dict[str, int]:
         """Engines that will take `version`: those of a rebalance now, or else those that drain next."""
@@ -265,9 +275,9 @@ class Fleet:
             if name not in self.asleep and version is not None
         ]
 
-    async def _rebalance(self, why: str) -> SyncTimes:
+    async def _rebalance(self, why: str) -> Changes:
         if not self._states():
-            return NOTHING_LOADED
+            return Changes()
         self.counts[f"rebalances/{why}"] += 1
         before, places = self.window, await self._in_progress()
         backlog = self.groups.backlog(self.window)
@@ -276,24 +286,22 @@ class Fleet:
         self.spans.window(self.window.versions)
         if decision.evicted:
             self.groups.evict(decision.evicted)
-        times = NOTHING_LOADED
+        changes = Changes()
         if not self.rules.in_place:
-            times = await self._carry_out(decision.placement)
+            changes = await self._carry_out(decision.placement)
         elif self.window != before:
-            times = await self._load(dict.fromkeys(self.serves, self.window.newest))
+            changes = await self._load(dict.fromkeys(self.serves, self.window.newest))
         await self._take_in()
         self._forget()
-        return times
+        return changes
 
     async def _in_progress(self) -> list[InProgress]:
         if self.rules.in_place:
             return []
-        answers = await asyncio.gather(
-            *(self._ask(c, "in_progress") for c in self.actors.controllers.values())
-        )
+        answers = await self._ask_all("in_progress", lambda c: c.in_progress.remote())
         return [one for answer in answers for one in answer or ()]
 
-    async def _carry_out(self, placement: Placement) -> SyncTimes:
+    async def _carry_out(self, placement: Placement) -> Changes:
         swaps = {move.engine: move.version for move in placement.weights}
         moves = {move.id: move.target for move in placement.requests if move.source}
         self.counts["weight_moves"] += len(swaps)
@@ -307,24 +315,34 @@ class Fleet:
         if swaps or moves:
             for name in swaps:
                 self.serves[name] = None
-            await self._tell("leave", list(swaps), moves)
-        loaded = await self._load(swaps, closed)
-        return replace(loaded, staging_ms=staged.staging_ms + loaded.staging_ms)
+            leaving = list(swaps)
+            await self._ask_all("leave", lambda c: c.leave.remote(leaving, moves))
+        return await self._load(swaps, closed, staged)
 
-    async def _load(self, versions: Mapping[str, int], closed: float | None = None) -> SyncTimes:
-        """closed: since when these engines get no turns (unix seconds); None: they do until they load."""
+    async def _load(
+        self,
+        versions: Mapping[str, int],
+        closed: float | None = None,
+        staged: tuple[float, ...] = (),
+    ) -> Changes:
+        """Load versions (by engine) and say who serves what.
+
+        closed: since when these engines get no turns (unix seconds); None: they do until they load. staged:
+        the staging times so far (ms).
+        """
         if not versions:
-            return NOTHING_LOADED
+            return Changes(staged)
         start = time.time() if closed is None else closed
-        times = await self.sync.load(versions)
+        loads = await self.sync.load(versions)
         self.serves |= versions
         await self._take_out(self.sync.lost)
         await self._push_engine_map()
-        pauses = zip(times.loaded, times.pause_ms, strict=True)
         # One may have died since it has loaded.
-        alive = {name: (versions[name], ms) for name, ms in pauses if name in self.serves}
+        alive = {n: (versions[n], t.pause_ms) for n, t in loads.items() if n in self.serves}
         self.spans.loaded(alive, start)
-        return times
+        # An engine that had not staged its version has done so to load it.
+        late = tuple(t.staging_ms for t in loads.values() if t.staging_ms)
+        return Changes(staged + late, loads)
 
     def _forget(self) -> None:
         """Remove weights that no engine will load any more."""
@@ -332,25 +350,32 @@ class Fleet:
         if self.rules.live > 1 or set(self.serves.values()) != {self.window.newest}:
             keep |= set(self.window.versions)
         # Newer ones are on their way into the window.
-        gone = {v for v in self.sync.files if v <= self.window.newest and v not in keep}
+        gone = {v for v in self.sync.published if v <= self.window.newest and v not in keep}
         self.sync.forget(gone)
 
-    async def _tell(self, act: str, *arguments: Any) -> None:
-        await asyncio.gather(
-            *(self._ask(c, act, *arguments) for c in self.actors.controllers.values())
-        )
+    async def _ask_all(
+        self, what: str, act: Callable[[Handle[ControllerActor]], Awaitable[T]]
+    ) -> list[T | None]:
+        """Ask all controllers at once. Raises SyncError."""
+        controllers = self.actors.controllers.values()
+        return await asyncio.gather(*(self._ask(what, act, one) for one in controllers))
 
-    async def _ask(self, controller: Any, act: str, *arguments: Any) -> Any:
+    async def _ask(
+        self,
+        what: str,
+        act: Callable[[Handle[ControllerActor]], Awaitable[T]],
+        controller: Handle[ControllerActor],
+    ) -> T | None:
         """A controller's answer; None where it died. Ray starts it anew, with nothing in progress.
 
         Moving thousands of requests takes its time: it has as long as an engine has to load.
         """
         limit = self.sync.load_seconds
         try:
-            return await within(reached(lambda: getattr(controller, act).remote(*arguments)), limit)
+            return await within(reached(lambda: act(controller)), limit)
         except RayActorError:
             return None
         except TimeoutError:
             raise SyncError(
-                f"a rollout controller did not answer within {limit:g} s (asked to {act})"
+                f"a rollout controller did not answer within {limit:g} s (asked to {what})"
             ) from None

@@ -1,4 +1,4 @@
-"""Where each version's weights lie: one file on each node that loads it, and no node reads another's.
+"""Replicas of weight files: one of each version on each node that loads it; no node reads another's.
 
 The learner writes the file on its own node. Before the first engine of another node loads a version, that
 node's `NodeStore` fetches the file from the learner's, in chunks through Ray's object store, and gives it its
@@ -8,23 +8,23 @@ name when it is whole. Where the run's actors are all on this process's node the
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from rl.actors.actor_method import Handle
+from rl.actors.node_store import NodeStore
 from rl.nodes.node_folder import node_folder
 
 
 class WeightReplicas:
-    """Of all versions, on all nodes."""
+    """Tracks which node holds which version's weight file."""
 
-    def __init__(self, folder: Path, home: str, stores: Mapping[str, Any]) -> None:
-        """folder: in which every node has one of its own. home: the learner's node. stores: handles of
-        `NodeStore` by node, the learner's and the engines'; none where all are on this node. More may
-        come."""
+    def __init__(self, folder: Path, home: str, stores: Mapping[str, Handle[NodeStore]]) -> None:
+        """folder: in which every node has one of its own. home: the learner's node. stores: by node, the
+        learner's and the engines'; none where all are on this node. More may come."""
         self.folder = folder
         self.home = home
         self.stores = stores
         # Per version, what the other nodes that are to have it are doing.
-        self.fetches: dict[int, dict[str, asyncio.Task[Any]]] = {}
+        self.fetches: dict[int, dict[str, asyncio.Task[int]]] = {}
 
     def path(self, version: int, node: str) -> Path:
         """Where a version lies on a node."""
@@ -58,5 +58,5 @@ class WeightReplicas:
             self.stores[node].remove.remote(home.name)
 
 
-def _failed(task: asyncio.Task[Any]) -> bool:
+def _failed(task: asyncio.Task[int]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)

@@ -1,24 +1,26 @@
-"""Weight sync: the learner publishes a version, engines load it; its file lives until it is forgotten.
+"""Weight sync: the learner publishes a version, engines stage and load it, until it is forgotten.
 
-The learner stops for a snapshot only; the file is written beside its next step. Engines stage a file while
-they go on generating, and stop for the change of weights only. An engine that has died is left out, and named
-in `lost`; where its file lies on other nodes is `rl.fleet.replicas`'s.
+The learner stops for a copy of its weights only; they are published beside its next step. Engines stage a
+version while they go on generating, and stop for the change of weights only. An engine that has died is left
+out, and named in `lost`. How weights travel is the transport's affair (`rl.fleet.weight_transport`).
 """
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from rl.actors.handles import Actors
-from rl.fleet.replicas import WeightReplicas
+from rl.fleet.weight_transport import WeightTransport
 from rl.nodes.deadline import within
 from rl.nodes.nodes import reached
 from rl.nodes.process import first_line
+from rollout.vllm_engine import LoadTimes
+
+T = TypeVar("T")
 
 
 class SyncError(Exception):
@@ -26,42 +28,53 @@ class SyncError(Exception):
 
 
 @dataclass(frozen=True)
-class SyncTimes:
-    """One weight sync. snapshot: the learner stood still. publish: until the file was there.
+class Publication:
+    """A published version. seconds: until engines could read it. bytes: of its weights."""
 
-    Per engine, in ms. staging: making the weights ready while it generated. pause: its requests stood
-    still, of `loaded`. swap: the part of the pause that changed weights.
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SyncTimes:
+    """The cost of one version on its way to the engines. snapshot: the learner stood still for its copy.
+
+    publish: until engines could read it. staging_ms: per engine, while it generated. loads: by engine that
+    changed weights.
     """
 
-    snapshot_ms: float = 0.0
-    publish_seconds: float = 0.0
-    bytes: int = 0
-    staging_ms: tuple[float, ...] = ()
-    pause_ms: tuple[float, ...] = ()
-    swap_ms: tuple[float, ...] = ()
-    loaded: tuple[str, ...] = ()
+    snapshot_ms: float
+    publication: Publication
+    staging_ms: tuple[float, ...]
+    loads: Mapping[str, LoadTimes]
+
+    @property
+    def pause_ms(self) -> tuple[float, ...]:
+        """Per engine that changed weights: its requests stood still."""
+        return tuple(t.pause_ms for t in self.loads.values())
 
     def metrics(self) -> dict[str, float]:
-        """As a step's metrics; of the engines, the slowest one's figures."""
+        """Return the metrics of a step; of the engines, the slowest one's figures."""
         return {
             "sync/snapshot_ms": self.snapshot_ms,
-            "sync/publish_seconds": self.publish_seconds,
-            "sync/megabytes": self.bytes / 1e6,
-            "sync/engines": float(len(self.pause_ms)),
+            "sync/publish_seconds": self.publication.seconds,
+            "sync/megabytes": self.publication.bytes / 1e6,
+            "sync/engines": float(len(self.loads)),
             "sync/staging_ms": max(self.staging_ms, default=0.0),
             "sync/pause_ms": max(self.pause_ms, default=0.0),
-            "sync/flip_ms": max(self.swap_ms, default=0.0),
+            "sync/flip_ms": max((t.swap_ms for t in self.loads.values()), default=0.0),
         }
 
 
 class WeightSync:
-    """Publishes into one folder; engines load from it."""
+    """Publishes, stages and loads versions under deadlines; names who failed in one sentence."""
 
-    def __init__(self, actors: Actors, folder: Path, load_seconds: float) -> None:
+    def __init__(self, actors: Actors, transport: WeightTransport, load_seconds: float) -> None:
         self.actors = actors
-        self.replicas = WeightReplicas(folder, actors.home, actors.stores)
+        self.transport = transport
         self.load_seconds = load_seconds
-        self.files: dict[int, Path] = {}
+        # Versions that are published and not forgotten.
+        self.published: set[int] = set()
         # Engines that died under a call, for who made it to take out of service.
         self.lost: set[str] = set()
         # What each engine has staged and not loaded: there is room for one version.
@@ -69,49 +82,51 @@ class WeightSync:
 
     async def snapshot(self, version: int) -> float:
         """Copy the learner's present weights, called `version`. Returns milliseconds. Raises SyncError."""
-        learner = self.actors.learner
-        return await self._learner(learner.snapshot, version, "copy the weights of")
+        copy = self.actors.learner.snapshot.remote(version)
+        return await self._learner(copy, version, "copy the weights of")
 
-    async def publish(self, version: int) -> SyncTimes:
-        """Write the copy of `version` for the engines. Raises SyncError."""
+    async def publish(self, version: int) -> Publication:
+        """Publish the copy of `version`. Raises SyncError."""
         start = time.perf_counter()
-        size = await self._learner(self.actors.learner.publish, version, "publish")
-        self.files[version] = self._path(version)
-        return SyncTimes(publish_seconds=time.perf_counter() - start, bytes=size)
+        size = await self._learner(self.transport.publish(version), version, "publish")
+        self.published.add(version)
+        return Publication(time.perf_counter() - start, size)
 
-    async def stage(self, versions: Mapping[str, int]) -> SyncTimes:
-        """Have engines (name -> version) make published versions ready. Raises SyncError."""
+    async def stage(self, versions: Mapping[str, int]) -> tuple[float, ...]:
+        """Have engines (name -> version) make published versions ready. Raises SyncError.
+
+        Returns the milliseconds of each engine that had not staged its version.
+        """
         due = {name: v for name, v in versions.items() if self.staged.get(name) != v}
-        times = await asyncio.gather(*(self._engine("stage", name, v) for name, v in due.items()))
+        stage = self.transport.stage
+        times = await asyncio.gather(
+            *(self._engine("stage", stage, name, version) for name, version in due.items())
+        )
         self.staged |= due
-        return SyncTimes(staging_ms=tuple(t for t in times if t is not None))
+        return tuple(t for t in times if t is not None)
 
-    async def load(self, versions: Mapping[str, int]) -> SyncTimes:
-        """Bring engines (name -> version) to published versions, all at once. Raises SyncError."""
-        answers = await asyncio.gather(*(self._engine("load", n, v) for n, v in versions.items()))
-        loaded = {n: t for n, t in zip(versions, answers, strict=True) if t is not None}
-        times = loaded.values()
+    async def load(self, versions: Mapping[str, int]) -> dict[str, LoadTimes]:
+        """Bring engines (name -> version) to published versions, all at once. Raises SyncError.
+
+        Returns the times of each engine that has loaded.
+        """
+        load = self.transport.load
+        answers = await asyncio.gather(
+            *(self._engine("load", load, name, version) for name, version in versions.items())
+        )
         for name in versions:
             self.staged.pop(name, None)
-        return SyncTimes(
-            staging_ms=tuple(t.staging_ms for t in times if t.staging_ms),
-            pause_ms=tuple(t.pause_ms for t in times),
-            swap_ms=tuple(t.swap_ms for t in times),
-            loaded=tuple(loaded),
-        )
+        return {n: t for n, t in zip(versions, answers, strict=True) if t is not None}
 
     def forget(self, versions: Collection[int]) -> None:
-        """Remove the files of these versions."""
+        """Release these versions."""
         for version in versions:
-            del self.files[version]
-            self.replicas.forget(version)
+            self.published.remove(version)
+            self.transport.forget(version)
 
-    def _path(self, version: int) -> Path:
-        return self.replicas.path(version, self.actors.home)
-
-    async def _learner(self, act: Any, version: int, what: str) -> Any:
+    async def _learner(self, act: Awaitable[T], version: int, what: str) -> T:
         try:
-            return await within(act.remote(str(self._path(version))), self.load_seconds)
+            return await within(act, self.load_seconds)
         except TimeoutError:
             raise SyncError(f"the learner did not {what} version {version} in time") from None
         except Exception as error:
@@ -119,29 +134,26 @@ class WeightSync:
                 f"the learner could not {what} version {version}: {first_line(error)}"
             ) from None
 
-    async def _engine(self, act: str, name: str, version: int) -> Any:
-        """What the engine answers; None where it has died."""
+    async def _engine(
+        self, what: str, act: Callable[[str, int], Awaitable[T]], name: str, version: int
+    ) -> T | None:
+        """Return the engine's answer, or None where it has died."""
         try:
-            return await within(
-                reached(lambda: self._brought(act, name, version)), self.load_seconds
-            )
+            return await within(reached(lambda: act(name, version)), self.load_seconds)
         except ActorDiedError as error:
-            if isinstance(error, RayTaskError):  # the node that it was to get its file from is gone
+            if isinstance(
+                error, RayTaskError
+            ):  # the node that it was to get its weights from is gone
                 raise SyncError(
-                    f"{name} could not {act} version {version}: the learner's node is gone"
+                    f"{name} could not {what} version {version}: the learner's node is gone"
                 ) from None
             self.lost.add(name)
             return None
         except TimeoutError:
             raise SyncError(
-                f"{name} did not {act} version {version} within {self.load_seconds:g} s"
+                f"{name} did not {what} version {version} within {self.load_seconds:g} s"
             ) from None
         except Exception as error:
             raise SyncError(
-                f"{name} could not {act} version {version}: {first_line(error)}"
+                f"{name} could not {what} version {version}: {first_line(error)}"
             ) from None
-
-    async def _brought(self, act: str, name: str, version: int) -> Any:
-        node = self.actors.node_of.get(name, self.actors.home)
-        path = await self.replicas.bring(version, node)
-        return await getattr(self.actors.engines[name], act).remote(str(path), version)

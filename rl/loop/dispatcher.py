@@ -91,7 +91,7 @@ class Dispatcher:
         return min(there, key=lambda name: self.busy[name])
 
     async def _played(self, spec: GroupSpec, name: str) -> Played:
-        play = self.controllers[name].play.options(num_returns=2)
+        play = self.controllers[name].play
         self.busy[name] += 1
         try:
             while spec.id in self.playing:

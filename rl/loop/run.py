@@ -16,7 +16,7 @@ when neither has moved for `timeouts.stall_seconds`, and says what every episode
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rl.cluster import Cluster
@@ -24,6 +24,7 @@ from rl.config import RunConfig
 from rl.fleet.engine_restarts import EngineRestarts
 from rl.fleet.fleet import Fleet
 from rl.fleet.node_watch import NodeWatch
+from rl.fleet.transports import TRANSPORTS
 from rl.fleet.weight_sync import WeightSync
 from rl.loop.checkpoints import Checkpoints
 from rl.loop.dispatcher import Dispatcher
@@ -108,9 +109,10 @@ class Run:
         """Build what keeps the engines and nodes."""
         config, engine = self.config, self.config.engine
         shared_engines = config.shared_engines(list(self.actors.engines))
+        transport = TRANSPORTS["file"](self.actors, cluster.weights)
         self.fleet = Fleet(
             self.actors,
-            WeightSync(self.actors, cluster.weights, config.timeouts.load_seconds),
+            WeightSync(self.actors, transport, config.timeouts.load_seconds),
             config.rules,
             config.limits,
             self,
@@ -342,7 +344,7 @@ class Run:
                 self.rollouts.changed.set()
             version = book.learner_version
             with self.activity.busy(f"copies the weights of version {version}"):
-                snapshot_ms = await self.fleet.snapshot(version)
+                snapshot_ms = await self.fleet.sync.snapshot(version)
             copied = time.time()
             book.stats.stepped(copied - start, ready - start)
             self.folder.event("learner", "wait for policy", trained, copied)
@@ -368,9 +370,8 @@ class Run:
             made = await self.made.get()
             start = time.time()
             with self.activity.busy(f"publishes version {made.version}"):
-                times = await self.fleet.publish(made.version)
+                times = await self.fleet.publish(made.version, made.snapshot_ms)
             self.folder.learned(made.step, await self.learner.record(made.step))
-            times = replace(times, snapshot_ms=made.snapshot_ms)
             self.book.stats.synced(times.pause_ms, times.staging_ms)
             self.rollouts.changed.set()
             done = time.time()

@@ -1,12 +1,13 @@
 """The nodes of a run: which there are, what runs where, and whether each can do its part.
 
-Out: the node of each actor, and a sentence for what a node lacks. Which one is gone: `rl.fleet.node_watch`.
+Out: the node of each actor, and a sentence for what a node lacks. `rl.fleet.node_watch` says which one is
+gone.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
@@ -34,19 +35,29 @@ def own_node() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-async def node_of(actors: Mapping[str, Any], seconds: float) -> dict[str, str]:
-    """The node of each actor, by name. Raises TimeoutError, RayError."""
+async def node_of(actors: Mapping[str, object], seconds: float) -> dict[str, str]:
+    """The node of each actor (handles by name). Raises TimeoutError, RayError."""
     asked = [within(ask_node(actor), seconds) for actor in actors.values()]
     return dict(zip(actors, await asyncio.gather(*asked), strict=True))
 
 
-async def ask_node(actor: Any) -> str:
-    """The node of an actor. Raises RayError."""
-    return await actor.__ray_call__.remote(_node_of)
+async def ask_node(actor: object) -> str:
+    """The node of an actor, given its handle. Raises RayError."""
+    return await cast(_AnyHandle, actor).__ray_call__.remote(_node_of)
 
 
-def _node_of(actor: Any) -> str:
+def _node_of(actor: object) -> str:
     return own_node()
+
+
+class _Call(Protocol):
+    """Runs a function in an actor's process; every handle has one."""
+
+    def remote(self, act: Callable[[object], T]) -> Awaitable[T]: ...
+
+
+class _AnyHandle(Protocol):
+    __ray_call__: _Call
 
 
 async def reached(ask: Callable[[], Awaitable[T]]) -> T:
@@ -75,7 +86,7 @@ async def probe(
     tables: whose plugins have to be importable. folders: setting -> folder that has to be seen.
     """
     others = {node: at for node, at in alive_nodes().items() if node != own_node()}
-    look: Any = ray.remote(num_cpus=0, max_retries=0)(lacks)
+    look = ray.remote(num_cpus=0, max_retries=0)(lacks)
     answers = await asyncio.gather(
         *(
             within(
