@@ -1,6 +1,7 @@
 """The fleet: the order in which engines change version, and what happens to the weights' files."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest

@@ -144,9 +144,7 @@ async def test_a_controller_that_does_not_answer_is_named(monkeypatch):
         "a": SimpleNamespace(waiting=Remote(never)),
         "b": SimpleNamespace(waiting=Remote(answers)),
     }
-    dispatcher = Dispatcher(
-        SimpleNamespace(controllers=controllers), 1.0, lambda spec, why: None, AsyncMock()
-    )
+    dispatcher = Dispatcher(SimpleNamespace(controllers=controllers), AsyncMock(), 1.0)
     table = await dispatcher.waiting(10)
     assert [row.id for row in table.rows] == ["here"] and table.silent == ("a",)
     assert suspect(status(silent=table.silent)) == "a did not answer (see the logs)"

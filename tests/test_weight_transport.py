@@ -2,6 +2,7 @@
 are."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rl.fleet.weight_sync import SyncError, WeightSync
 from rl.fleet.weight_transport import WeightTransport
 from rollout.scheduler import Backlog, Limits
 from rollout.vllm_engine import LoadTimes
-from rollout.window import Rules
+from rollout.window import Rules, Window
 
 LIMITS = Limits(batch_groups=2, group_size=1, target=8, engine_first=99, engine_later=99)
 IN_PLACE = Rules(live=1, max_staleness=1, in_place=True)
@@ -49,18 +50,20 @@ class MemoryTransport:
         del self.there[version]
 
 
+class Nothing:
+    """No group is in flight or buffered."""
+
+    def backlog(self, window: Window) -> Backlog:
+        return Backlog(window, 0, {}, {}, {})
+
+    def evict(self, versions: Sequence[int]) -> None:
+        raise AssertionError("nothing is in flight")
+
+
 def made(tmp_path: Path) -> tuple[Fleet, MemoryTransport]:
     pool = FakePool()
     transport = MemoryTransport(pool, tmp_path)
-    fleet = Fleet(
-        pool,
-        WeightSync(pool, transport, 5.0),
-        IN_PLACE,
-        LIMITS,
-        lambda: Backlog(fleet.window, 0, {}, {}, {}),
-        lambda versions: None,
-    )
-    return fleet, transport
+    return Fleet(pool, WeightSync(pool, transport, 5.0), IN_PLACE, LIMITS, Nothing()), transport
 
 
 async def test_versions_reach_the_engines_without_a_file_and_are_released(tmp_path):
