@@ -154,8 +154,6 @@ class Cluster:
             except StartError:
                 for store in stores.values():
                     end_actor(store, restart=False)
-                if not self._stores:  # the folder here is this process's as before
-                    claim(node_folder(self.weights, own_node()))
                 raise
             self._stores |= stores
 

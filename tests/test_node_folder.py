@@ -20,6 +20,15 @@ claim(Path(sys.argv[1]))
 os.kill(os.getpid(), 9)
 """
 
+HOLDS = """
+import sys
+from pathlib import Path
+from rl.nodes.node_folder import claim
+claim(Path(sys.argv[1]))
+print("claimed", flush=True)
+input()
+"""
+
 
 def killed_run(folder: Path) -> Path:
     """What a run that was killed has left."""
@@ -73,20 +82,89 @@ def test_of_a_run_over_nodes_that_share_a_file_system_only_the_part_that_is_gone
     assert sorted(path.name for path in left.parent.iterdir()) == ["b", "b.owner"]
 
 
-def test_a_process_id_that_was_given_out_again_is_not_the_owner(tmp_path):
-    left = killed_run(tmp_path / "dorado-1" / "a")
-    owner = left.parent / "a.owner"
-    machine, _, started = owner.read_text().split()
-    owner.write_text(f"{machine} {os.getpid()} {int(started) - 100}")
+def test_a_run_that_lives_in_another_process_keeps_its_folder_until_it_is_killed(tmp_path):
+    folder = tmp_path / "dorado-1" / "a"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert owner.stdout is not None and owner.stdout.readline() == b"claimed\n"
+        tidy(tmp_path)
+        assert folder.is_dir()
+    finally:
+        owner.kill()
+        owner.communicate(timeout=20)
+    tidy(tmp_path)
+    assert not folder.parent.exists()
+
+
+def test_a_folder_that_two_processes_claim_stays_until_both_are_gone(tmp_path):
+    """The run's process makes a folder; a store on the node claims it too, where the run grows."""
+    folder = tmp_path / "dorado-1" / "a"
+    claim(folder)
+    killed_run(folder)
+    tidy(tmp_path)
+    assert (folder / "version-3.safetensors").exists()
+    os.close(node_folder._held.pop(folder.with_name("a.owner")))
+    tidy(tmp_path)
+    assert not folder.exists()
+
+
+def test_what_a_process_starts_does_not_keep_its_folder(tmp_path):
+    folder = tmp_path / "dorado-1" / "a"
+    claim(folder)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        os.close(node_folder._held.pop(folder.with_name("a.owner")))
+        tidy(tmp_path)
+        assert not folder.exists()
+        child.kill()
+
+
+def test_runs_that_begin_together_leave_each_others_folders(tmp_path):
+    """One takes the owner that another is just making for a dead one's: that one makes it again."""
+    folders = [tmp_path / f"dorado-{n}" / "a" for n in range(4)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDS, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for folder in folders
+    ]
+    try:
+        for one in running:
+            while one.poll() is None and not one.stdout.readline():
+                tidy(tmp_path)
+        tidy(tmp_path)
+        assert all(folder.is_dir() for folder in folders)
+    finally:
+        for one in running:
+            one.kill()
+            one.communicate(timeout=20)
+
+
+def test_what_another_user_keeps_to_himself_is_passed_over(tmp_path, monkeypatch):
+    theirs, left = tmp_path / "dorado-0" / "a", killed_run(tmp_path / "dorado-1" / "a")
+    killed_run(theirs)
+    opened = os.open
+
+    def denied(path, *rest, **options):
+        if "dorado-0" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", denied)
     claim(tmp_path / "dorado-2" / "a")
-    assert not left.exists()
+    assert theirs.is_dir() and not left.exists()
 
 
 @pytest.mark.parametrize(
     "written",
     [
         pytest.param(f"another-boot/1 {2**22} 1", id="of another machine"),
+        pytest.param("flock another-boot", id="of another machine that locks"),
         pytest.param("? 1 1", id="of a machine that says nothing of itself"),
+        pytest.param("flock ?", id="of a locking machine that says nothing of itself"),
         pytest.param("half", id="unreadable"),
         pytest.param("", id="empty"),
     ],
@@ -123,10 +201,10 @@ def test_what_goes_wrong_with_an_earlier_run_does_not_keep_a_new_one_from_starti
 ):
     killed_run(tmp_path / "dorado-1" / "a")
 
-    def vanished(owner: Path) -> bool:
+    def vanished(owner: Path) -> int | None:
         raise FileNotFoundError(owner)
 
-    monkeypatch.setattr(node_folder, "_is_gone", vanished)
+    monkeypatch.setattr(node_folder, "_lock_of_the_gone", vanished)
     claim(tmp_path / "dorado-2" / "a")
     assert (tmp_path / "dorado-2" / "a").is_dir()
 

@@ -1,9 +1,12 @@
 """A run's folder on a node, for weights and caches: `weights_dir/dorado-RUN/NODE`, in memory as a rule.
 
-Beside it lies `NODE.owner`, which names the process that will remove it. By that the next run on the node
-finds what one that was killed has left, and removes it.
+Beside it lies `NODE.owner`, on which every process of the run that needs the folder holds a shared lock
+(`flock`) until it ends, however it ends. The next run on the machine finds owners that nobody holds, and
+removes their folders. The file names the machine's boot: a lock says nothing about processes of another
+machine.
 """
 
+import fcntl
 import os
 import shutil
 import stat
@@ -13,6 +16,9 @@ from pathlib import Path
 PREFIX = "dorado-"
 UNKNOWN = "?"
 
+# The locks that this process holds, by owner file, as open descriptors: exec closes them, as the end does.
+_held: dict[Path, int] = {}
+
 
 def node_folder(folder: str | Path, node: str) -> Path:
     """The folder in `folder` that is the node's own, whatever file systems nodes share."""
@@ -20,79 +26,116 @@ def node_folder(folder: str | Path, node: str) -> Path:
 
 
 def claim(folder: Path) -> None:
-    """Make a node's folder, which is this process's to remove; remove those of processes that are gone."""
-    owner, here = _owner(folder), f"{_machine()} {os.getpid()} {_started(os.getpid())}"
-    if owner.exists() and owner.read_text() == here:
+    """Make a node's folder and keep it while this process lives; remove those of runs that are gone.
+
+    Several processes may claim the same folder. Raises OSError.
+    """
+    owner = _owner(folder)
+    if owner in _held and _is_at(_held[owner], owner):
         return
     # First: they may have left no room for an owner.
     tidy(folder.parent.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = owner.with_suffix(".partial")
-    partial.write_text(here)
-    partial.replace(owner)
+    descriptor = _shared_lock(owner)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        owner.write_text(_signature())
+    except OSError:
+        os.close(descriptor)
+        raise
+    _held[owner] = descriptor
 
 
 def tidy(weights_dir: Path) -> None:
     """Remove what killed runs have left there, of this user and this machine."""
     for run in weights_dir.glob(f"{PREFIX}*"):
-        # Whatever goes wrong with what others have left is no reason not to begin.
+        # Cleanup of other runs is best effort: it keeps no run from starting.
         with suppress(OSError):
             _tidy(run)
 
 
 def _tidy(run: Path) -> None:
-    """Remove what one run has left on nodes where it is gone."""
+    """Remove a run's folders on nodes where the run is gone."""
     status = run.lstat()
     # What is another user's, or leads to somewhere else, is not ours to remove.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         return
     for owner in list(run.glob("*.owner")):
-        if _is_gone(owner):
-            empty(owner.with_suffix(""))
+        if (descriptor := _lock_of_the_gone(owner)) is not None:
+            try:
+                empty(owner.with_suffix(""))
+            finally:
+                os.close(descriptor)
 
 
 def empty(folder: Path) -> None:
     """Remove a node's folder, and the one it lies in when nothing else is left there."""
     shutil.rmtree(folder, ignore_errors=True)
+    owner = _owner(folder)
     try:
-        _owner(folder).unlink(missing_ok=True)
+        owner.unlink(missing_ok=True)
         os.rmdir(folder.parent)
     except OSError:  # another node's lies there too, or it is another user's
         return
+    finally:
+        if owner in _held:
+            os.close(_held.pop(owner))
 
 
 def _owner(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.owner")
 
 
+def _signature() -> str:
+    """The content of an owner file whose holders lock it."""
+    return f"flock {_machine()}"
+
+
 def _machine() -> str:
-    """Since when it runs, and among which processes we are: a process id means something within that only."""
+    """An id of the machine since it was started."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return UNKNOWN
 
 
-def _started(pid: int) -> int:
-    """When a process began, in clock ticks since the machine did. Raises OSError where there is none.
+def _shared_lock(owner: Path) -> int:
+    """Open an owner file, new or there, and lock it. Raises OSError."""
+    while True:
+        owner.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(owner, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            # Waits at most while another run, which took the file for a dead one's, removes it.
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError:
+            os.close(descriptor)
+            raise
+        if _is_at(descriptor, owner):
+            return descriptor
+        os.close(descriptor)
 
-    Not the time of day: a clock that is set would change it.
+
+def _lock_of_the_gone(owner: Path) -> int | None:
+    """Lock an owner file against new holders where nobody holds it; None where it is held, or who can know.
+
+    Raises OSError.
     """
-    line = Path(f"/proc/{pid}/stat").read_text()
-    return int(line.rpartition(")")[2].split()[19])
+    descriptor = os.open(owner, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    known = False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        signed = owner.read_text(errors="replace") == _signature()
+        known = signed and _machine() != UNKNOWN and _is_at(descriptor, owner)
+    except BlockingIOError:
+        known = False
+    finally:
+        if not known:
+            os.close(descriptor)
+    return descriptor if known else None
 
 
-def _is_gone(owner: Path) -> bool:
-    """True if the process that an owner file names is gone; of another machine's nobody here can know."""
+def _is_at(descriptor: int, path: Path) -> bool:
+    """True if an open file is the one that the path names now."""
     try:
-        machine, pid, started = owner.read_text().split()
-        number = int(pid)
-    except ValueError:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
         return False
-    if machine == UNKNOWN or machine != _machine():
-        return False
-    try:
-        return str(_started(number)) != started
-    except (FileNotFoundError, ProcessLookupError):
-        return True
