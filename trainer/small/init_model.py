@@ -15,9 +15,9 @@ from trainer.weights import write_checkpoint
 def init_checkpoint(
     folder: Path, *, family: str, preset: Preset, corpus: Iterable[str], seed: int
 ) -> int:
-    """Write a Hugging Face checkpoint of a new policy into `folder`. Returns its parameter count.
+    """Write a Hugging Face checkpoint of a new policy into `folder`, and return its parameter count.
 
-    `corpus` is what the tokenizer is trained on: texts of the environments the policy is meant for.
+    corpus: texts of the environments that the policy is meant for; its tokenizer is trained on them.
     """
     tokenizer = train_tokenizer(corpus, VOCAB_SIZE[preset])
     config = model_config(

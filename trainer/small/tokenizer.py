@@ -1,7 +1,7 @@
 """The small tokenizer and the chat template of the policies that Dorado makes itself.
 
-A byte-level BPE with single digits (so that numbers are copied digit by digit), one special token per
-role and per mark of LongCat's tool-call format. Published checkpoints bring their own instead.
+The tokenizer is a byte-level BPE. Digits stay single, so that numbers are copied digit by digit; each role
+and each mark of LongCat's tool-call format has a special token. Published checkpoints bring their own.
 """
 
 from collections.abc import Iterable
@@ -60,9 +60,9 @@ CHAT_TEMPLATE = """\
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocab_size` entries, trained on `corpus`.
+    """Train a byte-level BPE tokenizer of at most `vocab_size` entries on `corpus`.
 
-    Deterministic in the corpus. The vocabulary always holds all 256 bytes, so any text can be encoded.
+    The same corpus gives the same tokenizer. Its vocabulary holds all 256 bytes, so any text can be encoded.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
