@@ -1,5 +1,6 @@
 """`pip install .` in a new virtual environment of each supported Python, without the lock and the extras."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,14 @@ PACKAGES = ("envs", "reward", "rl", "rollout", "trainer")
 
 def interpreter(version: str) -> str | None:
     """An interpreter of this version that runs, or None."""
-    for path in (sys.executable, shutil.which(f"python{version}")):
-        ask = "import sys; print('%d.%d' % sys.version_info[:2])"
-        if path:
-            said = subprocess.run([path, "-c", ask], capture_output=True, text=True)
-            if said.returncode == 0 and said.stdout.strip() == version:
-                return path
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+    paths = [sys.executable, shutil.which(f"python{version}")]
+    paths += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/python"))]
+    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+    for path in filter(None, paths):
+        said = subprocess.run([path, "-c", ask], capture_output=True, text=True)
+        if said.returncode == 0 and said.stdout.strip() == version:
+            return path
     return None
 
 
