@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from rl.config_error import ConfigError
+from trainer.config import LossConfig
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -113,7 +114,11 @@ def _fields_at(location: Sequence[str | int], kind: type[BaseModel]) -> Iterator
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation) or model
+        elif isinstance(part, str) and model is LossConfig:
+            model = LossConfig.sections().get(part, model)
     yield from model.model_fields
+    if model is LossConfig:
+        yield from LossConfig.sections()
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

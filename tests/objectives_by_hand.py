@@ -114,6 +114,7 @@ def tensors(batch: list[Sequence], chosen: slice = slice(None)) -> LossInputs:
         sample_tokens_N=column((len(s.new) for _, s in picked for _ in s.new), torch.long),
         num_samples=len(batch),
         num_tokens=sum(len(s.new) for s in batch),
+        max_completion_tokens=T_MAX,
         critic=ValueInputs(
             values_N=column(v for _, s in picked for v in s.values).requires_grad_(),
             behaviour_values_N=column(v for _, s in picked for v in s.old_values),

@@ -3,7 +3,6 @@
 import math
 import random
 from statistics import fmean, pstdev
-from typing import get_args
 
 import pytest
 from fakes import sample
@@ -11,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.advantage import (
+    BATCH_ADVANTAGES,
+    CRITIC_ADVANTAGES,
     GROUP_ADVANTAGES,
+    advantage_names,
     batch_normalised,
     dr_grpo,
     gae,
@@ -19,14 +21,15 @@ from trainer.advantage import (
     reinforce_pp,
     rloo,
 )
-from trainer.config import USUAL_ADVANTAGE, AdvantageName, LossName
+from trainer.loss import LOSSES
 
 rewards = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=2, max_size=12)
 
 
 def test_every_name_of_the_configuration_is_of_a_group_or_the_learners():
-    assert set(GROUP_ADVANTAGES) | {"reinforce_pp", "gae"} == set(get_args(AdvantageName))
-    assert set(USUAL_ADVANTAGE) == set(get_args(LossName))
+    assert set(BATCH_ADVANTAGES) | set(CRITIC_ADVANTAGES) == {"reinforce_pp", "gae"}
+    assert set(GROUP_ADVANTAGES) | {"reinforce_pp", "gae"} == set(advantage_names())
+    assert {loss.advantage for loss in LOSSES.values()} <= set(advantage_names())
 
 
 def test_grpo_by_hand():

@@ -11,9 +11,10 @@ import torch
 from fakes import sample
 from transformers import AutoModelForCausalLM
 
-from trainer.config import LearnerConfig, LossConfig, OptimConfig, PpoConfig
+from trainer.config import LearnerConfig, LossConfig, OptimConfig
 from trainer.critic import Critic, Targets, turn_lengths, turn_targets, value_inputs
 from trainer.learner import Learner
+from trainer.loss import PpoConfig
 from trainer.sample import TrainSample
 
 LENGTHS = (12, 31, 9, 40, 17)

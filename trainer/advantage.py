@@ -1,18 +1,17 @@
 """Advantages from rewards: relative to the others of a task, to the whole batch, or to a critic.
 
-`grpo`, `dr_grpo` and `rloo` are of one group and are computed where the group is; `reinforce_pp` is of a
-batch and `gae` of one trajectory's turns under a critic (`trainer.critic`), so the learner computes them.
+Those of one group are computed where the group is. Those of a batch, and those of one trajectory's turns
+under a critic (`trainer.critic`), are the learner's to compute.
 
-Closed set: a name in `trainer.config.AdvantageName`, a function here; those of a group are in
-GROUP_ADVANTAGES.
+A new one is a function here and an entry in the dict of its kind at the end.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import fsum, sqrt
 from statistics import fmean, pstdev
+from typing import Protocol
 
-from trainer.config import AdvantageName
 from trainer.sample import TrainSample
 
 
@@ -72,8 +71,29 @@ def batch_normalised(samples: Sequence[TrainSample]) -> list[TrainSample]:
     ]
 
 
-GROUP_ADVANTAGES: dict[AdvantageName, Callable[[Sequence[float]], list[float]]] = {
+# By the rewards of one group's members.
+GROUP_ADVANTAGES: dict[str, Callable[[Sequence[float]], list[float]]] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
 }
+# By a whole batch of samples, which come back with their advantages.
+BATCH_ADVANTAGES: dict[str, Callable[[Sequence[TrainSample]], list[TrainSample]]] = {
+    "reinforce_pp": batch_normalised,
+}
+
+
+class OverTurns(Protocol):
+    """An advantage from a critic's value before each turn and the trajectory's reward."""
+
+    def __call__(
+        self, values: Sequence[float], reward: float, *, gamma: float, lam: float
+    ) -> list[float]: ...
+
+
+CRITIC_ADVANTAGES: dict[str, OverTurns] = {"gae": gae}
+
+
+def advantage_names() -> list[str]:
+    """All of them."""
+    return [*GROUP_ADVANTAGES, *BATCH_ADVANTAGES, *CRITIC_ADVANTAGES]

@@ -3,186 +3,86 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
-    SerializerFunctionWrapHandler,
+    create_model,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
+from trainer.advantage import CRITIC_ADVANTAGES, advantage_names
+from trainer.correction import CORRECTIONS
 from trainer.families.registry import adapter_targets
+from trainer.loss import LOSSES
 from trainer.section import Section, one_of
 
 Dtype = Literal["float32", "bfloat16"]
-LossName = Literal[
-    "longcat",
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "rloo",
-    "reinforce_pp",
-    "ppo",
-    "hispo",
-    "decoupled_ppo",
-]
-AdvantageName = Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "gae"]
-CorrectionName = Literal["none", "tis", "icepop", "mis"]
-
-# What the paper of a loss puts into it, where the configuration does not say otherwise.
-USUAL_ADVANTAGE: dict[LossName, AdvantageName] = {
-    "longcat": "grpo",
-    "grpo": "grpo",
-    "dr_grpo": "dr_grpo",
-    "dapo": "grpo",
-    "gspo": "grpo",
-    "cispo": "grpo",
-    "rloo": "rloo",
-    "reinforce_pp": "reinforce_pp",
-    "ppo": "gae",
-    "hispo": "grpo",
-    "decoupled_ppo": "reinforce_pp",
-}
-
-
-class ClipConfig(Section):
-    """The ratio is clipped to [1 - clip_low, 1 + clip_high]: PPO's epsilon on both sides."""
-
-    clip_low: PositiveFloat = 0.2
-    clip_high: PositiveFloat = 0.2
-
-
-class DapoConfig(ClipConfig):
-    """Clip-higher, arXiv 2503.14476, section 4.1."""
-
-    clip_high: PositiveFloat = 0.28
-
-
-class GspoConfig(ClipConfig):
-    """Bounds of the sequence ratio, which is a geometric mean: arXiv 2507.18071, section 5.1."""
-
-    clip_low: PositiveFloat = 3e-4
-    clip_high: PositiveFloat = 4e-4
-
-
-class CispoConfig(Section):
-    """max_ratio: cap of the ratio that weighs a token. MiniMax-M1 (arXiv 2506.13585) states none; this one
-    is of the range that ScaleRL (arXiv 2510.13786) found good."""
-
-    max_ratio: PositiveFloat = 5.0
-
-
-class PpoConfig(ClipConfig):
-    """PPO's epsilon, the critic's loss and GAE's horizon.
-
-    value_clip: the value moves at most so far from the behaviour version's before its error stops
-    counting. value_weight: the value loss's weight beside the policy's. gamma, lam: GAE's discount and
-    lambda, per turn.
-    """
-
-    value_clip: PositiveFloat = 0.2
-    value_weight: PositiveFloat = 0.5
-    gamma: float = Field(default=1.0, ge=0, le=1)
-    lam: float = Field(default=0.95, ge=0, le=1)
-
-
-class LongcatConfig(Section):
-    """Triplet clipping. The report states no values; these are the usual ones.
-
-    clip_neg_low, clip_pos_high: the ratio is clipped to [1 - clip_neg_low, 1 + clip_pos_high].
-    clip_neg_high: cap of the ratio where the advantage is negative (dual clip).
-    """
-
-    clip_neg_low: PositiveFloat = 0.2
-    clip_pos_high: PositiveFloat = 0.28
-    clip_neg_high: PositiveFloat = 3.0
-
-
-class HispoConfig(LongcatConfig):
-    """Triplet clipping and two masks of the gap between learner and engine; no values are published.
-
-    sequence_delta: a sample is left out where the geometric mean of its ratios is so far from 1.
-    token_delta: a token is left out where its own ratio is so far from 1.
-    """
-
-    sequence_delta: PositiveFloat = 0.01
-    token_delta: PositiveFloat = 0.5
-
-
-class TisConfig(Section):
-    """cap: the weight's upper bound C; inf takes it away."""
-
-    cap: PositiveFloat = 2.0
-
-
-class IcepopConfig(Section):
-    """low, high: a token whose weight is outside is left out."""
-
-    low: PositiveFloat = 0.5
-    high: PositiveFloat = 5.0
-
-
-class MisConfig(Section):
-    """low, high: a sample whose weight, the geometric mean of its tokens', is outside is left out."""
-
-    low: PositiveFloat = 0.99
-    high: PositiveFloat = 1.01
+LossName = Annotated[str, one_of(lambda: LOSSES)]
+AdvantageName = Annotated[str, one_of(advantage_names)]
+CorrectionName = Annotated[str, one_of(lambda: CORRECTIONS)]
 
 
 class LossConfig(Section):
-    """The objective: a loss, each with settings of its own, and a correction of the engine's log-probs.
+    """The objective: a loss and a correction of the engine's log-probs, each with a section of its own
+    name (`trainer.loss`, `trainer.correction`), such as `{"kind": "gspo", "gspo": {"clip_high": 5e-4}}`.
 
     max_completion_tokens: T_max, the constant denominator of a trajectory's sum over tokens (`longcat`,
     `dr_grpo`, `hispo`).
     behaviour: whose log-probs the ratio's denominator is: the `learner`'s, computed again with the
     weights that wrote the token (LongCat), or the `engine`'s as they came.
-    correction: of the gap between learner and engine; where it is missing, `tis` for `longcat` and `none`
-    for the others.
+    correction: of the gap between learner and engine; where it is missing, the loss's usual one.
     """
+
+    # Sections of losses and corrections are kept as extra fields: which ones there are, the registries say.
+    model_config = ConfigDict(extra="allow")
 
     kind: LossName = "longcat"
     max_completion_tokens: PositiveInt = 128
     behaviour: Literal["learner", "engine"] = "learner"
     correction: CorrectionName = "tis"
-    longcat: LongcatConfig = LongcatConfig()
-    grpo: ClipConfig = ClipConfig()
-    dr_grpo: ClipConfig = ClipConfig()
-    dapo: DapoConfig = DapoConfig()
-    gspo: GspoConfig = GspoConfig()
-    cispo: CispoConfig = CispoConfig()
-    reinforce_pp: ClipConfig = ClipConfig()
-    ppo: PpoConfig = PpoConfig()
-    hispo: HispoConfig = HispoConfig()
-    decoupled_ppo: ClipConfig = ClipConfig()
-    tis: TisConfig = TisConfig()
-    icepop: IcepopConfig = IcepopConfig()
-    mis: MisConfig = MisConfig()
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Section]]:
+        """The settings' class of each loss and correction, by name."""
+        entries = [*LOSSES.items(), *CORRECTIONS.items()]
+        return {name: one.settings for name, one in entries if one.settings.model_fields}
+
+    @property
+    def loss_settings(self) -> Section:
+        """The settings of the chosen loss."""
+        return self._settings(self.kind, LOSSES[self.kind].settings)
+
+    @property
+    def correction_settings(self) -> Section:
+        """The settings of the chosen correction."""
+        return self._settings(self.correction, CORRECTIONS[self.correction].settings)
+
+    def _settings(self, name: str, kind: type[Section]) -> Section:
+        found = (self.model_extra or {}).get(name)
+        return found if isinstance(found, kind) else kind()
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_correction(cls, given: Any) -> Any:
+    def _with_sections(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        own = given.get("kind", "longcat") == "longcat" and given.get("behaviour") != "engine"
-        return {"correction": "tis" if own else "none", **given}
-
-    @property
-    def unused(self) -> set[str]:
-        """Sections of losses and corrections that were not chosen."""
-        sections = {name for name, value in self if isinstance(value, Section)}
-        return sections - {self.kind, self.correction}
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if name not in self.unused}
+        kinds = cls.sections()
+        others = {name: value for name, value in given.items() if name not in cls.model_fields}
+        fields: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds.items()}
+        found = create_model("LossSections", __base__=Section, **fields).model_validate(others)
+        kind, correction = given.get("kind", "longcat"), "none"
+        if isinstance(kind, str) and kind in LOSSES and given.get("behaviour") != "engine":
+            correction = LOSSES[kind].correction
+        chosen = (kind, given.get("correction", correction))
+        kept = {name: value for name, value in found if name in chosen or value != kinds[name]()}
+        return {"correction": correction, **given, **kept}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "LossConfig":
-        for name, value in self:
-            if name in self.unused and value != type(self).model_fields[name].default:
+        for name, value in (self.model_extra or {}).items():
+            if name not in (self.kind, self.correction) and isinstance(value, Section):
                 raise ValueError(
                     f"[{name}] is set, and nothing reads it: kind is {self.kind!r}, the correction is "
                     f"{self.correction!r}"
@@ -192,17 +92,12 @@ class LossConfig(Section):
                 f'correction {self.correction!r} needs behaviour = "learner": with the engine\'s '
                 "log-probs as behaviour there is no gap to correct"
             )
-        if self.kind == "hispo" and (self.behaviour == "engine" or self.correction != "none"):
+        own = LOSSES[self.kind].masks_gap
+        if own and (self.behaviour == "engine" or self.correction != "none"):
             raise ValueError(
-                'kind "hispo" masks and weighs the gap between learner and engine itself: it needs '
+                f'kind "{self.kind}" masks and weighs the gap between learner and engine itself: it needs '
                 'behaviour = "learner" and correction = "none"'
             )
-        for name in ("icepop", "mis"):
-            bounds = getattr(self, name)
-            if bounds.low >= bounds.high:
-                raise ValueError(
-                    f"{name}.low ({bounds.low:g}) has to be below {name}.high ({bounds.high:g})"
-                )
         return self
 
 
@@ -323,15 +218,17 @@ class LearnerConfig(Section):
         kind = loss.kind if isinstance(loss, LossConfig) else None
         if isinstance(loss, dict):
             kind = loss.get("kind")
-        usual = [advantage for name, advantage in USUAL_ADVANTAGE.items() if name == kind]
-        return {"advantage": usual[0], **given} if usual else given
+        usual = LOSSES[kind].advantage if isinstance(kind, str) and kind in LOSSES else None
+        return given if usual is None else {"advantage": usual, **given}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "LearnerConfig":
-        if (self.advantage == "gae") != (self.loss.kind == "ppo"):
+        if (self.advantage in CRITIC_ADVANTAGES) != LOSSES[self.loss.kind].critic:
+            advantages = " or ".join(f'"{name}"' for name in CRITIC_ADVANTAGES)
+            losses = " or ".join(f'"{name}"' for name, loss in LOSSES.items() if loss.critic)
             raise ValueError(
                 f"advantage {self.advantage!r} does not go with loss.kind {self.loss.kind!r}: "
-                '"gae" needs the critic of "ppo", and "ppo" needs "gae"'
+                f"{advantages} needs the critic of {losses}, and {losses} needs {advantages}"
             )
         if self.ranks % self.expert_parallel:
             raise ValueError(

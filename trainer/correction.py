@@ -4,42 +4,95 @@ The engine samples with its own kernels, so the learner's log-probs under the sa
 those it reported: `ratio` is learner over engine, both of the version that wrote the token. A weight
 has no gradient. Tokens with weight 0 still count in the loss's denominator.
 
-Closed set: a name in `trainer.config.CorrectionName`, a function here, a line in CORRECTIONS.
+A new correction is a function here, its settings, and an entry in CORRECTIONS. torch is imported for types
+alone: the settings (`trainer.config`) read CORRECTIONS and stay light.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from pydantic import PositiveFloat, model_validator
 
-from trainer.config import CorrectionName, LossConfig
-from trainer.loss_inputs import LossInputs
+from trainer.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.loss_inputs import LossInputs
 
 # Weights (N,) and counts of tokens for the metrics.
-Correction = Callable[[LossInputs, LossConfig], tuple[Tensor, dict[str, Tensor]]]
+Weighed = tuple["Tensor", dict[str, "Tensor"]]
 
 
-def none(x: LossInputs, c: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Correction:
+    """One correction. `function(inputs, settings)`, the last of the class `settings`."""
+
+    function: Callable[["LossInputs", Any], Weighed]
+    settings: type[Section]
+
+
+class TisConfig(Section):
+    """cap: the weight's upper bound C; inf takes it away."""
+
+    cap: PositiveFloat = 2.0
+
+
+class BoundsConfig(Section):
+    """low, high: bounds of a weight, in order."""
+
+    section: ClassVar[str]
+    low: PositiveFloat
+    high: PositiveFloat
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "BoundsConfig":
+        if self.low >= self.high:
+            name = self.section
+            raise ValueError(
+                f"{name}.low ({self.low:g}) has to be below {name}.high ({self.high:g})"
+            )
+        return self
+
+
+class IcepopConfig(BoundsConfig):
+    """low, high: a token whose weight is outside is left out."""
+
+    section = "icepop"
+    low: PositiveFloat = 0.5
+    high: PositiveFloat = 5.0
+
+
+class MisConfig(BoundsConfig):
+    """low, high: a sample whose weight, the geometric mean of its tokens', is outside is left out."""
+
+    section = "mis"
+    low: PositiveFloat = 0.99
+    high: PositiveFloat = 1.01
+
+
+def none(x: "LossInputs", c: Section) -> Weighed:
     """Every token weighs 1."""
-    return torch.ones_like(x.rollout_logprobs_N), {}
+    return x.rollout_logprobs_N.new_ones(len(x.rollout_logprobs_N)), {}
 
 
-def tis(x: LossInputs, c: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def tis(x: "LossInputs", c: TisConfig) -> Weighed:
     """min(ratio, C): truncated importance sampling (Yao et al. 2025; LongCat-Flash-Thinking, arXiv
     2509.18883, equation 4)."""
-    weights_N = torch.exp(x.behaviour_logprobs_N - x.rollout_logprobs_N).clamp(max=c.tis.cap)
-    return weights_N, {"loss/tis_capped": (weights_N >= c.tis.cap).float().sum()}
+    weights_N = (x.behaviour_logprobs_N - x.rollout_logprobs_N).exp().clamp(max=c.cap)
+    return weights_N, {"loss/tis_capped": (weights_N >= c.cap).float().sum()}
 
 
-def icepop(x: LossInputs, c: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def icepop(x: "LossInputs", c: IcepopConfig) -> Weighed:
     """The ratio where it is within [low, high], else 0: IcePop (Ring-1T, arXiv 2510.18855)."""
-    ratio_N = torch.exp(x.behaviour_logprobs_N - x.rollout_logprobs_N)
-    kept_N = (ratio_N >= c.icepop.low) & (ratio_N <= c.icepop.high)
-    weights_N = torch.where(kept_N, ratio_N, 0.0)
+    ratio_N = (x.behaviour_logprobs_N - x.rollout_logprobs_N).exp()
+    kept_N = (ratio_N >= c.low) & (ratio_N <= c.high)
+    weights_N = ratio_N.where(kept_N, 0.0)
     return weights_N, {"loss/icepop_masked": (~kept_N).float().sum()}
 
 
-def mis(x: LossInputs, c: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def mis(x: "LossInputs", c: MisConfig) -> Weighed:
     """The sample's ratio for all its tokens where it is within [low, high], else 0: sequence-level masked
     importance sampling (Liu, Li et al., "When Speed Kills Stability: Demystifying RL Collapse from the
     Training-Inference Mismatch", 2025).
@@ -48,14 +101,14 @@ def mis(x: LossInputs, c: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     the bounds mean the same at every length.
     """
     ratio_N = x.sample_mean(x.behaviour_logprobs_N - x.rollout_logprobs_N).exp()
-    kept_N = (ratio_N >= c.mis.low) & (ratio_N <= c.mis.high)
-    weights_N = torch.where(kept_N, ratio_N, 0.0)
+    kept_N = (ratio_N >= c.low) & (ratio_N <= c.high)
+    weights_N = ratio_N.where(kept_N, 0.0)
     return weights_N, {"loss/mis_masked": (~kept_N).float().sum()}
 
 
-CORRECTIONS: dict[CorrectionName, Correction] = {
-    "none": none,
-    "tis": tis,
-    "icepop": icepop,
-    "mis": mis,
+CORRECTIONS: dict[str, Correction] = {
+    "none": Correction(none, Section),
+    "tis": Correction(tis, TisConfig),
+    "icepop": Correction(icepop, IcepopConfig),
+    "mis": Correction(mis, MisConfig),
 }

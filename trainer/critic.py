@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from trainer.advantage import gae
-from trainer.config import PpoConfig
+from trainer.advantage import OverTurns, gae
+from trainer.loss import PpoConfig
 from trainer.loss_inputs import ValueInputs
 from trainer.sample import TrainSample
 
@@ -61,12 +61,14 @@ def turn_lengths(loss_mask: Sequence[bool]) -> list[int]:
     return lengths
 
 
-def turn_targets(sample: TrainSample, values: Sequence[float], c: PpoConfig) -> Targets:
+def turn_targets(
+    sample: TrainSample, values: Sequence[float], c: PpoConfig, advantage: OverTurns = gae
+) -> Targets:
     """Targets from the behaviour version's value at each policy token; a turn's is that at its start."""
     lengths = turn_lengths(sample.loss_mask)
     firsts = [sum(lengths[:k]) for k in range(len(lengths))]
     values_K = [values[first] for first in firsts]
-    advantages_K = gae(values_K, sample.reward, gamma=c.gamma, lam=c.lam)
+    advantages_K = advantage(values_K, sample.reward, gamma=c.gamma, lam=c.lam)
     turns = [k for k, length in enumerate(lengths) for _ in range(length)]
     starts = set(firsts)
     return Targets(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trainer.advantage import batch_normalised
+from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES
 from trainer.batch import PackedBatch, pack, plan_micro_batches
 from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
 from trainer.config import LearnerConfig
@@ -25,7 +25,7 @@ from trainer.cpu.row_kernel import compile_kernels
 from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
 from trainer.determinism import make_deterministic
 from trainer.lora import add_adapters
-from trainer.loss import objective
+from trainer.loss import LOSSES, PpoConfig, objective
 from trainer.loss_inputs import LossInputs
 from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of, hidden_z_loss
 from trainer.optimizer import Optimizer
@@ -73,7 +73,7 @@ class Learner:
         self.device = torch.device(config.device)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.ranks = ranks
-        critic = config.loss.kind == "ppo"
+        critic = LOSSES[config.loss.kind].critic
         if ranks.count == 1:
             policy = load_policy(checkpoint, torch.float32)
             if config.lora is not None:
@@ -188,6 +188,7 @@ class Learner:
             sample_tokens_N=tokens_S[batch.sample_N],
             num_samples=len(tokens_S),
             num_tokens=num_tokens,
+            max_completion_tokens=self.config.loss.max_completion_tokens,
             critic=critic,
         )
 
@@ -220,13 +221,16 @@ class Learner:
         self, samples: Sequence[TrainSample]
     ) -> tuple[Sequence[TrainSample], Sequence[Targets]]:
         """The batch with the advantages that are the learner's to compute, and the critic's targets."""
-        if self.config.advantage == "reinforce_pp":
-            return batch_normalised(samples), ()
-        if self.config.loss.kind != "ppo":
+        name = self.config.advantage
+        if name in BATCH_ADVANTAGES:
+            return BATCH_ADVANTAGES[name](samples), ()
+        if name not in CRITIC_ADVANTAGES:
             return samples, ()
+        settings, advantage = self.config.loss.loss_settings, CRITIC_ADVANTAGES[name]
+        assert isinstance(settings, PpoConfig), "a loss with a critic has its settings"
         values = self._by_sample(samples, self._behaviour_values)
         targets = [
-            turn_targets(s, v, self.config.loss.ppo) for s, v in zip(samples, values, strict=True)
+            turn_targets(s, v, settings, advantage) for s, v in zip(samples, values, strict=True)
         ]
         return [with_advantages(s, t) for s, t in zip(samples, targets, strict=True)], targets
 

@@ -1,39 +1,127 @@
 """Objectives: functions from per-token log-probs to a loss, one screen each.
 
-A new objective is one function here, a name in `trainer.config.LossName` with its settings, and a line in
-LOSSES; `objective` is what the learner calls. Shapes: see `trainer.loss_inputs`. `w_N` is the weight that
+A new objective is a function here, its settings, and an entry in LOSSES that also says its usual advantage;
+`objective` is what the learner calls. Shapes: see `trainer.loss_inputs`. `w_N` is the weight that
 `trainer.correction` gives each token. Denominators count the whole batch, so a loss is a plain sum and
 adds up over micro-batches.
+
+torch is imported for types alone: the settings (`trainer.config`) read LOSSES and stay light.
 
 Left out on purpose: the KL term (LongCat-Flash-Thinking, section 3.2.1: its estimator is biased), also
 where a paper has one.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from pydantic import Field, PositiveFloat
 
-from trainer.config import ClipConfig, LongcatConfig, LossConfig, LossName
 from trainer.correction import CORRECTIONS
-from trainer.loss_inputs import LossInputs
+from trainer.section import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.config import LossConfig
+    from trainer.loss_inputs import LossInputs
 
 # A ratio's logarithm is cut off here: exp stays finite, and where clipping ends a gradient it is 0, not NaN.
 MAX_LOG_RATIO = 20.0
 
 # The loss, and counts of tokens for the metrics.
-Found = tuple[Tensor, dict[str, Tensor]]
-Loss = Callable[[LossInputs, Tensor, LossConfig], Found]
+Found = tuple["Tensor", dict[str, "Tensor"]]
 
 
-def objective(x: LossInputs, c: LossConfig) -> Found:
+@dataclass(frozen=True)
+class Loss:
+    """One objective. `function(inputs, weights, settings)`, the last of the class `settings`.
+
+    advantage, correction: the ones used where the configuration names none. critic: trained with a value
+    head, so its advantage is one of CRITIC_ADVANTAGES and its settings are `PpoConfig`'s. masks_gap: weighs
+    the gap between learner and engine itself, so it takes no correction.
+    """
+
+    function: Callable[["LossInputs", "Tensor", Any], Found]
+    settings: type[Section]
+    advantage: str
+    correction: str = "none"
+    critic: bool = False
+    masks_gap: bool = False
+
+
+class ClipConfig(Section):
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]: PPO's epsilon on both sides."""
+
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+
+
+class DapoConfig(ClipConfig):
+    """Clip-higher, arXiv 2503.14476, section 4.1."""
+
+    clip_high: PositiveFloat = 0.28
+
+
+class GspoConfig(ClipConfig):
+    """Bounds of the sequence ratio, which is a geometric mean: arXiv 2507.18071, section 5.1."""
+
+    clip_low: PositiveFloat = 3e-4
+    clip_high: PositiveFloat = 4e-4
+
+
+class CispoConfig(Section):
+    """max_ratio: cap of the ratio that weighs a token. MiniMax-M1 (arXiv 2506.13585) states none; this one
+    is of the range that ScaleRL (arXiv 2510.13786) found good."""
+
+    max_ratio: PositiveFloat = 5.0
+
+
+class PpoConfig(ClipConfig):
+    """PPO's epsilon, the critic's loss and GAE's horizon.
+
+    value_clip: the value moves at most so far from the behaviour version's before its error stops
+    counting. value_weight: the value loss's weight beside the policy's. gamma, lam: GAE's discount and
+    lambda, per turn.
+    """
+
+    value_clip: PositiveFloat = 0.2
+    value_weight: PositiveFloat = 0.5
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
+
+
+class LongcatConfig(Section):
+    """Triplet clipping. The report states no values; these are the usual ones.
+
+    clip_neg_low, clip_pos_high: the ratio is clipped to [1 - clip_neg_low, 1 + clip_pos_high].
+    clip_neg_high: cap of the ratio where the advantage is negative (dual clip).
+    """
+
+    clip_neg_low: PositiveFloat = 0.2
+    clip_pos_high: PositiveFloat = 0.28
+    clip_neg_high: PositiveFloat = 3.0
+
+
+class HispoConfig(LongcatConfig):
+    """Triplet clipping and two masks of the gap between learner and engine; no values are published.
+
+    sequence_delta: a sample is left out where the geometric mean of its ratios is so far from 1.
+    token_delta: a token is left out where its own ratio is so far from 1.
+    """
+
+    sequence_delta: PositiveFloat = 0.01
+    token_delta: PositiveFloat = 0.5
+
+
+def objective(x: "LossInputs", c: "LossConfig") -> Found:
     """The configured loss under the configured correction."""
-    w_N, corrected = CORRECTIONS[c.correction](x, c)
-    loss, counts = LOSSES[c.kind](x, w_N, c)
+    w_N, corrected = CORRECTIONS[c.correction].function(x, c.correction_settings)
+    loss, counts = LOSSES[c.kind].function(x, w_N, c.loss_settings)
     return loss, counts | corrected
 
 
-def longcat(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def longcat(x: "LossInputs", w_N: "Tensor", c: LongcatConfig) -> Found:
     """Token-level loss, constant denominator, triplet clipping.
 
     LongCat-Flash-Thinking (arXiv 2509.18883), equation 4; its truncated importance sampling is the
@@ -42,75 +130,75 @@ def longcat(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
     around the equation says.
     """
     ratio_N = _ratio(x.learner_logprobs_N, x.behaviour_logprobs_N)
-    gain_N = _triplet_clipped(ratio_N, x.advantages_N, c.longcat)
-    loss = -(w_N * gain_N).sum() / (x.num_samples * c.max_completion_tokens)
-    return loss, _triplet_counts(ratio_N, x.advantages_N, c.longcat)
+    gain_N = _triplet_clipped(ratio_N, x.advantages_N, c)
+    loss = -(w_N * gain_N).sum() / (x.num_samples * x.max_completion_tokens)
+    return loss, _triplet_counts(ratio_N, x.advantages_N, c)
 
 
-def grpo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def grpo(x: "LossInputs", w_N: "Tensor", c: ClipConfig) -> Found:
     """1/G sum_i 1/|y_i| sum_t min(r A, clip(r) A): each sequence's tokens are averaged (GRPO, arXiv
     2402.03300, equation 3)."""
     ratio_N = _ratio(x.learner_logprobs_N, x.behaviour_logprobs_N)
-    gain_N = _clipped(ratio_N, x.advantages_N, c.grpo)
+    gain_N = _clipped(ratio_N, x.advantages_N, c)
     loss = -(w_N * gain_N / x.sample_tokens_N).sum() / x.num_samples
-    return loss, _clip_counts(ratio_N, x.advantages_N, c.grpo)
+    return loss, _clip_counts(ratio_N, x.advantages_N, c)
 
 
-def dr_grpo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def dr_grpo(x: "LossInputs", w_N: "Tensor", c: ClipConfig) -> Found:
     """1/(G T_max) sum_i sum_t min(r A, clip(r) A): GRPO without its length bias, a constant in place of each
     sequence's length (Dr. GRPO, arXiv 2503.20783, section 3.2)."""
     ratio_N = _ratio(x.learner_logprobs_N, x.behaviour_logprobs_N)
-    gain_N = _clipped(ratio_N, x.advantages_N, c.dr_grpo)
-    loss = -(w_N * gain_N).sum() / (x.num_samples * c.max_completion_tokens)
-    return loss, _clip_counts(ratio_N, x.advantages_N, c.dr_grpo)
+    gain_N = _clipped(ratio_N, x.advantages_N, c)
+    loss = -(w_N * gain_N).sum() / (x.num_samples * x.max_completion_tokens)
+    return loss, _clip_counts(ratio_N, x.advantages_N, c)
 
 
-def dapo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def dapo(x: "LossInputs", w_N: "Tensor", c: DapoConfig) -> Found:
     """1/sum_i |y_i| sum_i sum_t min(r A, clip(r) A), the upper bound the wider one: all tokens of the batch
     weigh alike (DAPO, arXiv 2503.14476, equation 8). Its dynamic sampling is `batch.filter_zero_variance`."""
     ratio_N = _ratio(x.learner_logprobs_N, x.behaviour_logprobs_N)
-    gain_N = _clipped(ratio_N, x.advantages_N, c.dapo)
-    return -(w_N * gain_N).sum() / x.num_tokens, _clip_counts(ratio_N, x.advantages_N, c.dapo)
+    gain_N = _clipped(ratio_N, x.advantages_N, c)
+    return -(w_N * gain_N).sum() / x.num_tokens, _clip_counts(ratio_N, x.advantages_N, c)
 
 
-def gspo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def gspo(x: "LossInputs", w_N: "Tensor", c: GspoConfig) -> Found:
     """1/G sum_i min(s_i A, clip(s_i) A): one ratio per sequence, s = (pi(y) / pi_behaviour(y))^(1/|y|),
     clipped as a whole (GSPO, arXiv 2507.18071, equations 5 to 7).
 
     A sequence's term is written as the mean over its tokens, which all have the same ratio and advantage.
     """
     ratio_N = _ratio(x.sample_mean(x.learner_logprobs_N - x.behaviour_logprobs_N))
-    gain_N = _clipped(ratio_N, x.advantages_N, c.gspo)
+    gain_N = _clipped(ratio_N, x.advantages_N, c)
     loss = -(w_N * gain_N / x.sample_tokens_N).sum() / x.num_samples
-    return loss, _clip_counts(ratio_N, x.advantages_N, c.gspo)
+    return loss, _clip_counts(ratio_N, x.advantages_N, c)
 
 
-def cispo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def cispo(x: "LossInputs", w_N: "Tensor", c: CispoConfig) -> Found:
     """1/sum_i |y_i| sum_i sum_t sg(min(r, max_ratio)) A log pi: clipping ends no token's gradient (CISPO,
     MiniMax-M1, arXiv 2506.13585, equations 4 and 5; no lower bound, as in its experiments)."""
     ratio_N = _ratio(x.learner_logprobs_N.detach(), x.behaviour_logprobs_N)
-    gain_N = ratio_N.clamp(max=c.cispo.max_ratio) * x.advantages_N * x.learner_logprobs_N
-    capped = (ratio_N > c.cispo.max_ratio).float().sum()
+    gain_N = ratio_N.clamp(max=c.max_ratio) * x.advantages_N * x.learner_logprobs_N
+    capped = (ratio_N > c.max_ratio).float().sum()
     return -(w_N * gain_N).sum() / x.num_tokens, {"loss/cispo_capped": capped}
 
 
-def rloo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def rloo(x: "LossInputs", w_N: "Tensor", c: Section) -> Found:
     """1/G sum_i A_i log pi(y_i): REINFORCE on whole sequences (RLOO, arXiv 2402.14740, section 3, with the
     advantage `rloo`). It has no ratio, so it takes every sample for one of the present policy."""
     gain_N = x.advantages_N * x.learner_logprobs_N
     return -(w_N * gain_N).sum() / x.num_samples, {}
 
 
-def reinforce_pp(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def reinforce_pp(x: "LossInputs", w_N: "Tensor", c: ClipConfig) -> Found:
     """1/sum_i |y_i| sum_i sum_t min(r A, clip(r) A): PPO's surrogate without a critic (REINFORCE++, arXiv
     2501.03262, section 3, with the advantage `reinforce_pp`)."""
     ratio_N = _ratio(x.learner_logprobs_N, x.behaviour_logprobs_N)
-    gain_N = _clipped(ratio_N, x.advantages_N, c.reinforce_pp)
+    gain_N = _clipped(ratio_N, x.advantages_N, c)
     loss = -(w_N * gain_N).sum() / x.num_tokens
-    return loss, _clip_counts(ratio_N, x.advantages_N, c.reinforce_pp)
+    return loss, _clip_counts(ratio_N, x.advantages_N, c)
 
 
-def ppo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def ppo(x: "LossInputs", w_N: "Tensor", c: PpoConfig) -> Found:
     """min(r A, clip(r) A) averaged over the batch's tokens, and (V - return)^2 averaged over its turns (PPO,
     arXiv 1707.06347, equations 7 and 9, no entropy bonus).
 
@@ -120,18 +208,18 @@ def ppo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
     assert x.critic is not None, "ppo is trained with a critic"
     v = x.critic
     ratio_N = _ratio(x.learner_logprobs_N, x.behaviour_logprobs_N)
-    policy_loss = -(w_N * _clipped(ratio_N, x.advantages_N, c.ppo)).sum() / x.num_tokens
-    bound = c.ppo.value_clip
+    policy_loss = -(w_N * _clipped(ratio_N, x.advantages_N, c)).sum() / x.num_tokens
+    bound = c.value_clip
     moved_N = v.behaviour_values_N + (v.values_N - v.behaviour_values_N).clamp(-bound, bound)
-    error_N = torch.maximum((v.values_N - v.returns_N) ** 2, (moved_N - v.returns_N) ** 2)
+    error_N = ((v.values_N - v.returns_N) ** 2).maximum((moved_N - v.returns_N) ** 2)
     value_loss = (error_N * v.starts_N).sum() / v.num_turns
-    counts = _clip_counts(ratio_N, x.advantages_N, c.ppo)
+    counts = _clip_counts(ratio_N, x.advantages_N, c)
     # The learner divides by the batch's tokens; this one is a mean over its turns.
     counts["loss/value"] = value_loss.detach() * x.num_tokens
-    return policy_loss + c.ppo.value_weight * value_loss, counts
+    return policy_loss + c.value_weight * value_loss, counts
 
 
-def hispo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def hispo(x: "LossInputs", w_N: "Tensor", c: HispoConfig) -> Found:
     """Triplet clipping of the ratio to the engine's log-probs, under two masks of the gap between learner
     and engine: of whole samples by its geometric mean, and of tokens (HisPO, LongCat-Flash-Prover, arXiv
     2603.21065, section 3.3).
@@ -140,17 +228,17 @@ def hispo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
     divides by the longest answer, the text by the constant maximum: the constant here.
     """
     gap_N = x.behaviour_logprobs_N - x.rollout_logprobs_N
-    sample_near_N = (x.sample_mean(gap_N).exp() - 1).abs() < c.hispo.sequence_delta
-    token_near_N = (gap_N.exp() - 1).abs() < c.hispo.token_delta
+    sample_near_N = (x.sample_mean(gap_N).exp() - 1).abs() < c.sequence_delta
+    token_near_N = (gap_N.exp() - 1).abs() < c.token_delta
     kept_N = (sample_near_N & token_near_N).to(w_N.dtype)
     ratio_N = _ratio(x.learner_logprobs_N, x.rollout_logprobs_N)
-    gain_N = _triplet_clipped(ratio_N, x.advantages_N, c.hispo)
-    loss = -(w_N * kept_N * gain_N).sum() / (x.num_samples * c.max_completion_tokens)
-    counts = _triplet_counts(ratio_N, x.advantages_N, c.hispo)
+    gain_N = _triplet_clipped(ratio_N, x.advantages_N, c)
+    loss = -(w_N * kept_N * gain_N).sum() / (x.num_samples * x.max_completion_tokens)
+    counts = _triplet_counts(ratio_N, x.advantages_N, c)
     return loss, counts | {"loss/hispo_masked": (1 - kept_N).sum()}
 
 
-def decoupled_ppo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
+def decoupled_ppo(x: "LossInputs", w_N: "Tensor", c: ClipConfig) -> Found:
     """(pi_prox / pi_behaviour) min(u A, clip(u) A) with u = pi / pi_prox: clipping is around the proximal
     policy, the learner's before the update, however stale a sample is (AReaL, arXiv 2505.24298, equation 5).
 
@@ -158,38 +246,40 @@ def decoupled_ppo(x: LossInputs, w_N: Tensor, c: LossConfig) -> Found:
     """
     ratio_N = _ratio(x.learner_logprobs_N, x.proximal_logprobs_N)
     staleness_N = _ratio(x.proximal_logprobs_N, x.behaviour_logprobs_N)
-    gain_N = staleness_N * _clipped(ratio_N, x.advantages_N, c.decoupled_ppo)
+    gain_N = staleness_N * _clipped(ratio_N, x.advantages_N, c)
     loss = -(w_N * gain_N).sum() / x.num_tokens
-    return loss, _clip_counts(ratio_N, x.advantages_N, c.decoupled_ppo)
+    return loss, _clip_counts(ratio_N, x.advantages_N, c)
 
 
-def _ratio(logprobs_N: Tensor, base_N: Tensor | float = 0.0) -> Tensor:
+def _ratio(logprobs_N: "Tensor", base_N: "Tensor | float" = 0.0) -> "Tensor":
     """exp(logprobs - base), finite however far apart they are."""
     return (logprobs_N - base_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def _clipped(ratio_N: Tensor, advantages_N: Tensor, c: ClipConfig) -> Tensor:
+def _clipped(ratio_N: "Tensor", advantages_N: "Tensor", c: ClipConfig) -> "Tensor":
     """min(r A, clip(r, 1 - low, 1 + high) A)."""
     bounded_N = ratio_N.clamp(1 - c.clip_low, 1 + c.clip_high)
-    return torch.minimum(ratio_N * advantages_N, bounded_N * advantages_N)
+    return (ratio_N * advantages_N).minimum(bounded_N * advantages_N)
 
 
-def _triplet_clipped(ratio_N: Tensor, advantages_N: Tensor, c: LongcatConfig) -> Tensor:
+def _triplet_clipped(ratio_N: "Tensor", advantages_N: "Tensor", c: LongcatConfig) -> "Tensor":
     """The clipped term, and where A < 0 no less than clip_neg_high A."""
     bounded_N = ratio_N.clamp(1 - c.clip_neg_low, 1 + c.clip_pos_high)
-    gain_N = torch.minimum(ratio_N * advantages_N, bounded_N * advantages_N)
-    capped_N = torch.maximum(gain_N, c.clip_neg_high * advantages_N)
-    return torch.where(advantages_N < 0, capped_N, gain_N)
+    gain_N = (ratio_N * advantages_N).minimum(bounded_N * advantages_N)
+    capped_N = gain_N.maximum(c.clip_neg_high * advantages_N)
+    return capped_N.where(advantages_N < 0, gain_N)
 
 
-def _clip_counts(ratio_N: Tensor, advantages_N: Tensor, c: ClipConfig) -> dict[str, Tensor]:
+def _clip_counts(ratio_N: "Tensor", advantages_N: "Tensor", c: ClipConfig) -> dict[str, "Tensor"]:
     """Tokens whose gradient the clipping ended, by the sign of the advantage."""
     high = (ratio_N > 1 + c.clip_high) & (advantages_N > 0)
     low = (ratio_N < 1 - c.clip_low) & (advantages_N < 0)
     return {"loss/clipped_pos": high.float().sum(), "loss/clipped_neg": low.float().sum()}
 
 
-def _triplet_counts(ratio_N: Tensor, advantages_N: Tensor, c: LongcatConfig) -> dict[str, Tensor]:
+def _triplet_counts(
+    ratio_N: "Tensor", advantages_N: "Tensor", c: LongcatConfig
+) -> dict[str, "Tensor"]:
     """Tokens whose gradient the clipping ended, by the sign of the advantage."""
     positive, negative = advantages_N > 0, advantages_N < 0
     far = (ratio_N < 1 - c.clip_neg_low) | (ratio_N > c.clip_neg_high)
@@ -199,16 +289,16 @@ def _triplet_counts(ratio_N: Tensor, advantages_N: Tensor, c: LongcatConfig) -> 
     }
 
 
-LOSSES: dict[LossName, Loss] = {
-    "longcat": longcat,
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "dapo": dapo,
-    "gspo": gspo,
-    "cispo": cispo,
-    "rloo": rloo,
-    "reinforce_pp": reinforce_pp,
-    "ppo": ppo,
-    "hispo": hispo,
-    "decoupled_ppo": decoupled_ppo,
+LOSSES: dict[str, Loss] = {
+    "longcat": Loss(longcat, LongcatConfig, "grpo", correction="tis"),
+    "grpo": Loss(grpo, ClipConfig, "grpo"),
+    "dr_grpo": Loss(dr_grpo, ClipConfig, "dr_grpo"),
+    "dapo": Loss(dapo, DapoConfig, "grpo"),
+    "gspo": Loss(gspo, GspoConfig, "grpo"),
+    "cispo": Loss(cispo, CispoConfig, "grpo"),
+    "rloo": Loss(rloo, Section, "rloo"),
+    "reinforce_pp": Loss(reinforce_pp, ClipConfig, "reinforce_pp"),
+    "ppo": Loss(ppo, PpoConfig, "gae", critic=True),
+    "hispo": Loss(hispo, HispoConfig, "grpo", masks_gap=True),
+    "decoupled_ppo": Loss(decoupled_ppo, ClipConfig, "reinforce_pp"),
 }

@@ -29,7 +29,8 @@ class LossInputs:
     the token. proximal_logprobs: the learner's before the update. rollout_logprobs: the engine's.
 
     sample: index of the token's sample, below num_samples. sample_tokens: policy tokens of that sample.
-    num_samples, num_tokens: samples and policy tokens of the whole batch. critic: where there is one.
+    num_samples, num_tokens: samples and policy tokens of the whole batch. max_completion_tokens: T_max, for
+    losses with a constant denominator. critic: where there is one.
     """
 
     learner_logprobs_N: Tensor
@@ -41,6 +42,7 @@ class LossInputs:
     sample_tokens_N: Tensor
     num_samples: int
     num_tokens: int
+    max_completion_tokens: int
     critic: ValueInputs | None = None
 
     def sample_mean(self, values_N: Tensor) -> Tensor:
