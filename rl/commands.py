@@ -15,7 +15,13 @@ from rl.config_error import ConfigError
 BAD_INPUT = 2
 OWN = ("envs", "reward", "rl", "rollout", "trainer")
 # Packages that an extra of its own brings, rather than the lock or the extra `gpu`.
-EXTRAS = {"nicegui": "dashboard", "httpx": "interop", "websockets": "interop"}
+EXTRAS = {
+    "nicegui": "dashboard",
+    "httpx": "interop",
+    "jsonschema": "interop",
+    "mcp": "interop",
+    "websockets": "interop",
+}
 
 
 class Commands(TyperGroup):
