@@ -117,7 +117,7 @@ class Cluster:
         return self.actors
 
     async def _probe(self, checkpoint: str, seconds: float) -> None:
-        """Whether the other nodes can do their part; engines start meanwhile."""
+        """Check that the other nodes can do their part; engines start meanwhile."""
         folders = {"runs_dir": str(self.folder)}
         if os.path.isdir(checkpoint):
             folders["model.path"] = os.path.abspath(checkpoint)
@@ -276,7 +276,8 @@ class Cluster:
         )
 
     async def _ready(self, call: Awaitable[T], name: str, seconds: float | None) -> T:
-        """What an actor's first call returns. seconds: None: however long it takes. Raises StartError."""
+        """Await an actor's first call and return its answer. seconds: None: however long it takes. Raises
+        StartError."""
         try:
             return await within(call, seconds)
         except TimeoutError:

@@ -175,7 +175,7 @@ class BatchConfig(Section):
 
     @property
     def fresh_groups(self) -> int:
-        """Of a step's groups, those that are trained on for the first time where enough can be reused."""
+        """Number of a step's groups that are trained on for the first time where enough can be reused."""
         return self.groups - round(self.reuse_ratio * self.groups)
 
 
@@ -406,7 +406,7 @@ class RunConfig(Section):
         return sum(count * each for count, each in self.actors_asking(resource).values())
 
     def shared_engines(self, names: Sequence[str]) -> Sequence[str]:
-        """Of these engines, those whose devices the learner uses while it steps."""
+        """Select the engines whose devices the learner uses while it steps."""
         first = {"disaggregated": len(names), "colocated": 0, "elastic": self.standalone_engines}
         return names[first[self.layout] :]
 

@@ -20,7 +20,8 @@ Eviction = Literal["block", "discard"]
 
 @dataclass(frozen=True)
 class Rules:
-    """What a mode allows. live: versions at once (K). max_staleness: the learner's version minus a sample's.
+    """Limits that a mode sets. live: versions at once (K). max_staleness: the learner's version minus a
+    sample's.
 
     in_place: new weights replace the only version under its running requests. eviction: a full window
     waits until its oldest version has drained (`block`, DORA), or gives up what is left of it
@@ -42,7 +43,7 @@ class Window:
 
     @property
     def newest(self) -> int:
-        """What new trajectories begin on."""
+        """The version that new trajectories begin on."""
         return self.versions[-1]
 
 
@@ -82,7 +83,7 @@ def slide(
 def may_step(
     learner_version: int, remaining: Mapping[int, int], batch_groups: int, rules: Rules
 ) -> bool:
-    """Whether the learner may take a step that leaves `remaining` groups per version for later ones.
+    """True if the learner may take a step that leaves `remaining` groups per version for later ones.
 
     Under `block` nothing may become too old to be trained on, so the learner waits for stragglers: of the
     groups up to version v there may be no more than the steps before v is too old can take (earliest
@@ -112,7 +113,7 @@ def room_until_due(
 
 
 def admits(window: Window) -> bool:
-    """Whether trajectories may begin on the newest version: not while it is the one that has to drain."""
+    """True if trajectories may begin on the newest version: not while it is the one that has to drain."""
     return window.pending is None or len(window.versions) > 1
 
 

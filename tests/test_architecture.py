@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -258,6 +259,19 @@ def test_a_file_opens_with_what_it_is_and_a_package_is_no_more_than_that():
     assert [name_of(path) for path, tree in trees.items() if not ast.get_docstring(tree)] == []
     packages = {path: tree for path, tree in trees.items() if path.name == "__init__.py"}
     assert [name_of(path) for path, tree in packages.items() if len(tree.body) != 1] == []
+
+
+def test_a_docstring_opens_with_what_its_subject_does_or_is():
+    """AGENTS.md, Language: a word that points at something not met yet is no opening."""
+    pointing = re.compile(r"(Of|That|These|Whether|What)\b")
+    wrong = [
+        f"{name_of(path)}:{getattr(node, 'lineno', 1)} opens with {found[1]!r}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (found := pointing.match(ast.get_docstring(node) or ""))
+    ]
+    assert wrong == []
 
 
 def test_no_file_is_named_like_the_standard_library_or_after_a_mechanism():

@@ -121,7 +121,8 @@ class OptimConfig(Section):
 
 
 class RouterConfig(Section):
-    """What steers the experts' load, and how the engine's choices are used (LongCat-Flash, arXiv 2509.01322).
+    """Settings that steer the experts' load, and how the engine's choices are used (LongCat-Flash, arXiv
+    2509.01322).
 
     replay: the learner repeats the expert choices that the engine made (arXiv 2510.11370).
     experts_per_token: K_e, how many experts with computation a token should have on average; by default

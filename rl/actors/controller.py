@@ -69,7 +69,7 @@ class ControllerActor:
 
     @actor_method
     async def heartbeat(self) -> Heartbeat:
-        """That it is there."""
+        """Answer that this actor is there."""
         return own_heartbeat()
 
     @actor_method_pair
@@ -105,14 +105,14 @@ class ControllerActor:
 
     @actor_method
     async def serve(self, versions: Mapping[str, int | None]) -> None:
-        """These engines serve these versions; None: no new turn goes there."""
+        """Note which version each engine serves; None: no new turn goes there."""
         new = [name for name in versions if name not in self.client.engines]
         self.client.add(_found(new, self.namespace))
         await self.client.serve({n: v for n, v in versions.items() if n in self.client.engines})
 
     @actor_method
     async def lose(self, engines: Sequence[str]) -> None:
-        """These engines are gone."""
+        """Forget engines that are gone."""
         await self.client.lose(engines)
 
     @actor_method
@@ -127,7 +127,8 @@ class ControllerActor:
 
     @actor_method
     async def waiting(self, count: int) -> WaitingTable:
-        """What the episodes in progress wait for: the `count` most suspicious ones, and all in numbers."""
+        """Table of what episodes in progress wait for: the `count` most suspicious ones, and all in
+        numbers."""
         now, latency = time.time(), self.times.latency()
         writing = {
             session: (engine, now - self.client.asked[id])

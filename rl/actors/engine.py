@@ -83,7 +83,8 @@ class EngineActor:
         os._exit(1)
 
     async def _done(self, act: Awaitable[T]) -> T:
-        """What an act of vLLM's returns. A dead vLLM is no error of the act's, but this engine's end."""
+        """Await an act of vLLM's and return its result. A dead vLLM is no error of the act's, but this
+        engine's end."""
         try:
             return await act
         except Exception:

@@ -69,7 +69,7 @@ class EngineClient:
         self._changed = asyncio.Condition()
 
     def add(self, engines: Mapping[str, Handle[EngineActor]]) -> None:
-        """These are there too (handles by name); what they serve is told later."""
+        """Add engines (handles by name); what they serve is told later."""
         self.engines |= engines
         self.loads |= dict.fromkeys(engines, 0)
 
@@ -96,7 +96,7 @@ class EngineClient:
         ]
 
     async def serve(self, versions: Mapping[str, int | None]) -> None:
-        """These engines serve these versions from now on; None: it sleeps, and no new turn goes there."""
+        """Note which version each engine serves from now on; None: it sleeps, and no new turn goes there."""
         async with self._changed:
             self.has_engine_map = True
             self.serves |= {name: v for name, v in versions.items() if name not in self.gone}
@@ -107,7 +107,7 @@ class EngineClient:
             self._changed.notify_all()
 
     async def lose(self, engines: Iterable[str]) -> None:
-        """These engines have died: no turn goes there any more, and their caches went with them."""
+        """Forget engines that have died: no turn goes there any more, and their caches went with them."""
         self.gone.update(engines)
         for name in self.gone & self.serves.keys():
             del self.serves[name]

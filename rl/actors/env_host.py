@@ -52,7 +52,7 @@ class EnvHost:
         return await getattr(self, method)(f"{owner}/{session}", *arguments)
 
     async def _close_all(self, owner: str) -> None:
-        """What a connection that is gone has left open."""
+        """Close what a connection that is gone has left open."""
         left = [session for session in self.sessions if session.startswith(f"{owner}/")]
         await asyncio.gather(*map(self.close, left))
 
@@ -94,7 +94,7 @@ class EnvHost:
 
     @actor_method
     async def heartbeat(self) -> Heartbeat:
-        """That it is there."""
+        """Answer that this actor is there."""
         return own_heartbeat()
 
     def load(self) -> Load:

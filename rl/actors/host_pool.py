@@ -87,7 +87,7 @@ class HostPool:
                 task.add_done_callback(self.asking.discard)
 
     async def _answers(self, index: int) -> bool:
-        """Whether a host answers; then its load is known."""
+        """True if a host answers; then its load is known."""
         try:
             await within(self.clients[index].ask("ping", ""), PING_SECONDS)
         except (TimeoutError, HostLost):

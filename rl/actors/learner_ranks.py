@@ -70,7 +70,7 @@ class OnAllRanks(Generic[P, T]):
                 call.cancel()
 
     def _failure(self, errors: Sequence[BaseException | None], first: int) -> BaseException:
-        """What went wrong, of each rank's error; `first` was there first."""
+        """Choose the error to raise among the ranks' errors; `first` was there first."""
         dead = [rank for rank, error in enumerate(errors) if isinstance(error, RayActorError)]
         if dead:
             return RankError(f"rank {dead[0]} of the learner (learner-{dead[0]}.log) died")

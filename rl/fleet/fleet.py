@@ -150,7 +150,7 @@ class Fleet:
             await self._push_engine_map()
 
     async def lose(self, names: Collection[str]) -> None:
-        """These engines have died. Raises SyncError where none is left."""
+        """Take engines that have died out of the fleet. Raises SyncError where none is left."""
         self.gone.update(names)
         if not any(name in self.serves for name in names):
             return
@@ -263,11 +263,11 @@ class Fleet:
         return admission(self.groups.backlog(self.window), engines, self.rules, self.limits)
 
     def served(self, version: int) -> bool:
-        """Whether some engine serves it."""
+        """True if some engine serves the version."""
         return self.rules.in_place or version in dict(self._awake()).values()
 
     def _states(self) -> list[EngineState]:
-        """Of those that are awake and hold a version."""
+        """States of the engines that are awake and hold a version."""
         room = self.limits.engine_later
         return [
             EngineState(name, version, room)

@@ -61,7 +61,7 @@ class _AnyHandle(Protocol):
 
 
 async def reached(ask: Callable[[], Awaitable[T]]) -> T:
-    """What an actor answers, as soon as Ray knows whether it is there; one that starts anew is waited for.
+    """Return an actor's answer, as soon as Ray knows whether it is there; one that starts anew is waited for.
 
     `ask()` must bear being carried out twice: of an actor that cannot be reached nobody knows what it has
     heard. Without a deadline of its own. Raises what else `ask` does.
@@ -81,7 +81,7 @@ def on_node(node: str, *, or_elsewhere: bool = False) -> NodeAffinitySchedulingS
 async def probe(
     tables: Sequence[EnvTable], folders: Mapping[str, str], seconds: float
 ) -> list[str]:
-    """What nodes besides this one lack of what they need for the run: a sentence for the first thing on each.
+    """Find what nodes besides this one lack for the run: a sentence for the first thing on each.
 
     tables: whose plugins have to be importable. folders: setting -> folder that has to be seen.
     """
