@@ -181,6 +181,7 @@ def loss_of(policy: Any, samples: Sequence[TrainSample], c: RunConfig) -> Tensor
         sample_tokens_N=lengths_S[sample_N],
         num_samples=len(samples),
         num_tokens=int(lengths_S.sum()),
+        max_completion_tokens=c.learner.loss.max_completion_tokens,
     )
     return objective(inputs, c.learner.loss)[0]
 

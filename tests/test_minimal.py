@@ -103,6 +103,7 @@ def test_a_group_without_variance_gives_no_sample(policy):
     assert minimal.samples_of(both, "0/0", 0) == []
 
 
+@pytest.mark.slow
 def test_the_loop_raises_the_reward(policy, monkeypatch):
     """A random policy of one short turn, paid for the share of even ids among its tokens."""
     play = minimal.play
@@ -116,10 +117,10 @@ def test_the_loop_raises_the_reward(policy, monkeypatch):
 
     monkeypatch.setattr(minimal, "play", paid)
     config = settings(
-        steps=4,
+        steps=7,
         batch={"groups": 4, "group_size": 8},
         episode={"max_turns": 1, "max_completion_tokens": 8, "max_tokens": 128},
-        learner={"loss": {"kind": "longcat"}, "optim": {"lr": 4e-3}},
+        learner={"loss": {"kind": "longcat"}, "optim": {"lr": 2e-3}},
     )
     means = minimal.train(policy, config)
-    assert means[-1] > means[0] + 0.1
+    assert (means[-2] + means[-1]) / 2 > means[0] + 0.1
