@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
@@ -123,7 +123,7 @@ class EnvTable(Section):
     id: str
     name: str = ""
     weight: PositiveFloat = 1
-    config: dict[str, Any] = {}
+    config: dict[str, object] = {}
     deadlines: DeadlineConfig = DeadlineConfig()
     rewards: dict[str, float] = {}
     judges: tuple[str, ...] = ()
@@ -421,7 +421,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return read_config(path, overrides, RunConfig, _anchor_envs)
 
 
-def _anchor_envs(values: dict[str, Any], folder: Path) -> None:
+def _anchor_envs(values: dict[str, object], folder: Path) -> None:
     """An environment's file is seen from the folder of the configuration that names it."""
     tables = values.get("env")
     for table in tables if isinstance(tables, list) else ():

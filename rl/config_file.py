@@ -8,9 +8,10 @@ import difflib
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from rl.config_error import ConfigError
 from trainer.config import LossConfig
@@ -22,7 +23,7 @@ def read_config(
     path: str | Path,
     overrides: Sequence[str],
     kind: type[Settings],
-    anchor: Callable[[dict[str, Any], Path], None] = lambda values, folder: None,
+    anchor: Callable[[dict[str, object], Path], None] = lambda values, folder: None,
 ) -> Settings:
     """Read settings of this kind from a TOML file and overrides (`["--steps", "9", "--seed=1"]`).
 
@@ -51,9 +52,9 @@ def read_origins(path: str | Path, overrides: Sequence[str]) -> dict[str, str]:
     return {key: origin for key, origin in origins.items() if key in flat(values)}
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(values: Mapping[str, object]) -> dict[str, object]:
     """Nested tables as one, by dotted keys, e.g. `{"env": [{"id": "x"}]}` as `{"env.0.id": "x"}`."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, list) and any(isinstance(one, dict) for one in value):
             value = {str(index): one for index, one in enumerate(value)}
@@ -64,7 +65,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path) -> dict[str, object]:
     """A TOML file as it is. Raises ConfigError."""
     try:
         return tomllib.loads(Path(path).read_text())
@@ -76,7 +77,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def build(
-    values: dict[str, Any], file: str, given: Collection[str], kind: type[Settings]
+    values: dict[str, object], file: str, given: Collection[str], kind: type[Settings]
 ) -> Settings:
     """Settings of this kind; errors name `file`, or the command line for keys in `given`.
 
@@ -92,7 +93,7 @@ def build(
         raise ConfigError(f"{where}: {_sentence(first, kind)}") from None
 
 
-def _sentence(error: Any, kind: type[BaseModel]) -> str:
+def _sentence(error: ErrorDetails, kind: type[BaseModel]) -> str:
     problem, given = error["type"], error["input"]
     if problem == "extra_forbidden":
         *parents, wrong = error["loc"]
@@ -104,13 +105,13 @@ def _sentence(error: Any, kind: type[BaseModel]) -> str:
     if problem == "missing":
         return "this key is required"
     if problem == "value_error":
-        return str(error["ctx"]["error"])
+        return str(error.get("ctx", {}).get("error"))
     return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given!r}"
 
 
 def _fields_at(location: Sequence[str | int], kind: type[BaseModel]) -> Iterator[str]:
     """Names of the fields of the section at a location such as ("env", 0, "deadlines")."""
-    model: Any = kind
+    model = kind
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation) or model
@@ -121,7 +122,7 @@ def _fields_at(location: Sequence[str | int], kind: type[BaseModel]) -> Iterator
         yield from LossConfig.sections()
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def _section_of(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in get_args(annotation):
@@ -145,7 +146,7 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield key.replace("-", "_"), text
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """A TOML value where the text is one, else the text itself."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
@@ -153,17 +154,18 @@ def _value(text: str) -> Any:
         return text
 
 
-def _set(values: dict[str, Any], keys: list[str], value: Any, full: str) -> None:
-    target: Any = values
+def _set(values: dict[str, object], keys: list[str], value: object, full: str) -> None:
+    target: dict[str, object] | list[object] = values
     for key in keys[:-1]:
         if isinstance(target, list):
             if not key.isdigit() or int(key) >= len(target):
                 raise ConfigError(f"command line: --{full}: there is no entry {key!r}")
-            target = target[int(key)]
+            inner = target[int(key)]
         else:
-            target = target.setdefault(key, {})
-        if not isinstance(target, dict | list):
+            inner = target.setdefault(key, {})
+        if not isinstance(inner, dict | list):
             raise ConfigError(f"command line: --{full}: {key!r} is no section")
+        target = inner
     if isinstance(target, list):
         raise ConfigError(f"command line: --{full} has to name a key of one entry")
     target[keys[-1]] = value

@@ -120,7 +120,8 @@ def _table(config: Path, label: str) -> EnvTable:
     if not config.is_file():
         table = EnvTable(id=label)
     else:
-        tables = [_read_table(config, one) for one in read_toml(config).get("env", ())]
+        found = read_toml(config).get("env")
+        tables = [_read_table(config, one) for one in (found if isinstance(found, list) else ())]
         matching = [table for table in tables if table.label == label]
         if not matching:
             known = ", ".join(t.label for t in tables) or "none"

@@ -121,7 +121,7 @@ class Dispatcher:
 
     def _cancel(self, group: str) -> None:
         if (report := self.playing.get(group)) is not None:
-            ray.cancel(report)
+            ray.cancel(report)  # pyright: ignore[reportUnknownMemberType]
 
     def give_up(self, group: str) -> None:
         """Stop playing a group; its requests end too."""

@@ -10,7 +10,6 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from envs.registry import split_file
 from rl.config import RunConfig, load_config
@@ -70,9 +69,9 @@ def check_same(before: RunConfig, now: RunConfig) -> None:
             )
 
 
-def _identity(config: RunConfig) -> dict[str, Any]:
+def _identity(config: RunConfig) -> dict[str, object]:
     lora = config.learner.lora
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "model": config.model.model_dump(mode="json", exclude_none=True),
         "sft": None if config.sft is None else config.sft.model_dump(mode="json"),
         "seed": config.seed,
@@ -89,7 +88,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "not given" if value is None else json.dumps(value)
 
 

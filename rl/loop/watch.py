@@ -7,7 +7,7 @@ episodes that do not end.
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
 from rl.actors.handles import Actors, by_node
@@ -38,7 +38,7 @@ class Activity:
         self.last_move = time.monotonic()
 
     @contextmanager
-    def busy(self, what: str) -> Iterator[None]:
+    def busy(self, what: str) -> Generator[None]:
         """While the learner or a weight sync is at work, its own deadline watches over it."""
         self.at_work.append(what)
         try:

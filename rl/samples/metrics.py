@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
-from typing import Any
 
 from rl.samples.group import GroupReport, MemberReport
 
@@ -64,7 +63,7 @@ def histogram(values: Counter[int]) -> dict[str, int]:
     return {str(key): values[key] for key in sorted(values)}
 
 
-def outcome_totals(counts: dict[str, dict[str, int]]) -> dict[str, Any]:
+def outcome_totals(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     """The ledger's counts over all environments, with the environments beside them."""
     total: Counter[str] = Counter()
     for env in counts.values():

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from typing import Any
 
 from rollout.window import staleness
 
@@ -25,7 +24,7 @@ class BufferedGroup:
     env: str
     ids: tuple[str, ...]
     versions: tuple[int, ...]
-    samples: Any
+    samples: object
 
     @cached_property
     def oldest(self) -> int:
