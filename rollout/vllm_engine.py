@@ -5,9 +5,7 @@ engine actor. All that is special about a CPU machine is in `engine_arguments` a
 """
 
 import asyncio
-import json
 import os
-import struct
 import time
 import uuid
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from rollout.engine import Completion, EngineFault, Request, VersionSpan
 from rollout.families.registry import routing_layout
 from rollout.routing import Routing
 from rollout.vllm_adapter import Adapters, adapter_arguments, loading, on_adapter
+from rollout.weight_file import slices_of
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
 # An interrupted request's cache is written in the engine's next step: what takes longer has gone wrong.
 _WRITE_SECONDS = 30.0
 _LOOK_SECONDS = 0.002
-
-
-# Between two steps an engine stages so much: some milliseconds' work, for vLLM's loaders are slow per tensor.
-_SLICE_BYTES, _SLICE_TENSORS = 8 * 2**20, 32
 
 
 @dataclass(frozen=True)
@@ -395,25 +390,6 @@ class VllmEngine:
         if rows.shape[1] != len(self.routing.layers):
             rows = rows[:, list(self.routing.layers)]
         return rows.astype(self.routing.dtype, copy=False)
-
-
-def slices_of(path: Path) -> list[list[str]]:
-    """The names in a safetensors file, in its order, in slices of about one size."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    slices: list[list[str]] = [[]]
-    size = 0
-    for name, about in sorted(header.items(), key=lambda one: one[1]["data_offsets"]):
-        start, end = about["data_offsets"]
-        full = size + end - start > _SLICE_BYTES or len(slices[-1]) == _SLICE_TENSORS
-        if full and slices[-1]:
-            slices.append([])
-            size = 0
-        slices[-1].append(name)
-        size += end - start
-    return slices
 
 
 async def _written(file: "CacheFile") -> str:

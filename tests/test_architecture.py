@@ -55,6 +55,7 @@ TENSORS_ELSEWHERE = {
     "rollout/vllm_plugin.py": {"torch"},
     "rollout/vllm_routing_worker.py": {"torch"},
     "rollout/vllm_shadow.py": {"torch"},
+    "rollout/weight_file.py": {"safetensors"},
     "rollout/weight_transfer.py": {"torch", "safetensors"},
     "rl/actors/learner.py": {"torch"},
     "rl/preflight.py": {"torch"},

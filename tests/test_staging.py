@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
-from rollout.vllm_engine import VllmEngine, slices_of
+from rollout.vllm_engine import VllmEngine
+from rollout.weight_file import slices_of
 from trainer.config import LearnerConfig
 from trainer.learner import Learner
 from trainer.sample import TrainSample

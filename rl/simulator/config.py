@@ -5,16 +5,12 @@ Costs are inputs: nothing is fitted when a simulation runs, so that another clus
 synchronous step determines.
 """
 
-from typing import Literal
-
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
-from rl.config import Layout
+from rl.config import Layout, Mode
 from rollout.config import Section
 from rollout.window import Eviction, Rules
-
-ModeName = Literal["sync", "one_step", "in_flight", "dora"]
 
 
 class ClusterSpec(Section):
@@ -150,5 +146,5 @@ class SimConfig(Section):
     cluster: ClusterSpec
     cost: CostSpec
     workload: WorkloadSpec
-    modes: dict[ModeName, ModeSpec] = Field(min_length=1)
+    modes: dict[Mode, ModeSpec] = Field(min_length=1)
     measured: MeasuredStep | None = None
