@@ -8,6 +8,7 @@ Refuses a row whose question or answer is neither text nor a number: no answer c
 """
 
 import hashlib
+import importlib
 import json
 import random
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 from pydantic import model_validator
 
 from envs.env import HELDOUT_SHARE, Env, EnvConfig, Split, Task
-from envs.message import Message
+from envs.message import JsonObject, Message
 
 
 class DatasetConfig(EnvConfig):
@@ -97,7 +98,7 @@ class DatasetEnv(Env):
             raise ValueError(f"{where} cannot be read: {reason}") from error
         return list(self._checked(rows, where))
 
-    def _checked(self, rows: Iterable[Any], where: str) -> Iterator[dict[str, str]]:
+    def _checked(self, rows: Iterable[JsonObject], where: str) -> Iterator[dict[str, str]]:
         config = self.config
         for number, row in enumerate(rows, 1):
             found: dict[str, str] = {}
@@ -134,19 +135,20 @@ def _split_of(question: str) -> Split:
     return "heldout" if share < HELDOUT_SHARE else "train"
 
 
-def _file_rows(path: str) -> Iterable[Any]:
+def _file_rows(path: str) -> Iterable[JsonObject]:
     """JSON is read as it is written: a table's column types would make a date of a text."""
     if path.endswith(".parquet"):
-        import datasets
-
-        return datasets.load_dataset("parquet", data_files=path, split="train")
+        return _load("parquet", data_files=path, split="train")
     text = Path(path).read_text(encoding="utf-8")
     if text.lstrip().startswith("["):
         return json.loads(text)
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
-def _hub_rows(config: DatasetConfig, split: str) -> Iterable[Any]:
-    import datasets
+def _hub_rows(config: DatasetConfig, split: str) -> Iterable[JsonObject]:
+    return _load(str(config.hub), config.subset, split=split)
 
-    return datasets.load_dataset(str(config.hub), config.subset, split=split)
+
+def _load(name: str, *more: str | None, **options: str) -> Iterable[JsonObject]:
+    datasets: Any = importlib.import_module("datasets")  # untyped
+    return datasets.load_dataset(name, *more, **options)

@@ -2,7 +2,7 @@
 
 In: a name, a description, a JSON schema, and what makes a call. Arguments are checked against the schema by
 the package `jsonschema`, as `@tool` checks them against hints: what is wrong goes back to the policy as one
-sentence. A part of a schema that cannot be used (an unknown type, a reference to nowhere or to itself)
+sentence. A part of a schema that says nothing to us (an unknown type, a reference to nowhere or to itself)
 refuses nothing: the server has the last word. References are followed within the schema only, never over a
 network.
 """
@@ -67,8 +67,7 @@ class DynamicTool:
         return chosen(self.schema.parameters, registry=Registry())
 
     def _property(self, name: str) -> object:
-        properties = self.schema.parameters.get("properties")
-        return properties.get(name, {}) if isinstance(properties, dict) else {}
+        return as_object(self.schema.parameters.get("properties")).get(name, {})
 
     def _read(self, name: str, value: object) -> object:
         """Text formats write every argument as a string."""
@@ -80,15 +79,30 @@ class DynamicTool:
                 return value
         return value
 
+    def _check(self, schema: object, value: object) -> "Iterator[ValidationError]":
+        part = self._validator.evolve(schema=schema)  # pyright: ignore[reportUnknownMemberType]
+        return iter(part.iter_errors(cast(Any, value)))
+
     def _errors(self, schema: object, value: object) -> "Iterator[ValidationError]":
-        """Check a value against the schema or a part of it; a part that cannot be used says nothing."""
+        """Check a value against the schema or a part of it; a part that says nothing to us passes.
+
+        Raises what `jsonschema` raises for a schema that is wrong otherwise: the environment's fault.
+        """
+        from jsonschema.exceptions import UnknownType
+        from referencing.exceptions import Unresolvable
+
         try:
-            yield from self._validator.evolve(schema=schema).iter_errors(cast(Any, value))
-        except Exception:  # a schema of others can be wrong in any way
+            yield from self._check(schema, value)
+        except (UnknownType, Unresolvable, RecursionError):
             return
 
 
 AnyTool = Tool | DynamicTool
+
+
+def as_object(value: object) -> JsonObject:
+    """Return a JSON object as it is, and anything else as an empty one."""
+    return cast(JsonObject, value) if isinstance(value, dict) else {}
 
 
 def object_schema(schema: JsonObject) -> JsonObject:
@@ -98,14 +112,15 @@ def object_schema(schema: JsonObject) -> JsonObject:
 
 def resolve(schema: object, root: JsonObject) -> JsonObject:
     """Follow a local `$ref`; return a schema that says nothing where there is nothing to follow."""
+    found = as_object(schema)
     for _ in range(8):  # a schema may refer to itself
-        if not isinstance(schema, dict) or "$ref" not in schema:
-            break
-        found: object = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            found = found.get(part, {}) if isinstance(found, dict) else {}
-        schema = found
-    return schema if isinstance(schema, dict) and "$ref" not in schema else {}
+        if "$ref" not in found:
+            return found
+        parts = str(found["$ref"]).removeprefix("#/").split("/")
+        found = root
+        for part in parts:
+            found = as_object(found.get(part))
+    return {}
 
 
 def _sentence(error: "ValidationError", *above: str) -> str:

@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal, cast
 
-from envs.message import ToolSchema
+from envs.message import JsonObject, ToolSchema
 
 # Wordings that may stand for a word; only words that mean one thing wherever they stand.
 WORDINGS = {
@@ -65,7 +65,7 @@ class Piece:
 
 
 def load_bearing(
-    data: Any, tools: Sequence[ToolSchema], messages: Sequence[str] = ()
+    data: object, tools: Sequence[ToolSchema], messages: Sequence[str] = ()
 ) -> frozenset[str]:
     """The words, in lower case, that carry a task.
 
@@ -142,13 +142,13 @@ def withhold(text: str, words: frozenset[str], rng: random.Random) -> str:
     return "".join(p.text for p in (*parts[:first], Piece("...", "kept"), *parts[end:]))
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     if isinstance(value, dict):
-        for key, one in value.items():
+        for key, one in cast(JsonObject, value).items():
             yield str(key)
             yield from _strings(one)
     elif isinstance(value, list | tuple):
-        for one in value:
+        for one in cast(Sequence[object], value):
             yield from _strings(one)
     else:
         yield str(value)

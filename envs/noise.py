@@ -26,12 +26,11 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from envs.dynamic_tool import AnyTool
 from envs.env import Expert, Task, call
 from envs.instruction_noise import add_redundant, add_typos, load_bearing, paraphrase, withhold
-from envs.message import Message, ToolCall
+from envs.message import JsonObject, Message, ToolCall
 from envs.tool import tool, tools_of
 
 FAILURES = (
@@ -145,7 +144,7 @@ class Noise:
         return tuple(noisy)
 
     async def call(
-        self, tool: AnyTool, arguments: dict[str, Any], execute: Callable[[], Awaitable[str]]
+        self, tool: AnyTool, arguments: JsonObject, execute: Callable[[], Awaitable[str]]
     ) -> str:
         """Answer a call whose arguments fit; `execute` makes it. Raises what `execute` raises."""
         if tool is CLARIFY:

@@ -4,12 +4,12 @@ with needed_by("environment 'openenv'"):
     import httpx
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def needed_by(user: str) -> Iterator[None]:
+def needed_by(user: str) -> Generator[None]:
     """Turn a missing package into a ValueError that says who needs it and what to install."""
     try:
         yield

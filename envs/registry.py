@@ -13,11 +13,11 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from pydantic import ValidationError
 
 from envs.env import Env, EnvConfig
+from envs.message import JsonObject
 
 
 class UnknownEnv(ValueError):
@@ -79,7 +79,7 @@ def find_env(name: str) -> type[Env]:
     return found
 
 
-def settings_of(env_class: type[Env], values: dict[str, Any]) -> EnvConfig:
+def settings_of(env_class: type[Env], values: JsonObject) -> EnvConfig:
     """An environment's own settings. Raises BadSettings with one sentence."""
     try:
         return env_class.config_type.model_validate(values)
@@ -93,7 +93,7 @@ def settings_of(env_class: type[Env], values: dict[str, Any]) -> EnvConfig:
         raise BadSettings(f"{key}: {detail}") from None
 
 
-def make_env(name: str, values: dict[str, Any]) -> Env:
+def make_env(name: str, values: JsonObject) -> Env:
     """Build the environment called `name` with these settings. Raises UnknownEnv, BadSettings."""
     env_class = find_env(name)
     return env_class(settings_of(env_class, values))

@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Deadlines, Env, Expert, Task
@@ -55,7 +55,7 @@ class Opening:
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSchema, ...]
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -193,13 +193,15 @@ class EnvSession:
         return str(await _in_daemon_thread(lambda: tool.method(self.env, **arguments)))
 
     async def _score(self) -> dict[str, float]:
-        rewards = await self.env.score()
+        rewards = cast(object, await self.env.score())  # an author's: it may be anything
         if not isinstance(rewards, dict):
             raise TypeError(f"score() has to return named rewards, not {rewards!r}")
-        for name, value in rewards.items():
+        found: dict[str, float] = {}
+        for name, value in cast(dict[str, object], rewards).items():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise TypeError(f"reward {name!r} has to be a finite number, not {value!r}")
-        return rewards
+            found[name] = value
+        return found
 
     async def _guard(self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = "") -> T:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")

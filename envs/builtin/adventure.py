@@ -11,13 +11,12 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pydantic import Field
 
 from envs.builtin.words import PLACES, THINGS
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 COLOURS = ("red", "blue", "green")
@@ -49,7 +48,7 @@ class Adventure(Env):
     config: AdventureConfig
     difficulties = 4
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         num_rooms, num_locked, num_others = SIZES[level]
         rooms = rng.sample(PLACES, num_rooms)
@@ -128,7 +127,7 @@ _ARGUMENT = {"go": "room", "take": "thing", "drop": "thing", "open": "what"}
 class World:
     """The fixed part of a task; it turns a state and an act into the next state."""
 
-    def __init__(self, data: dict[str, Any]) -> None:
+    def __init__(self, data: JsonObject) -> None:
         self.locked: dict[str, str] = data["locked"]
         self.boxes: dict[str, str] = data["boxes"]
         self.wanted = {n: p for n, p in data["places"].items() if not n.endswith(" key")}
@@ -195,7 +194,7 @@ class World:
             yield "drop", goal
 
 
-def best_walk(data: dict[str, Any]) -> list[Act]:
+def best_walk(data: JsonObject) -> list[Act]:
     """The shortest walk that solves a task: breadth first over the states."""
     world = World(data)
     # What is to be left alone is left out.
@@ -221,7 +220,7 @@ def best_walk(data: dict[str, Any]) -> list[Act]:
     raise ValueError(f"no walk solves {data}")
 
 
-def _opening(data: dict[str, Any]) -> str:
+def _opening(data: JsonObject) -> str:
     ways = ", ".join(
         f"{one}-{other}" + (f" ({data['locked'][other]} lock)" if other in data["locked"] else "")
         for one, other in data["ways"]

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from envs.builtin.words import DAYS, PEOPLE
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 HOURS = range(9, 17)
@@ -40,12 +40,12 @@ class Agenda(Env):
     config: AgendaConfig
     difficulties = 3
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         people = rng.sample(PEOPLE, len(PEOPLE))
         numbers = rng.sample(range(10, 100), 15)
         events: list[list[Any]] = []
-        asks: list[dict[str, Any]] = []
+        asks: list[JsonObject] = []
         for day in rng.sample(DAYS, 3 if level == 3 else 1):
             sizes = rng.sample(SIZES[level], len(SIZES[level]))
             *hours, free = rng.sample(HOURS, len(sizes) + 1)
@@ -101,7 +101,7 @@ class Agenda(Env):
     @tool(read_only=True)
     async def inbox(self) -> str:
         """read mails"""
-        asks = self.task["asks"] if self.task["difficulty"] == 3 else []
+        asks: list[JsonObject] = self.task["asks"] if self.task["difficulty"] == 3 else []
         return "\n".join(f"from {ask['who']}: {said(ask, 3)}" for ask in asks) or "none"
 
     @tool
@@ -138,7 +138,7 @@ class Agenda(Env):
         for ask in task.data["asks"]:
             listed = (yield call("meetings", day=ask["day"]))[0]
             events = [line.split() for line in listed.split("; ") if " at " in line]
-            mine = next((e for e in events if ask["who"] in e[3:]), [])
+            mine = next((e for e in events if ask["who"] in e[3:]), list[str]())
             hour = ask["hour"] if level == 1 else first_free([int(e[2]) for e in events])
             if not mine:
                 mine = ["", "at", str(hour), ask["who"]]
@@ -161,7 +161,7 @@ def first_free(taken: Iterable[int]) -> int:
     return next(hour for hour in HOURS if hour not in set(taken))
 
 
-def said(ask: dict[str, Any], level: int) -> str:
+def said(ask: JsonObject, level: int) -> str:
     """Put into words the change that somebody wants."""
     meeting = "our meeting" if level == 3 else f"the meeting with {ask['who']}"
     hour = ask["hour"] if level == 1 else "the first free hour"
@@ -174,7 +174,7 @@ def said(ask: dict[str, Any], level: int) -> str:
 
 
 def wanted(
-    data: dict[str, Any],
+    data: JsonObject,
 ) -> tuple[Counter[tuple[str, int, frozenset[str]]], dict[str, int]]:
     """The meetings (day, hour, people) that a task asks for, and who has to be told which hour."""
     asks = {(ask["day"], ask["who"]): ask for ask in data["asks"]}

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import tool
 
 WORDS = {"add": ("plus", "added to"), "subtract": ("minus", "less"), "multiply": ("times", "by")}
@@ -32,7 +32,7 @@ class Calculator(Env):
     config: CalculatorConfig
     difficulties = 4
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level, largest = self.config.difficulty, self.config.largest
         if level == 1:
             op = rng.choice(sorted(WORDS))
@@ -80,6 +80,6 @@ class Calculator(Env):
         yield say(result)
 
 
-def _steps(data: dict[str, Any]) -> list[list[Any]]:
+def _steps(data: JsonObject) -> list[list[Any]]:
     """Each step's operation, its word, and its number; a task of difficulty 1 is its only step itself."""
     return data["steps"] if "steps" in data else [[data["op"], data["word"], data["b"]]]

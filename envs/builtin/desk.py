@@ -8,13 +8,12 @@ ticket and on the ledger; to refuse is an act too, and leaving a ticket open is 
 """
 
 import random
-from typing import Any
 
 from pydantic import Field
 
 from envs.builtin.words import PEOPLE, THINGS
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 
@@ -32,7 +31,7 @@ class Desk(Env):
     config: DeskConfig
     difficulties = 3
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         rules = {"days": rng.randrange(10, 41, 5)}
         if level > 1:
@@ -93,7 +92,7 @@ class Desk(Env):
         self.status[ticket] = "refused"
         return "ok"
 
-    def _ticket(self, number: int) -> dict[str, Any]:
+    def _ticket(self, number: int) -> JsonObject:
         if number not in self.tickets:
             raise ToolError(f"no ticket {number}")
         return self.tickets[number]
@@ -133,7 +132,7 @@ class Desk(Env):
         yield say("done")
 
 
-def due(ticket: dict[str, Any], rules: dict[str, int]) -> int:
+def due(ticket: JsonObject, rules: dict[str, int]) -> int:
     """Refund that the rules give for a ticket, in eur, before any approval; 0 is a refusal."""
     gold = ticket["rank"] == "gold" and "gold_days" in rules
     if ticket["days"] > rules["gold_days" if gold else "days"]:
@@ -142,7 +141,7 @@ def due(ticket: dict[str, Any], rules: dict[str, int]) -> int:
     return ticket["price"] // 2 if used else ticket["price"]
 
 
-def _sample_ticket(rng: random.Random, rules: dict[str, int]) -> dict[str, Any]:
+def _sample_ticket(rng: random.Random, rules: dict[str, int]) -> JsonObject:
     """A ticket about as often within as out of every rule."""
     end = rules.get("gold_days", rules["days"])
     return {

@@ -10,13 +10,12 @@ does. How often and how an item's order fails is part of the task; waiting costs
 import random
 from collections import Counter
 from collections.abc import Generator
-from typing import Any
 
 from pydantic import Field
 
 from envs.builtin.words import THINGS
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 PAGE = 4
@@ -37,7 +36,7 @@ class FlakyApi(Env):
     config: FlakyApiConfig
     difficulties = 4
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         things = rng.sample(THINGS, 4 if level == 1 else 4 * level)
         goods = {n: n for n in things}

@@ -15,11 +15,11 @@ from pydantic import Field
 
 from envs.builtin.words import PEOPLE, PLACES, THINGS
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 if TYPE_CHECKING:
-    from rank_bm25 import BM25Plus
+    from rank_bm25 import BM25Plus  # pyright: ignore[reportMissingTypeStubs]
 
 # How many pages a search shows, and how many words of each.
 SHOWN, SHOWN_WORDS = 3, 7
@@ -62,7 +62,7 @@ class Library(Env):
     config: LibraryConfig
     difficulties = 4
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         facts = _sample_facts(rng, level)
         rng.shuffle(facts)
@@ -96,7 +96,7 @@ class Library(Env):
     @cached_property
     def index(self) -> "BM25Plus":
         """The corpus, indexed at the first search: a library is loaded for it."""
-        from rank_bm25 import BM25Plus
+        from rank_bm25 import BM25Plus  # pyright: ignore[reportMissingTypeStubs]
 
         return BM25Plus([_words(text) for text in self.pages.values()])
 
@@ -105,7 +105,8 @@ class Library(Env):
     def search(self, words: str) -> str:
         """pages about words"""
         asked = _words(words)
-        scores = zip(self.index.get_scores(asked), self.pages.items(), strict=True)
+        ranked: Any = self.index  # untyped
+        scores = zip(ranked.get_scores(asked), self.pages.items(), strict=True)
         found = [
             (score, page, text) for score, (page, text) in scores if {*asked} & {*_words(text)}
         ]

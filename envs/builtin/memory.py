@@ -8,13 +8,12 @@ an answer from what was just read, without keeping the store right, does not cou
 """
 
 import random
-from typing import Any
 
 from pydantic import Field
 
 from envs.builtin.words import PEOPLE
 from envs.env import Env, EnvConfig, Expert, Reply, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 # How many lines are said, and what kinds of them besides a last question.
@@ -48,11 +47,12 @@ class Memory(Env):
     config: MemoryConfig
     difficulties = 4
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         people = rng.sample(PEOPLE, 4 + level)
         store = {key: str(rng.randint(10, 99)) for key in people[: 2 + level // 2]}
-        facts, lines = dict(store), []
+        facts = dict(store)
+        lines: list[list[str]] = []
         for number in range(LINES[level]):
             last = number == LINES[level] - 1
             line = _line(rng, "ask" if last else rng.choice(KINDS[level]), facts, people, level)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from envs.builtin.words import PEOPLE
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 STATUS = {"cancel": "cancelled", "ship": "shipped", "refund": "refunded", "hold": "held"}
@@ -35,7 +35,7 @@ class Orders(Env):
     difficulties = 3
     db: sqlite3.Connection | None = None
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         customers = rng.sample(PEOPLE, 4)
         if level == 1:
@@ -105,12 +105,12 @@ class Orders(Env):
         yield say("done")
 
 
-def _acts(data: dict[str, Any]) -> list[list[str]]:
+def _acts(data: JsonObject) -> list[list[str]]:
     """(verb, customer) of all that is asked; a task of difficulty 1 holds its only one itself."""
     return data["acts"] if "acts" in data else [[data["verb"], data["customer"]]]
 
 
-def _orders(data: dict[str, Any]) -> list[list[Any]]:
+def _orders(data: JsonObject) -> list[list[Any]]:
     """(number, customer) of all orders; in a task of difficulty 1 every customer has one."""
     if "orders" in data:
         return data["orders"]

@@ -12,13 +12,13 @@ compares. So there is nothing to patch, read, or print that would help: only rig
 import json
 import random
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from envs.builtin.python_problems import NUM_EXAMPLES, Problem, draw, problem
 from envs.env import Deadlines, Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.sandbox.job import Job, own_python
 from envs.sandbox.limits import MIB, Limits
 from envs.sandbox.result import Result
@@ -82,7 +82,7 @@ class PythonCode(Env):
     # A sandbox starts in some 10 ms of CPU; many episodes that ask at once wait for each other.
     deadlines: ClassVar[Deadlines] = Deadlines(tool_seconds=120, score_seconds=180)
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         return draw(rng, self.config.difficulty)
 
     def probe(self) -> None:

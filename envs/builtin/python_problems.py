@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
-Parameters = dict[str, Any]
+from envs.message import JsonObject
+
+Parameters = JsonObject
 NUM_EXAMPLES, NUM_TESTS = 2, 10
 
 
@@ -241,7 +243,7 @@ class Problem:
     answers: list[Any]
 
 
-def draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
+def draw(rng: random.Random, difficulty: int) -> JsonObject:
     """The data of a random problem."""
     name = rng.choice(sorted(n for n, f in FAMILIES.items() if f.difficulty == difficulty))
     parameters = FAMILIES[name].parameters(rng)
@@ -249,13 +251,13 @@ def draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
     return {"difficulty": difficulty, "family": name, "parameters": parameters, "seed": seed}
 
 
-def problem(data: dict[str, Any]) -> Problem:
+def problem(data: JsonObject) -> Problem:
     """The problem that data describe, the same each time."""
     family = FAMILIES[data["family"]]
     rng = random.Random(data["seed"])
     calls = [family.arguments(rng) for _ in range(NUM_EXAMPLES + NUM_TESTS)]
     source = Template(family.source).substitute(data["parameters"])
-    scope: dict[str, Any] = {}
+    scope: JsonObject = {}
     exec(compile(source, data["family"], "exec"), scope)
     text = Template(family.text).substitute(data["parameters"])
     answers = [scope["solve"](*arguments) for arguments in calls]

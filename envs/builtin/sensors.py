@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 ROOMS = "abcdefghjkmnpqrst"
@@ -39,7 +39,7 @@ class Sensors(Env):
     config: SensorsConfig
     difficulties = 3
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         if level > 1:
             rooms = rng.sample(ROOMS, {2: 2, 3: 4}[level])
@@ -91,7 +91,7 @@ class Sensors(Env):
         yield say(str(ASKS[task.data.get("ask", "largest")](found)))
 
 
-def _sensors(data: dict[str, Any]) -> list[list[Any]]:
+def _sensors(data: JsonObject) -> list[list[Any]]:
     """Name, value and failures of each sensor; a task of difficulty 1 has one."""
     if "sensors" in data:
         return data["sensors"]

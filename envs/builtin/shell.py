@@ -8,13 +8,12 @@ does not.
 """
 
 import random
-from typing import Any
 
 from pydantic import Field
 
 from envs.builtin.words import PEOPLE, PLACES, THINGS
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 KINDS = {
@@ -39,7 +38,7 @@ class Shell(Env):
     config: ShellConfig
     difficulties = 4
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         *folders, new = rng.sample(PLACES, 4 if level < 3 else 5)
         names = rng.sample(THINGS, 5 if level < 3 else 8)
@@ -212,7 +211,7 @@ def replaced(text: str, word: str, other: str) -> str:
     return " ".join(other if part == word else part for part in text.split())
 
 
-def wanted(data: dict[str, Any]) -> tuple[dict[str, str], set[str]]:
+def wanted(data: JsonObject) -> tuple[dict[str, str], set[str]]:
     """The files and folders that a task asks for."""
     files, folders = dict(data["files"]), set(data["folders"])
     kind, word = data["kind"], data["word"]
@@ -239,7 +238,7 @@ def wanted(data: dict[str, Any]) -> tuple[dict[str, str], set[str]]:
     return files, folders
 
 
-def _act_on_found(data: dict[str, Any]) -> Expert:
+def _act_on_found(data: JsonObject) -> Expert:
     """Find the files with the word, and do with each what is asked."""
     kind, word = data["kind"], data["word"]
     found = (yield call("grep", word=word))[0].split()
@@ -256,7 +255,7 @@ def _act_on_found(data: dict[str, Any]) -> Expert:
             yield call("cp" if kind == "cp_about" else "mv", path=path, to=target)
 
 
-def _total(data: dict[str, Any]) -> Expert:
+def _total(data: JsonObject) -> Expert:
     """Read all files of a folder, write their sum, delete them."""
     names = (yield call("ls", path=data["word"]))[0].split()
     paths = [f"{data['word']}/{name}" for name in names]

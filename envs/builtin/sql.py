@@ -18,7 +18,7 @@ from pydantic import Field
 
 from envs.builtin.words import PEOPLE, PLACES, THINGS
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 MAX_ROWS = 20
@@ -85,7 +85,7 @@ class Sql(Env):
     difficulties = 4
     db: sqlite3.Connection | None = None
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         kind = rng.choice(KINDS[level])
         data = {"difficulty": level, "kind": kind}
@@ -97,7 +97,7 @@ class Sql(Env):
         schema = _SCHEMA[task.data["difficulty"]]
         self.db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         # What was written need not be UTF-8: `cast(x'ff' as text)`.
-        self.db.text_factory = lambda text: text.decode(errors="replace")
+        self.db.text_factory = _decoded
         self.db.execute(f"pragma max_page_count = {MAX_PAGES}")
         self.db.execute("pragma temp_store = memory")
         for name, columns in schema.items():
@@ -196,12 +196,16 @@ _STATEMENTS = {
 }
 
 
-def _sample_goods(rng: random.Random, level: int, kind: str) -> dict[str, Any]:
+def _decoded(text: bytes) -> str:
+    return text.decode(errors="replace")
+
+
+def _sample_goods(rng: random.Random, level: int, kind: str) -> JsonObject:
     """Words under which the rows change: another value than now, a limit that some row passes."""
     *names, new = rng.sample(THINGS, 7)
-    rows = [[name, rng.randint(2, 99), rng.randint(0, 98)] for name in names]
+    rows: list[list[Any]] = [[name, rng.randint(2, 99), rng.randint(0, 98)] for name in names]
     row = rng.choice(rows)
-    words: dict[str, Any] = {"n": rng.choice([n for n in range(2, 100) if n != row[1]])}
+    words: JsonObject = {"n": rng.choice([n for n in range(2, 100) if n != row[1]])}
     if level == 1:
         words["name"] = new if kind == "insert" else row[0]
         rows = [row[:2] for row in rows]
@@ -210,7 +214,7 @@ def _sample_goods(rng: random.Random, level: int, kind: str) -> dict[str, Any]:
     return {"tables": {"goods": rows}, "words": words}
 
 
-def _sample_orders(rng: random.Random) -> dict[str, Any]:
+def _sample_orders(rng: random.Random) -> JsonObject:
     """Orders of five of seven people, whose sums all differ, so that the best are certain."""
     places = rng.sample(PLACES, 3)
     ids = rng.sample(range(10, 100), 7)
@@ -227,7 +231,7 @@ def _sample_orders(rng: random.Random) -> dict[str, Any]:
     return {"tables": {"people": people, "orders": orders}, "words": {"n": rng.randint(1, 3)}}
 
 
-def wanted(data: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
+def wanted(data: JsonObject) -> dict[str, list[tuple[Any, ...]]]:
     """The rows of every table that a task asks for."""
     kind, words = data["kind"], data["words"]
     tables = {name: [tuple(row) for row in rows] for name, rows in data["tables"].items()}
@@ -245,7 +249,7 @@ def wanted(data: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def _wanted_goods(
-    rows: list[tuple[Any, ...]], kind: str, words: dict[str, Any]
+    rows: list[tuple[Any, ...]], kind: str, words: JsonObject
 ) -> list[tuple[Any, ...]]:
     n, name, limit = words["n"], words.get("name"), words.get("limit")
     match kind:
@@ -257,4 +261,5 @@ def _wanted_goods(
             return [row for row in rows if row[0] != name]
         case "delete_above":
             return [row for row in rows if row[1] <= limit]
-    return [(thing, p + n if stock < limit else p, stock) for thing, p, stock in rows]
+        case _:
+            return [(thing, p + n if stock < limit else p, stock) for thing, p, stock in rows]

@@ -7,12 +7,11 @@ Every number comes out whole. The answer has to be one that a tool has found.
 """
 
 import random
-from typing import Any
 
 from pydantic import Field
 
 from envs.env import Env, EnvConfig, Expert, Task, call, say
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
 
 # Units of one kind, each as many of the smallest.
@@ -39,7 +38,7 @@ class Units(Env):
     config: UnitsConfig
     difficulties = 4
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
         names = list(rng.choice(UNITS))
         big = rng.randrange(len(names) - 1)
@@ -112,7 +111,7 @@ _ASK = {
 }
 
 
-def wanted(data: dict[str, Any]) -> int:
+def wanted(data: JsonObject) -> int:
     """The number that a task asks for."""
     per_big = FACTOR[data["big"]][1] // FACTOR[data["small"]][1]
     a, b, c = data["a"], data.get("b", 0), data.get("c", 1)

@@ -9,14 +9,13 @@ observation. The episode ends where the world says so (terminated or truncated).
 import random
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import PositiveFloat
 
 from envs.dynamic_tool import DynamicTool, object_schema
 from envs.env import Env, EnvConfig, Task
 from envs.interop.interpreter import ChildInterpreter, child_interpreter
-from envs.message import Message, ToolSchema
+from envs.message import JsonObject, Message, ToolSchema
 from envs.session import HostFault
 from envs.tool import ToolError
 
@@ -29,7 +28,7 @@ class GymnasiumTextConfig(EnvConfig):
 
     python: str
     id: str
-    kwargs: dict[str, Any] = {}
+    kwargs: JsonObject = {}
     actions: tuple[str, ...] = ()
     instructions: str = ""
     request_seconds: PositiveFloat = 20.0
@@ -54,7 +53,7 @@ class GymnasiumText(Env):
         action = self.child.ask_now("describe", id=self.config.id, kwargs=self.config.kwargs)
         self._named(action)
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         seed = rng.randrange(2**31)
         return {"id": self.config.id, "kwargs": self.config.kwargs, "seed": seed}
 
@@ -72,7 +71,7 @@ class GymnasiumText(Env):
         schema = object_schema({"properties": properties, "required": ["action"]})
         return [DynamicTool(ToolSchema("act", "act on the world", schema), self._act)]
 
-    def _named(self, action: dict[str, Any]) -> dict[str, Any]:
+    def _named(self, action: JsonObject) -> JsonObject:
         """The schema of an action, by the names of the settings where they give any."""
         names = self.config.actions
         if not names:
@@ -84,7 +83,7 @@ class GymnasiumText(Env):
             )
         return {"type": "string", "enum": list(names)}
 
-    async def _act(self, arguments: dict[str, Any]) -> str:
+    async def _act(self, arguments: JsonObject) -> str:
         action = arguments["action"]
         if self.config.actions:
             action = self.config.actions.index(action) + self.action["minimum"]

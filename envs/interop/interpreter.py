@@ -23,6 +23,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from envs.message import JsonObject
 from envs.session import HostFault
 
 HERE = Path(__file__).parent
@@ -69,7 +70,7 @@ class ChildInterpreter:
         if self.process is not None and self.alive:
             _kill(self.process)
 
-    def _submit(self, method: str, arguments: dict[str, Any]) -> "Future[Any]":
+    def _submit(self, method: str, arguments: JsonObject) -> "Future[Any]":
         future: Future[Any] = Future()
         line = json.dumps({"method": method, "arguments": arguments}).encode() + b"\n"
         self.jobs.put((line, future))

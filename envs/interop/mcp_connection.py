@@ -15,9 +15,9 @@ import contextlib
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -195,19 +195,17 @@ class Connection(ABC):
         """Say why the connection did not begin, or broke off."""
         from mcp import MCPError
 
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        match error:
-            case HostFault():
+        match _first(error):
+            case HostFault() as error:
                 return str(error)
-            case MCPError():
+            case MCPError() as error:
                 refused = McpError(error.code, error.message)
                 return fault_of(error.data) or f"{self.where} refuses to start: {refused}"
-            case ValidationError():
+            case ValidationError() as error:
                 return self._no_mcp("initialize", error)
             case asyncio.CancelledError():
                 return f"{self.where} was ended"
-            case _:
+            case error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 return f"{self.where} does not answer: {reason}"
 
@@ -215,6 +213,13 @@ class Connection(ABC):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         return f"{self.where} wrote what is no MCP: {method}: {place}: {first['msg']}"
+
+
+def _first(error: BaseException) -> BaseException:
+    """Unwrap what the client's task groups raise."""
+    if isinstance(error, BaseExceptionGroup):
+        return _first(cast(BaseExceptionGroup[BaseException], error).exceptions[0])
+    return error
 
 
 class StdioConnection(Connection):
@@ -228,7 +233,7 @@ class StdioConnection(Connection):
         super().__init__(f"MCP server {name!r} ({' '.join(command)})")
 
     @asynccontextmanager
-    async def _transport(self) -> AsyncIterator[tuple[PipeReader, PipeWriter]]:
+    async def _transport(self) -> AsyncGenerator[tuple[PipeReader, PipeWriter]]:
         kept = {key: os.environ[key] for key in _INHERITED if key in os.environ}
         pipe = asyncio.subprocess.PIPE
         try:
@@ -277,7 +282,7 @@ class HttpConnection(Connection):
         super().__init__(f"MCP server {name!r} ({url})")
 
     @asynccontextmanager
-    async def _transport(self) -> "AsyncIterator[TransportStreams]":
+    async def _transport(self) -> "AsyncGenerator[TransportStreams]":
         from mcp.client.streamable_http import streamable_http_client
 
         async with (

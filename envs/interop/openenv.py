@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, field_validator
 
-from envs.dynamic_tool import DynamicTool, object_schema, resolve
+from envs.dynamic_tool import DynamicTool, as_object, object_schema, resolve
 from envs.env import Env, EnvConfig, Task
 from envs.interop.blocking import run_now
 from envs.message import JsonObject, Message, ToolSchema
@@ -110,8 +110,10 @@ class OpenEnv(Env):
         return DynamicTool(schema, lambda arguments: self._step({**arguments, **fixed}))
 
     async def _server_tools(self) -> list[DynamicTool]:
-        request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
-        listed = (await self._ask("mcp", request)).get("result") or {}
+        request: JsonObject = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+        tools: list[JsonObject] = as_object((await self._ask("mcp", request)).get("result")).get(
+            "tools", []
+        )
         return [
             DynamicTool(
                 ToolSchema(
@@ -121,7 +123,7 @@ class OpenEnv(Env):
                 ),
                 partial(self._call_tool, tool["name"]),
             )
-            for tool in listed.get("tools", [])
+            for tool in tools
         ]
 
     async def _call_tool(self, name: str, arguments: JsonObject) -> str:
@@ -134,12 +136,14 @@ class OpenEnv(Env):
         """An observation as text, its reward counted."""
         self.total += float(data.get("reward") or 0.0)
         self.done = bool(data.get("done"))
-        seen = {k: v for k, v in (data.get("observation") or {}).items() if k not in _OURS}
+        observation: JsonObject = data.get("observation") or {}
+        seen = {k: v for k, v in observation.items() if k not in _OURS}
         if seen.get("error") and "tool_name" in seen:
             raise ToolError(str(seen["error"].get("message", seen["error"])))
-        result = seen.get("result") if "tool_name" in seen else None
-        if isinstance(result, dict) and "content" in result:
-            return "\n".join(str(part.get("text", "")) for part in result["content"])
+        result = as_object(seen.get("result")) if "tool_name" in seen else {}
+        if "content" in result:
+            parts: list[JsonObject] = result["content"]
+            return "\n".join(str(part.get("text", "")) for part in parts)
         texts = [value for value in seen.values() if isinstance(value, str)]
         return texts[0] if len(seen) == len(texts) == 1 else json.dumps(seen, ensure_ascii=False)
 
@@ -156,9 +160,9 @@ class OpenEnv(Env):
             with contextlib.suppress(ConnectionClosed):
                 await self.socket.send(json.dumps({"type": type, "data": data}))
             answer = json.loads(await self.socket.recv())
-            kind, body = answer["type"], answer["data"]
-            if not isinstance(body, dict):
-                raise TypeError(f"data is {body!r}")
+            kind, body = answer["type"], as_object(answer["data"])
+            if body is not answer["data"]:
+                raise TypeError(f"data is {answer['data']!r}")
         except (ValueError, KeyError, TypeError) as error:
             why = f"{type}: {error.__class__.__name__}: {error}"
             raise HostFault(f"{self.config.url} does not speak OpenEnv: {why}") from None
@@ -168,7 +172,7 @@ class OpenEnv(Env):
             return body
         code, message = body.get("code"), body.get("message", "")
         if code == "VALIDATION_ERROR" and type == "step":
-            first = (body.get("errors") or [{}])[0]
+            first = as_object((body.get("errors") or [None])[0])
             where = ".".join(str(part) for part in first.get("loc", ()))
             raise ToolError(f"argument {where}: {first.get('msg', message)}" if where else message)
         if code in ("EXECUTION_ERROR", "VALIDATION_ERROR"):
@@ -195,7 +199,8 @@ class OpenEnv(Env):
                 schema = await client.get(f"{self.config.url}/schema")
                 schema.raise_for_status()
                 about = await client.get(f"{self.config.url}/metadata")
-                actions, metadata = schema.json()["action"], {}
+                actions: JsonObject = schema.json()["action"]
+                metadata: JsonObject = {}
                 if about.is_success:
                     metadata = about.json()
         except httpx.HTTPError as error:

@@ -8,13 +8,13 @@ answer is what the policy last put between <answer> and </answer>, or else all i
 
 import random
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, PositiveFloat
 
 from envs.env import Env, EnvConfig, Expert, Task, say
 from envs.interop.interpreter import ChildInterpreter, child_interpreter
-from envs.message import Message
+from envs.message import JsonObject, Message
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -27,7 +27,7 @@ class ReasoningGymConfig(EnvConfig):
 
     python: str
     datasets: tuple[str, ...] = Field(min_length=1)
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, JsonObject] = {}
     difficulty: int | None = Field(default=None, ge=1, le=3)
     system: str = ""
     request_seconds: PositiveFloat = 20.0
@@ -52,11 +52,11 @@ class ReasoningGym(Env):
         for dataset in {**dict.fromkeys(self.config.datasets), **self.config.settings}:
             self.child.ask_now("check", **self._made_of(dataset))
 
-    def _made_of(self, dataset: str) -> dict[str, Any]:
+    def _made_of(self, dataset: str) -> JsonObject:
         settings = self.config.settings.get(dataset, {})
         return {"dataset": dataset, "settings": settings, "difficulty": self.config.difficulty}
 
-    def sample(self, rng: random.Random) -> dict[str, Any]:
+    def sample(self, rng: random.Random) -> JsonObject:
         made_of = self._made_of(rng.choice(self.config.datasets))
         seed = rng.randrange(2**31)
         return {**made_of, "entry": self.child.ask_now("problem", **made_of, seed=seed)}

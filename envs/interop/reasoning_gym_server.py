@@ -10,9 +10,10 @@ import importlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
+Json = dict[str, Any]
 Functions = dict[str, Callable[..., Any]]
 
 
@@ -21,10 +22,10 @@ def load() -> tuple[Functions, dict[str, str]]:
     factory: Any = importlib.import_module("reasoning_gym.factory")
     importlib.import_module("reasoning_gym")  # registers every data set
 
-    def check(dataset: str, settings: dict[str, Any], difficulty: int | None) -> None:
+    def check(dataset: str, settings: Json, difficulty: int | None) -> None:
         """Raise ValueError with one sentence where no such data set can be made."""
         if dataset not in factory.DATASETS:
-            close = difflib.get_close_matches(dataset, factory.DATASETS, n=1)
+            close = difflib.get_close_matches(dataset, cast(list[str], [*factory.DATASETS]), n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {len(factory.DATASETS)}"
             raise ValueError(f"there is no data set {dataset!r}: {hint}")
         known = [field.name for field in dataclasses.fields(factory.DATASETS[dataset][1])]
@@ -43,17 +44,19 @@ def load() -> tuple[Functions, dict[str, str]]:
             values = {**_level(factory.create_curriculum(dataset), difficulty - 1), **values}
         if dataset == "composite":
             specification: Any = importlib.import_module("reasoning_gym.composite").DatasetSpec
-            parts = [{"weight": 1, "config": {}, **part} for part in values.get("datasets", [])]
+            parts: list[Json] = [
+                {"weight": 1, "config": {}, **part} for part in values.get("datasets", [])
+            ]
             values["datasets"] = [specification(**part) for part in parts]
         return factory.create_dataset(dataset, **values, size=1, seed=seed)
 
     scorer = functools.lru_cache(256)(functools.partial(make, seed=0))
 
-    def problem(dataset: str, settings: dict[str, Any], difficulty: int | None, seed: int) -> Any:
+    def problem(dataset: str, settings: Json, difficulty: int | None, seed: int) -> Any:
         return pack(make(dataset, json.dumps(settings), difficulty, seed)[0])
 
     def score(
-        dataset: str, settings: dict[str, Any], difficulty: int | None, entry: Any, answer: str
+        dataset: str, settings: Json, difficulty: int | None, entry: Any, answer: str
     ) -> float:
         judge = scorer(dataset, json.dumps(settings), difficulty)
         problem = unpack(entry)
@@ -70,7 +73,7 @@ def load() -> tuple[Functions, dict[str, str]]:
     return {**methods, "names": lambda: sorted(factory.DATASETS)}, {"reasoning-gym": version}
 
 
-def _level(curriculum: Any, level: int) -> dict[str, Any]:
+def _level(curriculum: Any, level: int) -> Json:
     """The settings of a level: every attribute at it, or at the highest one that is allowed."""
     for lower in range(level, -1, -1):
         for attribute in curriculum.attributes.values():
@@ -80,36 +83,45 @@ def _level(curriculum: Any, level: int) -> dict[str, Any]:
             config.validate()
         except AssertionError:
             continue
-        return {k: v for k, v in vars(config).items() if k not in ("size", "seed")}
+        found = cast(Json, vars(config))
+        return {k: v for k, v in found.items() if k not in ("size", "seed")}
     raise ValueError(f"curriculum {curriculum.name!r} has no level that its data set accepts")
 
 
-def pack(value: Any) -> Any:
-    """As JSON, with what JSON has no word for marked."""
+def pack(value: object) -> object:
+    """Turn a value into JSON, with what JSON has no word for marked."""
     if isinstance(value, tuple):
-        return {"()": [pack(one) for one in value]}
+        return {"()": _packed(cast(tuple[object, ...], value))}
     if isinstance(value, list):
-        return [pack(one) for one in value]
+        return _packed(cast(list[object], value))
     if isinstance(value, dict):
-        if all(isinstance(key, str) for key in value):
-            return {key: pack(one) for key, one in value.items()}
-        return {"{}": [[pack(key), pack(one)] for key, one in value.items()]}
+        items = cast(dict[object, object], value).items()
+        if all(isinstance(key, str) for key, _ in items):
+            return {key: pack(one) for key, one in items}
+        return {"{}": [[pack(key), pack(one)] for key, one in items]}
     if isinstance(value, set | frozenset):
-        return {"set": [pack(one) for one in sorted(value)]}
+        return {"set": _packed(sorted(cast(set[Any], value)))}
     return value
 
 
-def unpack(value: Any) -> Any:
+def _packed(values: Iterable[object]) -> list[object]:
+    return [pack(one) for one in values]
+
+
+def unpack(value: object) -> Any:
     """Return the value that `pack` was given."""
     if isinstance(value, list):
-        return [unpack(one) for one in value]
+        return [unpack(one) for one in cast(list[object], value)]
     if not isinstance(value, dict):
         return value
-    match value:
-        case {"()": list(items)} if len(value) == 1:
-            return tuple(unpack(one) for one in items)
-        case {"set": list(items)} if len(value) == 1:
-            return {unpack(one) for one in items}
-        case {"{}": list(pairs)} if len(value) == 1:
-            return {unpack(key): unpack(one) for key, one in pairs}
-    return {key: unpack(one) for key, one in value.items()}
+    entry = cast(dict[str, object], value)
+    mark, held = next(iter(entry.items())) if len(entry) == 1 else ("", None)
+    if isinstance(held, list):
+        values = [unpack(one) for one in cast(list[object], held)]
+        if mark == "()":
+            return tuple(values)
+        if mark == "set":
+            return set(values)
+        if mark == "{}":
+            return dict(values)
+    return {key: unpack(one) for key, one in entry.items()}

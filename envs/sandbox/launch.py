@@ -19,6 +19,37 @@ import struct
 import sys
 import time
 
+TYPE_CHECKING = False  # of our own: `typing` takes longer to import than a short run has
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypedDict
+
+    class Limits(TypedDict):
+        """As `envs.sandbox.limits.Limits`."""
+
+        memory_bytes: int
+        file_bytes: int
+        processes: int
+        cpu_seconds: int
+
+    class Job(TypedDict):
+        """As `envs.sandbox.confinement` marshals it."""
+
+        level: str
+        argv: tuple[str, ...]
+        files: dict[str, bytes]
+        limits: Limits
+        binds: tuple[str, ...]
+        devices: tuple[str, ...]
+        uid: int | None
+        environment: dict[str, str]
+        work: str
+        filter: bytes
+        keep_fd: int
+        parent: int
+
+    Tell = Callable[[str, int | str], None]
+
 libc = ctypes.CDLL(None, use_errno=True)
 PDEATHSIG, SECCOMP, SUBREAPER, NO_NEW_PRIVS = 1, 22, 36, 38
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
@@ -51,7 +82,7 @@ def become(uid: int | None) -> None:
         os.setresuid(uid, uid, uid)
 
 
-def limit(job: dict) -> None:
+def limit(job: "Job") -> None:
     """Bounds that the kernel keeps for each process."""
     limits = job["limits"]
     kept = {
@@ -77,7 +108,7 @@ def filter_calls(program: bytes) -> None:
         prctl(SECCOMP, 2, ctypes.create_string_buffer(head))
 
 
-def start(job: dict, environment: dict) -> None:
+def start(job: "Job", environment: dict[str, str]) -> None:
     """Become the program. Whatever was opened on the way here stays behind."""
     for number in range(1, signal.NSIG):
         with contextlib.suppress(OSError, ValueError):
@@ -94,7 +125,7 @@ def start(job: dict, environment: dict) -> None:
         os._exit(127)
 
 
-def write_files(job: dict, directory: str) -> None:
+def write_files(job: "Job", directory: str) -> None:
     for name, content in job["files"].items():
         path = os.path.join(directory, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -114,7 +145,7 @@ class Ended(BaseException):
     """The parent is gone, or asks for the end."""
 
 
-def supervised(job: dict, tell) -> int:
+def supervised(job: "Job", tell: "Tell") -> int:
     """Start the program as a child and, when it ends or is to end, end all it started."""
     prctl(SUBREAPER, 1)
     write_files(job, job["work"])
@@ -141,7 +172,7 @@ def supervised(job: dict, tell) -> int:
     return code
 
 
-def confine(job: dict, supervisor: int) -> None:
+def confine(job: "Job", supervisor: int) -> None:
     os.chdir(job["work"])
     become(job["uid"])
     die_with(supervisor, signal.SIGKILL)
@@ -157,7 +188,7 @@ def landlock_version() -> int:
     return max(0, libc.syscall(CREATE_RULESET, None, ctypes.c_ulong(0), ctypes.c_ulong(1)))
 
 
-def landlock(job: dict) -> None:
+def landlock(job: "Job") -> None:
     """Files below the readable paths may be read, those in the working directory changed, others nothing."""
     abi = landlock_version()
     every = (1 << 13) - 1 | 1 << 13 | 1 << 14 | (1 << 15 if abi >= 5 else 0)
@@ -206,7 +237,7 @@ def alive() -> bool:
 
 def children_of(parent: int) -> list[int]:
     """Every process below `parent`."""
-    parents = {}
+    parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(name)}/stat") as file:
             parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
@@ -227,7 +258,7 @@ def remove(directory: str) -> None:
             os.waitpid(os.posix_spawnp(command[0], command, environment, file_actions=quiet), 0)
 
 
-def in_child(tell, act) -> None:
+def in_child(tell: "Tell", act: "Callable[[], None]") -> None:
     """Run what ends in another program; what fails before is told, not raised into the parent's code."""
     try:
         act()

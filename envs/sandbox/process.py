@@ -11,9 +11,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from envs.sandbox.limits import Limits
 from envs.sandbox.result import Status
@@ -146,13 +145,20 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
     )
 
 
-def _acts(proc, command: Command, limits: Limits, stdin: bytes, texts):
+def _acts(
+    proc: asyncio.subprocess.Process,
+    command: Command,
+    limits: Limits,
+    stdin: bytes,
+    texts: Sequence[bytearray],
+) -> Iterator[Coroutine[object, object, object]]:
     """Yield the acts that have to end when the process does."""
+    assert proc.stdout is not None and proc.stderr is not None
     most = limits.output_bytes
     yield _drain(proc.stdout, texts[0], most, "stdout")
     yield _drain(proc.stderr, texts[1], most, "stderr")
     yield proc.wait()
-    if stdin:
+    if proc.stdin is not None:
         yield _feed(proc.stdin, stdin)
     if command.files_fd is not None:
         # base64 and names; the files themselves are bounded where they are collected
@@ -201,7 +207,7 @@ async def _watch(pid: int, facts: _Facts, command: Command, limits: Limits) -> N
             raise Passed("killed", f"more than {limits.processes} processes")
 
 
-async def _to_its_end(act: Coroutine[Any, Any, object]) -> None:
+async def _to_its_end(act: Coroutine[object, object, object]) -> None:
     """Wait for an act however often we are cancelled meanwhile; only then be cancelled."""
     task = asyncio.ensure_future(act)
     cut_off: asyncio.CancelledError | None = None

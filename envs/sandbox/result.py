@@ -32,4 +32,4 @@ class Result:
     seconds: float
     level: LevelName
     detail: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict[str, bytes])

@@ -1,8 +1,8 @@
 """An environment as `dorado env` names it, with its settings, as a run's config would hold it."""
 
 import json
-from typing import Any
 
+from envs.message import JsonObject
 from envs.registry import anchored, split_file
 from rl.config import EnvTable
 from rl.config_file import ConfigError
@@ -22,7 +22,7 @@ def named_env(name: str, config: str = "") -> EnvTable:
     return with_own_deadlines(table)
 
 
-def read_settings(text: str) -> dict[str, Any]:
+def read_settings(text: str) -> JsonObject:
     """`--config` of the command line. Raises ConfigError."""
     try:
         values = json.loads(text or "{}")

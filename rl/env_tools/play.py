@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from envs.env import Env, EnvConfig, Task
-from envs.message import Message, ToolCall, ToolSchema
+from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
 from envs.session import Deadlines, EnvSession
 from rl.config_file import ConfigError
@@ -87,7 +87,7 @@ def read_line(line: str, tools: Mapping[str, ToolSchema]) -> ToolCall | Say | Co
     return ToolCall(name, _arguments(text, tools[name]))
 
 
-def _arguments(text: str, tool: ToolSchema) -> dict[str, Any]:
+def _arguments(text: str, tool: ToolSchema) -> JsonObject:
     """The arguments of a call, by name or in their order; a bare word is text."""
     try:
         node = ast.parse(text, mode="eval").body

@@ -14,11 +14,10 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from envs.message import Message, ToolSchema
+from envs.message import JsonObject, Message, ToolSchema
 from envs.session import EnvFault, EnvSession, HostFault
 from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score
@@ -131,7 +130,7 @@ def _table(config: Path, label: str) -> EnvTable:
     return table
 
 
-def _read_table(config: Path, values: dict[str, Any]) -> EnvTable:
+def _read_table(config: Path, values: JsonObject) -> EnvTable:
     """As it was then: what this version does not know says nothing of the environment."""
     known = {name: value for name, value in values.items() if name in EnvTable.model_fields}
     try:

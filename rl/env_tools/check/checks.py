@@ -12,10 +12,10 @@ import pickle
 import sys
 import traceback
 from collections.abc import Awaitable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from envs.env import Task
-from envs.message import ToolCall
+from envs.message import JsonObject, ToolCall
 from envs.registry import BadSettings, UnknownEnv
 from envs.session import Deadlines, EnvFault, EnvSession
 from envs.tool import tools_of
@@ -37,7 +37,7 @@ from rl.env_tools.check.transcript import parting
 from rl.env_tools.check.watchdog import Block, Stuck, Watch
 
 Tasks = dict[str, list[Task]]
-Episodes = dict[str, Any]
+Episodes = JsonObject
 # Tasks of each split that are drawn, and that are played.
 DRAWN, PLAYED = 200, {"train": 5, "heldout": 3}
 CONFIRMATIONS = 2

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from envs.message import JsonObject
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,7 +71,7 @@ class Report:
         lines = [f"{one.check}: {one.sentence}\n{one.detail}".rstrip() for one in self.failures]
         return "\n".join([f"dorado env check {self.environment}", *(lines or ["passed"])])
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {
             "environment": self.environment,
             "passed": self.passed,

@@ -17,10 +17,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import psutil
 
+from envs.message import JsonObject
 from rl.config_file import ConfigError
 from rl.env_tools.check.checks import GRACE_SECONDS
 from rl.env_tools.check.report import Finding, Report, filled
@@ -38,14 +38,14 @@ class Outcome:
     """A runner's outcome. ended: why it ended before it was through, else empty; `doing` its last act."""
 
     findings: list[Finding] = field(default_factory=list)
-    transcript: dict[str, Any] | None = None
+    transcript: JsonObject | None = None
     doing: str = "starting"
     bad: str = ""
     ended: str = ""
     log: str = ""
 
 
-def check(name: str, config: dict[str, Any] | None = None, *, seconds: float = 30.0) -> Report:
+def check(name: str, config: JsonObject | None = None, *, seconds: float = 30.0) -> Report:
     """Check an environment; `seconds` is the deadline of its acts.
 
     Raises ConfigError where there is no such environment or it does not take these settings.
@@ -61,7 +61,7 @@ def check(name: str, config: dict[str, Any] | None = None, *, seconds: float = 3
 
 
 def _compare(
-    name: str, config: dict[str, Any], seconds: float, transcript: dict[str, Any]
+    name: str, config: JsonObject, seconds: float, transcript: JsonObject
 ) -> Iterator[Finding]:
     """Play the same tasks in two other processes; the clock only matters where chance does not."""
     again = _run(name, config, "again", seconds)
@@ -86,7 +86,7 @@ def _compare(
         yield Finding("clock", "pass")
 
 
-def _parted(transcript: dict[str, Any], other: Outcome) -> str:
+def _parted(transcript: JsonObject, other: Outcome) -> str:
     """How another process's transcript differs; empty where it does not."""
     if other.transcript is not None:
         return str(parting(transcript, other.transcript) or "")
@@ -103,7 +103,7 @@ def _of_end(outcome: Outcome) -> list[Finding]:
     return [Finding(kind, "fail", f"{outcome.doing} {outcome.ended}", outcome.log)]
 
 
-def _run(name: str, config: dict[str, Any], role: Role, seconds: float) -> Outcome:
+def _run(name: str, config: JsonObject, role: Role, seconds: float) -> Outcome:
     """Run a runner to its end, and end what it left running."""
     outcome, mark = Outcome(), uuid.uuid4().hex
     with (
@@ -165,7 +165,7 @@ def _listen(
     return False
 
 
-def _take_in(line: dict[str, Any], outcome: Outcome) -> bool:
+def _take_in(line: JsonObject, outcome: Outcome) -> bool:
     """One line of a runner; True where it was the last."""
     match line:
         case {"doing": str(act)}:

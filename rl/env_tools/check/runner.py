@@ -10,10 +10,10 @@ import traceback
 from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from envs.env import Env, EnvConfig, Task
-from envs.message import Message
+from envs.message import JsonObject, Message
 from envs.registry import find_env, settings_of
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault
 from rl.env_tools.check.clock import Clock
@@ -40,7 +40,7 @@ class Spec:
     """
 
     name: str
-    config: dict[str, Any]
+    config: JsonObject
     role: Role
     seconds: float
     folder: str
@@ -217,7 +217,7 @@ class Runner:
                 )
 
 
-def send(findings_fd: int, line: dict[str, Any]) -> None:
+def send(findings_fd: int, line: JsonObject) -> None:
     """One line to the process that watches."""
     os.write(findings_fd, (json.dumps(line) + "\n").encode())
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from envs.message import JsonObject
+
 _SHOWN = 120
 
 
@@ -10,11 +12,11 @@ _SHOWN = 120
 class Episode:
     """One task played to its end: `said` holds the messages after the opening, both sides'."""
 
-    opening: list[dict[str, Any]]
-    said: list[dict[str, Any]]
+    opening: list[JsonObject]
+    said: list[JsonObject]
     rewards: dict[str, float]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {"opening": self.opening, "said": self.said, "rewards": self.rewards}
 
 
@@ -30,7 +32,7 @@ class Parting:
         return f"{self.where} gave {self.one}, and then {self.other}"
 
 
-def parting(one: dict[str, Any], other: dict[str, Any]) -> Parting | None:
+def parting(one: JsonObject, other: JsonObject) -> Parting | None:
     """The first difference of two transcripts (`{"tasks": {split: ids}, "episodes": {key: episode}}`)."""
     for split, ids in one["tasks"].items():
         if ids != other["tasks"][split]:
@@ -43,7 +45,7 @@ def parting(one: dict[str, Any], other: dict[str, Any]) -> Parting | None:
     return None
 
 
-def _of_episodes(one: dict[str, Any], other: dict[str, Any]) -> Parting | None:
+def _of_episodes(one: JsonObject, other: JsonObject) -> Parting | None:
     for part, where in (("opening", "reset()"), ("said", "the episode")):
         if one[part] != other[part]:
             first, second = _first(one[part], other[part])

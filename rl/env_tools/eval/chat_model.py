@@ -12,9 +12,8 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-from envs.message import Message, ToolCall, ToolSchema
+from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from rollout.engine import Completion, EngineFault, Request
 from rollout.tool_format import MalformedCall
 
@@ -35,7 +34,7 @@ class ChatServer:
     seconds: float
     threads: ThreadPoolExecutor
 
-    async def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def ask(self, path: str, body: JsonObject | None = None) -> JsonObject:
         """The server's JSON answer. Raises EngineFault."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
@@ -43,7 +42,7 @@ class ChatServer:
         )
 
 
-def request(url: str, body: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+def request(url: str, body: JsonObject | None, seconds: float) -> JsonObject:
     """POST this body, or GET where there is none; the JSON object that comes back. Raises EngineFault."""
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
@@ -75,9 +74,9 @@ class ChatPolicy:
 
     def __init__(self, server: ChatServer) -> None:
         self.server = server
-        self.chat: list[dict[str, Any]] = []
-        self.tools: list[dict[str, Any]] = []
-        self.said: dict[str, Any] = {}
+        self.chat: list[JsonObject] = []
+        self.tools: list[JsonObject] = []
+        self.said: JsonObject = {}
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
         """Begin the conversation. No ids."""
@@ -119,7 +118,7 @@ class ChatPolicy:
                 f"{self.server.base}: the answer has no choices[0].message: "
                 f"{json.dumps(answer)[:_SHOWN]}"
             ) from None
-        mine: dict[str, Any] = {"role": "assistant", "content": self.said.get("content") or ""}
+        mine: JsonObject = {"role": "assistant", "content": self.said.get("content") or ""}
         self.chat.append({**mine, "tool_calls": calls} if calls else mine)
         return Completion(
             (), (), (), "length" if reason == "length" else "stop", engine=self.server.base
@@ -142,11 +141,11 @@ class ChatPolicy:
     def text(self, ids: Sequence[int]) -> str:
         return (self.said.get("content") or "").strip()
 
-    def _calls(self) -> list[dict[str, Any]]:
+    def _calls(self) -> list[JsonObject]:
         return self.said.get("tool_calls") or []
 
 
-def _plain(call: dict[str, Any]) -> dict[str, Any]:
+def _plain(call: JsonObject) -> JsonObject:
     written = call["function"]
     function = {"name": written["name"], "arguments": written.get("arguments") or "{}"}
     return {"type": "function", "function": function}

@@ -19,6 +19,7 @@ from typing import Any
 import tomli_w
 
 from envs.env import Task
+from envs.message import JsonObject
 from envs.session import EnvSession
 from reward.registry import find_judge
 from reward.score import JudgeFault, score
@@ -161,7 +162,7 @@ class EvalFolder:
         (path / "config.toml").write_text(tomli_w.dumps(values))
         self.writer = TrajectoryWriter(path, "eval")
 
-    def close(self, summary: dict[str, Any]) -> None:
+    def close(self, summary: JsonObject) -> None:
         """Write the end."""
         (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
@@ -211,7 +212,7 @@ async def evaluate(
     return list(await asyncio.gather(*(play(n, task) for n, task in enumerate(tasks))))
 
 
-def summary(played: Sequence[ScoredTrajectory]) -> dict[str, Any]:
+def summary(played: Sequence[ScoredTrajectory]) -> JsonObject:
     """Faults are no failures: rates are of the judged ones."""
     judged = [one for one in played if one.trajectory.judged]
     full = sum(passed(one.rewards, one.reward) for one in judged)

@@ -3,13 +3,13 @@
 import time
 from collections import Counter, deque
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from envs.message import JsonObject
 from rl.samples.metrics import passed
 from rollout.episode import Episode
 from rollout.trajectory import ScoredTrajectory
@@ -66,7 +66,7 @@ class EvalView:
         """A line that stays."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def results(self, found: dict[str, Any], folder: Path) -> None:
+    def results(self, found: JsonObject, folder: Path) -> None:
         """The end."""
         for name, value in found.items():
             if value not in ("", None):

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import tomli_w
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from envs.message import JsonObject
 
 # What a host's own machinery (Ray's connections and threads, Python's allocator) may come and go by.
 SLACK_FILES, SLACK_THREADS, SLACK_TASKS = 8, 8, 2
@@ -118,7 +119,7 @@ class Figures:
     left_by_killed: int
     close_faults: int
 
-    def as_json(self, factor: float) -> dict[str, Any]:
+    def as_json(self, factor: float) -> JsonObject:
         """All of it, with the checks."""
         found = checks(self)
         return {
