@@ -17,7 +17,7 @@ from rich.text import Text
 
 # Usual seconds of the quickstart's stages on two cores: the first guess at a time left, before a stage has a
 # rate. The time of training is that of its steps.
-COLD_START_SECONDS, ENGINES_SECONDS, EVALUATION_SECONDS, STEP_SECONDS = 75.0, 35.0, 10.0, 5.5
+COLD_START_SECONDS, ENGINES_SECONDS, EVALUATION_SECONDS, STEP_SECONDS = 75.0, 25.0, 10.0, 5.0
 
 
 class TimeLeft:
