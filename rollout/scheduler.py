@@ -18,7 +18,6 @@ from rollout.window import (
     Window,
     admits,
     groups_to_admit,
-    room_until_due,
     slide,
     window_limit,
 )
@@ -35,8 +34,7 @@ class Limits:
     progress at once, whatever the target: more than the engines can play would wait in line on a version
     that grows old meanwhile, where a group that begins later begins on a newer one. engine_first,
     engine_later: trajectories per engine before the first rebalance of a step and after it (two-phase
-    concurrency, LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2). legacy_fill: share of an older
-    version's engine that new groups may fill; 0 keeps new work on the newest version, and staleness low.
+    concurrency, LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2).
     slack, expected_tokens: see `placement.place`. cache_pressure: share of an engine's cache in use that
     asks for a rebalance. period_seconds: longest time without one. max_groups: played at once, whatever
     the target.
@@ -47,7 +45,6 @@ class Limits:
     target: int
     engine_first: int
     engine_later: int
-    legacy_fill: float = 0.0
     slack: int = 1
     expected_tokens: int = 0
     cache_pressure: float = 0.9
@@ -94,10 +91,8 @@ def trigger(
     return "timer" if idle_seconds >= limits.period_seconds else None
 
 
-def admission(
-    backlog: Backlog, engines: Sequence[EngineState], rules: Rules, limits: Limits
-) -> dict[int, int]:
-    """Groups to begin: below the target, the newest version first; then older versions' idle engines."""
+def admission(backlog: Backlog, rules: Rules, limits: Limits) -> dict[int, int]:
+    """Groups to begin, below the target, all on the newest version."""
     in_flight = sum(backlog.groups.values())
     buffered = sum(backlog.buffered.values())
     active = sum(backlog.active.values())
@@ -116,29 +111,7 @@ def admission(
     )
     if not room or not admits(backlog.window):
         return {}
-    fill = _legacy_fill(backlog, engines, rules, limits, room) if limits.legacy_fill else {}
-    newest = room - sum(fill.values())
-    return ({backlog.window.newest: newest} if newest else {}) | fill
-
-
-def _legacy_fill(
-    backlog: Backlog, engines: Sequence[EngineState], rules: Rules, limits: Limits, room: int
-) -> dict[int, int]:
-    """Groups for idle places on engines of older versions; never on the one that drains next."""
-    places: Counter[int] = Counter()
-    for engine in engines:
-        if engine.version is not None:
-            places[engine.version] += int(engine.limit * limits.legacy_fill)
-    work = Counter(backlog.groups)
-    work.update(backlog.buffered)
-    fill: dict[int, int] = {}
-    for version in reversed(backlog.window.versions[1:-1]):
-        free = max(0, places[version] - backlog.active.get(version, 0)) // limits.group_size
-        due = room_until_due(version, backlog.learner_version, work, limits.batch_groups, rules)
-        if taken := min(free, due, room - sum(fill.values())):
-            fill[version] = taken
-            work[version] += taken
-    return fill
+    return {backlog.window.newest: room}
 
 
 def decide(
@@ -158,7 +131,7 @@ def decide(
     active = {v: n for v, n in backlog.active.items() if v not in gone}
     groups = {v: n for v, n in backlog.groups.items() if v not in gone}
     after = replace(backlog, window=window, active=active, groups=groups)
-    admit = admission(after, engines, rules, limits)
+    admit = admission(after, rules, limits)
     staying = [one for one in trajectories if one.version not in gone] if gone else trajectories
     if rules.in_place:
         staying = [replace(one, version=window.newest) for one in staying]

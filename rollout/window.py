@@ -99,19 +99,6 @@ def may_step(
     return True
 
 
-def room_until_due(
-    version: int, learner_version: int, work: Mapping[int, int], batch_groups: int, rules: Rules
-) -> int:
-    """How many groups may still begin on `version` if all `work` (groups per version, in flight or
-    buffered) is to be trained on in time; the counterpart of `may_step`."""
-    newer = sorted({version, *(v for v in work if v > version)})
-    steps = {v: v + rules.max_staleness - learner_version + 1 for v in newer}
-    return max(
-        0,
-        min(steps[v] * batch_groups - sum(n for w, n in work.items() if w <= v) for v in newer),
-    )
-
-
 def admits(window: Window) -> bool:
     """True if trajectories may begin on the newest version: not while it is the one that has to drain."""
     return window.pending is None or len(window.versions) > 1

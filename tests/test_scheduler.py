@@ -63,9 +63,9 @@ def test_rebalancing_is_due_after_a_step_under_pressure_and_after_a_while():
 def test_no_more_is_in_progress_than_the_engines_can_play():
     limits = replace(LIMITS, batch_groups=4, group_size=2, target=99)
     backlog = Backlog(Window((0,)), 0, active={0: 3}, groups={0: 2}, buffered={0: 1})
-    assert admission(backlog, [], MODES["dora"], limits) == {0: 13}, "what staleness allows"
-    assert admission(backlog, [], MODES["dora"], replace(limits, max_active=8)) == {0: 2}
-    assert admission(backlog, [], MODES["dora"], replace(limits, max_active=2)) == {}
+    assert admission(backlog, MODES["dora"], limits) == {0: 13}, "what staleness allows"
+    assert admission(backlog, MODES["dora"], replace(limits, max_active=8)) == {0: 2}
+    assert admission(backlog, MODES["dora"], replace(limits, max_active=2)) == {}
 
 
 def timeline(rules: Rules, gone: tuple[int, ...] = ()) -> tuple[Decision, list[InProgress]]:
@@ -244,7 +244,6 @@ def test_any_run_keeps_its_promises_and_drains(mode, data):
             target=draw(st.integers(24, 90)),
             engine_first=draw(st.integers(1, 8)),
             engine_later=draw(st.integers(1, 8)),
-            legacy_fill=draw(st.sampled_from([0.0, 0.5, 1.0])),
             slack=draw(st.integers(0, 2)),
             expected_tokens=draw(st.sampled_from([0, 50])),
             max_active=draw(st.sampled_from([6, 2**31])),

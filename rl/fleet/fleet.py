@@ -258,9 +258,7 @@ class Fleet:
         """Groups that may begin, per version."""
         if self.asleep and all(version is None for _, version in self._awake()):
             return {}
-        # Asked at every change; engines matter only where older versions' idle ones are filled.
-        engines = self._states() if self.limits.legacy_fill else ()
-        return admission(self.groups.backlog(self.window), engines, self.rules, self.limits)
+        return admission(self.groups.backlog(self.window), self.rules, self.limits)
 
     def served(self, version: int) -> bool:
         """True if some engine serves the version."""

@@ -100,7 +100,6 @@ class ModeSpec(Section):
     active_per_engine: PositiveInt | None = None
     engine_first: PositiveInt = 256
     engine_later: PositiveInt = 256
-    legacy_fill: float = Field(default=0, ge=0, le=1)
     slack: int = Field(default=1, ge=0)
     expected_tokens: int = Field(default=0, ge=0)
     period_seconds: PositiveFloat = 60

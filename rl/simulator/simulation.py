@@ -89,7 +89,6 @@ class Simulation:
             target=round(mode.over_dispatch * batch.groups * batch.group_size),
             engine_first=mode.engine_first,
             engine_later=mode.engine_later,
-            legacy_fill=mode.legacy_fill,
             slack=mode.slack,
             expected_tokens=mode.expected_tokens,
             cache_pressure=mode.cache_pressure,
@@ -259,7 +258,7 @@ class Simulation:
         """Do what a finished trajectory may allow: a new version, new groups, a learner step."""
         if self.window.pending is not None and not self.active[self.window.versions[0]]:
             self._rebalance("drained")
-        admit = admission(self._backlog(), self._states(), self.rules, self.limits)
+        admit = admission(self._backlog(), self.rules, self.limits)
         served = {engine.version for engine in self.engines.values() if engine.available}
         if not served.issuperset(admit):
             self._rebalance("unserved")
