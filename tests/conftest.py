@@ -19,7 +19,7 @@ import pytest
 from fakes import ENVS
 from hypothesis import settings
 
-pytest_plugins = ["markers"]
+pytest_plugins = ["isolation", "markers"]
 
 # Read by `datasets` when it is imported: its cache goes away with the session.
 _CACHE = tempfile.TemporaryDirectory(prefix="dorado-tests-", ignore_cleanup_errors=True)

@@ -1,9 +1,9 @@
 """Holds that a test depends on nothing but itself, and says which one leaves something behind.
 
-Every test starts from the same random state, with one torch thread and without deterministic algorithms; the
-last two a learner sets for its process. Whatever else a test leaves behind in the process is its failure:
-environment variables, the working directory, torch's defaults, compiled kernels, signal handlers, threads,
-child processes, a connection to Ray.
+Every test starts from the same random state, with one torch thread, without deterministic algorithms and with
+the same variables for vLLM, Ray and torch; all but the first an engine or a learner sets for its process.
+Whatever else a test leaves behind in the process is its failure: other environment variables, the working
+directory, torch's defaults, compiled kernels, signal handlers, threads, child processes, a connection to Ray.
 
 Left out: what a fixture of a module or of the session holds, which is there before the test begins.
 """
@@ -23,19 +23,44 @@ import pytest
 
 SEED = 0
 # What is about to end may take so many seconds.
-GRACE = float(os.environ.get("DORADO_TEST_GRACE", "5"))
+GRACE = float(os.environ.get("DORADO_TEST_GRACE", "20"))
+# Variables that an engine, a learner or a library sets for the process it is alone in.
+OF_A_PROCESS = (
+    "VLLM_",
+    "RAY_",
+    "OMP_",
+    "KMP_",
+    "CUBLAS_",
+    "GLOO_",
+    "TORCH",
+    "TRITON_",
+    "TOKENIZERS_",
+)
 # Helpers of the standard library that stay for the process.
 LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
 @pytest.fixture(autouse=True)
-def _isolated() -> Iterator[None]:
+def _isolated(request: pytest.FixtureRequest) -> Iterator[None]:
     """Start every test from the same state, and fail one that leaves something behind."""
     same_start()
-    before = state()
+    before, variables = state(), dict(os.environ)
     yield
+    # vLLM sets LD_PRELOAD and more in the process in which an engine is started.
+    of_a_process = "" if request.node.get_closest_marker("engine") else OF_A_PROCESS
+    for name in [n for n in {*os.environ, *variables} if n.startswith(of_a_process)]:
+        _put_back(name, variables)
     left = left_behind(before)
     assert not left, "the test left behind:\n" + "\n".join(left)
+
+
+def _put_back(name: str, variables: dict[str, str]) -> None:
+    if name.startswith("PYTEST_"):  # pytest's own affair
+        return
+    if name not in variables:
+        del os.environ[name]
+    elif os.environ.get(name) != variables[name]:
+        os.environ[name] = variables[name]
 
 
 def same_start() -> None:

@@ -25,9 +25,12 @@ _SPEC = importlib.util.spec_from_file_location("screenshots", ROOT / "scripts/sc
 assert _SPEC is not None and _SPEC.loader is not None
 screenshots = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(screenshots)
-pytestmark = pytest.mark.skipif(
-    screenshots.CHROMIUM is None, reason="no Chromium (apt-get install chromium)"
-)
+pytestmark = [
+    pytest.mark.slow,  # a browser: each page takes seconds, all of them minutes
+    pytest.mark.skipif(
+        screenshots.CHROMIUM is None, reason="no Chromium (apt-get install chromium)"
+    ),
+]
 RUN = "/run/quickstart"
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
 # By route: a text on the page over the quickstart, and how many charts it has at least.

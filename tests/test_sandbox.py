@@ -391,6 +391,7 @@ async def test_a_cancelled_run_leaves_nothing(level):
 
 
 @levels("survivors")
+@pytest.mark.slow
 async def test_a_run_that_is_cancelled_while_it_begins_leaves_nothing(level):
     """At every stage of building its world, in which bubblewrap has not yet tied it to its own end."""
     sandbox, mark = await box(level), uuid.uuid4().hex
