@@ -126,8 +126,8 @@ def _settings() -> dict[str, Any]:
         "the working directory": os.getcwd(),
         "the recursion limit": sys.getrecursionlimit(),
         "the switch interval": sys.getswitchinterval(),
-        "the handler of SIGINT": signal.getsignal(signal.SIGINT),
-        "the handler of SIGTERM": signal.getsignal(signal.SIGTERM),
+        "the handler of SIGINT": _handler(signal.SIGINT),
+        "the handler of SIGTERM": _handler(signal.SIGTERM),
     }
     if (torch := sys.modules.get("torch")) is not None:
         found["torch's default dtype"] = torch.get_default_dtype()
@@ -137,6 +137,14 @@ def _settings() -> dict[str, Any]:
     if (ray := sys.modules.get("ray")) is not None:
         found["a connection to Ray"] = ray.is_initialized()
     return found
+
+
+def _handler(number: signal.Signals) -> object:
+    """The handler of a signal. That of socket.io's client is put before the usual one once, and calls it."""
+    handler = signal.getsignal(number)
+    if getattr(handler, "__module__", "").startswith(("engineio", "socketio")):
+        return signal.default_int_handler
+    return handler
 
 
 def _threads() -> dict[str, str]:
