@@ -34,7 +34,7 @@ class FakeHost(EnvHost):
         self.error = error
         self.dead = dead
         self.asked: list[tuple] = []
-        self.node_of = 0  # times that its address was asked for
+        self.times_asked = 0  # times that its address was asked for
         self.node, self.idle_cpus, self.measured = "127.0.0.1", 1.0, float("inf")
         for act in ("open", "step", "score", "close", "ping"):
             setattr(self, act, self._answer(act))
@@ -46,19 +46,19 @@ class FakeHost(EnvHost):
     def start(self) -> None:
         """Of a process that has begun anew."""
         self.sessions: dict[str, Any] = {}
-        self.end = HostServer(self._play, self._close_all, self.load)
+        self.server = HostServer(self._play, self._close_all, self.load)
 
     def die(self) -> None:
         """Its process ends, until `dead` is unset; then it is a new one."""
         self.dead = True
-        if self.end.server is not None:
-            self.end.server.close()
-        for held in self.end.clients.values():
+        if self.server.server is not None:
+            self.server.server.close()
+        for held in self.server.clients.values():
             held.transport.abort()
         self.start()
 
     async def _address(self):
-        self.node_of += 1
+        self.times_asked += 1
         if self.dead:
             raise RayActorError
         return await EnvHost.address(self)
@@ -85,7 +85,7 @@ async def hosts_end() -> Any:
     yield
     for host in FakeHost.made:
         host.die()
-        await until(lambda host=host: not host.end.clients)
+        await until(lambda host=host: not host.server.clients)
     FakeHost.made.clear()
 
 
@@ -128,7 +128,7 @@ async def test_an_environment_that_was_never_opened_is_not_closed():
     host = FakeHost()
     await HostSession(HostPool([host]), "g0.0", TABLE).close()
     await asyncio.sleep(0)
-    assert host.places == 0, "nor connected to"
+    assert host.times_asked == 0, "nor connected to"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ async def test_where_all_hosts_are_down_an_episode_waits_for_the_first_to_answer
     pool = HostPool([host])
     pool.report(0, stuck=False)
     opening = asyncio.create_task(HostSession(pool, "g0.0", TABLE).open(TASK))
-    await until(lambda: host.places)
+    await until(lambda: host.times_asked)
     assert not opening.done()
     host.dead = False
     assert await asyncio.wait_for(opening, 10) == "open"
@@ -290,7 +290,7 @@ async def test_an_episode_whose_connection_was_lost_between_its_acts_is_lost_and
     pool = HostPool([host], "controller-0")
     session = HostSession(pool, "g0", TABLE)
     await session.open(TASK)
-    for held in host.end.clients.values():
+    for held in host.server.clients.values():
         held.transport.abort()
     await until(lambda: pool.clients[0].stream is None)
     with pytest.raises(HostFault, match=r"\(host-0\) has lost the episode: .* or its connection"):
@@ -301,7 +301,7 @@ async def test_an_episode_whose_connection_was_lost_between_its_acts_is_lost_and
 async def test_a_host_that_nobody_can_connect_to_is_down_and_the_sentence_says_where():
     host = FakeHost()
     address = await EnvHost.address(host)
-    host.end.server.close()
+    host.server.server.close()
     host.address.act = lambda: asyncio.sleep(0, address)
     pool = HostPool([host])
     session = HostSession(pool, "g0", EnvTable(id="calculator", retries=0))
