@@ -240,7 +240,8 @@ class LocalDispatcher(Dispatcher):
     """The dispatcher over stand-ins, which Ray cannot cancel."""
 
     def _cancel(self, group: str) -> None:
-        if (report := self.playing.get(group)) is not None:
+        report: Any = self.playing.get(group)
+        if report is not None:
             report.cancel()
 
 

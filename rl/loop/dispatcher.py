@@ -3,9 +3,10 @@
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, TaskCancelledError
 
 from rl.actors.engine_client import EngineMapMissing
@@ -60,7 +61,7 @@ class Dispatcher:
         self.limit = max_seconds + GROUP_GRACE_SECONDS
         self.fleet = fleet
         self.busy: Counter[str] = Counter(dict.fromkeys(self.controllers, 0))
-        self.playing: dict[str, Any] = {}
+        self.playing: dict[str, ObjectRef[GroupReport] | None] = {}
         # Controllers that died or cannot be reached, with who waits for each to answer again.
         self.away: dict[str, asyncio.Task[None]] = {}
 
@@ -95,9 +96,10 @@ class Dispatcher:
         self.busy[name] += 1
         try:
             while spec.id in self.playing:
-                self.playing[spec.id], samples = play.remote(spec)
+                report, samples = play.remote(spec)
+                self.playing[spec.id] = report
                 try:
-                    return Played(await self.playing[spec.id], samples)
+                    return Played(await report, samples)
                 except EngineMapMissing:
                     await self.fleet.push_engine_map()
             raise TaskCancelledError

@@ -2,15 +2,25 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TypeVar
 
 from envs.env import Task
 from rl.config import EnvTable
 from rl.loop.dispatcher import Played
+from rl.loop.rollouts import Rollouts
+from rl.loop.watch import Activity
+from rl.record.progress import EVALUATION_SECONDS, Progress
+from rl.record.run_folder import RunFolder
+from rl.record.wandb_sink import WandbSink
 from rl.samples.group import GroupReport, GroupSpec
+from rl.samples.metrics import pass_rates
 
 # A small world repeats its tasks: look at so many times the wanted number to find different ones.
 LOOK_AHEAD = 20
+
+T = TypeVar("T")
 
 
 def heldout_tasks(table: EnvTable, count: int) -> list[Task]:
@@ -57,3 +67,72 @@ async def evaluate(
 
     reports = await asyncio.gather(*map(play_one, specs))
     return [report for report in reports if report is not None], len(specs)
+
+
+class Evaluations:
+    """Plays a run's evaluations on its rollouts, and writes down their pass rates."""
+
+    def __init__(
+        self,
+        tables: Sequence[EnvTable],
+        rollouts: Rollouts,
+        activity: Activity,
+        folder: RunFolder,
+        progress: Progress,
+        sink: WandbSink,
+        *,
+        tasks: int,
+        most: int,
+        part: str,
+    ) -> None:
+        """tasks: of each environment. most: episodes at once. part: keeps the ids of a run that goes on apart
+        from those of its earlier part."""
+        self.tables = tables
+        self.rollouts = rollouts
+        self.book = rollouts.book
+        self.activity = activity
+        self.folder = folder
+        self.progress = progress
+        self.sink = sink
+        self.tasks = tasks
+        self.most = most
+        self.part = part
+
+    async def run(self, when: str, watching: asyncio.Task[None]) -> None:
+        """Play the held-out tasks once each. Raises what `watching` does, if that comes first."""
+        stats, step = self.book.stats, self.book.learner_version
+        self.progress.stage(f"evaluation {when} training", usual=EVALUATION_SECONDS)
+        start = time.time()
+        playing = evaluate(
+            self.tables,
+            self.rollouts.play,
+            f"{when}{self.part}",
+            self.progress.episodes,
+            tasks=self.tasks,
+            most=self.most,
+        )
+        with self.activity.busy("waits for the evaluation"):
+            reports, wanted = await _while_watching(playing, watching)
+        for report in reports:
+            self.folder.index(report, f"heldout-{when}")
+        judged = sum(m.judged for r in reports for m in r.members)
+        rates = pass_rates(reports)
+        stats.evaluated(when, rates, wanted - judged)
+        values = {f"eval/{env}/pass_rate": rate for env, rate in rates.items()}
+        self.folder.metrics(step, values)
+        self.sink.log(step, values)
+        self.folder.event("run", f"evaluation {when}", start, time.time())
+        said = "  ".join(f"{env} {rate:.2f}" for env, rate in rates.items())
+        self.progress.note(f"held-out pass rate {when} training: {said}")
+
+
+async def _while_watching(act: Coroutine[object, object, T], watching: asyncio.Task[None]) -> T:
+    acting = asyncio.create_task(act)
+    try:
+        await asyncio.wait({acting, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not acting.done():
+            watching.result()
+        return await acting
+    finally:
+        acting.cancel()
+        await asyncio.gather(acting, return_exceptions=True)

@@ -2,14 +2,19 @@
 
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
+from ray import ObjectRef
 from ray.exceptions import RayError
 
+from rl.actors.actor_method import Handle
+from rl.actors.learner import LearnerActor
+from rl.actors.learner_ranks import LearnerRanks
 from rl.loop.run_error import RunError
 from rl.nodes.deadline import within
 from rl.nodes.process import cause, first_line
 from trainer.checkpoint_folder import CheckpointError
+from trainer.sample import TrainSample
 from trainer.step_result import StepResult
 
 T = TypeVar("T")
@@ -26,7 +31,13 @@ class Nodes(Protocol):
 class LearnerClient:
     """Asks the learner. Every call raises RunError after `seconds`, and where the learner has died."""
 
-    def __init__(self, learner: Any, nodes: Nodes, seconds: float, logs: Path) -> None:
+    def __init__(
+        self,
+        learner: Handle[LearnerActor] | LearnerRanks,
+        nodes: Nodes,
+        seconds: float,
+        logs: Path,
+    ) -> None:
         """learner: the actor's handle. logs: the folder that the error names."""
         self.learner = learner
         self.nodes = nodes
@@ -35,11 +46,13 @@ class LearnerClient:
 
     async def lost(self, samples: Sequence[object]) -> list[int]:
         """Fetch groups of samples, given as references. Returns the indices of those that are gone."""
-        return await self._bounded(self.learner.lost.remote(samples), "the next batch")
+        return await self._bounded(self.learner.lost.remote(_references(samples)), "the next batch")
 
     async def step(self, step: int, samples: Sequence[object]) -> StepResult:
         """Make one update on groups of samples, given as references."""
-        return await self._bounded(self.learner.step.remote(samples), f"learner step {step}")
+        return await self._bounded(
+            self.learner.step.remote(_references(samples)), f"learner step {step}"
+        )
 
     async def record(self, step: int) -> list[tuple[str, int]]:
         """Have the tokens of the oldest unwritten step written. Returns ids and byte offsets."""
@@ -65,3 +78,8 @@ class LearnerClient:
         except RayError as error:
             await self.nodes.explain(error)
             raise RunError(f"{what}: {first_line(error)} (see {self.logs})") from None
+
+
+def _references(samples: Sequence[object]) -> Sequence[ObjectRef[list[TrainSample]]]:
+    """The queue knows no Ray, and holds references as objects."""
+    return cast(Sequence[ObjectRef[list[TrainSample]]], samples)

@@ -15,9 +15,8 @@ when neither has moved for `timeouts.stall_seconds`, and says what every episode
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from rl.cluster import Cluster
 from rl.config import RunConfig
@@ -28,7 +27,7 @@ from rl.fleet.transports import TRANSPORTS
 from rl.fleet.weight_sync import WeightSync
 from rl.loop.checkpoints import Checkpoints
 from rl.loop.dispatcher import Dispatcher
-from rl.loop.evaluation import evaluate
+from rl.loop.evaluation import Evaluations
 from rl.loop.group_book import GroupBook
 from rl.loop.learner_client import LearnerClient
 from rl.loop.resume import Resume
@@ -38,18 +37,16 @@ from rl.loop.watch import Activity, Watch
 from rl.nodes.process import first_line
 from rl.record.journal import Journal
 from rl.record.position import write_position
-from rl.record.progress import EVALUATION_SECONDS, STEP_SECONDS, Progress
+from rl.record.progress import STEP_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
-from rl.samples.metrics import outcome_totals, pass_rates
+from rl.samples.metrics import outcome_totals
 from rl.tasks.task_source import TaskSource
 from rollout.scheduler import Backlog
 from rollout.window import Window
 
 # Training plays other tasks first than the demonstrations of the cold start, which use the plain seed.
 TASK_SEED_OFFSET = 1_000_003
-
-T = TypeVar("T")
 
 
 class Interrupted(Exception):
@@ -148,6 +145,17 @@ class Run:
             rebalance_seconds=config.rollout.rebalance_seconds,
             most=config.rollout.max_in_flight_groups,
         )
+        self.evaluations = Evaluations(
+            config.env,
+            self.rollouts,
+            self.activity,
+            self.folder,
+            self.progress,
+            self.sink,
+            tasks=config.eval.tasks,
+            most=config.rollout.max_in_flight_groups * config.batch.group_size,
+            part=f"-from-{first}" if self.resumed else "",
+        )
         logs = self.folder.path / "logs"
         self.learner = LearnerClient(self.actors.learner, self.nodes, timeouts.step_seconds, logs)
         self.checkpoints = Checkpoints(
@@ -212,7 +220,7 @@ class Run:
                 f"{len(self.actors.engines)}; a new version waits for an engine to drain"
             )
         if self.config.eval.before and self.resumed is None:
-            await self.evaluate("before")
+            await self.evaluations.run("before", self.watching)
         left = self.config.steps - self.book.learner_version
         self.progress.stage("training: first rollouts", usual=left * STEP_SECONDS)
         self.activity.moved()
@@ -240,7 +248,7 @@ class Run:
             raise Interrupted
         if self.config.eval.after:
             await self.fleet.settle()
-            await self.evaluate("after")
+            await self.evaluations.run("after", self.watching)
 
     def stop(self) -> bool:
         """Ask training to end after the step in progress, with a checkpoint of the last finished one.
@@ -253,47 +261,6 @@ class Run:
         self.stopping = self.rollouts.stopping = True
         self.book.queue.end()
         return True
-
-    async def evaluate(self, when: str) -> None:
-        """Play the held-out tasks once each, at the training temperature."""
-        config, stats = self.config, self.book.stats
-        self.progress.stage(f"evaluation {when} training", usual=EVALUATION_SECONDS)
-        start = time.time()
-        # A run that goes on has evaluations whose trajectories are of other ids than those before it.
-        unique = f"{when}-from-{self.resumed.step}" if self.resumed else when
-        with self.activity.busy("waits for the evaluation"):
-            reports, wanted = await self._while_watching(
-                evaluate(
-                    config.env,
-                    self.rollouts.play,
-                    unique,
-                    self.progress.episodes,
-                    tasks=config.eval.tasks,
-                    most=config.rollout.max_in_flight_groups * config.batch.group_size,
-                )
-            )
-        for report in reports:
-            self.folder.index(report, f"heldout-{when}")
-        judged = sum(m.judged for r in reports for m in r.members)
-        stats.evaluated(when, pass_rates(reports), wanted - judged)
-        values = {f"eval/{env}/pass_rate": rate for env, rate in stats.evals[when].items()}
-        self.folder.metrics(self.book.learner_version, values)
-        self.sink.log(self.book.learner_version, values)
-        self.folder.event("run", f"evaluation {when}", start, time.time())
-        rates = "  ".join(f"{env} {rate:.2f}" for env, rate in stats.evals[when].items())
-        self.progress.note(f"held-out pass rate {when} training: {rates}")
-
-    async def _while_watching(self, act: Coroutine[object, object, T]) -> T:
-        """Return the result of `act`. Raises what the watch over the nodes does, if that comes first."""
-        acting = asyncio.create_task(act)
-        try:
-            await asyncio.wait({acting, self.watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not acting.done():
-                self.watching.result()
-            return await acting
-        finally:
-            acting.cancel()
-            await asyncio.gather(acting, return_exceptions=True)
 
     def summary(self) -> dict[str, object]:
         """The run so far, as summary.json has it."""
