@@ -48,8 +48,21 @@ class EnvHost:
         """Where clients are taken: on the address that Ray reaches this node at. Raises OSError."""
         return await self.server.address(self.node)
 
-    async def _play(self, owner: str, method: str, session: str, *arguments: Any) -> Any:
-        return await getattr(self, method)(f"{owner}/{session}", *arguments)
+    async def _play(self, owner: str, method: str, session: str, *arguments: Any) -> object:
+        session = f"{owner}/{session}"
+        match method:
+            case "open":
+                return await self.open(session, *arguments)
+            case "step":
+                return await self.step(session, *arguments)
+            case "score":
+                return await self.score(session)
+            case "close":
+                return await self.close(session)
+            case "ping":
+                return await self.ping()
+            case _:
+                raise ValueError(f"{method}: a host has no such act")
 
     async def _close_all(self, owner: str) -> None:
         """Close what a connection that is gone has left open."""

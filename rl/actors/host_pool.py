@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import cast
 
 from ray.exceptions import RayActorError, RayError
 
@@ -143,7 +143,7 @@ class HostSession:
             self.index = await self.pool.acquire(failed)
             try:
                 limit = self.table.deadlines.reset_seconds
-                return await self._ask(limit, "open", self.table.label, task)
+                return cast(Opening, await self._ask(limit, "open", self.table.label, task))
             except HostFault:
                 if self.retries == self.table.retries:
                     raise
@@ -154,17 +154,18 @@ class HostSession:
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         limit = self.table.deadlines.tool_seconds * max(1, len(calls))
-        return await self._ask(limit, "step", text, calls)
+        return cast(StepResult, await self._ask(limit, "step", text, calls))
 
     async def score(self) -> dict[str, float]:
-        return await self._ask(self.table.deadlines.score_seconds, "score")
+        limit = self.table.deadlines.score_seconds
+        return cast(dict[str, float], await self._ask(limit, "score"))
 
     async def close(self) -> None:
         """The episode does not wait for its end: the host runs it under a deadline of its own."""
         if self.index is not None:
             self.pool.clients[self.index].tell("close", self.id)
 
-    async def _ask(self, limit: float, method: str, *arguments: Any) -> Any:
+    async def _ask(self, limit: float, method: str, *arguments: object) -> object:
         assert self.index is not None, "open() comes first"
         where = f"the host of environment {self.table.label!r} ({self.host})"
         act = self.pool.clients[self.index].ask(method, self.id, *arguments)

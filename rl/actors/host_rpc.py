@@ -59,7 +59,7 @@ class Load:
 class _Stream:
     """Numbered pickles both ways over a connection that may come later than the first of them."""
 
-    def __init__(self, message: Callable[[list[tuple[int, bytes]]], Any]) -> None:
+    def __init__(self, message: Callable[[list[tuple[int, bytes]]], object]) -> None:
         """`message(pickles)`: what is sent where these have come together."""
         self.message = message
         self.unsent: list[tuple[int, bytes]] = []
@@ -99,7 +99,7 @@ class _Stream:
                 return
 
 
-def _write(writer: asyncio.StreamWriter, message: Any) -> None:
+def _write(writer: asyncio.StreamWriter, message: object) -> None:
     body = pickle.dumps(message)
     writer.write(LENGTH.pack(len(body)) + body)
 
@@ -114,7 +114,7 @@ class HostServer:
 
     def __init__(
         self,
-        play: Callable[..., Awaitable[Any]],
+        play: Callable[..., Awaitable[object]],
         left: Callable[[str], Awaitable[None]],
         load: Callable[[], Load],
     ) -> None:
@@ -216,19 +216,19 @@ class HostClient:
         self.name = name
         self.heard = heard
         self.numbers = itertools.count()
-        self.asked: dict[int, asyncio.Future[Any]] = {}
+        self.asked: dict[int, asyncio.Future[object]] = {}
         self.stream: _Stream | None = None
         self.link: asyncio.Task[None] | None = None
 
-    async def ask(self, method: str, *arguments: Any) -> Any:
+    async def ask(self, method: str, *arguments: object) -> object:
         """One act's result, or what it raised. Raises HostLost where the host died under it."""
         return await self._put(method, arguments)
 
-    def tell(self, method: str, *arguments: Any) -> None:
+    def tell(self, method: str, *arguments: object) -> None:
         """An act whose result nobody waits for."""
         self._put(method, arguments).cancel()
 
-    def _put(self, method: str, arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
+    def _put(self, method: str, arguments: tuple[object, ...]) -> asyncio.Future[object]:
         act = pickle.dumps((method, arguments))
         number, answer = next(self.numbers), asyncio.get_running_loop().create_future()
         if self.stream is None:
@@ -279,7 +279,7 @@ class HostClient:
             _settle(self.asked.pop(number), *_unpacked(result))
 
 
-def _settle(answer: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+def _settle(answer: asyncio.Future[object], value: object, error: Exception | None) -> None:
     if answer.done():  # whoever asked is gone
         return
     if error is None:
@@ -288,7 +288,7 @@ def _settle(answer: asyncio.Future[Any], value: Any, error: Exception | None) ->
         answer.set_exception(error)
 
 
-def _unpacked(result: bytes) -> tuple[Any, Exception | None]:
+def _unpacked(result: bytes) -> tuple[object, Exception | None]:
     try:
         return pickle.loads(result)
     except Exception as error:

@@ -7,7 +7,7 @@ request that is worth seeing. A version's span is written when the engine leaves
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 # A lane says no more than this much of one engine between two looks: the longest stretches without a request.
 MOST_IDLE = 20
@@ -16,10 +16,12 @@ MOST_IDLE = 20
 class Record(Protocol):
     """Writes down a span of time in a lane (unix seconds), with details."""
 
-    def __call__(self, lane: str, name: str, start: float, end: float, **details: Any) -> None: ...
+    def __call__(
+        self, lane: str, name: str, start: float, end: float, **details: object
+    ) -> None: ...
 
 
-def unrecorded(lane: str, name: str, start: float, end: float, **details: Any) -> None:
+def unrecorded(lane: str, name: str, start: float, end: float, **details: object) -> None:
     """A `Record` for those who want none."""
 
 
