@@ -76,7 +76,7 @@ def beside(
     def decorate(
         act: Callable[Concatenate[Me, P], A],
     ) -> ActorMethod[Callable[P, A], RemoteMethod[P, A]]:
-        ray.method(concurrency_group=group)(act)
+        ray.method(concurrency_group=group)(act)  # pyright: ignore[reportUnknownMemberType]
         return actor_method(act)
 
     return decorate
@@ -86,7 +86,7 @@ def actor_method_pair(
     act: Callable[Concatenate[Me, P], Awaitable[tuple[A, B]]],
 ) -> ActorMethod[Callable[P, Awaitable[tuple[A, B]]], RemotePair[P, A, B]]:
     """Make an `actor_method` whose two results are separate objects."""
-    ray.method(num_returns=2)(act)
+    ray.method(num_returns=2)(act)  # pyright: ignore[reportUnknownMemberType]
     return cast(
         ActorMethod[Callable[P, Awaitable[tuple[A, B]]], RemotePair[P, A, B]], actor_method(act)
     )
@@ -94,9 +94,13 @@ def actor_method_pair(
 
 def end_actor(actor: Handle[object], *, restart: bool) -> None:
     """Kill an actor's process. restart: Ray may start it anew."""
-    ray.kill(cast(ActorHandle[object], actor), no_restart=not restart)
+    handle = cast(ActorHandle[object], actor)
+    ray.kill(handle, no_restart=not restart)  # pyright: ignore[reportUnknownMemberType]
 
 
 def find_actor(kind: type[T], name: str, namespace: str) -> Handle[T]:
     """The handle of a named actor of class `kind`. Raises ValueError where there is none."""
-    return cast(type[T], ray.get_actor(name, namespace))
+    return cast(
+        type[T],
+        ray.get_actor(name, namespace),  # pyright: ignore[reportUnknownMemberType]
+    )

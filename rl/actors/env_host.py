@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
-import ray
 
 from envs.env import Task
 from envs.message import ToolCall
@@ -21,6 +20,7 @@ from rl.actors.actor_method import actor_method
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_rpc import Address, HostServer, Load
 from rl.config import EnvTable
+from rl.nodes.nodes import own_address
 from rl.nodes.process import log_to
 
 # Seconds over which CPU use is measured.
@@ -39,7 +39,7 @@ class EnvHost:
         self.patterns = {table.label: table.make() for table in tables}
         self.sessions: dict[str, EnvSession] = {}
         self.server = HostServer(self._play, self._close_all, self.load)
-        self.node = ray.util.get_node_ip_address()
+        self.node = own_address()
         self.idle_cpus = 0.0
         self.measured = 0.0
 
@@ -60,7 +60,7 @@ class EnvHost:
             case "close":
                 return await self.close(session)
             case "ping":
-                return await self.ping()
+                return await self.ping(session)
             case _:
                 raise ValueError(f"{method}: a host has no such act")
 

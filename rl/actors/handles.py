@@ -30,11 +30,11 @@ class Actors:
     engines: dict[str, Handle[EngineActor]]
     hosts: dict[str, Handle[EnvHost]]
     controllers: dict[str, Handle[ControllerActor]]
-    ranks: dict[str, Handle[LearnerActor]] = field(default_factory=dict)
-    node_of: dict[str, str] = field(default_factory=dict)
-    addresses: dict[str, str] = field(default_factory=dict)
+    ranks: dict[str, Handle[LearnerActor]] = field(default_factory=dict[str, Handle[LearnerActor]])
+    node_of: dict[str, str] = field(default_factory=dict[str, str])
+    addresses: dict[str, str] = field(default_factory=dict[str, str])
     home: str = ""
-    stores: dict[str, Handle[NodeStore]] = field(default_factory=dict)
+    stores: dict[str, Handle[NodeStore]] = field(default_factory=dict[str, Handle[NodeStore]])
 
     @property
     def heartbeats(self) -> Mapping[str, RemoteMethod[[], Heartbeat]]:

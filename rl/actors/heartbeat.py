@@ -8,14 +8,14 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import ray
 from ray.exceptions import RayError
 
 from rl.actors.actor_method import RemoteMethod
+from rl.nodes.nodes import own_address
 from rl.nodes.process import first_line
 from rl.record.status import ActorState
 
@@ -36,7 +36,7 @@ class Heartbeat:
 
 def own_heartbeat(idle: tuple[tuple[float, float], ...] = ()) -> Heartbeat:
     """The heartbeat of the actor whose process this is."""
-    return Heartbeat(os.getpid(), ray.util.get_node_ip_address(), idle)
+    return Heartbeat(os.getpid(), own_address(), idle)
 
 
 class IdleTime:
@@ -48,7 +48,7 @@ class IdleTime:
         self._spans: deque[tuple[float, float]] = deque(maxlen=100)
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self) -> Generator[None]:
         """Mark a request as in progress."""
         if not self._running:
             self._note(LEAST_IDLE_SECONDS)

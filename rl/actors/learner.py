@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import ray
 from ray import ObjectRef
@@ -14,6 +15,7 @@ from ray.exceptions import ObjectLostError
 from rl.actors.actor_method import actor_method, beside
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.config import RunConfig
+from rl.nodes.nodes import own_address
 from rl.nodes.process import log_to
 from rl.record.position import POSITION
 from rl.record.run_folder import LearnedWriter
@@ -46,22 +48,25 @@ class LearnerActor:
         from trainer.parallel import open_store
 
         alone = self.config.cluster.address == "local"
-        self.store = open_store("127.0.0.1" if alone else ray.util.get_node_ip_address())
+        self.store = open_store("127.0.0.1" if alone else own_address())
         return f"{self.store.host}:{self.store.port}"
 
     @actor_method
     def ready(self, meeting: str = "") -> int:
         """Parameter count, once the policy is loaded. meeting: where the ranks meet, if there are several."""
         import torch
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
         from trainer.learner import Learner
         from trainer.parallel import ALONE, join, reach_store
 
         config = self.config
         random.seed(config.seed)
-        torch.manual_seed(config.seed)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
+        torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
+        self.tokenizer = cast(
+            PreTrainedTokenizerBase,
+            AutoTokenizer.from_pretrained(self.checkpoint),  # pyright: ignore[reportUnknownMemberType]
+        )
         self.dtype = getattr(torch, config.engine.dtype)
         ranks = ALONE
         if meeting:
@@ -139,7 +144,7 @@ class LearnerActor:
         """Begin to write a checkpoint, with tokenizer and the run's position; `saved` tells of its end."""
 
         def beside(model: Path) -> None:
-            self.tokenizer.save_pretrained(model)
+            self.tokenizer.save_pretrained(model)  # pyright: ignore[reportUnknownMemberType]
             (model.parent / POSITION).write_text(position + "\n")
 
         self.saving = Path(folder)

@@ -45,7 +45,7 @@ class Changes:
     weights."""
 
     staging_ms: tuple[float, ...] = ()
-    loads: Mapping[str, LoadTimes] = field(default_factory=dict)
+    loads: Mapping[str, LoadTimes] = field(default_factory=dict[str, LoadTimes])
 
 
 class Groups(Protocol):

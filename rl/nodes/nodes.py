@@ -35,6 +35,11 @@ def own_node() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
+def own_address() -> str:
+    """The address that Ray reaches this process's node at."""
+    return ray.util.get_node_ip_address()
+
+
 async def node_of(actors: Mapping[str, object], seconds: float) -> dict[str, str]:
     """The node of each actor (handles by name). Raises TimeoutError, RayError."""
     asked = [within(ask_node(actor), seconds) for actor in actors.values()]
