@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from fakes import group_report, member, scored, turn
 
-from rl.fleet.weight_sync import SyncTimes
+from rl.fleet.weight_sync import Publication, SyncTimes
 from rl.samples.group import member_report
 from rl.samples.metrics import (
     histogram,
@@ -16,6 +16,7 @@ from rl.samples.metrics import (
     rollout_metrics,
 )
 from rollout.trajectory import Phase
+from rollout.vllm_engine import LoadTimes
 
 FAULT = {"judged": False, "stop_reason": "env_fault", "reward": 0.0, "rewards": {}}
 
@@ -88,11 +89,12 @@ def test_a_pass_is_the_full_reward_of_a_judged_trajectory():
 def test_a_weight_sync_is_reported_by_its_slowest_engine():
     times = SyncTimes(
         snapshot_ms=20.0,
-        publish_seconds=0.5,
-        bytes=3_000_000,
+        publication=Publication(seconds=0.5, bytes=3_000_000),
         staging_ms=(90.0, 50.0),
-        pause_ms=(10.0, 30.0),
-        swap_ms=(5.0, 4.0),
+        loads={
+            "engine-0": LoadTimes(pause_ms=10.0, swap_ms=5.0, staging_ms=0.0),
+            "engine-1": LoadTimes(pause_ms=30.0, swap_ms=4.0, staging_ms=0.0),
+        },
     )
     assert times.metrics() == {
         "sync/snapshot_ms": 20.0,

@@ -84,13 +84,10 @@ def test_usual_times_are_per_environment_and_phase_and_need_enough_of_them():
         ("reset", 4.0, 4.0, 1.0, "failed: env_fault"),
     ],
 )
-def test_the_nearest_deadline_counts_and_says_what_happens_at_it(
-    config, phase, seconds, age, left, then
-):
-    episode = config.episode.model_copy(update={"max_seconds": 300.0})
-    settings = config.model_copy(update={"episode": episode})
+def test_the_nearest_deadline_counts_and_says_what_happens_at_it(phase, seconds, age, left, then):
     deadlines = DeadlineConfig(reset_seconds=5, tool_seconds=30)
-    assert deadline(phase, seconds, age, settings, deadlines) == (left, then)
+    limits = {"episode_seconds": 300.0, "request_seconds": 120.0}
+    assert deadline(phase, seconds, age, deadlines, **limits) == (left, then)
 
 
 def test_the_suspect_is_the_one_furthest_beyond_its_usual_time():
@@ -121,12 +118,11 @@ def test_several_controllers_latency_is_weighted_by_how_much_each_has_seen():
     ],
 )
 def test_a_turn_has_a_deadline_while_an_engine_writes_it_and_a_call_has_its_own(
-    config, phase, options, left, then
+    phase, options, left, then
 ):
     """In the phase for 40 s, begun 100 s ago; an episode may take 300 s, a request 120 s, a call 30 s."""
-    episode = config.episode.model_copy(update={"max_seconds": 300.0})
-    settings = config.model_copy(update={"episode": episode})
-    found = deadline(phase, 40.0, 100.0, settings, DeadlineConfig(), **options)
+    limits = {"episode_seconds": 300.0, "request_seconds": 120.0}
+    found = deadline(phase, 40.0, 100.0, DeadlineConfig(), **limits, **options)
     assert found == (left, then)
 
 

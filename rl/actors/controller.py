@@ -143,8 +143,9 @@ class ControllerActor:
                 phase,
                 seconds,
                 now - clock.created,
-                self.config,
                 self.tables[env].deadlines,
+                episode_seconds=self.config.episode.max_seconds,
+                request_seconds=self.config.engine.request_seconds,
                 acts=clock.acts,
                 written=written,
             )

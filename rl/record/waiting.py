@@ -10,7 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rl.config import DeadlineConfig, RunConfig
+from rl.config import DeadlineConfig
 from rollout.trajectory import Phase
 
 # So many durations are remembered per phase and environment; fewer than the second say nothing of a p99.
@@ -92,15 +92,17 @@ def deadline(
     phase: str,
     seconds: float,
     age: float,
-    config: RunConfig,
     deadlines: DeadlineConfig,
     *,
+    episode_seconds: float,
+    request_seconds: float,
     acts: int = 1,
     written: float | None = None,
 ) -> tuple[float, str]:
     """Seconds left to an episode that is in `phase` for `seconds` and began `age` seconds ago, and what
     happens then.
 
+    episode_seconds, request_seconds: the limits of the whole episode and of one turn of an engine.
     acts: tool calls in this phase, which have a deadline each. written: since when an engine writes the
     present turn, in seconds; None while it waits for one.
     """
@@ -114,12 +116,12 @@ def deadline(
     }
     if phase == "judge":
         return limits[phase][0] - seconds, limits[phase][1]
-    ways = [(config.episode.max_seconds - age, "failed: timeout")]
+    ways = [(episode_seconds - age, "failed: timeout")]
     if phase in limits:
         limit, then = limits[phase]
         ways.append((limit - seconds, then))
     if written is not None:
-        ways.append((config.engine.request_seconds - written, "failed: engine_fault"))
+        ways.append((request_seconds - written, "failed: engine_fault"))
     return min(ways)
 
 
