@@ -33,6 +33,7 @@ from typing import Any
 from episodes import StandInCluster, StandInEngine
 from rich.console import Console
 
+from rl.actors.actor_method import actor_method
 from rl.cold_start import first_checkpoint
 from rl.config import RunConfig
 from rl.loop.run import Run
@@ -73,6 +74,7 @@ def settings(folder: str, switch: Path) -> RunConfig:
 class SteadyEngine(StandInEngine):
     """Answers every turn after the same time."""
 
+    @actor_method
     async def generate(self, request: Request) -> Completion:
         """One turn."""
         await asyncio.sleep(TURN_SECONDS)

@@ -1,6 +1,7 @@
 """Ray as Dorado starts it: an instance of this process's own on the loopback, or a cluster that is there."""
 
 import os
+from typing import Any
 
 import ray
 
@@ -27,8 +28,8 @@ def join_ray(address: str) -> None:
     _init(address=address)
 
 
-def _init(**arguments: object) -> None:
+def _init(**arguments: Any) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    quiet: dict[str, object] = {"log_to_driver": False, "logging_level": "error"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     ray.init(configure_logging=True, **quiet, **arguments)
