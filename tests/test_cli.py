@@ -26,7 +26,9 @@ HEAVY = (
 )
 # Refuses packages, then runs each command in this process and prints how it ended.
 WITHOUT = """
-import json, sys
+import json, os, sys
+# The shell is then an argument, and not whichever one has started the tests.
+os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
 hidden, commands = json.loads(sys.argv[1])
 
 class Refuse:

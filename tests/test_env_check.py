@@ -65,7 +65,8 @@ def checked_together(
 ) -> Iterator[dict[str, Future[Report]]]:
     """Checks of all the names that a fixture's tests are selected for, some at a time: most of a check
     is starting processes and waiting for deadlines."""
-    items = [one for one in request.session.items if isinstance(one, pytest.Function)]
+    mine = [one for one in request.session.items if one.path == request.path]
+    items = [one for one in mine if isinstance(one, pytest.Function)]
     names = [str(i.callspec.params["name"]) for i in items if request.fixturename in i.fixturenames]
     with ThreadPoolExecutor(AT_ONCE) as threads:
         yield {name: threads.submit(run_check, name) for name in names}

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from nicegui.testing import User
 from simulated_user import simulated_user
 
 from rl.config import load_config
-from rl.dashboard.demo import demo_runs
+from rl.dashboard.demo import unpack
 from rl.dashboard.learned_record import Learned, read_learned
 from rl.dashboard.run_data import RunData
 from rl.dashboard.server import PAGES
@@ -91,9 +91,10 @@ OLD_TRAJECTORY = {
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Path]:
-    with demo_runs() as runs:
-        yield runs / "quickstart"
+def demo(tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("demo")
+    unpack(runs)
+    return runs / "quickstart"
 
 
 @pytest.fixture

@@ -19,8 +19,16 @@ ARCHIVE = Path(__file__).parent / "demo.tar.xz"
 def demo_runs() -> Iterator[Path]:
     """A folder of runs that holds the recorded one."""
     # The server, once it has ended on this signal, raises it again.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with tempfile.TemporaryDirectory(prefix="dorado-demo-") as folder:
-        with tarfile.open(ARCHIVE) as archive:
-            archive.extractall(folder, filter="data")
-        yield Path(folder)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with tempfile.TemporaryDirectory(prefix="dorado-demo-") as folder:
+            unpack(Path(folder))
+            yield Path(folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def unpack(folder: Path) -> None:
+    """Unpack the recorded run into `folder`, as its run `quickstart`."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
