@@ -187,7 +187,8 @@ class RolloutConfig(Section):
     as staleness allows).
     expected_tokens: what a trajectory is expected to write; engines are then shared out over versions by
     tokens, its context and these, not by the number of trajectories (0; DORA, arXiv 2604.26256, section 4.3).
-    rebalance_seconds: longest time between two rebalances of engines over versions. move_slack: so many
+    rebalance_seconds: longest time between two rebalances of engines over versions. cache_pressure: one is
+    due earlier where the trajectories of an engine want this share of its cache. move_slack: so many
     trajectories above the even share stay on an engine rather than have their prefix computed elsewhere.
     """
 
@@ -197,6 +198,7 @@ class RolloutConfig(Section):
     over_dispatch: PositiveFloat | None = None
     expected_tokens: int = Field(default=0, ge=0)
     rebalance_seconds: PositiveFloat = 30
+    cache_pressure: float = Field(default=0.95, gt=0)
     move_slack: int = Field(default=8, ge=0)
 
 
@@ -383,11 +385,11 @@ class RunConfig(Section):
             group_size=batch.group_size,
             target=round(over * batch.groups) * batch.group_size,
             # vLLM has a queue of its own: an engine takes whatever is sent.
-            engine_first=room,
-            engine_later=room,
+            engine_limit=room,
             slack=rollout.move_slack,
             expected_tokens=rollout.expected_tokens,
             period_seconds=rollout.rebalance_seconds,
+            cache_pressure=rollout.cache_pressure,
             max_groups=rollout.max_in_flight_groups,
         )
 

@@ -157,7 +157,7 @@ def _value(text: str) -> object:
 def _set(values: dict[str, object], keys: list[str], value: object, full: str) -> None:
     target: dict[str, object] | list[object] = values
     for key in keys[:-1]:
-        if isinstance(target, list):
+        if not isinstance(target, dict):
             if not key.isdigit() or int(key) >= len(target):
                 raise ConfigError(f"command line: --{full}: there is no entry {key!r}")
             inner = target[int(key)]
@@ -166,6 +166,6 @@ def _set(values: dict[str, object], keys: list[str], value: object, full: str) -
         if not isinstance(inner, dict | list):
             raise ConfigError(f"command line: --{full}: {key!r} is no section")
         target = inner
-    if isinstance(target, list):
+    if not isinstance(target, dict):
         raise ConfigError(f"command line: --{full} has to name a key of one entry")
     target[keys[-1]] = value

@@ -23,6 +23,8 @@ from rollout.window import (
 )
 
 Trigger = Literal["step", "cache", "timer"]
+# A full cache stays full for a while: it asks for a rebalance once in this share of the period.
+PRESSURE_PAUSE = 0.2
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,19 @@ class Limits:
     batch_groups: groups of one learner step. group_size: trajectories of a group. target: trajectories
     begun and not yet trained on that admission aims at (DORA's RBS, the over-dispatch). max_active: in
     progress at once, whatever the target: more than the engines can play would wait in line on a version
-    that grows old meanwhile, where a group that begins later begins on a newer one. engine_first,
-    engine_later: trajectories per engine before the first rebalance of a step and after it (two-phase
-    concurrency, LongCat-Flash-Thinking-2601, arXiv 2601.16725, section 3.2).
-    slack, expected_tokens: see `placement.place`. cache_pressure: share of an engine's cache in use that
-    asks for a rebalance. period_seconds: longest time without one. max_groups: played at once, whatever
-    the target.
+    that grows old meanwhile, where a group that begins later begins on a newer one. engine_limit:
+    trajectories per engine. slack, expected_tokens: see `placement.place`. cache_pressure: share of an
+    engine's cache in use that asks for a rebalance. period_seconds: longest time without one. max_groups:
+    played at once, whatever the target.
     """
 
     batch_groups: int
     group_size: int
     target: int
-    engine_first: int
-    engine_later: int
+    engine_limit: int
     slack: int = 1
     expected_tokens: int = 0
-    cache_pressure: float = 0.9
+    cache_pressure: float = 0.95
     period_seconds: float = 60.0
     max_groups: int = 2**31
     max_active: int = 2**31
@@ -82,11 +81,15 @@ class Decision:
 def trigger(
     limits: Limits, *, step_ended: bool, cache_usage: float, idle_seconds: float
 ) -> Trigger | None:
-    """Why a rebalance is due, if it is (DORA, section 4.3): a learner step has ended, an engine's cache is
-    about to overflow, or the last rebalance is long ago."""
+    """Say why a rebalance is due, if it is (DORA, section 4.3).
+
+    A learner step has ended, an engine's cache is about to overflow, or the last rebalance is long ago.
+    cache_usage: share of the fullest engine's cache. idle_seconds: since the last rebalance.
+    """
     if step_ended:
         return "step"
-    if cache_usage >= limits.cache_pressure:
+    pause = PRESSURE_PAUSE * limits.period_seconds
+    if cache_usage >= limits.cache_pressure and idle_seconds >= pause:
         return "cache"
     return "timer" if idle_seconds >= limits.period_seconds else None
 

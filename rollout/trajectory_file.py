@@ -1,18 +1,16 @@
 """Lines of trajectories.jsonl, read back into the records they were written from.
 
-Routing is not in the file. Keys that are not known are left alone.
+Routing is not in the file. Keys that are not known are left alone; fields that a line of an older release
+does not have get their defaults.
 """
 
 import json
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any
 
-from envs.env import Task
-from envs.message import Message, ToolCall
-from rollout.engine import VersionSpan
-from rollout.trajectory import Phase, ScoredTrajectory, Trajectory, Turn
+from pydantic import TypeAdapter, ValidationError
 
-R = TypeVar("R")
+from rollout.trajectory import ScoredTrajectory, Trajectory
 
 
 class NoRecord(ValueError):
@@ -20,51 +18,33 @@ class NoRecord(ValueError):
 
 
 def read_trajectory(line: str | bytes) -> ScoredTrajectory:
-    """The trajectory of one line. Raises NoRecord."""
+    """Read the trajectory of one line. Raises NoRecord."""
     try:
         record = json.loads(line)
-        trajectory = _record(
-            Trajectory,
-            record,
-            task=_record(Task, record["task"]),
-            env_rewards=dict(record["evidence"]),
-            opening=tuple(map(_message, record["opening"])),
-            turns=tuple(map(_turn, record["turns"])),
-            phases=tuple(_record(Phase, one) for one in record["phases"]),
-        )
-        return ScoredTrajectory(trajectory, dict(record["rewards"]), float(record["reward"]))
+        # The file's key is older than the field's name.
+        record["env_rewards"] = record.pop("evidence")
+        rewards, reward = dict(record["rewards"]), float(record["reward"])
+        return ScoredTrajectory(_reader().validate_python(record), rewards, reward)
     except KeyError as error:
         raise NoRecord(f"it has no {error.args[0]!r}") from None
+    except ValidationError as error:
+        raise NoRecord(_sentence(error)) from None
     except (TypeError, ValueError, AttributeError) as error:
         raise NoRecord(str(error)) from None
 
 
-def _turn(record: dict[str, Any]) -> Turn:
-    return _record(
-        Turn,
-        {name: value for name, value in record.items() if name != "routing"},
-        prompt_ids=tuple(record["prompt_ids"]),
-        completion_ids=tuple(record["completion_ids"]),
-        rollout_logprobs=tuple(record["rollout_logprobs"]),
-        versions=tuple(_record(VersionSpan, one) for one in record["versions"]),
-        calls=tuple(_record(ToolCall, one) for one in record["calls"]),
-        observations=tuple(map(_message, record["observations"])),
-    )
+@cache
+def _reader() -> TypeAdapter[Trajectory]:
+    reader = TypeAdapter(Trajectory)
+    # Known to type checkers only: numpy is heavy, and the file has no routing.
+    reader.rebuild(_types_namespace={"Routing": Any})
+    return reader
 
 
-def _message(record: dict[str, Any]) -> Message:
-    calls = tuple(_record(ToolCall, one) for one in record.get("tool_calls", ()))
-    return _record(Message, record, tool_calls=calls)
-
-
-def _record(kind: type[R], record: dict[str, Any], **changed: Any) -> R:
-    """A dataclass from its fields in a JSON object; `changed` are those that JSON has no type for."""
-    values: dict[str, Any] = {}
-    for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        if field.name in changed:
-            values[field.name] = changed[field.name]
-        elif field.name in record:
-            values[field.name] = record[field.name]
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise KeyError(field.name)
-    return kind(**values)
+def _sentence(error: ValidationError) -> str:
+    """Say what is wrong with the first field that is."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"it has no {where!r}"
+    return f"{where}: {first['msg']}"

@@ -185,6 +185,12 @@ class VllmEngine:
         await self.generate(Request("warm-up", "warm-up", (self.eos_ids[0],), 2))
 
     @property
+    def cache_tokens(self) -> int:
+        """Tokens whose keys and values the cache has room for."""
+        cache = self.llm.vllm_config.cache_config
+        return (cache.num_gpu_blocks or 0) * cache.block_size
+
+    @property
     def dead(self) -> bool:
         """True if vLLM has given up, say because its process is gone: nothing will work any more."""
         return self.llm.errored

@@ -88,6 +88,7 @@ async def test_a_trajectory_goes_to_engines_of_its_version_only():
         assert completion.token_ids == (1, 2, 3)
     assert [len(w.prompts) for w in writers.values()] == [3, 3]
     assert {(one.id, one.engine) for one in engines.in_progress()} == {("old", "a"), ("new", "b")}
+    assert engines.contexts() == {one.engine: one.tokens for one in engines.in_progress()}
 
 
 async def test_later_turns_go_where_the_cache_is():

@@ -1,6 +1,7 @@
 """The fleet: the order in which engines change version, and what happens to the weights' files."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,16 +10,17 @@ from fakes import FakePool
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 
 from rl.actors.controller import ControllerActor
+from rl.actors.heartbeat import Heartbeat
 from rl.actors.local_handle import local_handle
 from rl.fleet.file_transport import FileTransport
 from rl.fleet.fleet import Fleet
 from rl.fleet.weight_sync import SyncError, SyncTimes, WeightSync
 from rollout.placement import InProgress
-from rollout.scheduler import Backlog, Limits
+from rollout.scheduler import PRESSURE_PAUSE, Backlog, Limits
 from rollout.vllm_engine import LoadTimes
 from rollout.window import Rules, Window
 
-LIMITS = Limits(batch_groups=2, group_size=1, target=8, engine_first=99, engine_later=99)
+LIMITS = Limits(batch_groups=2, group_size=1, target=8, engine_limit=99)
 DORA = Rules(live=2, max_staleness=2)
 
 
@@ -198,6 +200,31 @@ async def test_where_all_engines_are_lent_everything_waits_in_its_place(tmp_path
     await made.wake_shared()
     assert made.admit() and made.served(0)
     assert [act for act in made.actors.log if act[0] == "leave"] == []
+
+
+async def test_a_rebalance_is_due_after_a_while_and_earlier_where_a_cache_is_full(
+    tmp_path, monkeypatch
+):
+    now = 100.0
+    monkeypatch.setattr("rl.fleet.fleet.time.monotonic", lambda: now)
+    made = fleet(tmp_path, [])
+    await made.start()
+    for controller, tokens in (("controller-0", 500), ("controller-1", 460)):
+        made.pressure.hear(controller, Heartbeat(1, "", contexts={"engine-1": tokens}))
+    now = 100.0 + PRESSURE_PAUSE * LIMITS.period_seconds
+    assert made.due() is None, "no engine has told its room yet"
+    made.pressure.hear("engine-1", Heartbeat(2, "", cache_tokens=1000))
+    assert made.due() == "cache"
+    await made.rebalance("cache")
+    assert made.due() is None, "it was a moment ago"
+    made.pressure.hear("controller-1", Heartbeat(1, ""))
+    now += LIMITS.period_seconds / 2
+    assert made.due() is None
+    now += LIMITS.period_seconds / 2
+    assert made.due() == "timer"
+    made.serves["engine-1"] = None
+    made.rules = replace(made.rules, live=1)
+    assert made.due() is None, "one version has nothing to be shared out over"
 
 
 async def test_an_engine_that_does_not_wake_up_ends_the_run_with_a_sentence(tmp_path):

@@ -12,7 +12,7 @@ from rollout.placement import EngineState, InProgress
 from rollout.scheduler import Backlog, Decision, Limits, admission, decide, trigger
 from rollout.window import Rules, Window, may_step, publish, slide
 
-LIMITS = Limits(batch_groups=2, group_size=1, target=6, engine_first=4, engine_later=2)
+LIMITS = Limits(batch_groups=2, group_size=1, target=6, engine_limit=2)
 MODES = {
     "sync": Rules(live=1, max_staleness=0),
     "one_step": Rules(live=1, max_staleness=1),
@@ -57,6 +57,7 @@ def test_rebalancing_is_due_after_a_step_under_pressure_and_after_a_while():
     assert trigger(LIMITS, **calm) is None
     assert trigger(LIMITS, **calm | {"idle_seconds": 60.0}) == "timer"
     assert trigger(LIMITS, **calm | {"cache_usage": 0.95, "idle_seconds": 60.0}) == "cache"
+    assert trigger(LIMITS, **calm | {"cache_usage": 0.95, "idle_seconds": 5.0}) is None
     assert trigger(LIMITS, **calm | {"step_ended": True, "cache_usage": 0.95}) == "step"
 
 
@@ -74,7 +75,7 @@ def timeline(rules: Rules, gone: tuple[int, ...] = ()) -> tuple[Decision, list[I
     Versions n-2, n-1, n are 0, 1, 2; the learner publishes 3. The elastic engines 5 to 8 go to the
     learner, the standalone ones 1 to 4 generate on, one trajectory each.
     """
-    limits = replace(LIMITS, batch_groups=6, engine_first=1, engine_later=1, slack=0)
+    limits = replace(LIMITS, batch_groups=6, engine_limit=1, slack=0)
     held = [("12", 0, "1"), ("11", 1, "3"), ("4", 1, "4"), ("9", 2, "5"), ("13", 2, "6")]
     held += [("7", 2, "7"), ("10", 0, "8")]
     trajectories = [InProgress(*one) for one in held if one[1] not in gone]
@@ -128,10 +129,9 @@ class World:
     buffered: list[tuple[int, str]] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
     arrivals: bool = True
-    rebalanced: bool = False
 
     def rebalance(self) -> None:
-        place = self.limits.engine_later if self.rebalanced else self.limits.engine_first
+        place = self.limits.engine_limit
         backlog = Backlog(
             window=self.window,
             learner_version=self.learner,
@@ -216,7 +216,6 @@ class World:
         self.buffered = rest
         self.learner += 1
         self.window = publish(self.window, self.learner)
-        self.rebalanced = False
         self.rebalance()
         return True
 
@@ -242,8 +241,7 @@ def test_any_run_keeps_its_promises_and_drains(mode, data):
             batch_groups=draw(st.integers(1, 4)),
             group_size=draw(st.integers(1, 3)),
             target=draw(st.integers(24, 90)),
-            engine_first=draw(st.integers(1, 8)),
-            engine_later=draw(st.integers(1, 8)),
+            engine_limit=draw(st.integers(1, 8)),
             slack=draw(st.integers(0, 2)),
             expected_tokens=draw(st.sampled_from([0, 50])),
             max_active=draw(st.sampled_from([6, 2**31])),
@@ -258,7 +256,6 @@ def test_any_run_keeps_its_promises_and_drains(mode, data):
         elif act == "t":
             world.train()
         else:
-            world.rebalanced = world.rebalanced or act == "b"
             world.rebalance()
         world.check()
     before = world.learner

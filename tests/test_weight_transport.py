@@ -18,7 +18,7 @@ from rollout.scheduler import Backlog, Limits
 from rollout.vllm_engine import LoadTimes
 from rollout.window import Rules, Window
 
-LIMITS = Limits(batch_groups=2, group_size=1, target=8, engine_first=99, engine_later=99)
+LIMITS = Limits(batch_groups=2, group_size=1, target=8, engine_limit=99)
 IN_PLACE = Rules(live=1, max_staleness=1, in_place=True)
 
 

@@ -69,8 +69,8 @@ class ControllerActor:
 
     @actor_method
     async def heartbeat(self) -> Heartbeat:
-        """Answer that this actor is there."""
-        return own_heartbeat()
+        """Answer that this actor is there, and how much its trajectories hold at each engine."""
+        return replace(own_heartbeat(), contexts=self.client.contexts())
 
     @actor_method_pair
     async def play(self, spec: GroupSpec) -> tuple[GroupReport, list[TrainSample]]:

@@ -102,8 +102,9 @@ class EngineActor:
 
     @actor_method
     async def heartbeat(self) -> Heartbeat:
-        """Answer with the spans in which the engine had no request since the last heartbeat."""
-        return own_heartbeat(self.idle.take())
+        """Answer with the room in the cache, and the spans without a request since the last heartbeat."""
+        beat = own_heartbeat(self.idle.take())
+        return replace(beat, cache_tokens=self.engine.cache_tokens)
 
     @actor_method
     async def drop(self, cache: str) -> None:

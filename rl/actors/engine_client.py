@@ -87,6 +87,14 @@ class EngineClient:
         """A trajectory is over."""
         self.sessions.pop(session, None)
 
+    def contexts(self) -> dict[str, int]:
+        """Count the tokens of all trajectories at each engine: what its cache would hold at best."""
+        tokens: Counter[str] = Counter()
+        for session in self.sessions.values():
+            if session.engine:
+                tokens[session.engine] += session.tokens
+        return dict(tokens)
+
     def in_progress(self) -> list[InProgress]:
         """Where every trajectory is, those in a tool included."""
         return [

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ray.exceptions import RayError
 
@@ -27,11 +27,17 @@ LEAST_IDLE_SECONDS, LONGEST_IDLE_SECONDS = 0.1, 30.0
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """One answer of an actor. idle: spans (unix seconds) in which an engine had no request."""
+    """One answer of an actor.
+
+    idle: spans (unix seconds) in which an engine had no request. cache_tokens: the room in an engine's cache.
+    contexts: tokens of the trajectories that a controller has at each engine, those in a tool included.
+    """
 
     pid: int
     node: str
     idle: tuple[tuple[float, float], ...] = ()
+    cache_tokens: int = 0
+    contexts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def own_heartbeat(idle: tuple[tuple[float, float], ...] = ()) -> Heartbeat:

@@ -26,13 +26,14 @@ from rl.actors.actor_method import Handle
 from rl.actors.controller import ControllerActor
 from rl.actors.engine import EngineActor
 from rl.actors.handles import Actors
+from rl.fleet.cache_pressure import CachePressure
 from rl.fleet.engine_events import EngineSpans, Record, unrecorded
 from rl.fleet.weight_sync import SyncError, SyncTimes, WeightSync
 from rl.nodes.deadline import within
 from rl.nodes.nodes import reached
 from rl.nodes.process import first_line
 from rollout.placement import EngineState, InProgress, Placement
-from rollout.scheduler import Backlog, Limits, admission, decide
+from rollout.scheduler import Backlog, Limits, Trigger, admission, decide, trigger
 from rollout.vllm_engine import LoadTimes
 from rollout.window import Rules, Window, publish
 
@@ -94,6 +95,8 @@ class Fleet:
         # Engines that have died.
         self.gone: set[str] = set()
         self.counts: Counter[str] = Counter()
+        self.pressure = CachePressure()
+        self.rebalanced = time.monotonic()
         self.spans = EngineSpans(record)
         self.lock = asyncio.Lock()
 
@@ -238,6 +241,17 @@ class Fleet:
             return {e.name: version for e in awake if e.version == window.versions[0]}
         return {m.engine: version for m in decision.placement.weights if m.version == version}
 
+    def due(self) -> Trigger | None:
+        """Say why a rebalance is due, but for the end of a step; where one version lives none ever is."""
+        if self.rules.live == 1:
+            return None
+        return trigger(
+            self.limits,
+            step_ended=False,
+            cache_usage=self.pressure.usage(one.name for one in self._states()),
+            idle_seconds=time.monotonic() - self.rebalanced,
+        )
+
     async def rebalance(self, why: str) -> None:
         """Rebalance for another reason than a step."""
         async with self.lock:
@@ -266,7 +280,7 @@ class Fleet:
 
     def _states(self) -> list[EngineState]:
         """States of the engines that are awake and hold a version."""
-        room = self.limits.engine_later
+        room = self.limits.engine_limit
         return [
             EngineState(name, version, room)
             for name, version in self.serves.items()
@@ -277,6 +291,7 @@ class Fleet:
         if not self._states():
             return Changes()
         self.counts[f"rebalances/{why}"] += 1
+        self.rebalanced = time.monotonic()
         before, places = self.window, await self._in_progress()
         backlog = self.groups.backlog(self.window)
         decision = decide(backlog, self._states(), places, self.rules, self.limits)

@@ -127,11 +127,12 @@ class Rollouts:
         try:
             await within(self.changed.wait(), period if probe is None else min(period, probe))
         except TimeoutError:
-            due = probe is None or probe >= period
-            return "timer" if due and self.fleet.rules.live > 1 else None
+            return self.fleet.due()
         window = self.fleet.window
         drained = not self.book.playing[window.versions[0]]
-        return "drained" if window.pending is not None and drained else None
+        if window.pending is not None and drained:
+            return "drained"
+        return self.fleet.due()
 
     def _begin(self, version: int, room: int) -> bool:
         """Begin one of `room` groups. Returns False where none may begin now."""

@@ -86,6 +86,7 @@ class Watch:
             while True:
                 for name, heartbeat in (await self._heartbeats.ask()).items():
                     self.fleet.spans.idle(name, heartbeat.idle)
+                    self.fleet.pressure.hear(name, heartbeat)
                 self._write(await self._status())
                 await asyncio.sleep(WRITE_SECONDS)
         finally:

@@ -85,8 +85,8 @@ class ModeSpec(Section):
 
     rollout_share: of the devices; with `disaggregated` the engines', with `elastic` the standalone
     group's. over_dispatch: trajectories begun and not yet trained on, in batches. active_per_engine:
-    trajectories in progress, per engine of all there are. engine_first, engine_later: sequences per
-    engine before and after the first rebalance of a step. max_groups: played at once, whatever
+    trajectories in progress, per engine of all there are. engine_limit: sequences per
+    engine. max_groups: played at once, whatever
     over_dispatch says. train_factor: of the cost of training. The rest: see `rollout.scheduler.Limits`.
     """
 
@@ -98,8 +98,7 @@ class ModeSpec(Section):
     eviction: Eviction = "block"
     over_dispatch: PositiveFloat = 1
     active_per_engine: PositiveInt | None = None
-    engine_first: PositiveInt = 256
-    engine_later: PositiveInt = 256
+    engine_limit: PositiveInt = 256
     slack: int = Field(default=1, ge=0)
     expected_tokens: int = Field(default=0, ge=0)
     period_seconds: PositiveFloat = 60

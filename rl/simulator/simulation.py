@@ -21,8 +21,6 @@ from rollout.scheduler import Backlog, Limits, admission, decide, trigger
 from rollout.window import Window, may_step, publish
 
 State = Literal["parked", "engine", "tool", "moving"]
-# After a rebalance for a full cache, the next one of that kind is due after this share of the period.
-_PRESSURE_PAUSE = 0.2
 
 
 @dataclass
@@ -87,8 +85,7 @@ class Simulation:
             batch_groups=batch.groups,
             group_size=batch.group_size,
             target=round(mode.over_dispatch * batch.groups * batch.group_size),
-            engine_first=mode.engine_first,
-            engine_later=mode.engine_later,
+            engine_limit=mode.engine_limit,
             slack=mode.slack,
             expected_tokens=mode.expected_tokens,
             cache_pressure=mode.cache_pressure,
@@ -106,7 +103,6 @@ class Simulation:
         self.window = Window((0,))
         self.learner = 0
         self.training: list[tuple[int, int]] | None = None
-        self.rebalanced = False
         self.last_rebalance = 0.0
         self.trajectories: dict[int, Trajectory] = {}
         self.groups: dict[int, Group] = {}
@@ -129,7 +125,7 @@ class Simulation:
         count = own if mode.layout == "disaggregated" else total
         self.engines = {f"e{i:05}": SimEngine(f"e{i:05}", self.config.cost) for i in range(count)}
         for engine in self.engines.values():
-            engine.version, engine.limit = 0, mode.engine_first
+            engine.version, engine.limit = 0, mode.engine_limit
         names = list(self.engines)
         self.borrowed = {"disaggregated": [], "colocated": names, "elastic": names[own:]}[
             mode.layout
@@ -305,7 +301,6 @@ class Simulation:
         self.steps.append(StepRecord(self.now, seconds, tokens, gaps))
         self.learner += 1
         self.window = publish(self.window, self.learner)
-        self.rebalanced = False
         for name in self.borrowed:
             self._switch(self.engines[name], available=True)
         self._rebalance("step")
@@ -341,19 +336,14 @@ class Simulation:
     def _rebalance_if_due(self, *, cache_usage: float) -> None:
         idle = self.now - self.last_rebalance
         why = trigger(self.limits, step_ended=False, cache_usage=cache_usage, idle_seconds=idle)
-        if why == "cache" and idle < _PRESSURE_PAUSE * self.limits.period_seconds:
-            return
         if why is not None and self._states():
-            self.rebalanced = True
             self._rebalance(why)
 
     def _rebalance(self, why: str) -> None:
         self.tally.rebalances[why] += 1
         self.last_rebalance = self.now
-        limit = self.limits.engine_later if self.rebalanced else self.limits.engine_first
         for engine in self.engines.values():
             self._touch(engine)
-            engine.limit = limit
         # New weights come to where the requests are: nobody moves.
         staying = {} if self.rules.in_place else self.trajectories
         ones = [

@@ -20,8 +20,7 @@ LIVE, OVER_DISPATCH = (1, 2, 3, 4), (1.5, 2.0, 3.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a sweep. live: K. rollout_share: of the devices. concurrency: sequences per engine after
-    the first rebalance of a step."""
+    """One point of a sweep. live: K. rollout_share: of the devices. concurrency: sequences per engine."""
 
     live: int
     rollout_share: float
@@ -67,7 +66,7 @@ def settings(
         live or sorted({*LIVE, mode.live}),
         shares or [mode.rollout_share],
         over_dispatch or sorted({*OVER_DISPATCH, mode.over_dispatch}),
-        concurrency or [mode.engine_later],
+        concurrency or [mode.engine_limit],
     )
     found = list(itertools.starmap(Setting, combined))
     for one in found:
@@ -112,8 +111,7 @@ def _changed(config: SimConfig, setting: Setting) -> ModeSpec:
         "max_staleness": setting.live,
         "rollout_share": setting.rollout_share,
         "over_dispatch": setting.over_dispatch,
-        "engine_first": max(mode.engine_first, setting.concurrency),
-        "engine_later": setting.concurrency,
+        "engine_limit": setting.concurrency,
     }
     return build(mode.model_dump() | change, "plan", (), ModeSpec)
 
