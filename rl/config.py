@@ -291,7 +291,7 @@ class RunConfig(Section):
     wandb: WandbConfig = WandbConfig()
 
     @validator(mode="after")
-    def _consistent(self) -> "RunConfig":
+    def _mode_and_layout(self) -> "RunConfig":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name {self.name!r} has to be usable as a folder name")
         if self.mode == "in_flight" and self.max_staleness < 1:
@@ -313,6 +313,10 @@ class RunConfig(Section):
                 f'layout "elastic" needs an engine that it lends to the learner: standalone_engines is '
                 f"{self.standalone_engines}, engine.count is {self.engine.count}"
             )
+        return self
+
+    @validator(mode="after")
+    def _sizes(self) -> "RunConfig":
         over = self.rollout.over_dispatch
         if over is not None and over < 1:
             raise ValueError(
@@ -344,6 +348,10 @@ class RunConfig(Section):
                 f"{self.rules.max_staleness}: {allowed} new groups may be on their way, and a step without "
                 f"any to reuse takes {self.batch.groups} (batch.groups)"
             )
+        return self
+
+    @validator(mode="after")
+    def _environments(self) -> "RunConfig":
         for table in self.env:
             if table.concurrency is not None and table.concurrency < self.batch.group_size:
                 raise ValueError(

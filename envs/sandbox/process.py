@@ -84,27 +84,7 @@ class _Facts:
 async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
     """Run it to its end; closes `command.fds`. Raises OSError where it cannot be started."""
     began = time.monotonic()
-    starting = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            *command.argv,
-            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=command.fds,
-            start_new_session=True,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
-            cwd="/",
-        )
-    )
-    try:
-        proc = await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        # asyncio can wait for ever for a process whose start was cut off: let it start, then end it.
-        await _to_its_end(_end_started(starting, command))
-        raise
-    finally:
-        for fd in command.fds:  # as long as we hold them the pipes do not end
-            os.close(fd)
+    proc = await _start(command, stdin)
     facts = _Facts(command.status_fd)
     texts = (bytearray(), bytearray(), bytearray())
     acts = [asyncio.create_task(act) for act in _acts(proc, command, limits, stdin, texts)]
@@ -143,6 +123,31 @@ async def run_process(command: Command, limits: Limits, stdin: bytes) -> Ended:
         exit_code=code if isinstance(code, int) else None,
         error=str(told.get("error", "")),
     )
+
+
+async def _start(command: Command, stdin: bytes) -> asyncio.subprocess.Process:
+    """Start the process, in a session of its own; closes `command.fds`. Raises OSError."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command.argv,
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=command.fds,
+            start_new_session=True,
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+            cwd="/",
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # asyncio can wait for ever for a process whose start was cut off: let it start, then end it.
+        await _to_its_end(_end_started(starting, command))
+        raise
+    finally:
+        for fd in command.fds:  # as long as we hold them the pipes do not end
+            os.close(fd)
 
 
 def _acts(

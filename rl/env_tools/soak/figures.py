@@ -151,13 +151,16 @@ def percentiles(seconds: Sequence[float]) -> Percentiles:
 
 def checks(f: Figures) -> list[Check]:
     """Judge the figures, line by line."""
+    return [*_of_the_episodes(f), *_of_what_is_left(f)]
+
+
+def _of_the_episodes(f: Figures) -> list[Check]:
+    """Judge how many episodes there were, and how they ended."""
     cancelled = f.outcomes.get("cancelled", 0)
     lost = f.outcomes.get("host_fault", 0)
     completed = f.outcomes.get("completed", 0)
     faults = f.begun - completed - cancelled - (lost if f.killed else 0)
     counted = ", ".join(f"{n} {name}" for name, n in sorted(f.outcomes.items()))
-    room = SLACK_MIB + SLACK_KIB_PER_EPISODE * f.calm_episodes / 1024
-    calm, end = f.calm, f.after_all
     return [
         Check("episodes at once", f.most_at_once >= f.plan.episodes, f"{f.most_at_once}"),
         Check(
@@ -171,6 +174,14 @@ def checks(f: Figures) -> list[Check]:
             f"{completed - f.not_full} of {completed}"
             + (f"; first: {f.complaint}" if f.not_full else ""),
         ),
+    ]
+
+
+def _of_what_is_left(f: Figures) -> list[Check]:
+    """Judge what the episodes have left behind, undisturbed and at the end."""
+    room = SLACK_MIB + SLACK_KIB_PER_EPISODE * f.calm_episodes / 1024
+    calm, end = f.calm, f.after_all
+    return [
         _none(
             "episodes closed",
             max(calm.sessions, end.sessions)
