@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dorado_command import Command
 from fakes import ENVS
 from hypothesis import settings
 
@@ -124,3 +125,20 @@ def renderer(checkpoint: Path):
     from rollout.renderer import Renderer
 
     return Renderer(checkpoint, "longcat")
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained policy of LongCat-Flash's family that writes calculator calls, most of the time."""
+    folder = tmp_path_factory.mktemp("policy")
+    config = folder / "sft.toml"
+    config.write_text(
+        'name = "sft"\nmodel = { init = {} }\nwandb = { enabled = false }\n'
+        "episode = { max_turns = 3, max_tokens = 128 }\n"
+        "learner = { micro_batch_tokens = 128 }\n"
+        "sft = { demonstrations = 200, steps = 70, optim = { lr = 2e-3, warmup_steps = 10 } }\n"
+        '[[env]]\nid = "calculator"\n'
+    )
+    code, output = Command(folder, "sft", str(config), "--out", "policy").wait()
+    assert code == 0, output
+    return folder / "policy"
