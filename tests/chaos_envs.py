@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import time
 from pathlib import Path
 
@@ -47,6 +48,15 @@ class ToolHangs(Calculator):
     async def multiply(self, a: int, b: int) -> int:
         """a times b"""
         raise ZeroDivisionError("inside a tool")
+
+
+class Coin(Calculator):
+    """It pays by chance, so that there is something to learn for a policy that can do nothing yet."""
+
+    name = "coin"
+
+    async def score(self) -> dict[str, float]:
+        return {"solved": float(random.random() < 0.5)}
 
 
 class HostExits(Calculator):

@@ -26,6 +26,7 @@ engine = { count = 2, max_model_len = 128 }
 learner = { micro_batch_tokens = 128, threads = 1, optim = { lr = 1e-4 } }
 """
 CALCULATOR = '[[env]]\nid = "calculator"\n'
+COIN = '[[env]]\nid = "chaos_envs:Coin"\nname = "coin"\n'
 SLOW = '[[env]]\nid = "envs.builtin.slow_calculator:SlowCalculator"\nname = "slow"\n'
 LORA = (
     "--learner.lora",
@@ -338,7 +339,7 @@ def test_a_synchronous_run_that_was_stopped_leaves_nothing_and_goes_on_after_its
         tmp_path,
         "sync",
         'mode = "sync"\nsteps = 1000\neval = { tasks = 4, after = false }\n'
-        f'model = {{ init = {{ family = "qwen3_moe" }} }}\n{CALCULATOR}[[env]]\nid = "sensors"\n',
+        f'model = {{ init = {{ family = "qwen3_moe" }} }}\n{COIN}[[env]]\nid = "sensors"\n',
     )
     train = ("train", config, "--learner.loss.kind", "grpo")
     command = Command(tmp_path, *train)
