@@ -135,7 +135,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(
         'name = "sft"\nmodel = { init = {} }\nwandb = { enabled = false }\n'
         "episode = { max_turns = 3, max_tokens = 128 }\n"
-        "learner = { micro_batch_tokens = 128 }\n"
+        "learner = { micro_batch_tokens = 4096 }\n"
         "sft = { demonstrations = 200, steps = 70, optim = { lr = 2e-3, warmup_steps = 10 } }\n"
         '[[env]]\nid = "calculator"\n'
     )
