@@ -8,6 +8,7 @@ import ast
 import gc
 import itertools
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -58,6 +59,10 @@ def _undisturbed(parse: Callable[..., ast.AST]) -> Callable[..., ast.AST]:
 
     return parse_alone
 
+
+# A shell's job in the background ignores it, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if sys.version_info < (3, 11, 8):
     ast.parse = _undisturbed(ast.parse)  # pyright: ignore

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 from rl.cli import app
 from rl.config_file import ConfigError
 from rl.env_tools.check.report import PROMISES, Finding, Report, filled
-from rl.env_tools.check.run import check
+from rl.env_tools.check.run import Outcome, _listen, check
 
 FILE = Path(__file__).parent / "planted_envs.py"
 AT_ONCE = 4
@@ -82,6 +84,8 @@ def built_in(request):
     yield from checked_together(request, check)
 
 
+# Some thirty checks, each of processes of its own that wait for deadlines.
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "failing", "sentence"), DEFECTS, ids=[one[0] for one in DEFECTS])
 def test_a_planted_defect_fails_its_own_check_and_no_other(planted, name, failing, sentence):
     report = planted[name].result()
@@ -218,3 +222,19 @@ def test_of_several_findings_of_a_check_the_first_failure_stands():
     assert by_check["leaks"].sentence == "not reached: range failed"
     assert list(by_check) == list(PROMISES)
     assert not report.passed and os.linesep not in report.failures[0].sentence
+
+
+def test_the_last_words_of_a_check_that_has_ended_are_heard():
+    """It may end just when nobody looks at the pipe."""
+    reading, writing = os.pipe()
+
+    def ends() -> int:
+        os.write(writing, b'{"end": true}\n')
+        return 0
+
+    process: Any = SimpleNamespace(poll=ends)
+    try:
+        assert _listen(process, reading, Outcome(), 5.0)
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -26,6 +26,9 @@ from trainer.policy import outline_policy
 from trainer.sample import TokenScores, TrainSample
 from trainer.sample_check import BadSample
 
+# Up to four processes that train: over two minutes of CPU time in all.
+pytestmark = pytest.mark.slow
+
 # How the experts lie on two ranks: sharded like every other weight, or each on one of them.
 EXPERT_PARALLEL = (1, 2)
 Join = Callable[[int], Ranks]

@@ -151,7 +151,9 @@ def _listen(
     """Take in what the runner says until it is through (True), ends, or is silent for too long."""
     rest, heard = b"", time.monotonic()
     while time.monotonic() - heard < silence:
-        ready, _, _ = select.select([reading], [], [], 0.1)
+        # Asked before: what a process that has ended had to say is in the pipe by then.
+        over = process.poll() is not None
+        ready, _, _ = select.select([reading], [], [], 0.0 if over else 0.1)
         data = os.read(reading, 65536) if ready else b""
         if data:
             heard = time.monotonic()
@@ -159,7 +161,7 @@ def _listen(
             for line in lines:
                 if _take_in(json.loads(line), outcome):
                     return True
-        elif ready or process.poll() is not None:
+        elif ready or over:
             return False
     outcome.ended = f"holds the interpreter: it said nothing for {silence:.0f} s"
     return False
