@@ -36,8 +36,9 @@ OF_A_PROCESS = (
     "TRITON_",
     "TOKENIZERS_",
 )
-# Helpers of the standard library that stay for the process.
-LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+# They stay for the process: helpers of the standard library, and the interpreters of another ecosystem, which
+# serve every environment of their kind.
+LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "lines_server.py")
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +47,14 @@ def _isolated(request: pytest.FixtureRequest) -> Iterator[None]:
     same_start()
     before, variables = state(), dict(os.environ)
     yield
+    of_a_process: str | tuple[str, ...] = OF_A_PROCESS
     # vLLM sets LD_PRELOAD and more in the process in which an engine is started.
-    of_a_process = "" if request.node.get_closest_marker("engine") else OF_A_PROCESS
+    if request.node.get_closest_marker("engine"):
+        of_a_process = ""
+    # torch.compile sets a variable of its own, and raises the recursion limit.
+    if request.node.get_closest_marker("compiler"):
+        of_a_process = (*OF_A_PROCESS, "_TORCHINDUCTOR")
+        sys.setrecursionlimit(before.settings["the recursion limit"])
     for name in [n for n in {*os.environ, *variables} if n.startswith(of_a_process)]:
         _put_back(name, variables)
     left = left_behind(before)
