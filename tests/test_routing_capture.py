@@ -187,7 +187,7 @@ async def _interrupted(engine: VllmEngine, reference: Reference) -> None:
             prompt_ids=prompt + piece.token_ids,
             max_tokens=40,
             cache=piece.cache if brings_cache else "",
-            routed=len(piece.routing),
+            num_routed=len(piece.routing),
         )
         assert rest.num_routed == len(rest.prompt_ids) - 1
         last = await engine.generate(rest)
