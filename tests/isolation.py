@@ -147,8 +147,11 @@ def _settings() -> dict[str, Any]:
 
 
 def _handler(number: signal.Signals) -> object:
-    """The handler of a signal. That of socket.io's client is put before the usual one once, and calls it."""
+    """The handler of a signal. That of socket.io's client is put before the usual one once, and calls it; Ray
+    leaves its own, which ends the process, when it is shut down."""
     handler = signal.getsignal(number)
+    if getattr(handler, "__module__", "").startswith("ray."):
+        return signal.SIG_DFL
     if getattr(handler, "__module__", "").startswith(("engineio", "socketio")):
         return signal.default_int_handler
     return handler

@@ -72,7 +72,8 @@ def _assert_one_version_each(run: Path) -> set[int]:
     versions: set[int] = set()
     for trajectory in lines(run / "trajectories/controller-0.jsonl"):
         seen = {span["version"] for turn in trajectory["turns"] for span in turn["versions"]}
-        assert len(seen) == 1, "one version per trajectory"
+        # One whose engine died in its first turn has none.
+        assert len(seen) == bool(trajectory["turns"]), "one version per trajectory"
         versions |= seen
     return versions
 
