@@ -83,14 +83,19 @@ class Command:
             time.sleep(0.1)
 
     def _alive(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("DORADO_TEST_MARK") == self.mark:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
+        return marked(self.mark)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Find the processes that carry a mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DORADO_TEST_MARK") == mark:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
 
 
 def _writes_to(process: psutil.Process, log: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dorado_command import marked
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(290)]
 
@@ -121,14 +122,7 @@ class Cluster:
         ).stdout.strip()
 
     def marked(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("DORADO_TEST_MARK") == self.mark:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
+        return marked(self.mark)
 
     def actors(self) -> list[str]:
         """The run's processes that are still there ten seconds from now, or none before."""
