@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from envs.dynamic_tool import DynamicTool
 from envs.message import Message, ToolCall
+from envs.text import encodable_json
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.1
@@ -36,6 +37,7 @@ class Task:
     noise: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", encodable_json(self.data))
         if self.noise not in range(MOST_NOISE + 1):
             raise ValueError(
                 f"a task of environment {self.env!r} has noise {self.noise!r}: it has to be a whole "

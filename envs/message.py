@@ -4,7 +4,9 @@ Environments speak messages only. Token ids belong to `rollout`, which renders t
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from envs.text import encodable, encodable_json, shown
 
 # A JSON object whose keys only its author knows: a task, the arguments of a tool, a schema.
 JsonObject: TypeAlias = dict[str, Any]
@@ -22,15 +24,35 @@ class ToolCall:
     name: str
     arguments: JsonObject
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", encodable(self.name))
+        object.__setattr__(self, "arguments", encodable_json(self.arguments))
+
 
 @dataclass(frozen=True)
 class Message:
-    """One chat message; only assistant messages have `tool_calls`, only tool messages a tool's `name`."""
+    """One chat message; only assistant messages have `tool_calls`, only tool messages a tool's `name`.
+
+    Its text is made encodable (`envs.text`). Raises TypeError for content that is no text, ValueError for a
+    role that there is not.
+    """
 
     role: Role
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        content = cast(object, self.content)  # an author's: it may be anything
+        if not isinstance(content, str):
+            raise TypeError(f"a message's content has to be text, not {shown(content)}")
+        if self.role not in get_args(Role):
+            raise ValueError(
+                f"a message's role has to be one of {', '.join(get_args(Role))}, not {shown(self.role)}"
+            )
+        object.__setattr__(self, "content", encodable(content))
+        if self.name is not None:
+            object.__setattr__(self, "name", encodable(self.name))
 
     def as_chat(self) -> JsonObject:
         """The dict that chat templates expect (`arguments` stays an object)."""
@@ -52,6 +74,11 @@ class ToolSchema:
     name: str
     description: str
     parameters: JsonObject = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", encodable(self.name))
+        object.__setattr__(self, "description", encodable(self.description))
+        object.__setattr__(self, "parameters", encodable_json(self.parameters))
 
     def as_chat(self) -> JsonObject:
         """The OpenAI function form that chat templates expect."""

@@ -8,7 +8,6 @@ with the first traceback kept.
 
 import asyncio
 import contextlib
-import math
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
@@ -16,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from envs.dynamic_tool import AnyTool, DynamicTool
-from envs.env import Deadlines, Env, Expert, Task
+from envs.env import Deadlines, Env, Expert, Reply, Task
+from envs.handover import facts, messages, named_rewards
 from envs.message import Message, ToolCall, ToolSchema
 from envs.noise import CLARIFY, Noise, persistent
+from envs.text import encodable, shown, told
 from envs.tool import ToolError, tools_of
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class EnvFault(Exception):
     """The environment failed (not the policy): which act, in one sentence, and the first traceback."""
 
     def __init__(self, kind: FaultKind, sentence: str, trace: str = "") -> None:
+        sentence, trace = encodable(sentence), encodable(trace)
         super().__init__(kind, sentence, trace)
         self.kind: FaultKind = kind
         self.sentence = sentence
@@ -85,15 +87,15 @@ class EnvSession:
 
     async def open(self, task: Task) -> Opening:
         """Reset the environment. Raises EnvFault, and HostFault where the machine is at fault."""
-        messages = await self._guard("reset", self.deadlines.reset_seconds, self._reset(task))
+        said, notes = await self._guard("reset", self.deadlines.reset_seconds, self._reset(task))
         if task.noise:
             slowest = self.deadlines.tool_seconds * LATENCY_SHARE
             self.noise = Noise(task, self.tools, self.noise_events, slowest)
-            messages = self.noise.opening(messages)
+            said = self.noise.opening(said)
             if self.noise.clarifies:
                 self.tools = {**self.tools, CLARIFY.name: CLARIFY}
         schemas = tuple(t.schema for t in self.tools.values())
-        return Opening(tuple(messages), schemas, dict(self.env.notes))
+        return Opening(said, schemas, notes)
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         """One turn of the policy: its calls in order, or, without any, its plain text.
@@ -102,19 +104,18 @@ class EnvSession:
         that it needs is gone.
         """
         if not calls:
-            reply = await self._guard("reply", self.deadlines.tool_seconds, self.env.reply(text))
-            return StepResult(reply.messages, reply.done)
-        messages: list[Message] = []
+            return await self._guard("reply", self.deadlines.tool_seconds, self._reply(text))
+        results: list[Message] = []
         bad = 0
         for one in calls:
             try:
-                if self.env.done:
+                if self._over():
                     raise ToolError("the episode is over")
                 content = await self._call(one)
             except ToolError as error:
                 content, bad = f"error: {error}", bad + 1
-            messages.append(Message("tool", content, name=one.name))
-        return StepResult(tuple(messages), done=self.env.done, bad_calls=bad)
+            results.append(Message("tool", content, name=one.name))
+        return StepResult(tuple(results), done=self._over(), bad_calls=bad)
 
     async def score(self) -> dict[str, float]:
         """The environment's named rewards. Raises EnvFault."""
@@ -137,13 +138,26 @@ class EnvSession:
         finally:  # also where whoever closes is cancelled while an act will not end
             await self._guard("close", self.deadlines.close_seconds, self.env.close())
 
-    async def _reset(self, task: Task) -> list[Message]:
-        messages = await self.env.reset(task)
+    async def _reset(self, task: Task) -> tuple[tuple[Message, ...], dict[str, str]]:
+        said = messages(await self.env.reset(task), "reset()")
         for tool in await self.env.dynamic_tools():
             if tool.name in self.tools:
                 raise ValueError(f"two tools are called {tool.name!r}")
             self.tools[tool.name] = tool
-        return messages
+        return said, facts(self.env.notes)
+
+    async def _reply(self, text: str) -> StepResult:
+        reply = cast(object, await self.env.reply(text))  # an author's: it may be anything
+        if not isinstance(reply, Reply):
+            raise TypeError(f"reply() has to return a Reply, not {shown(reply)}")
+        return StepResult(messages(reply.messages, "reply()"), bool(reply.done))
+
+    def _over(self) -> bool:
+        try:
+            return bool(self.env.done)
+        except Exception as error:  # a property of the author's, or an array
+            sentence = f"environment {self.env.name!r}, done: {told(error)}"
+            raise EnvFault("tool", sentence, traceback.format_exc()) from None
 
     async def _call(self, one: ToolCall) -> str:
         tool = self.tools.get(one.name)
@@ -162,7 +176,7 @@ class EnvSession:
             raise
         except Exception as error:  # a schema of others can be wrong in any way
             where = f"environment {self.env.name!r}, tool {tool.name!r}"
-            sentence = f"{where}: its arguments cannot be read: {type(error).__name__}: {error}"
+            sentence = f"{where}: its arguments cannot be read: {told(error)}"
             raise EnvFault("tool", sentence, traceback.format_exc()) from None
 
     async def _execute(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
@@ -193,15 +207,7 @@ class EnvSession:
         return str(await _in_daemon_thread(lambda: tool.method(self.env, **arguments)))
 
     async def _score(self) -> dict[str, float]:
-        rewards = cast(object, await self.env.score())  # an author's: it may be anything
-        if not isinstance(rewards, dict):
-            raise TypeError(f"score() has to return named rewards, not {rewards!r}")
-        found: dict[str, float] = {}
-        for name, value in cast(dict[str, object], rewards).items():
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise TypeError(f"reward {name!r} has to be a finite number, not {value!r}")
-            found[name] = value
-        return found
+        return named_rewards(await self.env.score(), "score()")
 
     async def _guard(self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = "") -> T:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
@@ -221,14 +227,18 @@ class EnvSession:
             if not self._closing or kind == "close" or task.uncancel() > cancels:
                 raise
             raise EnvFault(kind, f"{where}: the episode was closed in the middle of it") from None
-        except (Exception, SystemExit) as error:
+        except GeneratorExit:  # nobody is left to answer
+            raise
+        except (
+            BaseException
+        ) as error:  # SystemExit, or what a foreign runtime raises, would end the host
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
                 raise EnvFault("timeout", sentence) from None
             if isinstance(error, HostFault) or (isinstance(error, ToolError) and kind == "tool"):
                 raise
             trace = traceback.format_exc()
-            raise EnvFault(kind, f"{where}: {type(error).__name__}: {error}", trace) from None
+            raise EnvFault(kind, f"{where}: {told(error)}", trace) from None
         finally:
             self._acting = None
             ended.set()

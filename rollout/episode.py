@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from envs.env import Task
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvFault, HostFault, Opening, StepResult
+from envs.text import encodable, told
 from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault, Generate, Request
 from rollout.tool_format import MalformedCall
@@ -106,7 +107,7 @@ class Episode:
         except NoRoom as error:
             stop, fault = "no_room", str(error)
         except Exception as error:
-            stop, fault = "crash", f"{type(error).__name__}: {error}"
+            stop, fault = "crash", told(error)
             trace = traceback.format_exc()
         finally:
             await self._close()
@@ -120,8 +121,8 @@ class Episode:
             stop_reason=stop,
             env_rewards=self.env_rewards,
             phases=tuple(self.clock.phases),
-            fault=fault,
-            trace=trace,
+            fault=encodable(fault),
+            trace=encodable(trace),
             notes=self.notes,
         )
 

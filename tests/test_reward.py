@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import suppress
 
+import numpy as np
 import psutil
 import pytest
 from fakes import TASK, trajectory, turn
@@ -40,6 +41,38 @@ async def late(task, trajectory):
 
 async def undecided(task, trajectory):
     return {"style": float("nan")}
+
+
+async def exits(task, trajectory):
+    raise SystemExit(2)
+
+
+async def interrupts(task, trajectory):
+    raise KeyboardInterrupt
+
+
+async def cancels(task, trajectory):
+    raise asyncio.CancelledError
+
+
+async def undecodable(task, trajectory):
+    raise ValueError("no file caf\udce9")
+
+
+async def silent(task, trajectory):
+    return None
+
+
+async def numbered(task, trajectory):
+    return {1: 0.5}
+
+
+async def infinite(task, trajectory):
+    return {"style": np.float32("inf")}
+
+
+async def foreign(task, trajectory):
+    return {np.str_("style"): np.float32(0.5), "depth": np.int64(2)}
 
 
 def test_the_final_answer_is_the_last_turns_text():
@@ -107,6 +140,27 @@ async def test_a_reward_is_the_weighted_sum_of_evidence_and_judges():
     assert found.reward == pytest.approx(1.0 + 2.0 + 0.05)
 
 
+async def test_numbers_of_numpy_are_rewards_as_plain_floats():
+    found = await score(trajectory(), [foreign], {"depth": 0.25}, seconds=1)
+    assert found.rewards == {"solved": 1.0, "style": 0.5, "depth": 2.0}
+    assert {(type(k), type(v)) for k, v in found.rewards.items()} == {(str, float)}
+    assert found.reward == 2.0
+    found.as_json()
+
+
+async def test_a_sum_that_is_not_finite_is_a_fault():
+    with pytest.raises(JudgeFault, match=r"the weighted sum of the rewards .* is not finite"):
+        await score(trajectory(), [style], {"style": 1e308, "solved": 1.7e308}, seconds=1)
+
+
+async def test_who_is_cancelled_while_a_judge_judges_stays_cancelled():
+    judging = asyncio.create_task(score(trajectory(), [slow], {}, seconds=9))
+    await asyncio.sleep(0)
+    judging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await judging
+
+
 async def test_a_trajectory_that_a_fault_ended_is_not_judged():
     found = await score(trajectory(stop="env_fault"), [broken], {}, seconds=1)
     assert (found.rewards, found.reward) == ({}, 0.0)
@@ -119,6 +173,13 @@ async def test_a_trajectory_that_a_fault_ended_is_not_judged():
         (slow, "judge slow: no answer within 0.1 s"),
         (late, "judge late: TimeoutError: the far end was slow"),
         (undecided, "judge undecided: "),
+        (exits, "judge exits: SystemExit: 2"),
+        (interrupts, "judge interrupts: KeyboardInterrupt"),
+        (cancels, "judge cancels: it raised CancelledError"),
+        (undecodable, r"judge undecodable: ValueError: no file caf\udce9"),
+        (silent, "judge silent: TypeError: it has to return named rewards, not None"),
+        (numbered, "judge numbered: TypeError: a reward's name has to be text, not 1"),
+        (infinite, "judge infinite: TypeError: reward 'style' has to be a finite number, not np"),
     ],
 )
 async def test_a_judge_that_fails_is_a_fault_and_no_reward(judge, sentence):

@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+import pickle
 import time
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from fakes import Probe, play
 
 from envs.dynamic_tool import DynamicTool
-from envs.env import Env, EnvConfig, Task, say
-from envs.message import ToolCall, ToolSchema
+from envs.env import Env, EnvConfig, Reply, Task, say
+from envs.message import Message, ToolCall, ToolSchema
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 from envs.tool import tool
 
@@ -400,3 +405,173 @@ async def test_a_schema_that_no_argument_can_be_read_by_is_the_environments_faul
     await s.open(task())
     with pytest.raises(EnvFault, match="tool 'count': its arguments cannot be read: TypeError"):
         await s.step("", (ToolCall("count", {"n": 1}),))
+
+
+class Gives(Probe):
+    """An environment whose acts return what the test says, or raise it."""
+
+    def __init__(self, **given) -> None:
+        super().__init__(EnvConfig())
+        self.given = given
+
+    def _give(self, act: str, usual):
+        found = self.given.get(act, usual)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    async def reset(self, task: Task):
+        self.notes = self.given.get("notes", {})
+        return self._give("reset", [Message("user", "go")])
+
+    async def reply(self, text: str):
+        return self._give("reply", Reply())
+
+    async def score(self):
+        return self._give("score", {"solved": 1.0})
+
+    async def close(self):
+        self.closed += 1
+
+    @tool
+    async def give(self) -> str:
+        """what was put in"""
+        return self._give("give", "")
+
+
+async def played(env: Env) -> dict[str, float]:
+    """Every act of an episode."""
+    s = EnvSession(env, Deadlines())
+    try:
+        await s.open(task())
+        await s.step("", (ToolCall("give", {}),))
+        await s.step("the answer", ())
+        return await s.score()
+    finally:
+        await s.close()
+
+
+class Panic(BaseException):
+    """As a foreign runtime raises it."""
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize("act", ["reset", "give", "reply", "score"])
+@pytest.mark.parametrize(
+    "raised",
+    [Panic("rust"), KeyboardInterrupt(), SystemExit(2), Mute()],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_an_act_raises_is_an_answer_of_its_class(act, raised):
+    outcome: BaseException | None = None
+    try:
+        asyncio.run(played(Gives(**{act: raised})))
+    except BaseException as error:  # let through, it would end pytest
+        outcome = error
+    assert isinstance(outcome, EnvFault), repr(outcome)
+    assert outcome.kind == {"give": "tool"}.get(act, act)
+    assert type(raised).__name__ in outcome.sentence and "\n" not in outcome.sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.int64(1), 1.0),
+        (np.bool_(True), 1.0),
+        (np.array([0.5]), 0.5),
+        (torch.tensor(0.5, requires_grad=True), 0.5),
+        (True, 1.0),
+        (Fraction(1, 2), 0.5),
+        (Decimal("0.5"), 0.5),
+    ],
+    ids=repr,
+)
+async def test_a_number_of_others_is_a_reward_as_a_plain_float(value, number):
+    found = await played(Gives(score={np.str_("style"): value}))
+    assert found == {"style": number}
+    assert [(type(k), type(v)) for k, v in found.items()] == [(str, float)]
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        {"style": np.float32("nan")},
+        {"style": np.array([0.5, 1.0])},
+        {"style": 10**400},
+        {"style": 1j},
+        {"style": "0.5"},
+        {"style": None},
+        {3: 1.0},
+        [("style", 1.0)],
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+async def test_what_is_no_named_reward_is_the_environments_fault(rewards):
+    with pytest.raises(EnvFault, match=r"^environment 'probe', score: TypeError: ") as caught:
+        await played(Gives(score=rewards))
+    assert caught.value.kind == "score" and len(caught.value.sentence) < 400
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"reset": None}, "reset: TypeError: reset() has to return a list of messages"),
+        ({"reset": "go"}, "reset: TypeError: reset() has to return a list of messages"),
+        ({"reset": Message("user", "go")}, "reset: TypeError: reset() has to return a list"),
+        ({"reset": [{"role": "user", "content": "go"}]}, "one of them is {'role'"),
+        ({"notes": ["seed"]}, "reset: TypeError: notes have to be facts by name, not ['seed']"),
+        ({"reply": None}, "reply: TypeError: reply() has to return a Reply, not None"),
+        ({"reply": Reply("done")}, "reply: TypeError: reply() has to return a list of messages"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_a_hand_over_of_another_kind_is_the_fault_of_the_act(given, sentence):
+    with pytest.raises(EnvFault) as caught:
+        await played(Gives(**given))
+    assert sentence in caught.value.sentence
+
+
+@pytest.mark.parametrize("content", [None, 3, ["a"], b"a"], ids=repr)
+def test_a_message_is_made_of_text_only(content):
+    with pytest.raises(TypeError, match="a message's content has to be text, not"):
+        Message("user", content)
+
+
+def test_a_message_has_one_of_the_roles():
+    with pytest.raises(ValueError, match="one of system, user, assistant, tool, not 'human'"):
+        Message("human", "hello")  # pyright: ignore[reportArgumentType]
+
+
+async def test_notes_of_any_kind_are_facts_as_text():
+    notes = {"seed": np.int64(3), np.str_("file"): "caf\udce9", "level": 2}
+    opening = await EnvSession(Gives(notes=notes), Deadlines()).open(task())
+    assert opening.notes == {"seed": "3", "file": r"caf\udce9", "level": "2"}
+    assert {type(one) for pair in opening.notes.items() for one in pair} == {str}
+
+
+async def test_half_a_surrogate_pair_is_its_escape_wherever_it_comes_from():
+    call = ToolCall("gi\udc00ve", {"a": ["\ud800", {"b\udfff": 1}], "n": 1.5})
+    assert call == ToolCall(r"gi\udc00ve", {"a": [r"\ud800", {r"b\udfff": 1}], "n": 1.5})
+    assert Task("probe", {"q": "\ud800 \\"}).data == {"q": "\\ud800 \\"}
+    schema = ToolSchema("t", "\ud800", {"enum": ["\ud801"]})
+    assert (schema.description, schema.parameters) == (r"\ud800", {"enum": [r"\ud801"]})
+    s = EnvSession(Gives(give="so: \ud800", reset=[Message("user", "\udce9")]), Deadlines())
+    opening = await s.open(task())
+    result = await s.step("", (ToolCall("give", {}), ToolCall("\ud800", {})))
+    said = [message.content for message in (*opening.messages, *result.messages)]
+    assert said == [r"\udce9", r"so: \ud800", r"error: no tool '\\ud800'"]
+
+
+@pytest.mark.parametrize("act", ["reset", "give", "reply", "score"])
+async def test_a_fault_whose_text_cannot_be_written_is_told_by_escapes(act):
+    with pytest.raises(EnvFault, match=r"ValueError: no file caf\\udce9") as caught:
+        await played(Gives(**{act: ValueError("no file caf\udce9\n\nnor another")}))
+    fault = pickle.loads(pickle.dumps(caught.value))
+    fault.sentence.encode()
+    fault.trace.encode()
+    assert (str(fault), fault.trace) == (caught.value.sentence, caught.value.trace)

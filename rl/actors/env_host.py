@@ -16,6 +16,7 @@ import psutil
 from envs.env import Task
 from envs.message import ToolCall
 from envs.session import EnvFault, EnvSession, HostFault, Opening, StepResult
+from envs.text import told
 from rl.actors.actor_method import actor_method
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_rpc import Address, HostServer, Load
@@ -74,11 +75,11 @@ class EnvHost:
         pattern = self.patterns[label]
         deadlines = self.tables[label].deadlines.record
         try:
-            env = type(pattern)(pattern.config)
-        except (Exception, SystemExit) as error:  # the latter would end the host's event loop
-            sentence = f"environment {label!r}, creation: {type(error).__name__}: {error}"
+            held = EnvSession(type(pattern)(pattern.config), deadlines)
+        except BaseException as error:  # SystemExit, say, would end the host's event loop
+            sentence = f"environment {label!r}, creation: {told(error)}"
             raise EnvFault("reset", sentence, traceback.format_exc()) from None
-        self.sessions[session] = EnvSession(env, deadlines)
+        self.sessions[session] = held
         return await self.sessions[session].open(task)
 
     async def step(self, session: str, text: str, calls: tuple[ToolCall, ...]) -> StepResult:

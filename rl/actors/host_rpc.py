@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envs.session import EnvFault
+from envs.text import told
 from rl.nodes.deadline import within
 
 # From the first packet to the host's half of the secret.
@@ -193,10 +194,12 @@ class HostServer:
             outcome = None, EnvFault("reply", f"{method}: the environment cancelled its own task")
         except Exception as error:
             outcome = None, error
+        except BaseException as error:  # SystemExit, say, would end the host's event loop
+            outcome = None, EnvFault("reply", f"{method}: {told(error)}")
         try:
             answer = pickle.dumps(outcome)
         except Exception as error:
-            sentence = f"{method}: its result cannot be sent: {type(error).__name__}: {error}"
+            sentence = f"{method}: its result cannot be sent: {told(error)}"
             answer = pickle.dumps((None, EnvFault("reply", sentence)))
         stream.put(number, answer)
 
@@ -297,5 +300,5 @@ def _unpacked(result: bytes) -> tuple[object, Exception | None]:
     try:
         return pickle.loads(result)
     except Exception as error:
-        sentence = f"its result cannot be read: {type(error).__name__}: {error}"
+        sentence = f"its result cannot be read: {told(error)}"
         return None, EnvFault("reply", sentence)

@@ -1,0 +1,62 @@
+"""Hand-overs: what plugins return, as the plain values that records, wires and sums can hold.
+
+In: whatever an environment's or a judge's act returned. Out: named rewards as finite Python floats, facts
+as text, messages. Refuses, with a TypeError of one sentence, what is none of these: the plugin's fault.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from numbers import Real
+from typing import cast
+
+from envs.message import Message
+from envs.text import encodable, shown
+
+
+def named_rewards(value: object, act: str) -> dict[str, float]:
+    """Rewards by name; numbers of numpy, torch and the like become Python's. Raises TypeError."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{act} has to return named rewards, not {shown(value)}")
+    found: dict[str, float] = {}
+    for name, one in cast(Mapping[object, object], value).items():
+        if not isinstance(name, str):
+            raise TypeError(f"a reward's name has to be text, not {shown(name)}")
+        found[encodable(name)] = _finite(name, one)
+    return found
+
+
+def _finite(name: str, value: object) -> float:
+    try:
+        number = value if isinstance(value, int | float) else _plain(value)
+        if isinstance(number, Real | Decimal) and math.isfinite(number):
+            return float(number)
+    except Exception:  # `item` and `__float__` are other people's code
+        pass
+    raise TypeError(f"reward {name!r} has to be a finite number, not {shown(value)}")
+
+
+def _plain(value: object) -> object:
+    """The one number of an array, a tensor or a scalar of theirs; anything else as it is."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) else value
+
+
+def facts(value: object) -> dict[str, str]:
+    """Facts for the record as text by name. Raises TypeError."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"notes have to be facts by name, not {shown(value)}")
+    found = cast(Mapping[object, object], value).items()
+    return {encodable(str(name)): encodable(str(one)) for name, one in found}
+
+
+def messages(value: object, act: str) -> tuple[Message, ...]:
+    """The messages that an act hands to the policy. Raises TypeError."""
+    wanted = f'{act} has to return a list of messages, such as [Message("user", "...")]'
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{wanted}, not {shown(cast(object, value))}")
+    found = tuple(cast(Iterable[object], value))
+    for one in found:
+        if not isinstance(one, Message):
+            raise TypeError(f"{wanted}; one of them is {shown(one)}")
+    return cast(tuple[Message, ...], found)
