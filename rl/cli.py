@@ -85,9 +85,9 @@ def train(
 
         typer.echo(dump_toml(resolved(settings)), nl=False)
         raise typer.Exit(0)
-    from rl.launch import train as launch
+    from rl.launch import train_or_say_why
 
-    raise typer.Exit(launch(settings, going_on, read_origins(config, context.args)))
+    raise typer.Exit(train_or_say_why(settings, going_on, read_origins(config, context.args)))
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -159,17 +159,18 @@ def status(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a live run is doing, and what each of its trajectories is waiting for."""
+    """Show how a run stands or has ended; of a live one also what its trajectories wait for."""
     from rich.console import Console
 
     from rl.record.status import describe, in_progress, read_status
+    from rl.record.summary import read_summary
 
     state = read_status(run)
     live = in_progress(run)
     if as_json:
         typer.echo(json.dumps({"live": live, **state.as_json()}, indent=1))
     else:
-        Console().print(describe(state, live=live))
+        Console().print(describe(state, live=live, summary=read_summary(run)))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Starts Ray and the actors, and ends everything this run started, and nothing else."""
 
 import asyncio
+import atexit
 import itertools
 import os
 import re
@@ -59,6 +60,8 @@ class Cluster:
         self._placing = asyncio.Lock()
         self._store_numbers = itertools.count()
         self._processes: list[psutil.Process] = []
+        # Set where nothing can be asked of Ray any more.
+        self.control_lost = False
 
     def connect(self) -> None:
         """Start Ray on this machine, or join a cluster. Raises StartError."""
@@ -289,7 +292,7 @@ class Cluster:
     def stop(self) -> None:
         """End the engines in order, then Ray, then whatever of ours is still there."""
         own = {p.pid: p for p in (*self._processes, *psutil.Process().children(recursive=True))}
-        if ray.is_initialized():
+        if ray.is_initialized() and not self.control_lost:
             endings = [engine.shutdown.remote() for engine in self._engines.values()]
             ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
             endings = [store.clear.remote() for store in self._stores.values()]
@@ -298,6 +301,9 @@ class Cluster:
             own |= {p.pid: p for p in psutil.Process().children(recursive=True)}
             ray.shutdown()
         end_processes(list(own.values()))
+        if self.control_lost:
+            # It would wait for an answer of what is gone, until Ray ends this process with its own code.
+            atexit.unregister(ray.shutdown)
         shutil.rmtree(self.weights, ignore_errors=True)
 
     def _check_resources(self) -> None:

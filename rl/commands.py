@@ -1,10 +1,15 @@
-"""`Commands`: how every command of `dorado` ends on a bad setting or a missing package.
+"""`Commands`: how every command of `dorado` ends on a bad setting, a missing package or a signal.
 
-One sentence on standard error and exit code 2, in place of a traceback. Whatever else a command raises
-passes through.
+One sentence on standard error, in place of a traceback, and exit code 2, or 130 after Ctrl-C, SIGTERM or
+SIGHUP. Whatever else a command raises passes through.
 """
 
 import importlib.util
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -12,7 +17,9 @@ from typer.core import TyperGroup
 
 from rl.config_error import ConfigError
 
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130
+# What asks a command to end: Ctrl-C, a scheduler or `kill`, a terminal that was closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OWN = ("envs", "reward", "rl", "rollout", "trainer")
 # Packages that an extra of its own brings, rather than the lock or the extra `gpu`.
 EXTRAS = {
@@ -25,11 +32,15 @@ EXTRAS = {
 
 
 class Commands(TyperGroup):
-    """A group of commands that reports ConfigError and ModuleNotFoundError as bad input."""
+    """A group of commands that reports ConfigError and ModuleNotFoundError as bad input, and a signal."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         except ConfigError as error:
             raise _bad_input(str(error)) from None
         except ModuleNotFoundError as error:
@@ -37,6 +48,45 @@ class Commands(TyperGroup):
             if not package or package in OWN:
                 raise
             raise _bad_input(_missing(package)) from None
+
+
+def on_signals(act: Callable[[], object]) -> None:
+    """Have `act()` called, in the main thread, on each of SIGNALS that this process does not ignore."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        act()
+
+    for number in SIGNALS:
+        # One that was ignored from the beginning (`nohup`) stays so.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handle)
+
+
+def ignore_signals() -> None:
+    """Hear no signal any more: what still has to end is ended whole, within its own deadlines."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Have every signal raise KeyboardInterrupt in the main thread, until the block ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    on_signals(interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupt() -> None:
+    """Raise KeyboardInterrupt."""
+    raise KeyboardInterrupt
 
 
 def require(*packages: str) -> None:

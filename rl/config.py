@@ -260,8 +260,9 @@ class RunConfig(Section):
     which sleep meanwhile. elastic: those of the engines beyond the first `standalone_engines`, which never
     stop. Deadlines of episodes go on while an engine sleeps.
 
-    `checkpoint_every`: steps between checkpoints (0: of the last step alone). `checkpoint_keep`: how many of
-    the last ones are kept (0: all).
+    `checkpoint_every`: steps between checkpoints (0: of the last step alone). `checkpoint_minutes`: after so
+    many minutes without one the next step has one too, which goes when a later one is there (0: never).
+    `checkpoint_keep`: how many of the last ones are kept (0: all).
     """
 
     name: str
@@ -275,6 +276,7 @@ class RunConfig(Section):
     layout: Layout = "disaggregated"
     standalone_engines: PositiveInt = 1
     checkpoint_every: int = Field(default=0, ge=0)
+    checkpoint_minutes: float = Field(default=10, ge=0)
     checkpoint_keep: int = Field(default=0, ge=0)
     model: ModelConfig
     env: tuple[EnvTable, ...] = Field(min_length=1)

@@ -2,13 +2,13 @@
 
 SIGTERM or Ctrl-C while it trains: the step in progress is finished and a checkpoint is written, within
 `timeouts.stop_seconds`; a second one, or one at any other time, ends it at once. `--resume` goes on from
-there.
+there. Every end is one sentence: what has ended the run, and what to type next.
 """
 
 import asyncio
-import signal
 import sqlite3
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 
@@ -17,9 +17,10 @@ from ray.exceptions import RayError
 from rl.actors.handles import StartError, by_node
 from rl.cluster import Cluster
 from rl.cold_start import ColdStartError, first_checkpoint
+from rl.commands import ignore_signals, on_signals
 from rl.config import RunConfig
 from rl.config_file import ConfigError
-from rl.fleet.node_watch import NodesLost
+from rl.fleet.node_watch import ControlLost, NodesLost
 from rl.fleet.weight_sync import SyncError
 from rl.loop.resume import Resume
 from rl.loop.run import Interrupted, Run
@@ -29,12 +30,16 @@ from rl.nodes.process import cause, first_line, is_disk_full
 from rl.preflight import own_settings, resolved
 from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
 from rl.record.run_folder import RunFolder
+from rl.record.status import Outcome, write_end
 from rl.record.wandb_sink import WandbSink
 from rl.samples.ledger import LedgerError
 from rl.tasks.streams import OutOfTasks
 from trainer.checkpoint_folder import CheckpointError, latest
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
+CODES: dict[Outcome, int] = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
+# Errors whose message is a sentence for the user.
+SENTENCES = (RunError, CheckpointError, SyncError, NodesLost, LedgerError, OutOfTasks)
 
 
 def train(
@@ -43,7 +48,7 @@ def train(
     """Run to the end. Returns the exit code; raises ConfigError before anything has been trained.
 
     config: has passed `check_run`. resume: go on from there, in that run's folder. origins: where values come
-    from, for who reads it there.
+    from, for who reads it there. What no sentence is known for is raised as it is, and said to be so.
     """
     origins = {**own_settings(config), **(origins or {})}
     config = resolved(config)
@@ -62,22 +67,63 @@ def train(
         for said in resume.notes if resume else ():
             progress.note(said)
         try:
-            return _train(config, folder, progress, endings, start, resume)
-        except (ColdStartError, StartError) as error:
-            progress.end(f"error: {error}")
-            return FAILED
-        except (OSError, sqlite3.Error, RayError) as error:
-            if not is_disk_full(error):
+            _train(config, folder, progress, endings, start, resume)
+        except ConfigError:
+            raise
+        except BaseException as error:
+            outcome, sentence = _ending(error, folder, progress)
+            write_end(folder.path, outcome, sentence)
+            if not sentence:
                 raise
-            full = getattr(cause(error), "filename", None) or folder.path
-            progress.end(
-                f"error: {first_line(cause(error))}: the disk of {full} is full, or its quota"
-                f"{_goes_on(folder, progress)}"
-            )
-            return FAILED
-        except KeyboardInterrupt:
-            progress.end(f"interrupted; what there is lies in {folder.path}")
-            return INTERRUPTED
+            progress.end(sentence)
+            return CODES[outcome]
+        write_end(folder.path, "finished", "")
+        return OK
+
+
+def train_or_say_why(
+    config: RunConfig, resume: Resume | None = None, origins: Mapping[str, str] | None = None
+) -> int:
+    """`train`, and one sentence also for an error that no part of a run has one for.
+
+    Its traceback goes to logs/error.log in the run folder. Raises ConfigError.
+    """
+    try:
+        return train(config, resume, origins)
+    except (ConfigError, ModuleNotFoundError):
+        raise
+    except (Exception, SystemExit) as error:
+        log = config.folder / "logs" / "error.log"
+        if log.parent.is_dir():
+            log.write_text("".join(traceback.format_exception(error)))
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        print(
+            f"error: {type(error).__name__}: {first_line(error)}, in {where.filename}:{where.lineno}, is an "
+            f"error of dorado or of a plugin (traceback: {log}); where {config.folder} has a checkpoint, "
+            f"--resume {config.folder} goes on from there"
+        )
+        return FAILED
+
+
+def _ending(error: BaseException, folder: RunFolder, progress: Progress) -> tuple[Outcome, str]:
+    """How the run has ended, and the sentence that says so; "" where none is known."""
+    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError | Interrupted):
+        on = _next(folder, progress)
+        return "interrupted", f"interrupted; what there is lies in {folder.path}{on}"
+    if isinstance(error, ColdStartError | StartError):
+        return "failed", f"error: {error}"
+    if isinstance(error, SENTENCES):
+        on = _next(folder, progress)
+        return "failed", f"error: {error} (run folder: {folder.path}){on}"
+    if isinstance(error, OSError | sqlite3.Error | RayError) and is_disk_full(error):
+        full = getattr(cause(error), "filename", None) or folder.path
+        return "failed", (
+            f"error: {first_line(cause(error))}: the disk of {full} is full, or its quota"
+            f"{_goes_on(folder, progress)}"
+        )
+    if isinstance(error, RayError):
+        return "failed", f"error: Ray: {first_line(error)}{_next(folder, progress)}"
+    return "failed", ""
 
 
 def _train(
@@ -87,7 +133,7 @@ def _train(
     endings: ExitStack,
     start: float,
     resume: Resume | None,
-) -> int:
+) -> None:
     checkpoint, made = _cold_start(config, progress)
     timing = {"cold_start_seconds": round(time.time() - start, 1) if made else 0.0}
     if made:
@@ -98,10 +144,10 @@ def _train(
     endings.callback(cluster.stop)
     sink = WandbSink(config.wandb, folder)
     endings.callback(sink.close)
+    # The first of the endings: whatever asks for the end again finds it on its way.
+    endings.callback(ignore_signals)
     cluster.connect()
-    return asyncio.run(
-        _run(config, cluster, folder, progress, sink, checkpoint, start, timing, resume)
-    )
+    asyncio.run(_run(config, cluster, folder, progress, sink, checkpoint, start, timing, resume))
 
 
 def _cold_start(config: RunConfig, progress: Progress) -> tuple[str, bool]:
@@ -124,9 +170,10 @@ async def _run(
     start: float,
     timing: dict[str, float],
     resume: Resume | None,
-) -> int:
+) -> None:
     main = asyncio.current_task()
     assert main is not None, "asyncio.run started this coroutine as a task"
+    loop = asyncio.get_running_loop()
     run: Run | None = None
 
     def stop() -> None:
@@ -134,16 +181,15 @@ async def _run(
             main.cancel()
             return
         seconds = config.timeouts.stop_seconds
-        asyncio.get_running_loop().call_later(seconds, main.cancel)
+        loop.call_later(seconds, main.cancel)
         progress.note(
             f"asked to end: after the step in progress, with a checkpoint, in {seconds:g} s at most; "
             "a second time ends the run at once"
         )
 
-    # After ray.init, which puts a handler of its own in place of ours.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-    status, code = "failed", FAILED
+    # Not the loop's own handlers, which leave the default ones behind when it ends.
+    on_signals(lambda: loop.call_soon_threadsafe(stop))
+    status: Outcome = "failed"
     began = time.time()
     try:
         actors = await cluster.start(checkpoint)
@@ -156,30 +202,31 @@ async def _run(
             await _go_on(resume, cluster, folder, progress)
         run = Run(config, cluster, folder, progress, sink, resume)
         await run.main()
-        status, code = "finished", OK
-    except (RunError, CheckpointError, SyncError, NodesLost, LedgerError, OutOfTasks) as error:
-        progress.end(f"error: {error} (run folder: {folder.path})")
+        status, evals = "finished", run.book.stats.evals
     except (asyncio.CancelledError, Interrupted):
-        status, code = "interrupted", INTERRUPTED
-        on = _goes_on(folder, progress)
-        progress.end(f"interrupted; what there is lies in {folder.path}{on}")
+        status = "interrupted"
+        raise
+    except ControlLost:
+        cluster.control_lost = True
+        raise
     finally:
+        ignore_signals()
         if run is not None:
             wall = round(time.time() - start, 1)
             folder.summary({"status": status, "wall_s": wall, **timing, **run.summary()})
-    if run is not None and code == OK:
-        progress.results(
-            run.book.stats.evals.get("before", {}),
-            run.book.stats.evals.get("after", {}),
-            str(folder.path),
-        )
-    return code
+    progress.results(evals.get("before", {}), evals.get("after", {}), str(folder.path))
 
 
 def _goes_on(folder: RunFolder, progress: Progress) -> str:
     """How the run can go on; "" where it has no checkpoint yet."""
     last = latest(folder.path / "checkpoints", progress.note)
     return f"; --resume {folder.path} goes on after {last.name}" if last else ""
+
+
+def _next(folder: RunFolder, progress: Progress) -> str:
+    """Say what to type next: the run goes on, or where it has no checkpoint begins anew."""
+    anew = f"; it has no checkpoint yet: dorado train {folder.path}/config.toml begins it anew"
+    return _goes_on(folder, progress) or anew
 
 
 async def _go_on(resume: Resume, cluster: Cluster, folder: RunFolder, progress: Progress) -> None:

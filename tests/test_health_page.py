@@ -53,6 +53,19 @@ def test_of_a_run_that_is_over_nothing_is_in_trouble(tmp_path):
     assert next(r for r in actor_rows(run) if r["name"] == "engine-0")["seen"] == "1 s"
 
 
+def test_what_was_in_flight_when_a_run_ended_is_no_failure(tmp_path):
+    flying = {"waiting": [vars(waiting("a"))], "counts": {"units": {"tool": 2}}, "in_flight": 2}
+    run = make_run(
+        tmp_path / "demo",
+        status=STATUS | {"actors": ACTORS} | flying,
+        summary={"status": "finished"},
+    )
+    run.refresh()
+    assert {row["state"] for row in actor_rows(run)} == {"ended with the run", "not heard of"}
+    assert waiting_rows(run) == phase_rows(run) == []
+    assert {f.name: f.value for f in health_figures(run)}["in flight"] == "0"
+
+
 def test_a_status_that_is_old_and_a_controller_that_is_silent_are_told(tmp_path):
     run = run_with(tmp_path / "demo", silent=["controller-0"])
     assert troubles(run, now=150.0) == [

@@ -161,3 +161,18 @@ async def test_an_error_of_a_learner_whose_node_is_there_is_its_own(alive, monke
     await run.watch.explain(ActorDiedError())
     await run.watch.explain(ActorUnavailableError("RPC error", b"0" * 16))
     assert run.told == []
+
+
+async def test_without_rays_control_service_the_run_cannot_go_on(alive, monkeypatch):
+    monkeypatch.setattr(node_watch, "LOOK_SECONDS", 0.01)
+    run = Run()
+    service = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = service.sockets[0].getsockname()[1]
+    run.watch.control, run.watch.control_seconds = f"127.0.0.1:{port}", 0.05
+    watching = asyncio.create_task(run.watch.watch())
+    await asyncio.sleep(0.15)
+    assert not watching.done(), "it listens"
+    service.close()
+    sentence = rf"Ray's control service \(GCS at 127.0.0.1:{port}\) is gone"
+    with pytest.raises(NodesLost, match=sentence):
+        await asyncio.wait_for(watching, 5)

@@ -111,6 +111,21 @@ def test_what_cannot_go_on_is_one_sentence(run, tmp_path, what, changes, sentenc
     assert sentence in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_run_that_was_ended_before_its_last_evaluation_goes_on_for_it(run, tmp_path):
+    due = {"steps": 3, "eval": {"before": True, "after": True}}
+    (run / "metrics.jsonl").write_text(
+        '{"step": 0, "eval/sensors/pass_rate": 0.5}\n{"step": 3, "rollout/all/reward": 1.0}\n'
+    )
+    _, found = find_resume("demo", settings(tmp_path, **due))
+    assert found.step == 3
+    with pytest.raises(ConfigError, match="is at step 3 already and steps is 2"):
+        find_resume("demo", settings(tmp_path, **due | {"steps": 2}))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "eval/sensors/pass_rate": 0.75}\n')
+    with pytest.raises(ConfigError, match="is at step 3 already and steps is 3"):
+        find_resume("demo", settings(tmp_path, **due))
+
+
 def test_a_run_without_a_whole_checkpoint_and_one_without_a_position_are_refused(tmp_path):
     folder = RunFolder(settings(tmp_path))
     folder.close()

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import sqlite3
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -605,3 +606,37 @@ async def test_an_evaluation_without_the_learners_node_ends_with_the_run(start, 
     with pytest.raises(NodesLost, match=r"node 10.0.0.7 is gone: learner; without its learner"):
         await asyncio.wait_for(run.main(), 30)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_after_so_many_minutes_without_a_checkpoint_the_next_step_has_one_until_a_later_is_there(
+    start, monkeypatch
+):
+    now = [0.0]
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: now[0])
+    monkeypatch.setattr("rl.loop.checkpoints.time", clock)
+    run = start(checkpoint_every=4, checkpoint_minutes=2)
+    step = run.learner.step
+
+    async def minute_long(number, samples):
+        now[0] += 60
+        return await step(number, samples)
+
+    run.learner.step = minute_long
+    removed: list[str] = []
+    monkeypatch.setattr("rl.loop.checkpoints.remove", lambda path: removed.append(path.name))
+    await asyncio.wait_for(run.main(), 30)
+    saved = [path.rpartition("/")[2] for name, path in run.actors.log if name == "save"]
+    assert saved == ["step_2", "step_4", "step_5"], "4 and 5 by their step, 2 by the clock"
+    assert removed == ["step_2"]
+
+
+async def test_a_default_run_loses_minutes_at_most():
+    assert 0 < RunConfig.model_validate(SETTINGS).checkpoint_minutes <= 15
+
+
+async def test_a_run_whose_steps_are_made_plays_its_evaluation_alone(start):
+    run = start(eval={"before": True, "after": True, "tasks": 4}, steps=3)
+    run.book.learner_version, run.resumed = 3, SimpleNamespace(step=3, checkpoint="step_3")
+    await asyncio.wait_for(run.main(), 30)
+    assert not any(spec.train for _, spec in run.dispatcher.played)
+    assert set(run.book.stats.evals) == {"after"}

@@ -23,6 +23,7 @@ from rl.record.status import (
     read_status,
     sentence,
     suspect,
+    write_end,
 )
 from rl.record.waiting import Latency, PhaseTimes, WaitingTable, deadline, merge, worst
 from rollout.trajectory import Phase
@@ -184,6 +185,40 @@ def test_the_command_says_what_a_run_does_and_waits_for(config):
     folder.close()
     ended = CliRunner().invoke(app, ["status", str(folder.path)])
     assert "not running any more" in ended.stdout
+
+
+def test_a_run_that_has_ended_is_a_verdict_its_results_and_nothing_in_flight(config):
+    folder = RunFolder(config)
+    many = tuple(waiting(f"g{n:06}.0") for n in range(30))
+    folder.status(status(waiting=many).as_json())
+    shown = CliRunner().invoke(app, ["status", str(folder.path)], env={"COLUMNS": "160"}).stdout
+    assert shown.startswith("running: training, step 3 of 9")
+    assert shown.count("g0000") == 10 and "and 20 more (--json has all)" in shown
+    folder.summary(
+        {
+            "status": "finished",
+            "steps": 9,
+            "eval": {"before": {"a": 0.25}, "after": {"a": 0.75}, "faults": {"before": 0}},
+        }
+    )
+    folder.close()
+    write_end(folder.path, "finished", "")
+    shown = CliRunner().invoke(app, ["status", str(folder.path)], env={"COLUMNS": "160"}).stdout
+    first, *rest = shown.splitlines()
+    assert first.startswith("finished 0 s ago, step 9 of 9")
+    assert "0.25" in shown and "0.75" in shown and len(rest) <= 10
+    state = read_status(folder.path)
+    assert (state.in_flight, state.waiting, state.counts) == (0, (), {})
+    assert not any(one.fault or one.asked for one in state.actors)
+
+
+def test_a_run_that_never_began_to_play_has_a_verdict_too(config):
+    folder = RunFolder(config)
+    folder.close()
+    write_end(folder.path, "failed", "error: engine-0 could not start: no GPU")
+    said = CliRunner().invoke(app, ["status", str(folder.path)]).stdout
+    assert said.startswith("failed 0 s ago, before its first step")
+    assert "error: engine-0 could not start: no GPU" in said
 
 
 def test_a_run_that_does_not_write_any_more_is_suspected_itself():

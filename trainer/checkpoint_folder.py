@@ -66,9 +66,14 @@ def prune(folder: Path, keep: int) -> None:
     """Remove all but the `keep` checkpoints of the highest steps, which have to be whole to count."""
     whole = [p for _, p in sorted(steps(folder)) if p.suffix != PARTIAL and (p / RECORD).is_file()]
     for path in whole[: max(0, len(whole) - keep)]:
-        # First the mark: what is left of a removal that is killed is no checkpoint.
-        (path / RECORD).unlink()
-        shutil.rmtree(path)
+        remove(path)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, if it is there."""
+    # First the mark: what is left of a removal that is killed is no checkpoint.
+    (checkpoint / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def read_record(folder: Path) -> Record:

@@ -9,6 +9,10 @@ from rl.record.status import SILENT_SECONDS
 # An actor that owes an answer for so long does not answer.
 LATE_SECONDS = 10.0
 _MOST_ROWS = 300
+# States of an actor that is as it should be.
+WELL = ("answers", "ended with the run")
+# States of a run in which nothing is in flight, whatever the last status says.
+OVER = ("finished", "failed", "interrupted", "ended")
 
 
 def health_figures(run: RunData) -> list[Figure]:
@@ -17,14 +21,16 @@ def health_figures(run: RunData) -> list[Figure]:
     if status is None:
         return [Figure("state", state, written(run))]
     rows = actor_rows(run)
-    well = sum(row["state"] == "answers" for row in rows)
+    well = sum(row["state"] in WELL for row in rows)
     when = "" if state in ("running", "silent") else ", in its last status"
+    flying = 0 if state in OVER else status.in_flight
+    buffered = 0 if state in OVER else status.buffered
     return [
         Figure("state", state, status.stage[:80] if state == "running" else written(run)),
         Figure("learner", f"{status.step} / {status.steps}", status.learner[:200]),
         Figure("actors", f"{well} of {len(rows)}", f"answered{when}"),
-        Figure("in flight", f"{status.in_flight:,}", f"trajectories{when}"),
-        Figure("buffered", f"{status.buffered:,}", "trajectories that wait for the learner"),
+        Figure("in flight", f"{flying:,}", f"trajectories{when}"),
+        Figure("buffered", f"{buffered:,}", "trajectories that wait for the learner"),
         Figure("window", " ".join(map(str, status.window[:8])) or "-", "live versions"),
     ]
 
@@ -38,9 +44,13 @@ def actor_rows(run: RunData, now: float | None = None) -> list[dict[str, str]]:
     live = run.state(now) == "running"
     at = now if live else run.status.time
     rows = []
+    over = run.state(now) in OVER
     for actor in run.status.actors[:_MOST_ROWS]:
         waits = 0.0 if actor.asked is None else at - actor.asked
-        if actor.fault:
+        if over:
+            # Whatever it owed when the run ended, it ended with the run.
+            state = "ended with the run" if actor.seen is not None else "not heard of"
+        elif actor.fault:
             state = f"failed: {actor.fault}"
         elif waits > LATE_SECONDS:
             state = f"no answer for {waits:.0f} s"
@@ -58,12 +68,12 @@ def actor_rows(run: RunData, now: float | None = None) -> list[dict[str, str]]:
                 "seen": "never" if actor.seen is None else f"{max(0.0, at - actor.seen):.0f} s",
             }
         )
-    return sorted(rows, key=lambda row: (row["state"] == "answers", row["name"]))
+    return sorted(rows, key=lambda row: (row["state"] in WELL, row["name"]))
 
 
 def waiting_rows(run: RunData) -> list[dict[str, str]]:
     """Rows of the waiting-for table, the most suspicious trajectory first."""
-    if run.status is None:
+    if run.status is None or run.state() in OVER:
         return []
     return [
         {
@@ -84,7 +94,7 @@ def waiting_rows(run: RunData) -> list[dict[str, str]]:
 
 def phase_rows(run: RunData) -> list[dict[str, str]]:
     """Number of trajectories in each phase, per environment."""
-    if run.status is None:
+    if run.status is None or run.state() in OVER:
         return []
     return [
         {

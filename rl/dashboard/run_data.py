@@ -126,6 +126,8 @@ class RunData:
         if self.summary is not None:
             said = self.summary.status
             return said if said in ("finished", "failed", "interrupted") else "ended"
+        if self.status is not None and self.status.outcome:
+            return self.status.outcome
         if self.status is None and not self.series:
             return "starting"
         silent = (time.time() if now is None else now) - self.written

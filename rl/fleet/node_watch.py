@@ -13,10 +13,13 @@ from typing import Protocol
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from rl.actors.handles import Actors
-from rl.nodes.deadline import within
-from rl.nodes.nodes import alive_nodes, ask_node
+from rl.nodes.deadline import in_daemon, within
+from rl.nodes.nodes import alive_nodes, ask_node, control_answers
 
 LOOK_SECONDS = 2.0
+# Ray's control service is gone once nobody has listened at its address for so long. Ray itself ends the
+# process without a word after 60 s. On a cluster the service may be started anew by then.
+CONTROL_SECONDS, CLUSTER_CONTROL_SECONDS = 2.0, 30.0
 # For Ray's control service to say which nodes there are.
 ANSWER_SECONDS = 60.0
 # For it to notice that a node is gone; its own settings say 25 s or so.
@@ -25,6 +28,10 @@ NOTICE_SECONDS = 60.0
 
 class NodesLost(Exception):
     """The run cannot go on without what was on a node; the message is one sentence."""
+
+
+class ControlLost(NodesLost):
+    """Ray's control service is gone: nothing can be asked of Ray any more."""
 
 
 class Engines(Protocol):
@@ -55,8 +62,18 @@ class NodeWatch:
     """Watches the actors of one run."""
 
     def __init__(
-        self, actors: Actors, fleet: Engines, restarts: Replacements, journal: Says
+        self,
+        actors: Actors,
+        fleet: Engines,
+        restarts: Replacements,
+        journal: Says,
+        control: str = "",
+        control_seconds: float = CONTROL_SECONDS,
     ) -> None:
+        """control: host:port of Ray's control service, "" where it is not watched. control_seconds: for which
+        it may be away."""
+        self.control = control
+        self.control_seconds = control_seconds
         self.actors = actors
         self.fleet = fleet
         self.restarts = restarts
@@ -69,14 +86,41 @@ class NodeWatch:
 
     async def watch(self) -> None:
         """Look again and again. Raises NodesLost, and SyncError where no engine is left."""
+        # Apart: a look waits for the control service, however long that takes.
+        loops = [
+            asyncio.create_task(self._watch_nodes()),
+            asyncio.create_task(self._watch_control()),
+        ]
         try:
-            while True:
-                await asyncio.sleep(LOOK_SECONDS)
-                await self.look()
+            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for loop in done:
+                loop.result()
         finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
             for asked in self._asked.values():
                 asked.cancel()
             await asyncio.gather(*self._asked.values(), return_exceptions=True)
+
+    async def _watch_nodes(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.look()
+
+    async def _watch_control(self) -> None:
+        """Raise NodesLost once Ray's control service is gone; without it Ray ends this process."""
+        heard = time.monotonic()
+        while self.control:
+            await asyncio.sleep(min(LOOK_SECONDS, self.control_seconds))
+            if await control_answers(self.control, LOOK_SECONDS):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self.control_seconds:
+                raise ControlLost(
+                    f"Ray's control service (GCS at {self.control}) is gone: it died or was killed; "
+                    "without it the run cannot go on"
+                )
+        await asyncio.Event().wait()
 
     async def look(self) -> None:
         """Check that the nodes of the run's actors, and its engines, are there. Raises as `watch`."""
@@ -85,7 +129,7 @@ class NodeWatch:
         async with self._looking:
             if self._end is not None:
                 raise self._end
-            alive = await within(asyncio.to_thread(alive_nodes), ANSWER_SECONDS)
+            alive = await within(in_daemon(alive_nodes), ANSWER_SECONDS)
             self.actors.addresses |= alive
             for node in {*self.actors.node_of.values()} - alive.keys() - self.gone:
                 await self._lost(node)

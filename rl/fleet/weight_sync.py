@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from rl.actors.handles import Actors
 from rl.fleet.weight_transport import WeightTransport
@@ -130,9 +130,8 @@ class WeightSync:
         except TimeoutError:
             raise SyncError(f"the learner did not {what} version {version} in time") from None
         except Exception as error:
-            raise SyncError(
-                f"the learner could not {what} version {version}: {first_line(error)}"
-            ) from None
+            why = "it died" if isinstance(error, RayActorError) else first_line(error)
+            raise SyncError(f"the learner could not {what} version {version}: {why}") from None
 
     async def _engine(
         self, what: str, act: Callable[[str, int], Awaitable[T]], name: str, version: int

@@ -1,13 +1,15 @@
 """The checkpoints of a run: begun after the steps where one is due, written while training goes on."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from rl.loop.learner_client import LearnerClient
 from rl.loop.watch import Activity
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
-from trainer.checkpoint_folder import CheckpointError
+from trainer.checkpoint_folder import CheckpointError, remove
 
 
 class Checkpoints:
@@ -21,19 +23,26 @@ class Checkpoints:
         progress: Progress,
         *,
         every: int,
+        minutes: float,
         steps: int,
         first: int,
     ) -> None:
-        """every: steps between two, 0 for the last step alone. first: the step that the run starts with, of
-        which there is one."""
+        """every: steps between two, 0 for the last step alone. minutes: after which one is due though no step
+        asks for it, 0 for never; it goes when a later one is there. first: the step that the run starts with,
+        of which there is one."""
         self.learner = learner
         self.activity = activity
         self.folder = folder
         self.progress = progress
         self.every = every
+        self.seconds = 60 * minutes
         self.steps = steps
         self.step = first  # of the last one begun
         self.writing = False
+        self._begun = time.monotonic()
+        # The last one begun, and those that the clock alone asked for.
+        self._target = Path()
+        self._by_clock: set[Path] = set()
 
     async def begin(self, step: int, position: Callable[[], str], *, stopping: bool) -> None:
         """Begin one after this step where it is due, when the one before it has been written.
@@ -41,22 +50,31 @@ class Checkpoints:
         position: where the run stands beside the learner. stopping: this is the last step for now.
         """
         due = step == self.steps or stopping or (self.every and step % self.every == 0)
-        if not due or step == self.step:
+        late = bool(self.seconds) and time.monotonic() - self._begun >= self.seconds
+        if not (due or late) or step == self.step:
             return
         await self.written(stopping=stopping)
-        start = time.time()
+        start, self._begun = time.time(), time.monotonic()
         self.step, self.writing = step, True
-        target = self.folder.path / "checkpoints" / f"step_{step}"
-        await self._wait(self.learner.save(step, str(target.resolve()), position()), stopping)
+        self._target = self.folder.path / "checkpoints" / f"step_{step}"
+        if not due:
+            self._by_clock.add(self._target)
+        target = str(self._target.resolve())
+        await self._wait(self.learner.save(step, target, position()), stopping)
         self.folder.event("learner", f"checkpoint {step}", start, time.time())
 
     async def written(self, *, stopping: bool = False) -> None:
         """Wait for the one in progress, if there is one. Raises CheckpointError where the last one fails."""
-        if self.writing:
-            await self._wait(self.learner.saved(self.step), stopping)
+        if self.writing and await self._wait(self.learner.saved(self.step), stopping):
+            for earlier in self._by_clock - {self._target}:
+                await asyncio.to_thread(remove, earlier)
+                self._by_clock.discard(earlier)
 
-    async def _wait(self, act: Awaitable[None], stopping: bool) -> None:
-        """Wait for `act`. A checkpoint that fails is told, and the run goes on unless it is the last one."""
+    async def _wait(self, act: Awaitable[None], stopping: bool) -> bool:
+        """Wait for `act`. A checkpoint that fails is told, and the run goes on unless it is the last one.
+
+        Returns False where it has failed.
+        """
         try:
             with self.activity.busy(f"writes checkpoint {self.step}"):
                 await act
@@ -64,3 +82,5 @@ class Checkpoints:
             if self.step == self.steps:
                 raise
             self.progress.note(str(error) if stopping else f"{error}; the run goes on without it")
+            return False
+        return True

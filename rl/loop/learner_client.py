@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 from ray import ObjectRef
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from rl.actors.actor_method import Handle
 from rl.actors.learner import LearnerActor
@@ -77,7 +77,8 @@ class LearnerClient:
             raise cause(error) from None
         except RayError as error:
             await self.nodes.explain(error)
-            raise RunError(f"{what}: {first_line(error)} (see {self.logs})") from None
+            how = "the learner died" if isinstance(error, RayActorError) else first_line(error)
+            raise RunError(f"{what}: {how} (see {self.logs})") from None
 
 
 def _references(samples: Sequence[object]) -> Sequence[ObjectRef[list[TrainSample]]]:

@@ -21,7 +21,10 @@ from trainer.checkpoint_folder import latest
 
 @dataclass(frozen=True)
 class Resume:
-    """A run goes on after `step`. notes: what the user is to know of the choice of the checkpoint."""
+    """A run goes on after `step`; where that is its last, only its evaluation is due.
+
+    notes: what the user is to know of the choice of the checkpoint.
+    """
 
     run: Path
     checkpoint: Path
@@ -45,7 +48,10 @@ def find_resume(what: str, config: RunConfig) -> tuple[RunConfig, Resume]:
         raise ConfigError(f"--resume: {run} has no whole checkpoint{told}")
     record = read_checkpoint(found)
     check_same(load_config(run / "config.toml"), config)
-    if record.version >= config.steps:
+    if record.version > config.steps or (
+        record.version == config.steps
+        and not (config.eval.after and evaluation_is_due(run, config.steps))
+    ):
         raise ConfigError(
             f"--resume: {found} is at step {record.version} already and steps is {config.steps}; "
             "give more with --steps"
@@ -53,6 +59,19 @@ def find_resume(what: str, config: RunConfig) -> tuple[RunConfig, Resume]:
     groups, position = read_position(found)
     config = config.model_copy(update={"name": run.name, "runs_dir": str(run.parent)})
     return config, Resume(run, found, record.version, groups, position, tuple(notes))
+
+
+def evaluation_is_due(run: Path, step: int) -> bool:
+    """True if the run has trained up to `step` and was not evaluated there."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines if line.endswith("}")]
+    except (OSError, ValueError):
+        return False
+    return not any(
+        record.get("step") == step and any(key.startswith("eval/") for key in record)
+        for record in records
+    )
 
 
 def check_same(before: RunConfig, now: RunConfig) -> None:

@@ -22,7 +22,7 @@ from rl.cluster import Cluster
 from rl.config import RunConfig
 from rl.fleet.engine_restarts import EngineRestarts
 from rl.fleet.fleet import Fleet
-from rl.fleet.node_watch import NodeWatch
+from rl.fleet.node_watch import CLUSTER_CONTROL_SECONDS, CONTROL_SECONDS, NodeWatch
 from rl.fleet.transports import TRANSPORTS
 from rl.fleet.weight_sync import WeightSync
 from rl.loop.checkpoints import Checkpoints
@@ -34,6 +34,7 @@ from rl.loop.resume import Resume
 from rl.loop.rollouts import Rollouts
 from rl.loop.run_error import RunError
 from rl.loop.watch import Activity, Watch
+from rl.nodes.nodes import control_address
 from rl.nodes.process import first_line
 from rl.record.journal import Journal
 from rl.record.position import write_position
@@ -128,7 +129,14 @@ class Run:
             slow_seconds=engine.start_seconds,
             shared=shared_engines,
         )
-        self.nodes = NodeWatch(self.actors, self.fleet, self.restarts, self.node_journal)
+        self.nodes = NodeWatch(
+            self.actors,
+            self.fleet,
+            self.restarts,
+            self.node_journal,
+            control_address(),
+            CONTROL_SECONDS if config.cluster.address == "local" else CLUSTER_CONTROL_SECONDS,
+        )
 
     def _build_loops(self, first: int) -> None:
         """Build what the loops work with."""
@@ -164,6 +172,7 @@ class Run:
             self.folder,
             self.progress,
             every=config.checkpoint_every,
+            minutes=config.checkpoint_minutes,
             steps=config.steps,
             first=first,
         )
@@ -221,7 +230,14 @@ class Run:
             )
         if self.config.eval.before and self.resumed is None:
             await self.evaluations.run("before", self.watching)
-        left = self.config.steps - self.book.learner_version
+        if left := self.config.steps - self.book.learner_version:
+            await self._train(left)
+        if self.config.eval.after:
+            await self.fleet.settle()
+            await self.evaluations.run("after", self.watching)
+
+    async def _train(self, left: int) -> None:
+        """Make the `left` steps that the run still has to make."""
         self.progress.stage("training: first rollouts", usual=left * STEP_SECONDS)
         self.activity.moved()
         self.stoppable = True
@@ -246,9 +262,6 @@ class Run:
         self.stoppable = False
         if self.stopping:
             raise Interrupted
-        if self.config.eval.after:
-            await self.fleet.settle()
-            await self.evaluations.run("after", self.watching)
 
     def stop(self) -> bool:
         """Ask training to end after the step in progress, with a checkpoint of the last finished one.

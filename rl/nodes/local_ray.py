@@ -1,6 +1,8 @@
 """Ray as Dorado starts it: an instance of this process's own on the loopback, or a cluster that is there."""
 
 import os
+import signal
+import threading
 from typing import Any
 
 import ray
@@ -32,4 +34,12 @@ def _init(**arguments: Any) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    ray.init(configure_logging=True, **quiet, **arguments)
+    # Ray puts a handler of its own there, which raises SystemExit.
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(configure_logging=True, **quiet, **arguments)
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)

@@ -30,6 +30,22 @@ def alive_nodes() -> dict[str, str]:
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
+async def control_answers(address: str, seconds: float) -> bool:
+    """True if something listens at host:port, the address of Ray's control service (GCS)."""
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await within(asyncio.open_connection(host.strip("[]"), int(port)), seconds)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+def control_address() -> str:
+    """host:port of Ray's control service; "" where this process knows none."""
+    return ray.get_runtime_context().gcs_address if ray.is_initialized() else ""
+
+
 def own_node() -> str:
     """The id of the node that this process belongs to."""
     return ray.get_runtime_context().get_node_id()

@@ -170,7 +170,7 @@ class RunFolder:
         while (aside := self.path / "earlier" / str(number)).exists():
             number += 1
         aside.mkdir(parents=True)
-        for name in ("config.toml", "origins.json", "summary.json"):
+        for name in ("config.toml", "origins.json", "summary.json", "status.json"):
             if (self.path / name).exists():
                 (self.path / name).rename(aside / name)
         self._settings()

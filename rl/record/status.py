@@ -1,24 +1,35 @@
-"""status.json in the run folder: what the run is doing now. The run writes it, `dorado status` reads it."""
+"""status.json in the run folder: what the run is doing now, and how it has ended.
+
+The run writes it, a last time with its outcome when it ends; `dorado status` reads it.
+"""
 
 import fcntl
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from rl.config_file import ConfigError
+from rl.record.summary import Summary, read_summary
 from rl.record.waiting import Latency, Waiting
 
 # How often the run writes it, and after how long without it the run's own loop is suspected.
 WRITE_SECONDS = 5.0
 SILENT_SECONDS = 30.0
-# Rows of the waiting-for table that are written; the counts cover all.
+# Rows of the waiting-for table that are written; the counts cover all. A terminal shows the first of them.
 ROWS = 100
+SHOWN_ROWS = 10
+
+# How a run has ended; "" while it has not.
+Outcome = Literal["", "finished", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Status:
     controllers that did not answer; what they play is in no row. ledger: per environment, as
     `rl.samples.ledger.Ledger.counts` has it. latency: per environment and phase. actors: who answered when.
     lost: a sentence for each node and engine that is gone, and for what was started anew elsewhere. nodes:
-    the names of the actors on each, by address.
+    the names of the actors on each, by address. outcome: how the run has ended; said: its last sentence.
     """
 
     time: float
@@ -69,6 +80,8 @@ class Status:
     actors: tuple[ActorState, ...] = ()
     lost: tuple[str, ...] = ()
     nodes: dict[str, list[str]] = field(default_factory=dict)
+    outcome: Outcome = ""
+    said: str = ""
 
     def as_json(self) -> dict[str, object]:
         """For status.json."""
@@ -96,6 +109,52 @@ def read_status(folder: Path) -> Status:
         raise ConfigError(f"status {folder}: status.json cannot be read: {error}") from None
 
 
+def write_end(folder: Path, outcome: Outcome, said: str) -> None:
+    """Write status.json a last time: how the run has ended, and nothing in flight any more.
+
+    Actors that owed an answer owe none. A disk that is full keeps what the run wrote last.
+    """
+    try:
+        last = read_status(folder)
+    except ConfigError:
+        nothing: dict[str, int | None] = {}
+        last = Status(
+            time=0.0,
+            stage="",
+            step=0,
+            steps=0,
+            learner="has not begun",
+            pending=None,
+            engines=nothing,
+            in_flight=0,
+            buffered=0,
+            counts={},
+            waiting=(),
+        )
+    summary = read_summary(folder)
+    end = replace(
+        last,
+        time=time.time(),
+        step=last.step if summary.steps is None else summary.steps,
+        learner="",
+        pending=None,
+        asleep=(),
+        in_flight=0,
+        buffered=0,
+        counts={},
+        waiting=(),
+        silent=(),
+        ledger=last.ledger if summary.ledger is None else summary.ledger,
+        actors=tuple(replace(one, asked=None, fault="") for one in last.actors),
+        outcome=outcome,
+        said=said,
+    )
+    partial = folder / "status.json.partial"
+    with suppress(OSError):
+        partial.write_text(json.dumps(end.as_json()) + "\n")
+        partial.rename(folder / "status.json")
+
+
 def first_fault(error: ValidationError) -> str:
     """The first of what is wrong with a record, such as "waiting: Field required"."""
     first = error.errors(include_url=False)[0]
@@ -115,21 +174,51 @@ def in_progress(folder: Path) -> bool:
     return False
 
 
-def describe(status: Status, *, live: bool, now: float | None = None) -> Group:
-    """For a terminal: the state in a few lines, then the waiting-for table."""
+def describe(
+    status: Status, *, live: bool, summary: Summary | None = None, now: float | None = None
+) -> Group:
+    """For a terminal: the verdict, then the state in a few lines, then results or the waiting-for table."""
     silent = (time.time() if now is None else now) - status.time
-    lines = [f"{status.stage}, step {status.step} of {status.steps}"]
-    if not live:
-        lines.append(f"not running any more; this is how it stood {_ago(silent)} ago")
-    elif silent > SILENT_SECONDS:
-        lines.append(f"the run's own loop does not answer: it wrote this {_ago(silent)} ago")
+    lines = [verdict(status, live=live, silent=silent)]
+    if status.said:
+        lines.append(status.said)
+    if live or not status.outcome:
+        lines += _moment(status)
+    lines += [f"noticed   {sentence}" for sentence in status.lost]
+    shown: list[RenderableType] = [*map(Text, lines)]
+    if summary is not None and not live and (rates := summary.rates()):
+        shown.append(rates_table(rates))
+    if status.waiting:
+        shown.append(waiting_table(status.waiting[:SHOWN_ROWS]))
+    if (more := len(status.waiting) - SHOWN_ROWS) > 0:
+        shown.append(Text(f"and {more} more (--json has all)"))
+    return Group(*shown)
+
+
+def verdict(status: Status, *, live: bool, silent: float) -> str:
+    """The first line: running, or how the run has ended. silent: seconds since the status was written."""
+    done = f"step {status.step} of {status.steps}" if status.steps else "before its first step"
+    if live:
+        if silent > SILENT_SECONDS:
+            return f"the run's own loop does not answer: it wrote this {_ago(silent)} ago; {done}"
+        return f"running: {status.stage}, {done}"
+    if status.outcome:
+        return f"{status.outcome} {_ago(silent)} ago, {done}"
+    return (
+        f"not running any more, and ended without a word (killed?) at {done} in {status.stage}; "
+        f"this is how it stood {_ago(silent)} ago"
+    )
+
+
+def _moment(status: Status) -> list[str]:
+    """The state at the moment of the status, for a run that had not ended by then."""
     window = " ".join(map(str, status.window))
     held = f"; version {status.pending} waits for a place" if status.pending is not None else ""
     served = "  ".join(
         f"{name}: {_version(v)}{' (asleep)' * (name in status.asleep)}"
         for name, v in sorted(status.engines.items())
     )
-    lines += [
+    lines = [
         f"learner   {status.learner}",
         f"window    {window}{held}",
         f"engines   {served}",
@@ -138,11 +227,21 @@ def describe(status: Status, *, live: bool, now: float | None = None) -> Group:
     if len(status.nodes) > 1:
         lines += [f"on {node}: {', '.join(names)}" for node, names in sorted(status.nodes.items())]
     lines += [f"silent    {name} does not answer" for name in status.silent]
-    lines += [f"noticed   {sentence}" for sentence in status.lost]
     for env, phases in sorted(status.counts.items()):
         said = ", ".join(f"{count} in {phase}" for phase, count in sorted(phases.items()))
         lines.append(f"          {env}: {said}")
-    return Group(*map(Text, lines), waiting_table(status.waiting))
+    return lines
+
+
+def rates_table(rates: Mapping[str, tuple[float | None, float | None]]) -> Table:
+    """Table of held-out pass rates before and after training, by environment."""
+    shown = Table(title="held-out pass rate", title_justify="left")
+    shown.add_column("environment")
+    for column in ("before", "after"):
+        shown.add_column(column, justify="right")
+    for env, both in sorted(rates.items()):
+        shown.add_row(env, *("-" if rate is None else f"{rate:.2f}" for rate in both))
+    return shown
 
 
 def waiting_table(rows: tuple[Waiting, ...]) -> Table:

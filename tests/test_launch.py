@@ -1,0 +1,136 @@
+"""The ends of `dorado train`: one sentence, an exit code, and a status that says the same."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from dorado_command import ROOT
+from ray.exceptions import RayError
+from typer.testing import CliRunner
+
+from rl import launch
+from rl.actors.handles import StartError
+from rl.cli import app
+from rl.fleet.node_watch import ControlLost
+from rl.fleet.weight_sync import SyncError
+from rl.loop.run_error import RunError
+from rl.record.status import read_status
+
+CONFIG = """
+name = "demo"
+model = { init = {} }
+[[env]]
+id = "calculator"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "demo.toml"
+    file.write_text(CONFIG)
+    return file
+
+
+def ends(config: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> tuple[int, str]:
+    """The exit code and the output of a run that ends with this error."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(launch, "_train", fail)
+    result = CliRunner().invoke(app, ["train", str(config)])
+    assert "Traceback" not in result.output
+    return result.exit_code, " ".join(result.output.split())
+
+
+ANEW = "it has no checkpoint yet: dorado train runs/demo/config.toml begins it anew"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (RunError("learner step 3: the learner died (see logs)"), 1, "the learner died"),
+        (SyncError("no engine is left: engine-0 died"), 1, "no engine is left: engine-0 died"),
+        (ControlLost("Ray's control service is gone"), 1, "control service is gone"),
+        (RayError("the object store is gone"), 1, "error: Ray: the object store is gone"),
+        (KeyboardInterrupt(), 130, "interrupted; what there is lies in runs/demo"),
+        (asyncio.CancelledError(), 130, "interrupted; what there is lies in runs/demo"),
+    ],
+)
+def test_every_end_is_one_sentence_with_what_to_type_next(
+    config, monkeypatch, error, code, sentence
+):
+    ended, said = ends(config, monkeypatch, error)
+    assert ended == code
+    assert sentence in said and said.endswith(ANEW)
+    status = read_status(Path("runs/demo"))
+    assert status.outcome == ("interrupted" if code == 130 else "failed")
+    assert sentence.removeprefix("error: ") in status.said
+
+
+def test_a_start_that_fails_is_the_sentence_of_who_could_not_start(config, monkeypatch):
+    ended, said = ends(config, monkeypatch, StartError("engine-0 could not start: no GPU"))
+    assert ended == 1 and said.endswith("error: engine-0 could not start: no GPU")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), SystemExit(3)])
+def test_an_error_that_nobody_foresaw_is_a_sentence_too_and_its_traceback_in_the_folder(
+    config, monkeypatch, error
+):
+    ended, said = ends(config, monkeypatch, error)
+    assert ended == 1
+    assert f"error: {type(error).__name__}: {error}" in said and "runs/demo/logs/error.log" in said
+    assert "Traceback" in Path("runs/demo/logs/error.log").read_text()
+    assert read_status(Path("runs/demo")).outcome == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_ray_is_up_ends_the_run_with_a_sentence(config, monkeypatch, number):
+    def wait(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(launch, "_train", wait)
+    before = signal.getsignal(number)
+    result = CliRunner().invoke(app, ["train", str(config)])
+    assert result.exit_code == 130
+    assert "interrupted; what there is lies in runs/demo" in " ".join(result.output.split())
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_settings_are_checked_is_a_word_and_leaves_nothing(
+    config, monkeypatch, number
+):
+    monkeypatch.setattr("rl.preflight.check_run", lambda _: os.kill(os.getpid(), number))
+    result = CliRunner().invoke(app, ["train", str(config)])
+    assert (result.exit_code, result.output.strip()) == (130, "interrupted")
+    assert not Path("runs").exists()
+
+
+def test_a_second_signal_does_not_disturb_the_ending_and_one_that_was_ignored_stays_so():
+    script = """
+import os, signal, time
+from rl.commands import ignore_signals, interruptible
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+try:
+    with interruptible():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+except KeyboardInterrupt:
+    ignore_signals()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    print("ended whole")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (ended.returncode, ended.stdout) == (0, "ended whole\n"), ended.stderr
