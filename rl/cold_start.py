@@ -66,7 +66,7 @@ def make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
     """Write the cold-started policy into `folder`. Raises ColdStartError."""
     try:
         _make_cold_start(config, folder, report)
-    except OSError as error:  # of the disk, or of the Hub
+    except (OSError, FloatingPointError) as error:  # of the disk, of the Hub, or of the training
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ColdStartError(f"cold start: {reason}") from error
 

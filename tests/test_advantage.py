@@ -14,6 +14,7 @@ from trainer.advantage import (
     CRITIC_ADVANTAGES,
     GROUP_ADVANTAGES,
     advantage_names,
+    all_equal,
     batch_normalised,
     dr_grpo,
     gae,
@@ -46,6 +47,42 @@ def test_equal_rewards_have_no_advantage():
     assert dr_grpo([0.1] * 3) == pytest.approx([0, 0, 0])
     assert rloo([0.1] * 3) == pytest.approx([0, 0, 0])
     assert reinforce_pp([0.1] * 3, [1, 2, 9]) == [0, 0, 0]
+
+
+IN_TWO_ORDERS = [0.1 + 0.2 + 0.3, *[0.3 + 0.2 + 0.1] * 3]
+ALMOST_EQUAL = {
+    "sums in two orders": IN_TWO_ORDERS,
+    "sums that should be 0": [0.1 + 0.2 - 0.3, 0.0, 0.0, 0.0],
+    "large ones": [1e9 * r for r in IN_TWO_ORDERS],
+    "negative ones": [-r for r in IN_TWO_ORDERS],
+    "a judge in float32": [0.1, 0.10000000149011612, 0.1],
+    "one alone": [0.7],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("name", ALMOST_EQUAL)
+def test_rewards_that_differ_by_rounding_are_equal_for_every_advantage(name):
+    values = ALMOST_EQUAL[name]
+    assert all_equal(values)
+    nothing = [0.0] * len(values)
+    assert grpo(values) == dr_grpo(values) == rloo(values) == nothing
+    assert reinforce_pp(values, range(1, len(values) + 1)) == nothing
+
+
+@pytest.mark.parametrize("values", [[0.0, 1e-6], [1.0, 1.0 + 1e-5], [1e6, 1e6 + 1], [-1e-3, 1e-3]])
+def test_small_differences_of_rewards_are_differences(values):
+    assert not all_equal(values)
+    assert grpo(values) == pytest.approx([-1, 1], rel=1e-5)
+
+
+def test_the_deviation_has_an_epsilon_and_is_the_populations():
+    """By hand: the squares' mean over the members, and 1e-9 squared beside it."""
+    values = [0.0, 4e-9]
+    wanted = 2e-9 / math.sqrt(4e-18 + 1e-18)
+    assert grpo(values) == pytest.approx([-wanted, wanted])
+    assert reinforce_pp(values, [3, 3]) == pytest.approx([-wanted, wanted])
+    assert grpo([2.0, 4.0, 9.0])[2] == pytest.approx(4 / math.sqrt((9 + 1 + 16) / 3))
 
 
 @given(rewards)

@@ -24,7 +24,7 @@ from trainer.loss import LOSSES
 from trainer.moe.experts import GroupedExperts
 from trainer.policy import load_policy
 from trainer.sample import TrainSample
-from trainer.sample_check import BadSample
+from trainer.sample_check import MOST_SET_ASIDE, BadSample, NotFinite
 from trainer.scorer import Scorer
 from trainer.small.sft import train_sft
 
@@ -299,14 +299,69 @@ def test_with_the_engines_logprobs_as_behaviour_no_past_weights_are_needed(check
     assert metrics["parity/tokens"] == 0 and math.isnan(metrics["parity/mean_abs_dlogp"])
 
 
+def with_number(s: TrainSample, name: str, value: float) -> TrainSample:
+    """The sample with this reward, or this number at the first policy token of one of its lists."""
+    if name == "reward":
+        return replace(s, reward=value)
+    first = s.loss_mask.index(True)
+    numbers = [value if t == first else one for t, one in enumerate(getattr(s, name))]
+    return replace(s, **{name: tuple(numbers)})
+
+
+def fresh(ours: Learner) -> list[TrainSample]:
+    """Samples of the present version."""
+    return with_rollout_logprobs(samples(), ours.logprobs(samples()), ours.version)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["reward", "advantages", "rollout_logprobs"])
+def test_a_sample_that_is_not_finite_is_set_aside_and_the_others_train(checkpoint, name, value):
+    ours, without = learner(checkpoint), learner(checkpoint)
+    first, *rest = fresh(ours)
+    metrics = ours.step([with_number(first, name, value), *rest]).metrics
+    assert (metrics["learner/samples_set_aside"], metrics["learner/updates_set_aside"]) == (1, 0)
+    wanted = without.step(rest).metrics
+    assert metrics["loss/loss"] == wanted["loss/loss"]
+    assert ours.logprobs(samples()) == without.logprobs(samples())
+
+
+def test_a_batch_of_which_nothing_is_left_changes_nothing_and_the_run_ends_after_many(checkpoint):
+    ours = learner(checkpoint, keep_versions=1)
+    before = ours.logprobs(samples())
+    for version in range(MOST_SET_ASIDE):
+        metrics = ours.step([replace(s, reward=math.nan) for s in samples(version)]).metrics
+        assert metrics["learner/updates_set_aside"] == 1
+        assert metrics["learner/samples_set_aside"] == len(LENGTHS)
+    assert ours.version == MOST_SET_ASIDE and ours.logprobs(samples()) == before
+    with pytest.raises(
+        NotFinite, match=r"sample s0 \(fake\): its reward is nan.* 6 updates in a row"
+    ):
+        ours.step([replace(s, reward=math.nan) for s in samples(MOST_SET_ASIDE)])
+
+
+def test_samples_that_mostly_are_not_finite_end_the_run_too(checkpoint):
+    ours = learner(checkpoint)
+
+    def mostly_broken() -> list[TrainSample]:
+        good = fresh(ours)
+        return [*good[:3], *(with_number(s, "advantages", math.nan) for s in good[3:])]
+
+    for _ in range(MOST_SET_ASIDE):
+        assert ours.step(mostly_broken()).metrics["learner/updates_set_aside"] == 0
+    ours.step(fresh(ours))
+    for _ in range(MOST_SET_ASIDE):
+        ours.step(mostly_broken())
+    with pytest.raises(NotFinite, match="the advantage of token"):
+        ours.step(mostly_broken())
+
+
 def test_a_batch_that_cannot_be_trained_on_is_refused_before_anything_changes(checkpoint):
     ours = learner(checkpoint)
     before = ours.logprobs(samples())
-    first, *rest = samples()
-    with pytest.raises(BadSample, match=r"sample s0 \(fake\): its reward is nan"):
-        ours.step([replace(first, reward=math.nan), *rest])
     with pytest.raises(BadSample, match="holds no sample"):
         ours.step([])
+    with pytest.raises(BadSample, match="are more than the 64 of learner"):
+        ours.step([sample("long", 65, random.Random(0))])
     assert ours.version == 0 and ours.logprobs(samples()) == before
 
 
@@ -329,17 +384,56 @@ def test_the_advantage_over_the_batch_is_the_learners_to_compute(checkpoint):
     assert gained > 0
 
 
-def test_a_gradient_that_is_not_finite_ends_training_and_changes_nothing(checkpoint):
-    ours = learner(checkpoint, keep_versions=1)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gradient_that_is_not_finite_is_dropped_and_later_updates_are_as_without_it(
+    checkpoint, dtype
+):
+    ours, without = (learner(checkpoint, keep_versions=1, dtype=dtype) for _ in range(2))
     before = ours.logprobs(samples())
-    broken = [
-        replace(s, advantages=tuple(math.inf * a if a else 0.0 for a in s.advantages))
-        for s in samples()
-    ]
-    with pytest.raises(FloatingPointError, match="update 0 is"):
-        ours.step(broken)
-    assert ours.version == 0
+    huge = [replace(s, advantages=tuple(1e38 * a for a in s.advantages)) for s in fresh(ours)]
+    result = ours.step(huge)
+    assert result.metrics["learner/updates_set_aside"] == 1
+    assert all(math.isfinite(v) for v in result.metrics.values()) and result.token_scores == []
+    assert (ours.version, ours.optimizer.updates) == (1, 0)
     assert ours.logprobs(samples()) == before
+    metrics = ours.step(fresh(ours)).metrics
+    assert metrics["loss/loss"] == without.step(fresh(without)).metrics["loss/loss"]
+    assert ours.logprobs(samples()) == without.logprobs(samples())
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_a_kernel_that_gives_nan_costs_its_update_only_and_the_run_after_many(checkpoint, pass_):
+    ours = learner(checkpoint)
+    before = ours.logprobs(samples())
+
+    def broken(module, given, out: torch.Tensor) -> torch.Tensor:
+        if pass_ == "forward":
+            return out * math.nan
+        out.register_hook(lambda gradient: gradient * math.nan)
+        return out
+
+    hook = ours.model.model.norm.register_forward_hook(broken)
+    for _ in range(MOST_SET_ASIDE):
+        metrics = ours.step(samples(ours.version)).metrics
+        assert metrics["learner/updates_set_aside"] == 1
+    with pytest.raises(NotFinite, match=r"of update 0 is nan: the weights stay as they are"):
+        ours.step(samples(ours.version))
+    hook.remove()
+    assert ours.logprobs(samples()) == before
+    ours.step(samples(ours.version))
+    assert ours.logprobs(samples()) != before
+
+
+def test_imitation_sets_an_update_aside_too(checkpoint):
+    ours = learner(checkpoint)
+    before = ours.logprobs(samples())
+    hook = ours.model.model.norm.register_forward_hook(lambda module, given, out: out * math.inf)
+    for _ in range(MOST_SET_ASIDE):
+        ours.sft_step(samples())
+    with pytest.raises(NotFinite, match="update 0 is"):
+        ours.sft_step(samples())
+    hook.remove()
+    assert (ours.optimizer.updates, ours.logprobs(samples())) == (0, before)
 
 
 def test_imitation_lowers_the_loss_and_makes_no_version(family_checkpoint):

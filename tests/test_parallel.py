@@ -24,7 +24,7 @@ from trainer.moe.experts import GroupedExperts
 from trainer.parallel import ALONE, Ranks, shard
 from trainer.policy import outline_policy
 from trainer.sample import TokenScores, TrainSample
-from trainer.sample_check import BadSample
+from trainer.sample_check import MOST_SET_ASIDE, NotFinite
 
 # Up to four processes that train: over two minutes of CPU time in all.
 pytestmark = pytest.mark.slow
@@ -182,27 +182,28 @@ def test_ranks_whose_samples_are_of_other_versions_score_them_together(two_ranks
     assert_same(found, wanted, 1e-5)
 
 
-def bad_calls(join: Join, folder: Path) -> tuple[str, str, list[list[float]], list[list[float]]]:
+def bad_calls(join: Join, folder: Path) -> tuple[list[dict[str, float]], str, bool]:
     ours = learner(join, folder, 2)
     before = ours.logprobs(samples())
-    told = []
-    for change in (
-        {"reward": float("nan")},
-        {"advantages": tuple(1e38 if m else 0.0 for m in samples()[0].loss_mask)},
-    ):
-        with pytest.raises((BadSample, FloatingPointError)) as raised:
-            ours.step([replace(samples()[0], **change), *samples()[1:]])
-        told.append(str(raised.value))
-        ours.optimizer.adam.zero_grad()
-    return told[0], told[1], before, ours.logprobs(samples())
+    huge = {"advantages": tuple(1e38 if m else 0.0 for m in samples()[0].loss_mask)}
+    broken = [replace(s, reward=float("nan")) for s in samples()]
+    calls = [broken, [replace(samples()[0], **huge), *samples()[1:]]]
+    found = [ours.step(call).metrics for call in calls]
+    with pytest.raises(NotFinite) as raised:
+        for _ in range(MOST_SET_ASIDE):
+            ours.step(broken)
+    unchanged = ours.logprobs(samples()) == before
+    ours.step([replace(s, versions=(ours.version,) * len(s.versions)) for s in samples()])
+    return found, str(raised.value), unchanged and ours.logprobs(samples()) != before
 
 
-def test_what_one_rank_refuses_all_refuse_and_nothing_changes(two_ranks, checkpoint):
+def test_what_one_rank_sets_aside_all_set_aside_and_nothing_changes(two_ranks, checkpoint):
     """One sample's gradient is computed on one rank only."""
-    for sentence, infinite, before, after in two_ranks(bad_calls, checkpoint):
-        assert sentence == "sample s0 (fake): its reward is nan; it has to be finite"
-        assert infinite.startswith("the gradient norm of update 0 is ")
-        assert after == before
+    for found, sentence, unchanged in two_ranks(bad_calls, checkpoint):
+        assert [f["learner/updates_set_aside"] for f in found] == [1, 1]
+        assert [f["learner/samples_set_aside"] for f in found] == [len(samples()), 0]
+        assert sentence.startswith("sample s0 (fake): its reward is nan; it has to be finite; 6 ")
+        assert unchanged
 
 
 def imitate(join: Join, folder: Path, expert_parallel: int) -> list[dict[str, float]]:

@@ -134,6 +134,14 @@ async def test_well_formed_is_the_share_of_turns_without_a_bad_call():
     assert await well_formed(TASK, trajectory(turns=())) == {"well_formed": 0.0}
 
 
+async def test_the_order_of_rewards_does_not_change_their_sum():
+    parts = {"a": 0.1, "b": 0.2, "c": 0.3}
+    orders = (parts, dict(reversed(parts.items())))
+    found = [await score(trajectory(env_rewards=p), [], {}, seconds=1) for p in orders]
+    assert found[0].reward == found[1].reward == 0.6
+    assert sum(orders[0].values()) != sum(orders[1].values())
+
+
 async def test_a_reward_is_the_weighted_sum_of_evidence_and_judges():
     found = await score(answering("42"), [exact, style], {"style": 0.1, "exact": 2.0}, seconds=1)
     assert found.rewards == {"solved": 1.0, "exact": 1.0, "style": 0.5}

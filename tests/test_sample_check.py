@@ -63,3 +63,13 @@ def test_what_the_policy_did_not_write_needs_no_logprob():
     assert not first.loss_mask[0]
     unknown = replace(first, rollout_logprobs=(math.nan, *first.rollout_logprobs[1:]))
     check_samples([unknown, *rest], 12)
+
+
+@pytest.mark.parametrize("advantage", [math.nan, math.inf, -math.inf])
+def test_an_advantage_that_is_not_finite_is_named_with_its_token(advantage):
+    first, *rest = batch()
+    token = first.loss_mask.index(True)
+    values = [advantage if t == token else a for t, a in enumerate(first.advantages)]
+    assert sentence([replace(first, advantages=tuple(values)), *rest]) == (
+        f"sample g1.0 (fake): the advantage of token {token} is {advantage}; it has to be finite"
+    )

@@ -47,6 +47,14 @@ def test_equal_rewards_are_filtered_as_zero_variance():
     ]
 
 
+def test_rewards_that_differ_by_the_order_of_a_sum_are_equal():
+    rewards = [0.1 + 0.2 + 0.3, *[0.3 + 0.2 + 0.1] * 3]
+    assert rewards[0] != rewards[1]
+    members = [scored(f"t{i}", reward) for i, reward in enumerate(rewards)]
+    samples, dropped = group_samples(members, "grpo", filter_zero_variance=True)
+    assert (samples, [d.reason for d in dropped]) == ([], ["zero_variance"])
+
+
 def test_without_the_filter_equal_rewards_are_samples_without_an_advantage():
     members = [scored(f"t{i}", 0.3) for i in range(3)]
     samples, dropped = group_samples(members, "grpo", filter_zero_variance=False)

@@ -9,39 +9,76 @@ A new one is a function here and an entry in the dict of its kind at the end.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import fsum, sqrt
-from statistics import fmean, pstdev
+from statistics import fmean, pvariance
 from typing import Protocol
 
 from trainer.sample import TrainSample
 
+# Rewards that are no further apart are equal: four roundings of float32, in which some judges compute,
+# relative to the largest reward.
+ROUNDING = 4 * 2.0**-23
+# And so are those that are apart by less than this, whatever their size: sums that should be 0. The epsilon
+# in a standard deviation as well.
+SMALLEST = 1e-9
+
+
+def all_equal(rewards: Sequence[float]) -> bool:
+    """True if the rewards differ by no more than rounding, so that none of them is the better one.
+
+    E.g. 0.1 + 0.2 + 0.3 beside 0.3 + 0.2 + 0.1, of which the first is larger by 1e-16.
+    """
+    if not rewards:
+        return True
+    low, high = min(rewards), max(rewards)
+    return high - low <= max(ROUNDING * max(abs(low), abs(high)), SMALLEST)
+
+
+def deviation(variance: float) -> float:
+    """The standard deviation with its epsilon, sqrt(variance + SMALLEST^2): never 0."""
+    return sqrt(variance + SMALLEST**2)
+
 
 def grpo(rewards: Sequence[float]) -> list[float]:
-    """(r - mean) / std over the group (GRPO, arXiv 2402.03300, section 4.1.2); all 0 where std is 0."""
-    mean, std = fmean(rewards), pstdev(rewards)
-    return [(r - mean) / std if std > 0 else 0.0 for r in rewards]
+    """(r - mean) / std over the group (GRPO, arXiv 2402.03300, section 4.1.2); all 0 where all are equal.
+
+    std is the population's: divided by the members, not by one less.
+    """
+    if all_equal(rewards):
+        return [0.0] * len(rewards)
+    mean, std = fmean(rewards), deviation(pvariance(rewards))
+    return [(r - mean) / std for r in rewards]
 
 
 def dr_grpo(rewards: Sequence[float]) -> list[float]:
-    """r - mean: without the division, groups of all difficulties weigh alike (arXiv 2503.20783)."""
+    """r - mean: without the division, groups of all difficulties weigh alike (arXiv 2503.20783); all 0 where
+    all are equal."""
+    if all_equal(rewards):
+        return [0.0] * len(rewards)
     mean = fmean(rewards)
     return [r - mean for r in rewards]
 
 
 def rloo(rewards: Sequence[float]) -> list[float]:
     """r less the mean of the others: a baseline that does not depend on the member itself (RLOO, arXiv
-    2402.14740). Needs two members or more."""
+    2402.14740); all 0 where all are equal. Needs two members or more."""
+    if all_equal(rewards):
+        return [0.0] * len(rewards)
     total, others = fsum(rewards), len(rewards) - 1
     return [r - (total - r) / others for r in rewards]
 
 
 def reinforce_pp(rewards: Sequence[float], tokens: Sequence[int]) -> list[float]:
     """(r - mean) / std over all tokens of the batch, a sample's reward being that of each of its `tokens`
-    (REINFORCE++, arXiv 2501.03262, without its KL penalty); all 0 where all rewards are equal."""
-    if min(rewards) == max(rewards):  # where rounding could leave a std just above 0
+    (REINFORCE++, arXiv 2501.03262, without its KL penalty); all 0 where all are equal.
+
+    std is the population's: divided by the tokens, not by one less.
+    """
+    if all_equal(rewards):
         return [0.0] * len(rewards)
     count = sum(tokens)
     mean = fsum(r * n for r, n in zip(rewards, tokens, strict=True)) / count
-    std = sqrt(fsum(n * (r - mean) ** 2 for r, n in zip(rewards, tokens, strict=True)) / count)
+    variance = fsum(n * (r - mean) ** 2 for r, n in zip(rewards, tokens, strict=True)) / count
+    std = deviation(variance)
     return [(r - mean) / std for r in rewards]
 
 

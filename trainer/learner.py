@@ -10,6 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from trainer.optimizer import Optimizer
 from trainer.parallel import ALONE, Ranks, exchanged, materialise, shard
 from trainer.policy import fill_policy, load_policy, outline_policy
 from trainer.sample import TrainSample
-from trainer.sample_check import check_samples
+from trainer.sample_check import SetAside, check_samples
 from trainer.scorer import Scorer, Scores
 from trainer.step_result import StepResult
 from trainer.token_recorder import TokenRecorder
@@ -102,6 +103,7 @@ class Learner:
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
         self.writer = CheckpointWriter()
+        self.set_aside = SetAside()
 
     @property
     def model(self) -> nn.Module:
@@ -111,10 +113,33 @@ class Learner:
     def step(self, samples: Sequence[TrainSample]) -> StepResult:
         """One optimizer update of the configured objective; the policy version grows by one.
 
-        Metrics are per policy token of the batch unless their name says otherwise. Raises BadSample.
+        Samples with a number that is not finite are set aside, and so is an update whose loss or gradient is
+        not: then the new version has the weights of the one before. Metrics are per policy token of the
+        batch unless their name says otherwise. Raises BadSample, and NotFinite after many such updates.
         """
         start = time.perf_counter()
-        check_samples(samples, self.config.micro_batch_tokens)
+        kept, fault = self.set_aside.samples(samples)
+        few = 2 * len(kept) < len(samples)
+        if any(s.num_policy_tokens for s in kept) or not fault:
+            check_samples(kept, self.config.micro_batch_tokens)
+            result, failed = self._train(kept)
+        else:
+            self._begin_version()
+            result, failed = StepResult({"parity/tokens": 0.0}), fault
+        self.set_aside.update(failed or (fault if few else ""))
+        metrics = {
+            **result.metrics,
+            "learner/policy_tokens": float(sum(s.num_policy_tokens for s in kept)),
+            "learner/tokens": float(sum(len(s.token_ids) for s in kept)),
+            "learner/samples_set_aside": float(len(samples) - len(kept)),
+            "learner/updates_set_aside": float(bool(failed)),
+            "time/step_seconds": time.perf_counter() - start,
+        }
+        return replace(result, metrics=metrics)
+
+    def _train(self, samples: Sequence[TrainSample]) -> tuple[StepResult, str]:
+        """Update on samples that are fit for it. Also returns the sentence on why the update was set aside,
+        "" where it was not."""
         samples, targets = self._estimated(samples)
         sums: dict[str, float] = defaultdict(float)
         tokens_S = torch.tensor([s.num_policy_tokens for s in samples], device=self.device)
@@ -123,6 +148,7 @@ class Learner:
         watch = self._watch()
         recorder = TokenRecorder(samples) if self.config.record_tokens else None
         behaviour_seconds = 0.0
+        self.optimizer.forget()
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
             past_N = self._past_logprobs(batch)
@@ -144,23 +170,24 @@ class Learner:
             sums["compared"] += gap_N.numel()
             for name, value in parts.items():
                 sums[name] += value.item()
-        grad_norm = self._update(remember=True)
-        token_scores = recorder.scores(self.ranks) if recorder is not None else []
         sums = self.ranks.total(sums)
+        grad_norm, fault = self._clipped(sums["loss"])
+        self._begin_version()
+        if fault:
+            return StepResult({"parity/tokens": 0.0}), fault
+        self.optimizer.step()
+        token_scores = recorder.scores(self.ranks) if recorder is not None else []
         self._steer(watch)
         metrics = {
             **_means(sums, num_tokens),
             "optim/grad_norm": grad_norm,
             "optim/lr": self.optimizer.lr,
             "time/behaviour_seconds": behaviour_seconds,
-            "time/step_seconds": time.perf_counter() - start,
-            "learner/policy_tokens": float(num_tokens),
-            "learner/tokens": float(all_tokens),
         }
         if watch is None or self.experts is None:
-            return StepResult(metrics, token_scores=token_scores)
+            return StepResult(metrics, token_scores=token_scores), ""
         metrics |= watch.metrics()
-        return StepResult(metrics, self.experts.computing, watch.loads(), token_scores)
+        return StepResult(metrics, self.experts.computing, watch.loads(), token_scores), ""
 
     def _loss_inputs(
         self,
@@ -245,18 +272,26 @@ class Learner:
         return values_N
 
     def sft_step(self, samples: Sequence[TrainSample]) -> dict[str, float]:
-        """One supervised update: mean negative log-likelihood of the policy's tokens."""
+        """One supervised update: mean negative log-likelihood of the policy's tokens.
+
+        Set aside where loss or gradient is not finite; raises NotFinite after many such updates.
+        """
         num_tokens = sum(s.num_policy_tokens for s in samples)
         all_tokens = sum(len(s.token_ids) for s in samples)
         total = 0.0
         watch = self._watch()
+        self.optimizer.forget()
         for batch in self._micro_batches(samples):
             loss = -self._score(batch).logprobs_N.sum() / num_tokens
             (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
             total += loss.item()
-        grad_norm = self._update(remember=False)
-        self._steer(watch)
-        return {"sft/loss": self.ranks.total({"loss": total})["loss"], "optim/grad_norm": grad_norm}
+        total = self.ranks.total({"loss": total})["loss"]
+        grad_norm, fault = self._clipped(total)
+        self.set_aside.update(fault)
+        if not fault:
+            self.optimizer.step()
+            self._steer(watch)
+        return {"sft/loss": total, "optim/grad_norm": grad_norm}
 
     def logprobs(self, samples: Sequence[TrainSample]) -> list[list[float]]:
         """Log-probs of each sample's policy tokens under the present weights."""
@@ -405,16 +440,26 @@ class Learner:
         """The dtype of a weight in a forward pass: of a sharded model the weights are the masters."""
         return weight.dtype if self.ranks.count == 1 else working_dtype(name, self.dtype)
 
-    def _update(self, *, remember: bool) -> float:
-        """Clip, step. With `remember`, a new policy version begins."""
+    def _clipped(self, loss: float) -> tuple[float, str]:
+        """Clip the gradient; returns its norm, and a sentence where norm or loss is not finite, else "". Such
+        a gradient is dropped: it would stay in every later one."""
         norm = self.optimizer.clip()
-        if remember:
-            if self.keep_versions:
-                self.past_weights[self.version] = self._present_weights()
-            self.version += 1
-            self.past_weights.pop(self.version - self.keep_versions - 1, None)
-        self.optimizer.step()
-        return norm
+        for what, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                self.optimizer.forget()
+                update = self.optimizer.updates
+                return (
+                    norm,
+                    f"the {what} of update {update} is {value}: the weights stay as they are",
+                )
+        return norm, ""
+
+    def _begin_version(self) -> None:
+        """Before the weights change: keep those of the version that ends."""
+        if self.keep_versions:
+            self.past_weights[self.version] = self._present_weights()
+        self.version += 1
+        self.past_weights.pop(self.version - self.keep_versions - 1, None)
 
 
 def _means(sums: dict[str, float], num_tokens: int) -> dict[str, float]:

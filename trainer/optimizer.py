@@ -61,16 +61,12 @@ class Optimizer:
         return self.adam.param_groups[0]["lr"]
 
     def clip(self) -> float:
-        """Clip the gradient to `max_grad_norm`; returns its norm before.
-
-        Raises FloatingPointError, the gradient left as it is, where the norm is not finite.
-        """
+        """Clip the gradient to `max_grad_norm`; returns its norm before. One that is not finite is left as it
+        is."""
         grads = [local(p.grad) for p in self.masters.values() if p.grad is not None]
         norm = self.ranks.norm(nn.utils.get_total_norm(grads))
         if not math.isfinite(norm.item()):
-            raise FloatingPointError(
-                f"the gradient norm of update {self.updates} is {norm.item()}: the weights stay as they are"
-            )
+            return norm.item()
         scale = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]
         return norm.item()
@@ -80,9 +76,13 @@ class Optimizer:
         for group in self.adam.param_groups:
             group["lr"] = self.config.lr_at(self.updates)
         self.adam.step()
-        self.adam.zero_grad()
+        self.forget()
         self.refresh()
         self.updates += 1
+
+    def forget(self) -> None:
+        """Leave no gradient behind."""
+        self.adam.zero_grad()
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import pstdev
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from rl.samples.ledger import Closed
 from rollout.repetition import ends_in_repetition
 from rollout.routing import Routing
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
-from trainer.advantage import GROUP_ADVANTAGES
+from trainer.advantage import GROUP_ADVANTAGES, all_equal
 from trainer.config import AdvantageName
 from trainer.sample import TrainSample
 
@@ -50,7 +49,7 @@ def group_samples(
     if (of_group := GROUP_ADVANTAGES.get(advantage)) is not None:
         if len(judged) < 2:
             return [], [*dropped, *([Dropped(ids, "filtered", "no_baseline")] if ids else [])]
-        if filter_zero_variance and pstdev(rewards) == 0:
+        if filter_zero_variance and all_equal(rewards):
             return [], [*dropped, Dropped(ids, "filtered", "zero_variance")]
         advantages = of_group(rewards)
     masked = {m.trajectory.id for m in judged if mask_truncated and cut_off(m.trajectory)}
