@@ -12,6 +12,7 @@ import importlib
 import json
 import random
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ class DatasetEnv(Env):
                     raise ValueError(
                         f"{where}: row {number}: {column!r} has to be text or a number, not {value!r}"
                     )
-                found[name] = str(value)
+                # 0.00001, which Python writes as 1e-05.
+                exponent = isinstance(value, float) and "e" in repr(value)
+                found[name] = format(Decimal(repr(value)), "f") if exponent else str(value)
             if config.answer_after:
                 found["answer"] = found["answer"].rpartition(config.answer_after)[2].strip()
             yield found

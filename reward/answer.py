@@ -1,15 +1,18 @@
-"""Rewards for a final answer that is checked against the task's reference answer."""
+"""Rewards for a final answer that is checked against the task's reference answer.
 
-import asyncio
-import json
-import sys
-from asyncio.subprocess import DEVNULL, PIPE
+Refuses a reference that nothing could equal: the judge fails then, which is no reward of 0.
+"""
+
+import time
+from collections.abc import Iterable
+from decimal import Decimal
 
 from envs.env import Task
+from reward.comparing import compare
+from reward.mathematics import UnreadableReference, is_expression
 from rollout.trajectory import Trajectory
 
-# Exit codes of the comparing process; 0 and 1 are what Python itself ends with.
-EQUAL, DIFFERENT = 10, 11
+CHECK_SECONDS = 10.0
 
 
 def final_answer(trajectory: Trajectory) -> str:
@@ -17,36 +20,62 @@ def final_answer(trajectory: Trajectory) -> str:
     return trajectory.turns[-1].text.strip() if trajectory.turns else ""
 
 
+def reference_answer(task: Task) -> str:
+    """The task's `answer` as a person would write it: 0.00001, and not 1e-05. Raises ValueError."""
+    if "answer" not in task.data:
+        raise ValueError(f"{task_name(task)} has no 'answer' to judge by")
+    answer = task.data["answer"]
+    if isinstance(answer, float) and "e" in repr(answer):
+        return format(Decimal(repr(answer)), "f")
+    return str(answer).strip()
+
+
+def task_name(task: Task) -> str:
+    """Name of a task in a sentence: its row where it says so, and how its question begins."""
+    row, question = task.data.get("row"), str(task.data.get("question", ""))
+    name = f"row {row}" if row is not None else f"task {task.id}"
+    begins = question if len(question) <= 60 else f"{question[:60]}…"
+    return f"environment {task.env!r}, {name}" + (f" ({begins!r})" if question else "")
+
+
 async def exact(task: Task, trajectory: Trajectory) -> dict[str, float]:
     """1 where the final answer is the reference answer, letter by letter."""
-    return {"exact": float(final_answer(trajectory) == str(task.data["answer"]).strip())}
+    return {"exact": float(final_answer(trajectory) == reference_answer(task))}
 
 
 async def mathematics(task: Task, trajectory: Trajectory) -> dict[str, float]:
-    """1 where the final answer and the reference are mathematically equal (the library math-verify).
+    """1 where the final answer and the reference are mathematically equal (`reward.mathematics`).
 
-    Runs in a process of its own: sympy can take for ever on what a policy writes, and the library's own
-    time limit works in a main thread only. The caller's deadline cancels, which ends the process.
+    Compared in processes of their own (`reward.comparing`). Raises ValueError for a reference that is not
+    equal to itself.
     """
-    script = "from reward.answer import compare; import sys; sys.exit(compare())"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", script, stdin=PIPE, stdout=DEVNULL, stderr=PIPE
-    )
-    pair = json.dumps([str(task.data["answer"]), final_answer(trajectory)])
+    reference = reference_answer(task)
     try:
-        _, errors = await process.communicate(pair.encode())
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode not in (EQUAL, DIFFERENT):
-        raise RuntimeError(f"math-verify failed: {errors.decode().strip().splitlines()[-1:]}")
-    return {"mathematics": float(process.returncode == EQUAL)}
+        return {"mathematics": float(await compare(reference, final_answer(trajectory)))}
+    except UnreadableReference as error:
+        raise ValueError(_refused(task, reference, error)) from None
 
 
-def compare() -> int:
-    """Exit code for the pair (reference, answer) on standard input."""
-    from math_verify import parse, verify
+async def check_references(tasks: Iterable[Task]) -> None:
+    """Raise ValueError for the first task whose reference `mathematics` would refuse.
 
-    reference, answer = json.load(sys.stdin)
-    return EQUAL if verify(parse(f"${reference}$"), parse(answer)) else DIFFERENT
+    Looks for `CHECK_SECONDS` at most; what is left is refused when it is judged.
+    """
+    end = time.monotonic() + CHECK_SECONDS
+    for task in tasks:
+        reference = reference_answer(task)
+        if time.monotonic() > end:
+            return
+        if not is_expression(reference):
+            continue
+        try:
+            await compare(reference, reference)
+        except UnreadableReference as error:
+            raise ValueError(_refused(task, reference, error)) from None
+
+
+def _refused(task: Task, reference: str, error: UnreadableReference) -> str:
+    return (
+        f"{task_name(task)}: the reference answer {reference!r} cannot be judged by `mathematics`: {error}; "
+        "mend it, or use the judge `exact`"
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from envs.handover import named_rewards
 from envs.text import shown, told
+from reward.deadline import judging
 from reward.registry import Judge
 from rollout.trajectory import ScoredTrajectory, Trajectory
 
@@ -41,7 +42,9 @@ async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> dic
     cancels = task.cancelling()
     try:
         async with deadline:
-            return named_rewards(await judge(trajectory.task, trajectory), "it")
+            with judging(deadline):
+                found = await judge(trajectory.task, trajectory)
+            return named_rewards(found, "it")
     except asyncio.CancelledError as error:
         if task.cancelling() > cancels:
             raise

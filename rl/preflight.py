@@ -4,18 +4,25 @@
 settings, the policy is there and is a causal language model, the engines fit the machine.
 """
 
+import asyncio
+import itertools
 import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 
+from envs.dataset import DatasetEnv
 from envs.env import Env
 from envs.session import HostFault
+from reward.answer import check_references, mathematics
 from reward.registry import UnknownJudge, find_judge
 from rl.config import DeadlineConfig, EnvTable, RunConfig
 from rl.config_file import ConfigError
 from rl.nodes.cpus import usable_cpus
 from trainer.families.registry import FAMILIES
+
+# Tasks whose reference answers are read before a run with the mathematics judge.
+REFERENCES_CHECKED = 2000
 
 
 def check_run(config: RunConfig) -> None:
@@ -28,9 +35,12 @@ def check_run(config: RunConfig) -> None:
             raise ConfigError(f"env {table.label!r}: {error}") from None
         for judge in table.judges:
             try:
-                find_judge(judge)
+                found = find_judge(judge)
             except UnknownJudge as error:
                 raise ConfigError(f"env {table.label!r}: judges: {error}") from None
+            local = isinstance(env, DatasetEnv) and env.config.path is not None
+            if found is mathematics and local:
+                _check_references(table.label, env, config.seed)
     if config.model.path is not None:
         check_model_folder(Path(config.model.path))
     _check_adapters(config)
@@ -39,6 +49,16 @@ def check_run(config: RunConfig) -> None:
     _check_writable(Path(config.runs_dir))
     if config.cluster.address == "local":
         _check_machine(config)
+
+
+def _check_references(label: str, env: Env, seed: int) -> None:
+    """The mathematics judge can read what it is to compare with, as far as a look at a file's rows shows."""
+    for split in ("train", "heldout"):
+        tasks = itertools.islice(env.tasks(split, seed), REFERENCES_CHECKED)
+        try:
+            asyncio.run(check_references({task.id: task for task in tasks}.values()))
+        except ValueError as error:
+            raise ConfigError(f"env {label!r}: {error}") from None
 
 
 def _check_adapters(config: RunConfig) -> None:

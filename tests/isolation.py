@@ -36,9 +36,14 @@ OF_A_PROCESS = (
     "TRITON_",
     "TOKENIZERS_",
 )
-# They stay for the process: helpers of the standard library, and the interpreters of another ecosystem, which
-# serve every environment of their kind.
-LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "lines_server.py")
+# They stay for the process, or for a while: helpers of the standard library, the interpreters of another
+# ecosystem, which serve every environment of their kind, and the processes that compare answers.
+LASTING = (
+    "multiprocessing.resource_tracker",
+    "multiprocessing.forkserver",
+    "lines_server.py",
+    "reward.comparing",
+)
 
 
 @pytest.fixture(autouse=True)

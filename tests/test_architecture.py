@@ -39,7 +39,7 @@ ONLY_IN = {
     },
     "wandb": {"rl/record/wandb_sink.py"},
     "datasets": {"envs/dataset.py"},
-    "math_verify": {"reward/answer.py"},
+    "math_verify": {"reward/comparing.py", "reward/mathematics.py"},
 }
 ONLY_UNDER = {
     "nicegui": "rl/dashboard/",

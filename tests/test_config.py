@@ -13,7 +13,7 @@ from rl.cli import app
 from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config
 from rl.config_file import ConfigError, flat, read_origins
 from rl.nodes.cpus import usable_cpus
-from rl.preflight import own_settings, with_own_deadlines
+from rl.preflight import check_run, own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
 
 BASE = """
@@ -349,6 +349,25 @@ def test_a_dry_run_prints_settings_that_load_again_and_starts_nothing(run, tmp_p
     assert load_config(tmp_path / "printed.toml") == wanted
     assert RunConfig.model_validate(tomllib.loads(result.stdout)) == wanted
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reference_that_the_mathematics_judge_cannot_read_is_refused_before_the_run(
+    run, tmp_path
+):
+    rows = [
+        {"question": f"what is {n}?", "answer": n if n != 7 else r"\frac{1}{"} for n in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "sums.toml").write_text(
+        f'name = "sums"\nmodel = {{ path = "{tmp_path}" }}\n[[env]]\nid = "dataset"\n'
+        f'config = {{ path = "{tmp_path}/rows.jsonl" }}\njudges = ["mathematics"]\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_run(load_config(tmp_path / "sums.toml", []))
+    sentence = (
+        "('what is 7?'): the reference answer '\\\\frac{1}{' cannot be judged by `mathematics`"
+    )
+    assert sentence in str(caught.value)
 
 
 def test_a_run_is_checked_once(run, monkeypatch):

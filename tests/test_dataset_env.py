@@ -57,6 +57,16 @@ def test_tasks_hold_question_and_answer_as_text_from_the_columns_that_are_named(
     assert all(t.env == "dataset" for t in tasks(e, "train", 3))
 
 
+def test_a_tiny_number_is_written_as_a_person_writes_it(tmp_path):
+    rows = [
+        {"question": f"{n}?", "answer": value} for n in range(40) for value in (1e-05, 0.5, 7.0)
+    ]
+    found = {
+        t.data["answer"] for t in tasks(env(path=write(tmp_path, "jsonl", rows)), "train", 200)
+    }
+    assert found == {"0.00001", "0.5", "7"}
+
+
 def test_a_question_that_occurs_twice_is_in_one_split_only(tmp_path):
     rows = [*ROWS, *({**row, "answer": "another"} for row in ROWS)]
     e = env(path=write(tmp_path, "jsonl", rows))

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -11,7 +12,8 @@ import pytest
 from fakes import TASK, trajectory, turn
 
 from envs.env import Task
-from reward.answer import exact, final_answer, mathematics
+from reward.answer import check_references, exact, final_answer, mathematics
+from reward.deadline import paused
 from reward.format import well_formed
 from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score
@@ -119,13 +121,64 @@ async def test_a_comparison_over_its_deadline_is_a_judge_fault_and_leaves_no_pro
         found = []
         for process in psutil.Process().children():
             with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # it has ended
-                found += [process] if "reward.answer" in " ".join(process.cmdline()) else []
+                found += [process] if "reward.comparing" in " ".join(process.cmdline()) else []
         return found
 
+    before = comparing()  # idle ones, which others have started
     with pytest.raises(JudgeFault, match=r"mathematics: no answer within 0\.05 s"):
-        await score(answering("$42$"), [mathematics], {}, seconds=0.05)
-    _, alive = await asyncio.to_thread(psutil.wait_procs, comparing(), 10)
+        await score(answering("$9^{9^{9^9}}$"), [mathematics], {}, seconds=0.05)
+    started = [process for process in comparing() if process not in before]
+    _, alive = await asyncio.to_thread(psutil.wait_procs, started, 10)
     assert alive == []
+
+
+async def judged(reference: object, said: str, seconds: float = 30) -> float:
+    task = Task("x", {"question": "how many?", "answer": reference})
+    one = replace(answering(said), task=task)
+    return (await score(one, [mathematics], {}, seconds=seconds)).rewards["mathematics"]
+
+
+async def test_many_right_answers_at_once_are_all_right():
+    """The deadline is for the work of one, and not for waiting behind all others."""
+    asked = [("x^2+1", r"so it is \boxed{1+x^2}"), *[("1/2", "It is $0.5$.")] * 7] * 32
+    assert await asyncio.gather(*(judged(*pair, seconds=3) for pair in asked)) == [1.0] * 256
+
+
+@pytest.mark.slow
+async def test_an_answer_that_takes_more_work_than_any_right_one_is_wrong():
+    assert await judged("5", r"$10^{10^{10}}$") == 0.0
+
+
+async def test_a_judges_clock_stands_still_while_it_waits_for_its_turn():
+    async def patient(task, trajectory):
+        with paused():
+            await asyncio.sleep(0.3)
+        return {"patient": 1.0}
+
+    found = await score(answering("42"), [patient], {}, seconds=0.1)
+    assert found.rewards["patient"] == 1.0
+
+
+@pytest.mark.parametrize("reference", ["", "$$", r"\frac{1}{", "???", "x^", "1/0"])
+async def test_a_reference_that_is_not_equal_to_itself_is_refused_by_name(reference):
+    sentence = (
+        r"environment 'x', task \w+ \('how many\?'\): the reference answer .* cannot be judged"
+    )
+    with pytest.raises(JudgeFault, match=sentence):
+        await judged(reference, "5")
+    tasks = [Task("x", {"question": "how many?", "answer": a}) for a in ("7", "x+1", reference)]
+    with pytest.raises(ValueError, match=sentence):
+        await check_references(tasks)
+
+
+async def test_a_task_without_a_reference_is_named():
+    with pytest.raises(JudgeFault, match=r"environment 'fake', task .* has no 'answer'"):
+        await score(replace(answering("5"), task=Task("fake", {})), [mathematics], {}, seconds=30)
+
+
+async def test_a_tiny_reference_can_be_answered():
+    assert await judged(0.00001, "0.00001") == 1.0
+    assert await exact(Task("x", {"answer": 0.00001}), answering("0.00001")) == {"exact": 1.0}
 
 
 async def test_well_formed_is_the_share_of_turns_without_a_bad_call():
