@@ -10,14 +10,17 @@ import importlib
 import importlib.util
 import os
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
 from pydantic import ValidationError
 
+from envs.entry_point import TwoRegister, entry_point, registered
 from envs.env import Env, EnvConfig
 from envs.message import JsonObject
+from envs.text import told
+
+GROUP = "dorado.envs"
 
 
 class UnknownEnv(ValueError):
@@ -30,7 +33,7 @@ class BadSettings(ValueError):
 
 def env_names() -> list[str]:
     """The names registered under the entry point group `dorado.envs`."""
-    return sorted(point.name for point in entry_points(group="dorado.envs"))
+    return registered(GROUP)
 
 
 def split_file(name: str) -> tuple[Path, str] | None:
@@ -55,25 +58,8 @@ def find_env(name: str) -> type[Env]:
     file = split_file(name)
     if file is not None:
         found = _from_file(name, Path(os.path.abspath(file[0])), file[1])
-    elif ":" in name:
-        module_name, _, attribute = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:  # a plugin can fail in any way
-            raise UnknownEnv(f"environment {name!r} cannot be imported: {_reason(error)}") from None
     else:
-        matching = [p for p in entry_points(group="dorado.envs") if p.name == name]
-        if not matching:
-            close = difflib.get_close_matches(name, env_names(), n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UnknownEnv(
-                f"environment {name!r} does not exist: {hint}"
-                f"installed are {', '.join(env_names())}; or give module:Name or file.py:Name"
-            )
-        try:
-            found = matching[0].load()
-        except Exception as error:
-            raise UnknownEnv(f"environment {name!r} cannot be imported: {_reason(error)}") from None
+        found = _from_module(name) if ":" in name else _from_package(name)
     if not (isinstance(found, type) and issubclass(found, Env)):
         raise UnknownEnv(f"environment {name!r} is not a subclass of envs.env.Env")
     return found
@@ -99,14 +85,40 @@ def make_env(name: str, values: JsonObject) -> Env:
     return env_class(settings_of(env_class, values))
 
 
+def _from_module(name: str) -> object:
+    module_name, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except BaseException as error:  # a plugin can fail in any way, and exit
+        raise UnknownEnv(f"environment {name!r} cannot be imported: {told(error)}") from None
+
+
+def _from_package(name: str) -> object:
+    try:
+        point = entry_point(GROUP, name)
+    except TwoRegister as error:
+        raise UnknownEnv(f"environment {error}") from None
+    if point is None:
+        close = difflib.get_close_matches(name, env_names(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UnknownEnv(
+            f"environment {name!r} does not exist: {hint}"
+            f"installed are {', '.join(env_names())}; or give module:Name or file.py:Name"
+        )
+    try:
+        return point.load()
+    except BaseException as error:  # a plugin can fail in any way, and exit
+        raise UnknownEnv(f"environment {name!r} cannot be imported: {told(error)}") from None
+
+
 def _from_file(name: str, file: Path, attribute: str) -> object:
     if not file.is_file():
         raise UnknownEnv(f"environment {name!r}: there is no file {file}")
     try:
         module = _load(file)
-    except Exception as error:
+    except BaseException as error:  # a plugin can fail in any way, and exit
         raise UnknownEnv(
-            f"environment {name!r}: {file} cannot be imported: {_reason(error)}"
+            f"environment {name!r}: {file} cannot be imported: {told(error)}"
         ) from None
     if not hasattr(module, attribute):
         own = [
@@ -138,7 +150,3 @@ def _load(file: Path) -> ModuleType:
         del sys.modules[module_name]
         raise
     return module
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

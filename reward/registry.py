@@ -7,12 +7,14 @@ a finished trajectory, from the task and the record alone.
 import importlib
 import inspect
 from collections.abc import Awaitable, Callable
-from importlib.metadata import entry_points
 from typing import cast
 
+from envs.entry_point import TwoRegister, entry_point, registered
 from envs.env import Task
+from envs.text import told
 from rollout.trajectory import Trajectory
 
+GROUP = "dorado.rewards"
 Judge = Callable[[Task, Trajectory], Awaitable[dict[str, float]]]
 
 
@@ -23,20 +25,28 @@ class UnknownJudge(ValueError):
 def find_judge(name: str) -> Judge:
     """The judge called `name` (entry point) or at `module:function`. Raises UnknownJudge."""
     if ":" in name:
-        module_name, _, attribute = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:  # a plugin can fail in any way
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UnknownJudge(f"judge {name!r} cannot be imported: {reason}") from None
-        return _judge(name, found)
-    points = {point.name: point for point in entry_points(group="dorado.rewards")}
-    if name not in points:
+        return _judge(name, _loaded(name, lambda: _at(*name.split(":", 1))))
+    try:
+        point = entry_point(GROUP, name)
+    except TwoRegister as error:
+        raise UnknownJudge(f"judge {error}") from None
+    if point is None:
         raise UnknownJudge(
-            f"judge {name!r} does not exist; installed are {', '.join(sorted(points))}; "
+            f"judge {name!r} does not exist; installed are {', '.join(registered(GROUP))}; "
             "or give module:function"
         )
-    return _judge(name, points[name].load())
+    return _judge(name, _loaded(name, point.load))
+
+
+def _at(module_name: str, attribute: str) -> object:
+    return getattr(importlib.import_module(module_name), attribute)
+
+
+def _loaded(name: str, load: Callable[[], object]) -> object:
+    try:
+        return load()
+    except BaseException as error:  # a plugin can fail in any way, and exit
+        raise UnknownJudge(f"judge {name!r} cannot be imported: {told(error)}") from None
 
 
 def _judge(name: str, found: object) -> Judge:

@@ -10,6 +10,7 @@ from pydantic import model_validator as validator
 
 from envs.env import Deadlines, Env
 from envs.registry import BadSettings, UnknownEnv, anchored, make_env, split_file
+from envs.text import told
 from rl.config_error import ConfigError
 from rl.config_file import read_config
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig, Section
@@ -154,6 +155,8 @@ class EnvTable(Section):
             raise ConfigError(f"env.id: {error}") from None
         except BadSettings as error:
             raise ConfigError(f"env {self.label!r}: {error}") from None
+        except (Exception, SystemExit) as error:  # its `__init__`, or a check of its settings
+            raise ConfigError(f"env {self.label!r}: it cannot be made: {told(error)}") from None
 
 
 class BatchConfig(Section):

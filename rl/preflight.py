@@ -13,12 +13,12 @@ from pathlib import Path
 
 from envs.dataset import DatasetEnv
 from envs.env import Env
-from envs.session import HostFault
 from reward.answer import check_references, mathematics
-from reward.registry import UnknownJudge, find_judge
+from reward.registry import find_judge
 from rl.config import DeadlineConfig, EnvTable, RunConfig
 from rl.config_file import ConfigError
 from rl.nodes.cpus import usable_cpus
+from rl.plugin_check import check_plugins
 from trainer.families.registry import FAMILIES
 
 # Tasks whose reference answers are read before a run with the mathematics judge.
@@ -27,20 +27,12 @@ REFERENCES_CHECKED = 2000
 
 def check_run(config: RunConfig) -> None:
     """Raise ConfigError with one sentence for the first thing that cannot work."""
+    check_plugins(config.env)
     for table in config.env:
         env = table.make()
-        try:
-            env.probe()
-        except (ValueError, HostFault) as error:
-            raise ConfigError(f"env {table.label!r}: {error}") from None
-        for judge in table.judges:
-            try:
-                found = find_judge(judge)
-            except UnknownJudge as error:
-                raise ConfigError(f"env {table.label!r}: judges: {error}") from None
-            local = isinstance(env, DatasetEnv) and env.config.path is not None
-            if found is mathematics and local:
-                _check_references(table.label, env, config.seed)
+        local = isinstance(env, DatasetEnv) and env.config.path is not None
+        if local and mathematics in map(find_judge, table.judges):
+            _check_references(table.label, env, config.seed)
     if config.model.path is not None:
         check_model_folder(Path(config.model.path))
     _check_adapters(config)

@@ -83,7 +83,7 @@ FLOORS = (
     {"config_error", "samples"},
     {"commands", "config_file"},
     {"config"},
-    {"cold_start", "nodes", "record"},
+    {"cold_start", "nodes", "plugin_check", "record"},
     {"actors", "dashboard", "preflight", "simulator", "tasks"},
     {"compare", "fleet"},
     {"cluster"},

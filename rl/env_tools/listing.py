@@ -1,19 +1,21 @@
 """The list of `dorado env list`: the installed environments, those that cannot be imported included."""
 
-import inspect
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
-from envs.registry import UnknownEnv, find_env
+from envs.entry_point import package_of
+from envs.registry import GROUP
+from rl.plugin_check import summaries
 
 
 def installed() -> list[dict[str, str]]:
     """List name, package and summary of each environment under the entry point `dorado.envs`."""
-    found: list[dict[str, str]] = []
-    for point in sorted(entry_points(group="dorado.envs"), key=lambda p: p.name):
-        try:
-            summary = (inspect.getdoc(find_env(point.name)) or "").split("\n", 1)[0]
-        except UnknownEnv as error:
-            summary = f"cannot be used: {error}"
-        package = point.dist.name if point.dist is not None else ""
-        found.append({"name": point.name, "package": package, "summary": summary})
-    return found
+    points = sorted(set(entry_points(group=GROUP)), key=_name_and_package)
+    said = summaries([point.name for point in points])
+    return [
+        {"name": point.name, "package": package_of(point), "summary": summary}
+        for point, summary in zip(points, said, strict=True)
+    ]
+
+
+def _name_and_package(point: EntryPoint) -> tuple[str, str]:
+    return point.name, package_of(point)

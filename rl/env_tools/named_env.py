@@ -6,11 +6,12 @@ from envs.message import JsonObject
 from envs.registry import anchored, split_file
 from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.plugin_check import check_plugins
 from rl.preflight import with_own_deadlines
 
 
 def named_env(name: str, config: str = "") -> EnvTable:
-    """The table of NAME, module:Name or file.py:Name, made once to see that it can be.
+    """The table of NAME, module:Name or file.py:Name, looked at before as a run looks at its own.
 
     config: its settings as JSON. Raises ConfigError.
     """
@@ -19,6 +20,7 @@ def named_env(name: str, config: str = "") -> EnvTable:
     table = EnvTable(
         id=anchored(name, "."), name=file[1] if file else "", config=read_settings(config)
     )
+    check_plugins([table])
     return with_own_deadlines(table)
 
 

@@ -20,7 +20,9 @@ from envs.env import Env, EnvConfig, Task
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
 from envs.session import Deadlines, EnvSession
+from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.plugin_check import check_plugins
 
 T = TypeVar("T")
 HELP = "tool(argument=value) calls a tool, other text is your answer; :tools, :say TEXT, :quit"
@@ -50,6 +52,7 @@ def find_task(
 ) -> tuple[type[Env], EnvConfig, Task]:
     """The environment and the first task of a seed. Raises ConfigError."""
     values = dict(config)
+    check_plugins([EnvTable(id=name, config=values)])
     try:
         env_class = find_env(name)
         if difficulty is not None:
