@@ -1,7 +1,6 @@
 """Starts Ray and the actors, and ends everything this run started, and nothing else."""
 
 import asyncio
-import atexit
 import itertools
 import os
 import re
@@ -301,9 +300,6 @@ class Cluster:
             own |= {p.pid: p for p in psutil.Process().children(recursive=True)}
             ray.shutdown()
         end_processes(list(own.values()))
-        if self.control_lost:
-            # It would wait for an answer of what is gone, until Ray ends this process with its own code.
-            atexit.unregister(ray.shutdown)
         shutil.rmtree(self.weights, ignore_errors=True)
 
     def _check_resources(self) -> None:

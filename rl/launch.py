@@ -6,12 +6,15 @@ there. Every end is one sentence: what has ended the run, and what to type next.
 """
 
 import asyncio
+import os
 import sqlite3
+import sys
 import time
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 
+import ray
 from ray.exceptions import RayError
 
 from rl.actors.handles import StartError, by_node
@@ -89,7 +92,12 @@ def train_or_say_why(
     Its traceback goes to logs/error.log in the run folder. Raises ConfigError.
     """
     try:
-        return train(config, resume, origins)
+        code = train(config, resume, origins)
+        if ray.is_initialized():
+            # Ray's control service is gone, and what Ray does when a process ends crashes without it.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
     except (ConfigError, ModuleNotFoundError):
         raise
     except (Exception, SystemExit) as error:
@@ -142,7 +150,7 @@ def _train(
     progress.stage(f"engines: starting {config.engine.count}", usual=ENGINES_SECONDS)
     cluster = Cluster(config, folder.path)
     endings.callback(cluster.stop)
-    sink = WandbSink(config.wandb, folder)
+    sink = WandbSink(config.wandb, folder, progress.note)
     endings.callback(sink.close)
     # The first of the endings: whatever asks for the end again finds it on its way.
     endings.callback(ignore_signals)
@@ -200,6 +208,7 @@ async def _run(
                 progress.note(f"on node {node}: {', '.join(names)}")
         if resume is not None:
             await _go_on(resume, cluster, folder, progress)
+        sink.start()
         run = Run(config, cluster, folder, progress, sink, resume)
         await run.main()
         status, evals = "finished", run.book.stats.evals

@@ -37,7 +37,7 @@ ONLY_IN = {
         "rollout/vllm_shadow.py",
         "rollout/weight_transfer.py",
     },
-    "wandb": {"rl/record/wandb_sink.py"},
+    "wandb": {"rl/record/wandb_process.py"},
     "datasets": {"envs/dataset.py"},
     "math_verify": {"reward/comparing.py", "reward/mathematics.py"},
 }

@@ -4,11 +4,15 @@ import asyncio
 import json
 import os
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
-from wandb_server import wandb_server
+from wandb_server import WandbServer, wandb_server
 
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.record import wandb_sink
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
 
@@ -28,38 +32,143 @@ def nobody(tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
 
 
-async def test_a_run_without_a_key_is_offline_and_sync_brings_its_metrics_to_the_server(
-    tmp_path, nobody
-):
+def run_folder(tmp_path: Path) -> RunFolder:
     config = RunConfig(
         name="demo",
         runs_dir=str(tmp_path / "runs"),
         model=ModelConfig(init=InitConfig()),
         env=(EnvTable(id="calculator"),),
     )
-    folder = RunFolder(config)
-    sink = WandbSink(config.wandb, folder)
-    for step, values in enumerate(STEPS, 1):
-        folder.metrics(step, values)
-        sink.log(step, values)
-    sink.close()
-    folder.close()
-    (offline,) = (folder.path / "wandb").glob("offline-run-*")
+    return RunFolder(config)
 
+
+async def synced(run: Path) -> tuple[WandbServer, int | None, str]:
+    """What `wandb sync` of an offline run brings to a server; its exit code and output."""
     async with wandb_server() as server:
         known = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40}
         sync = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "wandb", "sync", str(offline)),
+            *(sys.executable, "-m", "wandb", "sync", str(run)),
             env=os.environ | known,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
         said, _ = await asyncio.wait_for(sync.communicate(), 120)
-    assert sync.returncode == 0, said.decode()
-    assert server.runs == {(folder.path / "wandb.id").read_text().strip()}, said.decode()
+    return server, sync.returncode, said.decode()
+
+
+async def test_a_run_without_a_key_is_offline_and_sync_brings_its_metrics_to_the_server(
+    tmp_path, nobody
+):
+    folder = run_folder(tmp_path)
+    sink = WandbSink(folder.config.wandb, folder)
+    for step, values in enumerate(STEPS, 1):
+        folder.metrics(step, values)
+        sink.look()
+    sink.close()
+    folder.close()
+    (offline,) = (folder.path / "wandb").glob("offline-run-*")
+
+    server, code, said = await synced(offline)
+    assert code == 0, said
+    assert server.runs == {(folder.path / "wandb.id").read_text().strip()}, said
     rows = [{k: v for k, v in row.items() if k[0] != "_"} for row in server.history]
     assert rows == STEPS, server.asked
     assert [row["_step"] for row in server.history] == [1, 2]
     written = (folder.path / "metrics.jsonl").read_text().splitlines()
     for line, row in zip(map(json.loads, written), rows, strict=True):
         assert row.items() <= line.items()
+
+
+def no_process_left(folder: RunFolder) -> bool:
+    """True once no process that follows this folder's metrics is there."""
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        there = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
+        if not any(str(folder.path) in part for p in there for part in p.info["cmdline"]):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def helper(sink: WandbSink) -> psutil.Process:
+    """W&B's own process, once it is there."""
+    assert sink._process is not None
+    process = psutil.Process(sink._process.pid)
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up:
+        if children := process.children():
+            return children[0]
+        time.sleep(0.1)
+    raise AssertionError("W&B did not start")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["helper", "process"])
+async def test_whoever_kills_wandb_the_run_hears_one_warning_and_no_step_is_lost(
+    tmp_path, nobody, killed
+):
+    folder, said = run_folder(tmp_path), []
+    sink = WandbSink(folder.config.wandb, folder, said.append)
+    folder.metrics(1, STEPS[0])
+    sink.look()
+    victim = helper(sink)
+    (victim if killed == "helper" else victim.parent()).kill()
+    victim.wait(20)
+    folder.metrics(2, STEPS[1])
+    sink.look()
+    sink.close()
+    folder.close()
+    [warning] = said
+    assert "it goes on offline, and `wandb sync` sends that" in warning
+    assert str(folder.path / "logs/wandb.log") in warning and "Traceback" not in warning
+    assert no_process_left(folder)
+    newest = max((folder.path / "wandb").glob("offline-run-*"), key=os.path.getmtime)
+    server, code, output = await synced(newest)
+    assert code == 0, output
+    assert [{k: v for k, v in row.items() if k[0] != "_"} for row in server.history] == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "warning"),
+    [
+        ({"WANDB_API_KEY": "abc"}, "API key must have 40"),
+        ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:1"}, "127.0.0.1:1"),
+        ({"WANDB_MODE": "onlin"}, "onlin"),
+        ({"WANDB_MODE": ""}, ""),
+    ],
+    ids=["bad key", "no network", "no such mode", "empty mode"],
+)
+def test_what_wandb_does_not_accept_is_one_warning_and_the_metrics_stay_in_the_folder(
+    tmp_path, nobody, monkeypatch, variables, warning
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    folder, said = run_folder(tmp_path), []
+    sink = WandbSink(folder.config.wandb, folder, said.append)
+    for step, values in enumerate(STEPS, 1):
+        folder.metrics(step, values)
+        sink.look()
+    sink.close()
+    folder.close()
+    assert len(said) == bool(warning) and all(warning in one for one in said), said
+    assert list((folder.path / "wandb").glob("offline-run-*"))
+    assert no_process_left(folder)
+
+
+def test_a_wandb_that_does_not_end_is_ended(tmp_path, nobody, monkeypatch):
+    monkeypatch.setattr(wandb_sink, "CLOSE_SECONDS", 0.3)
+    folder, said = run_folder(tmp_path), []
+    sink = WandbSink(folder.config.wandb, folder, said.append)
+    sink.start()
+    assert sink._process is not None
+    psutil.Process(sink._process.pid).suspend()
+    began = time.monotonic()
+    for step in range(100):
+        folder.metrics(step, STEPS[0])
+        sink.look()
+    sink.close()
+    folder.close()
+    assert time.monotonic() - began < 10
+    assert len(said) == 1 and "did not take everything within 0.3 s" in said[0]
+    assert no_process_left(folder)

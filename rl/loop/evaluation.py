@@ -120,7 +120,7 @@ class Evaluations:
         stats.evaluated(when, rates, wanted - judged)
         values = {f"eval/{env}/pass_rate": rate for env, rate in rates.items()}
         self.folder.metrics(step, values)
-        self.sink.log(step, values)
+        self.sink.look()
         self.folder.event("run", f"evaluation {when}", start, time.time())
         said = "  ".join(f"{env} {rate:.2f}" for env, rate in rates.items())
         self.progress.note(f"held-out pass rate {when} training: {said}")

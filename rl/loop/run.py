@@ -358,7 +358,7 @@ class Run:
             self.folder.event("sync", f"version {made.version}", start, done)
             values = made.metrics | times.metrics() | {"time/sync_seconds": done - start}
             self.folder.metrics(made.step, values)
-            self.sink.log(made.step, values)
+            self.sink.look()
             self.progress.step(made.step, self.config.steps, values)
             self.made.task_done()
 

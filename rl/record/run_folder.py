@@ -147,6 +147,8 @@ class RunFolder:
         else:
             self._settings()
         self._metrics = (self.path / "metrics.jsonl").open("a")
+        # The byte of metrics.jsonl at which this part of the run begins.
+        self.begins = self._metrics.tell()
         self._events = (self.path / "events.jsonl").open("a")
         self._experts = (self.path / "experts.jsonl").open("a")
         self._index = sqlite3.connect(self.path / "trajectories.sqlite")
@@ -178,6 +180,7 @@ class RunFolder:
             if later > step:
                 folder.rename(aside / folder.name)
         self._metrics = self._undo(self._metrics, "metrics.jsonl", step, aside)
+        self.begins = self._metrics.tell()
         self._experts = self._undo(self._experts, "experts.jsonl", step, aside)
         now = time.time()
         self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))

@@ -1,56 +1,135 @@
 """Weights & Biases beside the run folder: online with a key, else offline in the folder (`wandb sync`).
 
-The run's id lies in wandb.id, so that a run that goes on is the same one there too. What W&B has of steps
-that are undone it keeps: it takes a step once.
+It reads metrics.jsonl in a process of its own (`rl.record.wandb_process`), so that nothing of it can end or
+stop the run: whatever goes wrong there is one warning. The run's id lies in wandb.id, so that a run that goes
+on is the same one there too. What W&B has of steps that are undone it keeps: it takes a step once.
 """
 
+import json
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
 
 from rl.config import WandbConfig
 from rl.record.run_folder import RunFolder
+from rl.record.wandb_process import Order
 
-if TYPE_CHECKING:
-    from wandb import Run
+# For W&B to take what it has not taken by the end of the run.
+CLOSE_SECONDS = 30.0
+
+
+def _unheard(sentence: str) -> None:
+    """For who wants no warning."""
 
 
 class WandbSink:
     """One W&B run; a sink that does nothing where it is switched off."""
 
-    def __init__(self, config: WandbConfig, folder: RunFolder) -> None:
-        self.run: Run | None = None
-        if not config.enabled:
+    def __init__(
+        self, config: WandbConfig, folder: RunFolder, say: Callable[[str], None] = _unheard
+    ) -> None:
+        """say: hears the one warning, if there is one."""
+        self.config = config
+        self.folder = folder
+        self.say = say
+        self.enabled = config.enabled and os.environ.get("WANDB_MODE") != "disabled"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._order: Order | None = None
+        self._warned = False
+
+    def start(self) -> None:
+        """Have the lines of metrics.jsonl followed from where this part of the run begins."""
+        if not self.enabled or self._order is not None:
             return
-        import wandb
-
-        self.module = wandb
-        mode = os.environ.get("WANDB_MODE")
-        if mode is None and not wandb.login(prompt=False):
-            mode = "offline"
-        known = folder.path / "wandb.id"
-        id = known.read_text().strip() if known.exists() else None
-        self.run = wandb.init(
+        known = self.folder.path / "wandb.id"
+        resumes = known.exists()
+        id = known.read_text().strip() if resumes else uuid.uuid4().hex[:8]
+        known.write_text(f"{id}\n")
+        self._order = Order(
+            folder=str(self.folder.path.resolve()),
+            begins=self.folder.begins,
             id=id,
-            resume="allow" if id else None,
-            project=config.project,
-            entity=config.entity,
-            name=folder.config.name,
-            mode=mode,  # pyright: ignore[reportArgumentType]
-            dir=folder.path,
-            config=folder.config.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off"),
+            resumes=resumes,
+            name=self.folder.config.name,
+            project=self.config.project,
+            entity=self.config.entity,
+            config=self.folder.config.model_dump(mode="json"),
         )
-        known.write_text(f"{self.run.id}\n")
+        self._spawn(self._order)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the keys of a line of metrics.jsonl."""
-        if self.run is not None:
-            self.run.log(dict(values), step=step)
+    def look(self) -> None:
+        """There is a new line; hear whether W&B still follows."""
+        self.start()
+        self._hear()
+        process, order = self._process, self._order
+        if order is None or process is None or process.poll() is None:
+            return
+        self._process = None
+        self._warn("its process was ended; it goes on offline, and `wandb sync` sends that")
+        if not order.offline:
+            self._order = replace(order, offline=True)
+            self._spawn(self._order)
 
     def close(self) -> None:
-        """Flush and finish."""
-        if self.run is not None:
-            self.run.finish()
-            # Ends its helper process in order, before the run ends what is left of its processes.
-            self.module.teardown()
+        """Let W&B take the rest, for a while."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._warn(
+                f"it did not take everything within {CLOSE_SECONDS:g} s; `wandb sync` sends the rest from "
+                f"{self.folder.path}/wandb"
+            )
+        self._hear()
+        if self._process.returncode:
+            self._warn("its process was ended before it had everything")
+        # Its helper too, which is in the same session.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process = None
+
+    def _spawn(self, order: Order) -> None:
+        log = self.folder.path / "logs" / "wandb.log"
+        try:
+            with log.open("ab") as errors:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "rl.record.wandb_process", json.dumps(asdict(order))],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env={**os.environ, "WANDB_SILENT": "true"},
+                    # A signal to the run is not for it: it ends when its input does.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._warn(f"its process did not start: {error}")
+            return
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def _hear(self) -> None:
+        """Take what the process has said."""
+        if self._process is None or self._process.stdout is None:
+            return
+        said = self._process.stdout.read() or b""
+        for line in said.decode(errors="replace").splitlines():
+            if line.startswith("W&B: "):
+                self._warn(line.removeprefix("W&B: "))
+
+    def _warn(self, sentence: str) -> None:
+        """Say the first thing that goes wrong; what follows from it is in logs/wandb.log."""
+        if not self._warned:
+            self._warned = True
+            self.say(f"W&B: {sentence} (log: {self.folder.path}/logs/wandb.log)")
