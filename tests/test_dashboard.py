@@ -195,6 +195,9 @@ async def test_what_is_shown_can_be_had_as_csv(user, folder):
     ]
     assert (await user.http_client.get("/run/gone/metrics.csv")).status_code == 404
     assert (await user.http_client.get("/run/demo/metrics.csv?match=(")).text.count("\n") == 1
+    for expression, status in (("(.*.*)*x$", 200), ("(.*)*\\1", 400)):
+        answer = await user.http_client.get("/run/demo/metrics.csv", params={"match": expression})
+        assert (answer.status_code, answer.text.count("\n")) == (status, 1)
 
 
 async def test_more_charts_than_anybody_reads_are_not_drawn(user, folder):
@@ -378,6 +381,10 @@ def test_the_command_serves_runs_to_this_machine_and_writes_nothing(tmp_path):
                 assert page.status_code == 200 and "reward per environment" in page.text
                 assert "https://" not in re.sub(r"https://\S*(w3\.org|nicegui\.io)", "", page.text)
                 assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+                live = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+                asked = client.get(live, headers={"origin": "http://elsewhere.example"})
+                assert asked.status_code == 403, "another page gets no live connection"
+                assert page.headers["x-frame-options"] == "DENY"
         finally:
             process.terminate()
             process.wait(30)

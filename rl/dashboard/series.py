@@ -1,13 +1,13 @@
 """Metrics as series: per key the steps and the values, thinned out for a chart, found by expression."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import Strict, TypeAdapter, ValidationError
 
+from rl.dashboard.expression import found_in
 from rl.dashboard.growing_lines import parse
 
 _NUMBERS = TypeAdapter(dict[str, Annotated[float, Strict()]])
@@ -106,11 +106,7 @@ def smoothed(one: Series, weight: float) -> Series:
 
 def matching(keys: Iterable[str], expression: str) -> list[str]:
     """Keys in which the regular expression is found, sorted. Raises ValueError with one sentence."""
-    try:
-        wanted = re.compile(expression)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{expression!r} is no regular expression: {error}") from None
-    return sorted(key for key in keys if wanted.search(key))
+    return found_in(expression, keys)
 
 
 def environments(keys: Iterable[str], kind: str, name: str) -> list[str]:

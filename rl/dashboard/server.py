@@ -7,7 +7,6 @@ import ipaddress
 import socket
 
 from nicegui import app, ui
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from rl.config_file import ConfigError
 from rl.dashboard.page import RUN, Page, Site
@@ -24,6 +23,7 @@ from rl.dashboard.pages.trajectories import trajectories_page
 from rl.dashboard.pages.trajectory import trajectory_page
 from rl.dashboard.password import VARIABLE, AskPassword
 from rl.dashboard.run_data import RunsFolder
+from rl.dashboard.visitor import OwnPagesOnly
 
 PAGES: tuple[Page, ...] = (
     Page("/", "", runs_page),
@@ -74,9 +74,9 @@ def serve(runs: RunsFolder, host: str, port: int, password: str | None = None) -
     add_pages(runs)
     if password is not None:
         app.add_middleware(AskPassword, password=password)
-    if _loopback(host):
-        # A page of somebody else's whose name was pointed to this machine cannot read what is here.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host])
+    # With a password, a name that points here has no cookie of this host's.
+    hosts = frozenset({"localhost", "127.0.0.1", host} if password is None else ())
+    app.add_middleware(OwnPagesOnly, hosts=hosts)
     ui.run(
         host=host,
         port=port,

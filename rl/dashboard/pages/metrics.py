@@ -87,7 +87,10 @@ def metrics_page(site: Site, route: str) -> None:
             return Response("there is no such run\n", 404, media_type="text/plain")
         choice = Choice([run, *_others(site, run, also)], match)
         await read(*choice.runs)
-        table = as_csv(choice.runs, _keys(choice)[:MAX_CHARTS])
+        try:
+            table = as_csv(choice.runs, wanted(choice)[:MAX_CHARTS])
+        except ValueError as error:
+            return Response(f"{error}\n", 400, media_type="text/plain")
         headers = {"Content-Disposition": 'attachment; filename="metrics.csv"'}
         return Response(table, media_type="text/csv; charset=utf-8", headers=headers)
 
