@@ -84,6 +84,14 @@ def attempts(directory: Path, port: int, secret: str) -> dict[str, str]:
         "abstract": (
             f"import socket\nsocket.socket(socket.AF_UNIX).connect('\\0' + {secret!r})\nprint('got it')"
         ),
+        "datagram": (
+            f"import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+            f"a.sendto(b'x', {str(directory / 'datagrams')!r})\nprint('got it')"
+        ),
+        "datagram, connected": (
+            f"import socket\na, b = socket.socketpair(socket.AF_UNIX, 3)\n"
+            f"a.connect('\\0' + {secret!r} + 'd')\na.send(b'x')\nprint('got it')"
+        ),
         "read": f"if {secret!r} in open({str(directory / 'auth_token')!r}).read(): print('got it')",
         "write": f"open({str(directory / 'planted')!r}, 'w').write('x')\nprint('got it')",
         "replace": f"import os\nos.unlink({str(directory / 'victim')!r})\nprint('got it')",
@@ -98,6 +106,8 @@ NAMES = (
     "tcp",
     "unix",
     "abstract",
+    "datagram",
+    "datagram, connected",
     "read",
     "write",
     "replace",
@@ -118,7 +128,10 @@ def host(directory: Path):
             server = stack.enter_context(socket.socket(socket.AF_UNIX))
             server.bind(address)
             server.listen()
-        os.chmod(directory / "raylet", 0o777)
+        for address in (str(directory / "datagrams"), "\0" + secret + "d"):
+            stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)).bind(address)
+        for name in ("raylet", "datagrams"):
+            os.chmod(directory / name, 0o777)
         (directory / "auth_token").write_text(secret)
         (directory / "victim").write_text("here")
         (directory / "mine").write_text("")
@@ -314,6 +327,50 @@ async def test_files_together_above_the_limit_end_a_run_whose_disk_is_watched(le
     assert left == set()
 
 
+# Files without a name: `held` is what keeps each of them.
+NAMELESS = """
+import mmap, os, subprocess, time
+kept = []
+for n in range(40):
+    fd = os.open(f'f{n}', os.O_RDWR | os.O_CREAT, 0o600)
+    os.write(fd, bytes(2**20))
+    os.unlink(f'f{n}')
+    HELD
+print('got it', flush=True)
+time.sleep(600)
+"""
+HELD = {
+    "open": "pass",
+    "mapped": "kept.append(mmap.mmap(fd, 4096)); os.close(fd)",
+    "in a child": "subprocess.Popen(['/bin/sleep', '600'], stdin=fd); os.close(fd)",
+    "never named": "os.close(fd); os.write(os.open('.', os.O_TMPFILE | os.O_RDWR), bytes(2**20))",
+    "of a first thread that ended": (
+        "import threading, ctypes\n"
+        "    if n == 39:\n"
+        "        threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "        ctypes.CDLL(None).syscall(60, 0)"
+    ),
+    "in a folder that is gone": (
+        "os.makedirs('d', exist_ok=True); fd = os.open('d/x', os.O_RDWR | os.O_CREAT)\n"
+        "    os.write(fd, bytes(2**20)); os.unlink('d/x'); os.rmdir('d')"
+    ),
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+async def test_files_without_a_name_count_as_well(held):
+    source = NAMELESS.replace("HELD", HELD[held])
+    limits = Limits(wall_seconds=60, disk_bytes=16 * MIB, memory_bytes=2**30, processes=64)
+    result = await run("landlock", source, limits)
+    assert result.status == "killed" and "files together" in result.detail, result
+
+
+async def test_files_that_are_gone_for_good_do_not_count():
+    source = NAMELESS.replace("HELD", "os.close(fd)").replace("sleep(600)", "sleep(0.5)")
+    result = await run("landlock", source, Limits(wall_seconds=60, disk_bytes=16 * MIB))
+    assert (result.status, result.stdout) == ("ok", "got it\n"), result
+
+
 @levels("disk")
 async def test_one_file_stays_below_its_limit(level):
     source = "f = open('big', 'wb', 0)\nwhile True: f.write(b'x' * 65536)"
@@ -479,7 +536,20 @@ async def test_calls_that_open_doors_are_refused(level):
         "shared memory": (29, 1, 4096, 0o1600),
         "memfd": (319, 0, 0),
         "socket": (41, 2, 1, 0),
+        "a pair of datagrams": (53, 1, 2, 0, 0),
+        "a pair of datagrams that does not wait": (53, 1, 2 | 0o4000, 0, 0),
+        "a raw pair, which is one of datagrams": (53, 1, 3, 0, 0),
+        "a pair of another family": (53, 30, 1, 0, 0),
+        "connect": (42, 0, 0, 0),
+        "bind": (49, 0, 0, 0),
     }
+    if level == "landlock":
+        numbers |= {
+            "hiding": (157, 4, 0, 0, 0, 0),
+            "files of its own": (436, 3, 3, 2),
+            "a thread with files of its own": (56, 0x10000 | 0x800 | 0x100, 0, 0, 0, 0),
+            "a file through a socket": (46, 0, 0, 0),
+        }
     result = await run(level, CALLS.format(numbers=numbers))
     lines = result.stdout.splitlines()
     assert lines.pop() == "no_new_privs 1", result
@@ -520,6 +590,50 @@ os.symlink('/etc/hostname', 'link'); os.mkfifo('pipe')
     result = await run(level, source, files=files, stdin="abc", keep=["out.bin", "none", "pipe"])
     assert result.status == "ok", result
     assert result.files == {"out.bin": "abcdéf".encode()[::-1]}
+
+
+NAMES_OF_FILES = {
+    "too long": {"n" * 300: "x"},
+    "too long, deep down": {f"a/{'é' * 200}/b": "x"},
+    "too many folders": {"a/" * 3000 + "b": "x"},
+    "no text": {"\ud800": "x"},
+    "a folder": {"a/": "x"},
+    "the folder itself": {".": "x"},
+    "a file as a folder": {"a": "x", "a/b": "x"},
+    "the program as a folder": {"main.py/a": "x"},
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("names", NAMES_OF_FILES)
+async def test_a_name_that_no_file_can_have_is_the_programs_own_error(level, names):
+    result = await run(level, "print('began')", files=NAMES_OF_FILES[names])
+    assert (result.status, result.returncode, result.stdout) == ("error", 126, ""), result
+    assert result.stderr.count("\n") == 1 and len(result.stderr) < 1000
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_odd_but_possible_names_go_in_and_come_out(level):
+    names = ["n" * 255, "\udcff", "new\nline", "-", "--", "a//b", "d/" * 400 + "x", " ", "$(id)"]
+    names += [f"many/{n}" for n in range(600)]
+    source = "import glob; print(len(glob.glob('many/*')))"
+    result = await run(level, source, files=dict.fromkeys(names, "x"), keep=names[:9])
+    assert (result.status, result.stdout) == ("ok", "600\n"), result
+    assert result.files == dict.fromkeys(names[:9], b"x")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_a_command_or_a_name_to_keep_that_cannot_be_is_the_programs_own_error(level):
+    sandbox = await box(level)
+    for argv in (["/bin/echo", "x" * 200_000], ["/bin/echo", "\ud800"], ["/bin/" + "n" * 300]):
+        result = await sandbox.run(argv)
+        assert result.status == "error" and result.returncode in (126, 127), result
+    keep = ["n" * 300, "\ud800", "a\0b", "/proc/self/mem", "a/" * 3000, "", ".", "ok"]
+    source = "import os; open('ok', 'w').write('x'); os.mkfifo('pipe')"
+    result = await run(level, source, keep=[*keep, "pipe"])
+    assert (result.status, result.files) == ("ok", {"ok": b"x"}), result
+    result = await sandbox.python("", keep=["n" * 200] * 2000)
+    assert result.status == "error" and "Argument list too long" in result.stderr, result
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -19,8 +19,9 @@ def main() -> int:
     os.set_inheritable(fd, False)
     try:
         code = subprocess.run(sys.argv[4:], close_fds=True).returncode
-    except OSError as error:
-        print(f"{sys.argv[4]}: {error.strerror}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        os.write(2, f"{sys.argv[4][:200]}: {said}\n".encode(errors="backslashreplace"))
         code = 127
     found = {}
     for name in names:
@@ -32,7 +33,7 @@ def main() -> int:
                     most -= len(content)
                     if most >= 0:
                         found[name] = base64.b64encode(content).decode()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             continue
     with open(fd, "w") as out:
         json.dump(found, out)

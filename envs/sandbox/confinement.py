@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from envs.sandbox import bubblewrap, collect, launch, seccomp
+from envs.sandbox import bubblewrap, collect, launch, seccomp, unpack
 from envs.sandbox.job import DEVICES, Job, open_to_all, own_python, variables
 from envs.sandbox.level import LevelName
 from envs.sandbox.limits import Limits
@@ -23,6 +23,7 @@ from envs.sandbox.result import Result, Status
 from envs.sandbox.uid_range import NoUid, own_uid
 
 _COLLECT = Path(collect.__file__).read_text()
+_UNPACK = Path(unpack.__file__).read_text()
 _XCPU = 128 + 24
 # More runs of a process at once would only make each other slow, and pass limits that are of the clock.
 _AT_ONCE = 4 * (os.cpu_count() or 1)
@@ -89,6 +90,11 @@ async def _command(level: LevelName, job: Job, keep: tuple[str, ...]):
         directory = None if own_world else tempfile.mkdtemp(prefix="dorado-sandbox-")
         handed = [status_end] + ([files_end] if keep else [])
         if directory is None:
+            if not job.plain:
+                packed = _memory_file(marshal.dumps((dict(job.files), job.argv)))
+                handed += [packed]
+                argv = (job.python, "-I", "-S", "-c", _UNPACK, str(packed))
+                job = replace(job, argv=argv, files={})
             filter_fd = _memory_file(filtered) if filtered else None
             file_fds = {name: _memory_file(content) for name, content in job.files.items()}
             handed += [*([] if filter_fd is None else [filter_fd]), *file_fds.values()]

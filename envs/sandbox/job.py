@@ -14,6 +14,8 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc
            "/etc/alternatives", "/etc/localtime")  # fmt: skip
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 WORK = "/tmp"
+# What bubblewrap takes on its command line: a descriptor per file, an argument per folder on the way.
+_PLAIN_FILES, _PLAIN_NAME, _PLAIN_PART, _PLAIN_ARGUMENTS = 32, 512, 255, 2**16
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,29 @@ class Job:
                 )
         if not self.argv or any("\0" in part for part in self.argv):
             raise ValueError("a sandbox needs a program to run, without NUL characters")
+
+    @property
+    def plain(self) -> bool:
+        """True if a launcher can make the files and be given the command; else it is done inside.
+
+        What fails inside, such as a name that is too long, is the program's own error.
+        """
+        names = {str(PurePosixPath(name)) for name in self.files}
+        parents = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+        try:
+            sizes = [len(os.fsencode(part)) for part in self.argv]
+            plain = all(
+                len(os.fsencode(name)) <= _PLAIN_NAME
+                and all(len(os.fsencode(part)) <= _PLAIN_PART for part in name.split("/"))
+                for name in names
+            )
+        except UnicodeEncodeError:
+            return False
+        room = sum(len(content) + 2 * 4096 for content in self.files.values())
+        few = len(self.files) <= _PLAIN_FILES and names == set(self.files) and not names & parents
+        return (
+            plain and few and sum(sizes) <= _PLAIN_ARGUMENTS and room <= self.limits.disk_bytes // 2
+        )
 
     @property
     def environment(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ this process stays as supervisor and ends all that is left. It refuses to outliv
 
 import contextlib
 import ctypes
+import errno
 import marshal
 import os
 import resource
@@ -120,21 +121,42 @@ def start(job: "Job", environment: dict[str, str]) -> None:
     os.closerange(max(3, keep + 1), 4096)
     try:
         os.execvpe(job["argv"][0], job["argv"], environment)
-    except OSError as error:
-        os.write(2, f"{job['argv'][0]}: {error.strerror}\n".encode())
-        os._exit(127)
+    except (OSError, ValueError) as error:
+        fail(job["argv"][0], error, 127)
 
 
-def write_files(job: "Job", directory: str) -> None:
+def fail(name: str, error: OSError | ValueError, code: int) -> None:
+    """End as a program that was asked for something impossible."""
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    os.write(2, f"{name[:200]}: {said}\n".encode(errors="backslashreplace"))
+    os._exit(code)
+
+
+# A name that no file can have: its own error, unlike a full disk of the host.
+IMPOSSIBLE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL}
+
+
+def make_folders(name: str) -> None:
+    """Make the folders above a file; `os.makedirs` calls itself for each, and there can be thousands."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(name)  # too long as a whole: said before thousands of folders are made
+    parts = name.split("/")
+    for depth in range(1, len(parts)):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("/".join(parts[:depth]))
+
+
+def write_files(job: "Job") -> None:
+    """Make the program's files, as its user, in the current directory."""
     for name, content in job["files"].items():
-        path = os.path.join(directory, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(content)
-    if job["uid"] is not None:
-        for root, directories, files in os.walk(directory):
-            for name in [root] + [os.path.join(root, one) for one in directories + files]:
-                os.chown(name, job["uid"], job["uid"])
+        try:
+            make_folders(name)
+            with open(name, "wb") as file:
+                file.write(content)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in IMPOSSIBLE:
+                raise
+            fail(name, error, 126)
 
 
 # What may not stand in a JSON string as it is.
@@ -148,7 +170,8 @@ class Ended(BaseException):
 def supervised(job: "Job", tell: "Tell") -> int:
     """Start the program as a child and, when it ends or is to end, end all it started."""
     prctl(SUBREAPER, 1)
-    write_files(job, job["work"])
+    if job["uid"] is not None:
+        os.chown(job["work"], job["uid"], job["uid"])
     here = os.getpid()
     program = os.fork()
     if program == 0:
@@ -176,6 +199,7 @@ def confine(job: "Job", supervisor: int) -> None:
     os.chdir(job["work"])
     become(job["uid"])
     die_with(supervisor, signal.SIGKILL)
+    write_files(job)
     limit(job)
     prctl(NO_NEW_PRIVS, 1)
     if job["level"] == "landlock":
@@ -284,7 +308,7 @@ def main() -> None:
 
     def tell(name: str, value: int | str) -> None:
         text = str(value) if isinstance(value, int) else '"' + value.translate(UNQUOTED) + '"'
-        os.write(status, f'{{"{name}": {text}}}\n'.encode())
+        os.write(status, f'{{"{name}": {text}}}\n'.encode(errors="replace"))
 
     # SIGTERM and not SIGKILL: this process has to live to end what the program left behind.
     die_with(job["parent"], signal.SIGTERM)

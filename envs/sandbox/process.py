@@ -202,7 +202,11 @@ async def _watch(pid: int, facts: _Facts, command: Command, limits: Limits) -> N
         await asyncio.sleep(_WATCH_SECONDS)
         spared = facts.read().get("child-pid") if command.own_world else None
         used = await asyncio.to_thread(
-            usage_of, pid, spared if isinstance(spared, int) else pid, command.directory
+            usage_of,
+            pid,
+            spared if isinstance(spared, int) else pid,
+            command.directory,
+            limits.file_bytes,
         )
         if used.memory_bytes > limits.memory_bytes:
             raise Passed("memory", f"all processes together above {limits.memory_bytes} bytes")
