@@ -70,14 +70,22 @@ class DynamicTool:
         return as_object(self.schema.parameters.get("properties")).get(name, {})
 
     def _read(self, name: str, value: object) -> object:
-        """Text formats write every argument as a string."""
+        """Text formats write every argument as a string, and null as one too."""
         schema = self._property(name)
+        if value == "null" and self._takes_null(schema):
+            return None
         if isinstance(value, str) and any(self._errors(schema, value)):
             try:
                 return json.loads(value)
             except (ValueError, RecursionError):
                 return value
         return value
+
+    def _takes_null(self, schema: object) -> bool:
+        """True for a schema that names null among other types; one that takes everything names none."""
+        other: tuple[object, ...] = (0, [], {})
+        anything = not any(any(self._errors(schema, one)) for one in other)
+        return not anything and not any(self._errors(schema, None))
 
     def _check(self, schema: object, value: object) -> "Iterator[ValidationError]":
         part = self._validator.evolve(schema=schema)  # pyright: ignore[reportUnknownMemberType]

@@ -4,6 +4,7 @@ One instance lives for one episode. `envs/builtin/sensors.py` is a complete smal
 messages; tokens, deadlines, threads and error classes are the business of `envs.session` and `rollout`.
 """
 
+import contextlib
 import hashlib
 import json
 import random
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from envs.dynamic_tool import DynamicTool
 from envs.message import Message, ToolCall
 from envs.text import encodable_json
+from envs.tool import read_tools
+from envs.tool_arguments import ToolMistake, UnknownHint
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.1
@@ -98,6 +101,18 @@ class Env:
     # How long its acts may take where a run does not say so ([env.deadlines]).
     deadlines: ClassVar[Deadlines] = Deadlines()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a tool that cannot be offered, as ToolMistake. Hints of what the module defines only below
+        are looked at when the tools are first used."""
+        super().__init_subclass__(**options)
+        with contextlib.suppress(UnknownHint):
+            for name in read_tools(cls):
+                if name in _OWN:
+                    raise ToolMistake(
+                        f"tool {cls.__name__}.{name}: {name!r} is a name of the environment protocol's own: "
+                        f"call the tool otherwise, such as {name}_it"
+                    )
+
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
         # Facts of this episode worth keeping, set in `reset`; they end on its trajectory.
@@ -148,6 +163,10 @@ class Env:
     answer: str | None = None
     # A tool sets this to True where its call ended the world: the episode ends with the turn.
     done: bool = False
+
+
+# What a tool cannot be called, since it would stand in the protocol's place.
+_OWN = {name for name in (*dir(Env), *Env.__annotations__, "config", "notes") if name[0] != "_"}
 
 
 def call(name: str, **arguments: Any) -> Message:

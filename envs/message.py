@@ -69,7 +69,7 @@ class Message:
 
 @dataclass(frozen=True)
 class ToolSchema:
-    """A tool as the policy is told of it: name, one-line description, JSON schema of the arguments."""
+    """A tool as the policy is told of it: name, description, JSON schema of the arguments."""
 
     name: str
     description: str

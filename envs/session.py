@@ -8,6 +8,7 @@ with the first traceback kept.
 
 import asyncio
 import contextlib
+import inspect
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from envs.message import Message, ToolCall, ToolSchema
 from envs.noise import CLARIFY, Noise, persistent
 from envs.text import encodable, shown, told
 from envs.tool import ToolError, tools_of
+from envs.tool_result import result_text
 
 T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
@@ -201,10 +203,14 @@ class EnvSession:
 
     async def _run(self, tool: AnyTool, arguments: dict[str, Any]) -> str:
         if isinstance(tool, DynamicTool):
-            return str(await tool.call(arguments))
-        if tool.is_async:
-            return str(await tool.method(self.env, **arguments))
-        return str(await _in_daemon_thread(lambda: tool.method(self.env, **arguments)))
+            result: object = await tool.call(arguments)
+        elif tool.is_async:
+            result = tool.run(self.env, arguments)
+        else:
+            result = await _in_daemon_thread(lambda: tool.run(self.env, arguments))
+        while inspect.isawaitable(result):  # also where a method hands back a client's call
+            result = await result
+        return result_text(result)
 
     async def _score(self) -> dict[str, float]:
         return named_rewards(await self.env.score(), "score()")

@@ -174,15 +174,6 @@ class DeclaredRange(RewardOutsideRange):
     reward_range = (0.0, 5.0)
 
 
-class UntypedTool(Calculator):
-    """A tool whose argument could be anything."""
-
-    @tool
-    async def add(self, a: int, b) -> int:
-        """a plus b"""
-        return a + b
-
-
 class UndescribedTool(Calculator):
     """A tool the policy is told nothing of."""
 

@@ -24,6 +24,7 @@ SCHEMA = {
         "kind": {"enum": ["a", 2]},
         "maybe": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
         "both": {"type": ["string", "integer"]},
+        "label": {"anyOf": [{"type": "string"}, {"type": "null"}]},
         "point": {"$ref": "#/$defs/Point"},
         "loop": {"$ref": "#/$defs/Loop"},
         "nested": {
@@ -63,6 +64,9 @@ TOOL = DynamicTool(ToolSchema("act", "", SCHEMA), echo)
         ({"n": 0, "kind": "2"}, {"n": 0, "kind": 2}),
         ({"n": 0, "maybe": "null"}, {"n": 0, "maybe": None}),
         ({"n": 0, "both": "5"}, {"n": 0, "both": "5"}),
+        ({"n": 0, "label": "null"}, {"n": 0, "label": None}),
+        ({"n": 0, "label": "731"}, {"n": 0, "label": "731"}),
+        ({"n": 0, "text": "null", "any": "null"}, {"n": 0, "text": "null", "any": "null"}),
         ({"n": 0, "point": '{"x": 1}'}, {"n": 0, "point": {"x": 1}}),
         (
             {"n": 0, "any": "5", "odd": "1k", "loop": 4},

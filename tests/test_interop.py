@@ -334,7 +334,7 @@ async def test_each_kind_of_action_is_a_tool_and_what_is_fixed_is_not_asked_for(
         opening = await session.open(START)
         assert [(t.name, t.description) for t in opening.tools] == [
             ("turn_left", ""),
-            ("walk", "walk on"),
+            ("walk", "walk on\nand on"),
         ]
         calls = (ToolCall("walk", {"steps": "2"}), ToolCall("turn_left", {}))
         said = [m.content for m in (await session.step("", calls)).messages]
@@ -515,7 +515,7 @@ async def test_the_tools_of_a_server_are_listed_to_the_last_page_and_called(desk
     session = desk()
     opening = await session.open(DESK)
     assert len(opening.tools) == 10
-    assert (opening.tools[0].name, opening.tools[0].description) == ("echo", "echo")
+    assert (opening.tools[0].name, opening.tools[0].description) == ("echo", "echo\nmore")
     assert opening.tools[0].parameters == {"type": "object", "properties": {}}
     assert [session.tools[n].options.read_only for n in ("echo", "fail")] == [True, False]
     assert await say(session, "echo", a=[1]) == '{"a": [1]}'

@@ -15,6 +15,7 @@ host unless it keeps state (`shared = false`: one per episode, ended with it).
 import asyncio
 import difflib
 import importlib
+import inspect
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -147,10 +148,10 @@ class McpEnv(Env):
 
 
 def _tool(listed: "Tool", connection: "Connection", prefix: str) -> DynamicTool:
-    lines = (listed.description or "").strip().split("\n", 1)
+    description = inspect.cleandoc(listed.description or "")
     read_only = bool(listed.annotations and listed.annotations.read_only_hint)
     return DynamicTool(
-        ToolSchema(prefix + listed.name, lines[0], object_schema(listed.input_schema)),
+        ToolSchema(prefix + listed.name, description, object_schema(listed.input_schema)),
         partial(_call, connection, listed.name),
         ToolOptions(read_only=read_only),
     )

@@ -10,6 +10,7 @@ Leaves out: task sets of a server (`/tasks`), and images in observations.
 """
 
 import contextlib
+import inspect
 import json
 import random
 import re
@@ -105,7 +106,7 @@ class OpenEnv(Env):
         }
         if "$defs" in self.actions:
             wanted["$defs"] = self.actions["$defs"]
-        description = str(variant.get("description", "")).split("\n", 1)[0]
+        description = inspect.cleandoc(str(variant.get("description", "")))
         schema = ToolSchema(name, description, object_schema(wanted))
         return DynamicTool(schema, lambda arguments: self._step({**arguments, **fixed}))
 
@@ -118,7 +119,7 @@ class OpenEnv(Env):
             DynamicTool(
                 ToolSchema(
                     tool["name"],
-                    (tool.get("description") or "").split("\n", 1)[0],
+                    inspect.cleandoc(tool.get("description") or ""),
                     object_schema(tool.get("inputSchema") or tool.get("input_schema") or {}),
                 ),
                 partial(self._call_tool, tool["name"]),

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import textwrap
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
@@ -189,7 +190,8 @@ class Player:
 
     def _show_tools(self) -> None:
         for tool in self.tools.values():
-            self.write(f"  {_example(tool)}  {tool.description}")
+            described = textwrap.indent(tool.description, "    ").strip()
+            self.write(f"  {_example(tool)}  {described}")
             self.write(f"    {json.dumps(tool.parameters, ensure_ascii=False)}")
 
     def _await(self, act: Coroutine[Any, Any, T]) -> T:

@@ -19,6 +19,7 @@ from envs.message import JsonObject, ToolCall
 from envs.registry import BadSettings, UnknownEnv
 from envs.session import Deadlines, EnvFault, EnvSession
 from envs.tool import tools_of
+from envs.tool_arguments import ToolMistake
 from rl.env_tools.check.clock import Clock
 from rl.env_tools.check.leaks import adopt_orphans, end_children, held, left_since
 from rl.env_tools.check.report import CheckName, Finding
@@ -77,8 +78,8 @@ def _ids(drawn: Tasks) -> dict[str, list[str]]:
 def _check_tools(runner: Runner) -> None:
     try:
         tools = tools_of(runner.env_class)
-    except Exception as error:  # a schema is made of the author's type hints
-        runner.fail("tools", f"{error}, such as str, int or list[str]: the policy is told of it")
+    except ToolMistake as error:  # of a hint that was not known yet when the class was made
+        runner.fail("tools", str(error))
         raise Broken from None
     for tool in tools.values():
         if not tool.schema.description:

@@ -14,8 +14,9 @@ from typing import Literal, TypeVar
 
 from envs.env import Env, EnvConfig, Task
 from envs.message import JsonObject, Message
-from envs.registry import find_env, settings_of
+from envs.registry import UnknownEnv, find_env, settings_of
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault
+from envs.tool_arguments import ToolMistake
 from rl.env_tools.check.clock import Clock
 from rl.env_tools.check.portable import unpicklable
 from rl.env_tools.check.report import CheckName, Finding
@@ -65,9 +66,17 @@ class Runner:
         self.state_pickled = False
 
     def _find(self) -> tuple[type[Env], EnvConfig]:
+        """Raises UnknownEnv, BadSettings, and Broken where the class's tools cannot be offered."""
         self.doing("importing it")
         with self.watch.during("importing it", measured=False):
-            env_class = find_env(self.spec.name)
+            try:
+                env_class = find_env(self.spec.name)
+            except UnknownEnv as error:
+                mistake = error.__context__
+                if not isinstance(mistake, ToolMistake):
+                    raise
+                self.fail("tools", str(mistake))
+                raise Broken from None
             return env_class, settings_of(env_class, self.spec.config)
 
     # What is reported
