@@ -10,13 +10,13 @@ import json
 import random
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from envs.dynamic_tool import DynamicTool
 from envs.message import Message, ToolCall
-from envs.text import encodable_json
+from envs.text import encodable_json, shown
 from envs.tool import read_tools
 from envs.tool_arguments import ToolMistake, UnknownHint
 
@@ -32,7 +32,7 @@ class Task:
     """One problem, as plain JSON data, e.g. `Task("calculator", {"op": "add", "a": 3, "b": 4})`.
 
     noise: how noisily it is played, from 0 (not at all) to 3 (severely); see `envs.noise`. Raises ValueError
-    for any other number.
+    for any other number, TypeError for data that is no dict.
     """
 
     env: str
@@ -40,6 +40,12 @@ class Task:
     noise: int = 0
 
     def __post_init__(self) -> None:
+        data = cast(object, self.data)  # an author's: it may be anything
+        if not isinstance(data, dict):
+            raise TypeError(
+                f"a task of environment {self.env!r} has the data {shown(data)}: sample() has to return "
+                "a dict of plain JSON"
+            )
         object.__setattr__(self, "data", encodable_json(self.data))
         if self.noise not in range(MOST_NOISE + 1):
             raise ValueError(

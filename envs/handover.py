@@ -4,14 +4,25 @@ In: whatever an environment's or a judge's act returned. Out: named rewards as f
 as text, messages. Refuses, with a TypeError of one sentence, what is none of these: the plugin's fault.
 """
 
+import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from numbers import Real
 from typing import cast
 
+from envs.dynamic_tool import DynamicTool
 from envs.message import Message
 from envs.text import encodable, shown
+
+
+async def result_of(name: str, act: Callable[[], object]) -> object:
+    """Begin an act of the protocol, and await it. Raises TypeError where it is a plain `def`, and what it
+    raises itself."""
+    begun = act()
+    if not inspect.isawaitable(begun):
+        raise TypeError(f"{name}() has to be written as `async def {name}`")
+    return await begun
 
 
 def named_rewards(value: object, act: str) -> dict[str, float]:
@@ -60,3 +71,15 @@ def messages(value: object, act: str) -> tuple[Message, ...]:
         if not isinstance(one, Message):
             raise TypeError(f"{wanted}; one of them is {shown(one)}")
     return cast(tuple[Message, ...], found)
+
+
+def offered_tools(value: object) -> tuple[DynamicTool, ...]:
+    """The tools that are known only at reset. Raises TypeError."""
+    wanted = "dynamic_tools() has to return a list of DynamicTools"
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{wanted}, not {shown(cast(object, value))}")
+    found = tuple(cast(Iterable[object], value))
+    for one in found:
+        if not isinstance(one, DynamicTool):
+            raise TypeError(f"{wanted}; one of them is {shown(one)}")
+    return cast(tuple[DynamicTool, ...], found)

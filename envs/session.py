@@ -13,11 +13,12 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from envs.dynamic_tool import AnyTool, DynamicTool
-from envs.env import Deadlines, Env, Expert, Reply, Task
-from envs.handover import facts, messages, named_rewards
+from envs.env import Deadlines, Env, Reply, Task
+from envs.expert import ExpertMistake, watched
+from envs.handover import facts, messages, named_rewards, offered_tools, result_of
 from envs.message import Message, ToolCall, ToolSchema
 from envs.noise import CLARIFY, Noise, persistent
 from envs.text import encodable, shown, told
@@ -138,20 +139,23 @@ class EnvSession:
                     async with asyncio.timeout(self.deadlines.close_seconds):
                         await ended.wait()
         finally:  # also where whoever closes is cancelled while an act will not end
-            await self._guard("close", self.deadlines.close_seconds, self.env.close())
+            act = result_of("close", self.env.close)
+            await self._guard("close", self.deadlines.close_seconds, act)
 
     async def _reset(self, task: Task) -> tuple[tuple[Message, ...], dict[str, str]]:
-        said = messages(await self.env.reset(task), "reset()")
-        for tool in await self.env.dynamic_tools():
+        said = messages(await result_of("reset", lambda: self.env.reset(task)), "reset()")
+        for tool in offered_tools(await result_of("dynamic_tools", self.env.dynamic_tools)):
             if tool.name in self.tools:
                 raise ValueError(f"two tools are called {tool.name!r}")
             self.tools[tool.name] = tool
         return said, facts(self.env.notes)
 
     async def _reply(self, text: str) -> StepResult:
-        reply = cast(object, await self.env.reply(text))  # an author's: it may be anything
+        reply = await result_of("reply", lambda: self.env.reply(text))
         if not isinstance(reply, Reply):
-            raise TypeError(f"reply() has to return a Reply, not {shown(reply)}")
+            raise TypeError(
+                f"reply() has to return a Reply, not {shown(reply)}: write Reply(done=True)"
+            )
         return StepResult(messages(reply.messages, "reply()"), bool(reply.done))
 
     def _over(self) -> bool:
@@ -213,7 +217,7 @@ class EnvSession:
         return result_text(result)
 
     async def _score(self) -> dict[str, float]:
-        return named_rewards(await self.env.score(), "score()")
+        return named_rewards(await result_of("score", self.env.score), "score()")
 
     async def _guard(self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = "") -> T:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
@@ -290,7 +294,7 @@ async def demonstrate(
     said: list[Message] = []
     try:
         opening = await session.open(task)
-        expert: Expert = env.expert(task)
+        expert = watched(lambda: env.expert(task))
         if session.noise is not None:
             expert = persistent(expert, session.noise.level, session.tools)
         message = next(expert, None)
@@ -307,5 +311,7 @@ async def demonstrate(
             except StopIteration:
                 message = None
         raise EnvFault("reply", f"environment {env.name!r}: its expert ended without an answer")
+    except ExpertMistake as mistake:
+        raise EnvFault("reply", f"environment {env.name!r}: {mistake}", mistake.trace) from None
     finally:
         await session.close()

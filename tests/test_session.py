@@ -14,6 +14,7 @@ from fakes import Probe, play
 
 from envs.dynamic_tool import DynamicTool
 from envs.env import Env, EnvConfig, Reply, Task, say
+from envs.env import call as call_tool
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 from envs.tool import tool
@@ -30,9 +31,9 @@ def task(**plan) -> Task:
     return Task("probe", plan)
 
 
-async def run_all(plan: Task, deadlines: Deadlines | None = None) -> None:
+async def run_all(plan: Task, deadlines: Deadlines | None = None, env: type[Env] = Probe) -> None:
     """Every act of an episode without tools."""
-    s = session(deadlines)
+    s = EnvSession(env(EnvConfig()), deadlines or Deadlines())
     await s.open(plan)
     await s.step("the answer", ())
     await s.score()
@@ -575,3 +576,78 @@ async def test_a_fault_whose_text_cannot_be_written_is_told_by_escapes(act):
     fault.sentence.encode()
     fault.trace.encode()
     assert (str(fault), fault.trace) == (caught.value.sentence, caught.value.trace)
+
+
+async def _none(*_: object) -> None:
+    return None
+
+
+async def _texts(*_: object) -> list[str]:
+    return ["look"]
+
+
+def _plain(*_: object) -> None:
+    return None
+
+
+async def _emptied(*_: object) -> list[Message]:
+    return [Message("user", None)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("act", "method", "sentence"),
+    [
+        ("reset", _plain, "reset: TypeError: reset() has to be written as `async def reset`"),
+        ("reply", _plain, "reply: TypeError: reply() has to be written as `async def reply`"),
+        ("score", _plain, "score: TypeError: score() has to be written as `async def score`"),
+        ("close", _plain, "close: TypeError: close() has to be written as `async def close`"),
+        ("dynamic_tools", _plain, "reset: TypeError: dynamic_tools() has to be written as `async"),
+        ("dynamic_tools", _none, "reset: TypeError: dynamic_tools() has to return a list of Dyn"),
+        ("dynamic_tools", _texts, "dynamic_tools() has to return a list of DynamicTools; one of"),
+        ("reset", _emptied, "reset: TypeError: a message's content has to be text, not None"),
+    ],
+)
+async def test_an_act_of_another_form_is_the_environments_fault_under_its_own_name(
+    act, method, sentence
+):
+    with pytest.raises(EnvFault) as caught:
+        await run_all(task(), env=type("Odd", (Probe,), {act: method}))
+    assert sentence in caught.value.sentence
+
+
+def _breaks(task):
+    results = yield call_tool("act", how="refuse")
+    yield say(str(int(results[0])))
+
+
+def _texted(task):
+    yield "42"
+
+
+def _user(task):
+    yield Message("user", "42")
+
+
+@pytest.mark.parametrize(
+    ("expert", "sentence"),
+    [
+        (lambda task: None, "expert() has to be a generator, written as `def expert`"),
+        (_none, "expert() has to be a generator"),
+        (_breaks, "expert() raises ValueError: invalid literal for int() with base 10: 'error: "),
+        (_texted, "expert() yields '42': it has to yield say(...) or call(...)"),
+        (_user, "expert() yields a message of user: it speaks as the policy"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine '_none' was never awaited")
+async def test_an_experts_mistake_is_one_sentence(expert, sentence):
+    env = type("Shown", (Probe,), {"expert": lambda self, task: expert(task)})(EnvConfig())
+    with pytest.raises(EnvFault) as caught:
+        await demonstrate(env, task())
+    assert caught.value.sentence.startswith(f"environment 'probe': {sentence}")
+    assert "\n" not in caught.value.sentence
+
+
+@pytest.mark.parametrize("data", [None, "n = 3", [1], 5])
+def test_a_tasks_data_are_a_dict(data):
+    with pytest.raises(TypeError, match="sample\\(\\) has to return a dict of plain JSON"):
+        Task("probe", data)
