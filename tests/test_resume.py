@@ -152,6 +152,7 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     for step in (1, 2, 3):
         first.metrics(step, {"loss/loss": float(step)})
         first.experts(step, 1, [[1.0]])
+        first.learned(step, [("g000041.0", 100 * step), (f"g00000{step}.0", 100 * step + 50)])
     first.event("learner", "step 3", 1.0, 2.0)
     report = group_report("calculator", [member("g000041.0")])
     first.index(report, "train")
@@ -167,7 +168,17 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     assert (again.groups(), again.eval_before()) == (42, {"calculator": 0.25})
     aside = again.go_on(2)
     again.metrics(3, {"loss/loss": 30.0})
+    again.learned(3, [("g000044.0", 400)])
+    learned = again._index.execute("select step, id from learned order by step, id").fetchall()
+    assert learned == [
+        *((step, id) for step in (1, 2) for id in (f"g00000{step}.0", "g000041.0")),
+        (3, "g000044.0"),
+    ]
     again.close()
+    undone = [
+        (line["id"], line["step"], line["offset"]) for line in lines(aside / "learned_index.jsonl")
+    ]
+    assert undone == [("g000003.0", 3, 350), ("g000041.0", 3, 300)]
     assert [line["step"] for line in lines(run / "metrics.jsonl")] == [0, 1, 2, 3]
     assert lines(run / "metrics.jsonl")[-1]["loss/loss"] == 30.0
     assert [line["step"] for line in lines(run / "experts.jsonl")] == [1, 2]
@@ -177,7 +188,7 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_2"]
     assert {p.name for p in aside.iterdir()} == {
         *("config.toml", "origins.json", "summary.json"),
-        *("metrics.jsonl", "experts.jsonl", "step_3"),
+        *("metrics.jsonl", "experts.jsonl", "learned_index.jsonl", "step_3"),
     }
     assert "steps = 9" in (run / "config.toml").read_text()
     assert "steps = 5" in (aside / "config.toml").read_text()

@@ -9,9 +9,9 @@ experts.jsonl        the experts' load          origins.json          where sett
 tokenizer.json       to read token ids by       earlier/N/            what the N-th resume took out
 
 A run that goes on from a checkpoint (`--resume`) writes on in the same files. Of the steps after that
-checkpoint, which are undone, metrics.jsonl and experts.jsonl lose their lines and checkpoints/ its folders:
-they lie in earlier/N, with the settings and the summary until then. Events and trajectories, which did
-happen, all stay.
+checkpoint, which are undone, metrics.jsonl and experts.jsonl lose their lines, the index its rows of what
+they trained on, and checkpoints/ its folders: they lie in earlier/N, with the settings and the summary until
+then. Events and trajectories, which did happen, all stay.
 """
 
 import fcntl
@@ -182,6 +182,7 @@ class RunFolder:
         self._metrics = self._undo(self._metrics, "metrics.jsonl", step, aside)
         self.begins = self._metrics.tell()
         self._experts = self._undo(self._experts, "experts.jsonl", step, aside)
+        self._unlearn(step, aside)
         now = time.time()
         self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))
         return aside
@@ -201,6 +202,18 @@ class RunFolder:
         kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
         self._replace(name, kept)
         return (self.path / name).open("a")
+
+    def _unlearn(self, step: int, aside: Path) -> None:
+        """Move the index's rows of what later steps trained on to `aside`; LEARNED keeps its lines."""
+        rows = self._index.execute(
+            "select id, step, offset from learned where step > ?", (step,)
+        ).fetchall()
+        records = (json.dumps(dict(zip(("id", "step", "offset"), r, strict=True))) for r in rows)
+        (aside / "learned_index.jsonl").write_text(
+            "".join(f"{line}\n" for line in records), encoding="utf-8"
+        )
+        self._index.execute("delete from learned where step > ?", (step,))
+        self._index.commit()
 
     def _settings(self) -> None:
         (self.path / "config.toml").write_text(dump_toml(self.config))
