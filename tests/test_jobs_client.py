@@ -109,6 +109,25 @@ def test_submit_sends_the_run_with_no_cpu_for_its_driver(
     assert done.stdout == f"job: {sent['submission_id']}\nrun folder: /shared/runs/tiny\n"
 
 
+def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k3y")
+    (tmp_path / "note.txt").write_text("12345")
+    asked = ("--runs_dir", "/shared/runs", "--env", "WANDB_API_KEY", "--env", "A=b", "--dry-run")
+    done = dorado("submit", config_in(tmp_path), *asked)
+    assert (done.exit_code, server.submitted) == (0, []), done.output
+    command, variables, total, *files = done.stdout.splitlines()
+    assert command.startswith("command: python -m rl train tiny.toml")
+    assert variables == "variables: WANDB_API_KEY, A, RAY_JOB_STOP_WAIT_TIME_S"
+    assert total == f"2 files, 0.0 MiB, of {tmp_path}:"
+    assert [one.split() for one in files] == [["5", "note.txt"], [str(len(CONFIG)), "tiny.toml"]]
+    assert "k3y" not in done.output
+    done = dorado("submit", config_in(tmp_path), *asked[:-1])
+    (sent,) = server.submitted
+    assert sent["runtime_env"]["env_vars"]["WANDB_API_KEY"] == "k3y"
+
+
 def test_submit_and_follow_prints_the_log_and_ends_as_the_job(
     server: FakeServer, tmp_path: Path
 ) -> None:

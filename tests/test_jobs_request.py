@@ -1,7 +1,9 @@
 """What is submitted for a run: the command, the files that travel, and what is refused before."""
 
+import re
 import shlex
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -166,6 +168,115 @@ def test_a_project_too_large_to_send_is_refused_by_what_would_be_sent(
     if in_git:
         (project / ".gitignore").write_text("data/\n")
         check_size(project, request.runtime_env["excludes"])
+
+
+SECRET = [
+    ".env", ".env.production", "worlds/prod.env", ".envrc", ".netrc", "deep/down/.netrc", "_netrc", ".npmrc",
+    ".pypirc", ".git-credentials", ".aws/credentials", ".aws/config", ".ssh/config", ".docker/config.json",
+    ".kube/config", "id_rsa", "keys/id_ed25519", "ID_RSA", "server.key", "client.p12", "credentials.json",
+    "service-account.json", "my_service_account.json", "client_secret_7.json", "kaggle.json", "secrets.toml",
+    "secrets/wandb.txt", ".hf_token", "auth_token", "WANDB_API_KEY", "prod.tfvars",
+]  # fmt: skip
+HARMLESS = [".env.example", "id_rsa.pub", "secrets.py", "tokenizer.json", "worlds/token.py", "credentials.md",
+            "environment.toml", ".docker/Dockerfile", "keys.jsonl", "ca.pem"]  # fmt: skip
+
+
+def put(project: Path, name: str, text: str = "x") -> None:
+    (project / name).parent.mkdir(parents=True, exist_ok=True)
+    (project / name).write_text(text)
+
+
+@pytest.mark.parametrize("in_git", [False, True], ids=["plain folder", "git repository"])
+@pytest.mark.parametrize("name", SECRET)
+def test_a_secret_is_refused_by_name_until_an_ignore_file_names_it(
+    project: Path, name: str, in_git: bool
+) -> None:
+    if in_git:
+        subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    put(project, name)
+    with pytest.raises(ConfigError) as error:
+        prepare(Path("configs/tiny.toml"), [])
+    assert f"would be sent to the cluster: {name}; name them in .rayignore" in str(error.value)
+    (project / (".gitignore" if in_git else ".rayignore")).write_text(f"{name}\n")
+    _, request = prepare(Path("configs/tiny.toml"), [])
+    assert project / name not in request.files
+
+
+def test_a_private_key_is_known_by_what_it_holds_and_a_link_by_where_it_leads(
+    project: Path, tmp_path: Path
+) -> None:
+    put(project, "deploy", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl")
+    put(project, "both.pem", "-----BEGIN CERTIFICATE-----\nMII\n-----BEGIN RSA PRIVATE KEY-----\n")
+    put(tmp_path, "home/.aws/credentials")
+    (project / "cloud").symlink_to(tmp_path / "home/.aws/credentials")
+    (project / "around").symlink_to(project)
+    with pytest.raises(ConfigError, match=r"cluster: both\.pem, cloud, deploy; name them"):
+        prepare(Path("configs/tiny.toml"), [])
+
+
+def test_examples_public_halves_and_code_are_sent(project: Path) -> None:
+    for name in HARMLESS:
+        put(project, name, "-----BEGIN CERTIFICATE-----\nMII" if name == "ca.pem" else "x")
+    _, request = prepare(Path("configs/tiny.toml"), [])
+    assert {project / name for name in HARMLESS} <= set(request.files)
+
+
+def test_what_is_listed_is_what_ray_packs(project: Path, tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    for name in (
+        "a.py",
+        "data/big",
+        "data/.gitignore",
+        "out/x",
+        "runs/r/log",
+        "__pycache__/a.pyc",
+        "w/é",
+    ):
+        put(project, name, "*\n!.gitignore\n" if name.endswith("ignore") else "x")
+    put(project, ".rayignore", "/out\n")
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    put(project, ".git/info/exclude", "a.py\n")  # which Ray does not read
+    _, request = prepare(Path("configs/tiny.toml"), [])
+    create_package(
+        str(project),
+        tmp_path / "sent.zip",
+        include_gitignore=True,
+        excludes=list(request.runtime_env["excludes"]),
+    )
+    with zipfile.ZipFile(tmp_path / "sent.zip") as sent:
+        packed = {project / name for name in sent.namelist() if not name.endswith("/")}
+    assert packed == set(request.files) and project / "a.py" in packed
+
+
+def test_variables_that_are_asked_for_go_along(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERE", "a b=c")
+    _, request = prepare(Path("configs/tiny.toml"), [], None, ["HERE", "GIVEN=x=y", "EMPTY="])
+    sent = request.runtime_env["env_vars"]
+    assert {k: sent[k] for k in ("HERE", "GIVEN", "EMPTY")} == {
+        "HERE": "a b=c",
+        "GIVEN": "x=y",
+        "EMPTY": "",
+    }
+    assert "HERE, GIVEN, EMPTY" in request.shown and "a b=c" not in request.shown
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("NOT_SET_HERE", "--env NOT_SET_HERE: it is not set here; set it, or write"),
+        ("=x", "--env: '' is no name of a variable"),
+        ("A B=x", "--env: 'A B' is no name of a variable"),
+        ("hf-AbCdEf", "--env: a text of 9 characters is no name of a variable"),
+        ("RAY_JOB_STOP_WAIT_TIME_S=1", "it follows from timeouts.stop_seconds"),
+        ("A=\0", "holds a NUL"),
+    ],
+)
+def test_a_variable_that_cannot_be_is_one_sentence(project: Path, given: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        prepare(Path("configs/tiny.toml"), [], None, [given])
 
 
 def asked(project: Path, *overrides: str):

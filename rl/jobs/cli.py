@@ -38,13 +38,25 @@ def submit(
         str | None,
         typer.Option(help="Go on with a run, as for `train`; its folder is the cluster's."),
     ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY[=VALUE]",
+            help="A variable of the job, such as WANDB_API_KEY; without a value, as it is set here.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
+    ] = False,
 ) -> None:
     """Run a config as a job on a Ray cluster. Any setting can be changed, as for `train`."""
     from rl.jobs import client as jobs
     from rl.jobs import request as job_request
 
     with _job_errors():
-        settings, request = job_request.prepare(config, context.args, resume)
+        settings, request = job_request.prepare(config, context.args, resume, env or ())
+        if dry_run:
+            return typer.echo(request.shown)
         address = jobs.address_of(address)
         server = jobs.connect(address)
         job_request.check_resources(settings, jobs.nodes_of(address))

@@ -3,24 +3,24 @@
 In: a configuration file and its overrides. Out: a `Request`, for `python -m rl train` in a copy of the
 project. Code travels; folders (`runs_dir`, `model.path`) do not: as absolute paths they are the cluster's.
 Refused with one sentence, before anything is sent: a run that cannot work, a project too large to send, an
-environment's file outside it, CPUs or GPUs that the cluster does not have. Left out on purpose: installing
-packages, which the cluster's nodes have to have, and the submitter's variables, which hold secrets.
+environment's file outside it, secrets in it, CPUs or GPUs that the cluster does not have. Left out on
+purpose: installing packages, which the cluster's nodes have to have, and variables not asked for by name.
 """
 
 import getpass
 import math
 import os
+import re
 import shlex
-import subprocess
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from envs.registry import split_file
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
+from rl.jobs.shipped import check_secrets, shipped
 from rl.loop.resume import find_resume, split_step
 from rl.preflight import check_run
 
@@ -38,21 +38,39 @@ EXCLUDES = (
 
 @dataclass(frozen=True)
 class Request:
-    """One request to the job server; the id is such as quickstart-3f9a1c."""
+    """One request to the job server; the id is such as quickstart-3f9a1c. files: those that travel."""
 
     id: str
     entrypoint: str
     runtime_env: dict[str, object]
     metadata: dict[str, str]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The request in lines for a reader; of variables the names alone."""
+        project = Path(str(self.runtime_env["working_dir"]))
+        variables = self.runtime_env["env_vars"]
+        assert isinstance(variables, dict)
+        sizes = {file.relative_to(project): file.stat().st_size for file in self.files}
+        files = [f"{size:>12,} {name}" for name, size in sizes.items()]
+        total = f"{len(files)} files, {sum(sizes.values()) / 2**20:.1f} MiB, of {project}:"
+        return "\n".join(
+            [f"command: {self.entrypoint}", f"variables: {', '.join(variables)}", total, *files]
+        )
 
 
 def prepare(
-    file: Path, overrides: Sequence[str], resume: str | None = None
+    file: Path,
+    overrides: Sequence[str],
+    resume: str | None = None,
+    variables: Sequence[str] = (),
 ) -> tuple[RunConfig, Request]:
     """Check the run, and say what is to be submitted for it. Raises ConfigError.
 
-    resume: the run to go on with, as for `train`.
+    resume: the run to go on with, as for `train`. variables: of the job, KEY=VALUE, or KEY for one set here.
     """
+    given = env_vars(variables)
     cluster = [*overrides, "--cluster.address", "auto"]
     config = load_config(file, cluster)
     going_on: list[str] = []
@@ -69,7 +87,8 @@ def prepare(
         paths += ["--model.path", os.path.abspath(config.model.path)]
     paths += _env_files(config, project)
     excludes = [*EXCLUDES, *_runs_in(project, Path(config.runs_dir))]
-    check_size(project, excludes)
+    files = check_size(project, excludes)
+    check_secrets(project, files)
     command = ["python", "-m", "rl", "train", str(file.relative_to(project)), *going_on]
     grace = math.ceil(config.timeouts.stop_seconds) + END_SECONDS
     return config, Request(
@@ -78,14 +97,36 @@ def prepare(
         runtime_env={
             "working_dir": str(project),
             "excludes": excludes,
-            "env_vars": {GRACE_VARIABLE: str(grace)},
+            "env_vars": {**given, GRACE_VARIABLE: str(grace)},
         },
         metadata={
             "config": config.name,
             "folder": os.path.abspath(config.folder),
             "user": _user(),
         },
+        files=tuple(files),
     )
+
+
+def env_vars(given: Sequence[str]) -> dict[str, str]:
+    """Variables for the job, of KEY=VALUE, or KEY for the one that is set here. Raises ConfigError."""
+    found: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        # Only the name is said: the rest may be a secret.
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            shown = repr(key) if equals else f"a text of {len(text)} characters"
+            raise ConfigError(f"--env: {shown} is no name of a variable; write KEY or KEY=VALUE")
+        if not equals and key not in os.environ:
+            raise ConfigError(
+                f"--env {key}: it is not set here; set it, or write --env {key}=VALUE"
+            )
+        if key == GRACE_VARIABLE:
+            raise ConfigError(f"--env {key}: it follows from timeouts.stop_seconds; set that")
+        found[key] = value if equals else os.environ[key]
+        if "\0" in found[key]:
+            raise ConfigError(f"--env {key}: its value holds a NUL, which no variable can")
+    return found
 
 
 def _run_to_resume(what: str, config: RunConfig) -> tuple[RunConfig, str]:
@@ -128,12 +169,12 @@ def project_of(file: Path) -> Path:
     return file.parent
 
 
-def check_size(project: Path, excludes: Sequence[str]) -> None:
-    """Raises ConfigError where what would be sent is too large."""
-    sizes: dict[str, int] = {}
-    for file in _shipped(project, excludes):
+def check_size(project: Path, excludes: Sequence[str]) -> list[Path]:
+    """The files that would be sent, sorted. Raises ConfigError where they are too large."""
+    files, sizes = sorted(shipped(project, excludes)), dict[str, int]()
+    for file in files:
         first = file.relative_to(project).parts[0]
-        sizes[first] = sizes.get(first, 0) + file.lstat().st_size
+        sizes[first] = sizes.get(first, 0) + file.stat().st_size
     total = sum(sizes.values())
     if total > SHIPPED_MIB * 2**20:
         largest = max(sizes, key=lambda name: sizes[name])
@@ -142,6 +183,7 @@ def check_size(project: Path, excludes: Sequence[str]) -> None:
             f"has {sizes[largest] / 2**20:,.0f}; the limit is {SHIPPED_MIB} MiB: name it in .gitignore, or "
             "move it to a folder that the cluster sees"
         )
+    return files
 
 
 def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> None:
@@ -162,38 +204,6 @@ def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
                     f"{key}: one {name} asks for {each:g} {resource}s, the largest node of the cluster has "
                     f"{max(there, default=0.0):g}"
                 )
-
-
-def _shipped(project: Path, excludes: Sequence[str]) -> Iterable[Path]:
-    """The files that Ray would send: without `excludes`, and in a git repository without what git ignores."""
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        done = subprocess.run(listing, cwd=project, capture_output=True, timeout=30)
-        known = done.stdout if done.returncode == 0 else None
-    except (OSError, subprocess.TimeoutExpired):
-        known = None
-    if known is not None:
-        for name in sorted({os.fsdecode(one) for one in known.split(b"\0") if one}):
-            if not _excluded(Path(name), excludes) and (project / name).is_file():
-                yield project / name
-        return
-    for folder, folders, files in os.walk(project):
-        at = Path(folder).relative_to(project)
-        folders[:] = [name for name in folders if not _excluded(at / name, excludes)]
-        for name in files:
-            if not _excluded(at / name, excludes):
-                yield project / at / name
-
-
-def _excluded(path: Path, excludes: Sequence[str]) -> bool:
-    """A pattern with a slash in front is a path from the project's folder, any other one a name anywhere."""
-    for pattern in excludes:
-        if pattern.startswith("/"):
-            if _inside(Path("/") / path, Path(pattern)):
-                return True
-        elif any(fnmatch(part, pattern) for part in path.parts):
-            return True
-    return False
 
 
 def _runs_in(project: Path, runs: Path) -> list[str]:
