@@ -112,7 +112,9 @@ async def test_whoever_kills_wandb_the_run_hears_one_warning_and_no_step_is_lost
     folder.metrics(1, STEPS[0])
     sink.look()
     victim = helper(sink)
-    (victim if killed == "helper" else victim.parent()).kill()
+    other = victim.parent()
+    assert other is not None
+    (victim if killed == "helper" else other).kill()
     victim.wait(20)
     folder.metrics(2, STEPS[1])
     sink.look()

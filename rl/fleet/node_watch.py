@@ -72,6 +72,7 @@ class NodeWatch:
     ) -> None:
         """control: host:port of Ray's control service, "" where it is not watched. control_seconds: for which
         it may be away."""
+        self._control: asyncio.Task[None] | None = None
         self.control = control
         self.control_seconds = control_seconds
         self.actors = actors
@@ -86,27 +87,17 @@ class NodeWatch:
 
     async def watch(self) -> None:
         """Look again and again. Raises NodesLost, and SyncError where no engine is left."""
-        # Apart: a look waits for the control service, however long that takes.
-        loops = [
-            asyncio.create_task(self._watch_nodes()),
-            asyncio.create_task(self._watch_control()),
-        ]
+        control = self._control = asyncio.create_task(self._watch_control())
         try:
-            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
-            for loop in done:
-                loop.result()
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                await self.look()
         finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            control.cancel()
+            await asyncio.gather(control, return_exceptions=True)
             for asked in self._asked.values():
                 asked.cancel()
             await asyncio.gather(*self._asked.values(), return_exceptions=True)
-
-    async def _watch_nodes(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            await self.look()
 
     async def _watch_control(self) -> None:
         """Raise NodesLost once Ray's control service is gone; without it Ray ends this process."""
@@ -129,11 +120,20 @@ class NodeWatch:
         async with self._looking:
             if self._end is not None:
                 raise self._end
-            alive = await within(in_daemon(alive_nodes), ANSWER_SECONDS)
+            alive = await self._alive()
             self.actors.addresses |= alive
             for node in {*self.actors.node_of.values()} - alive.keys() - self.gone:
                 await self._lost(node)
             await self._ask()
+
+    async def _alive(self) -> dict[str, str]:
+        """Addresses of the living nodes. Raises ControlLost as soon as nobody will tell them any more."""
+        asked = in_daemon(alive_nodes)
+        first = {asked} if self._control is None else {asked, self._control}
+        await asyncio.wait(first, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if self._control is not None and self._control.done():
+            self._control.result()
+        return await within(asked, 0)
 
     async def explain(self, error: RayError) -> None:
         """Raises as `watch` where a node that is gone is what `error` comes from.

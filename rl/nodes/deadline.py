@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -19,25 +19,27 @@ async def within(act: Awaitable[T], seconds: float | None) -> T:
         return await act
 
 
-async def in_daemon(act: Callable[[], T]) -> T:
+def in_daemon(act: Callable[[], T]) -> asyncio.Future[T]:
     """The result of `act()`, called in a thread that nobody waits for when this process ends."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 
-    def tell(set_it: Callable[[], None]) -> None:
-        if not answer.done():
-            set_it()
+    def tell(result: T | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(cast(T, result))
 
     def call() -> None:
+        result, failed = None, None
         try:
             result = act()
         except Exception as error:
-            told = error
-            outcome = lambda: answer.set_exception(told)  # noqa: E731
-        else:
-            outcome = lambda: answer.set_result(result)  # noqa: E731
+            failed = error
         with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, outcome)
+            loop.call_soon_threadsafe(tell, result, failed)
 
     threading.Thread(target=call, daemon=True).start()
-    return await answer
+    return answer
