@@ -44,7 +44,7 @@ class Rendering(Protocol):
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]: ...
     def suffix(self, messages: Sequence[Message], completion: Sequence[int]) -> list[int]: ...
     def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]: ...
-    def text(self, ids: Sequence[int]) -> str: ...
+    def split(self, completion: Sequence[int]) -> tuple[str, str]: ...
 
 
 @dataclass
@@ -168,6 +168,7 @@ class Episode:
         if completion.finish_reason == "abort":
             raise EngineFault(f"engine {completion.engine} aborted request {request.id}")
         text, calls, malformed = "", (), False
+        thought, rest = self.renderer.split(completion.token_ids)
         result = StepResult((), done=False)
         if completion.finish_reason == "stop":
             try:
@@ -177,7 +178,7 @@ class Episode:
                 result = await self._in_phase(phase, act, max(1, len(calls)))
             except MalformedCall as error:
                 malformed = True
-                text = self.renderer.text(completion.token_ids)
+                text = rest
                 result = StepResult((Message("tool", f"error: {error}"),), done=False)
         turn = Turn(
             prompt_ids=prompt,
@@ -191,6 +192,7 @@ class Episode:
             malformed=malformed,
             bad_calls=result.bad_calls,
             observations=result.messages,
+            thought=thought,
             routing=completion.routing,
         )
         return turn, result.done

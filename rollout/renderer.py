@@ -7,13 +7,15 @@ stand-in conversation with and without the new messages, and appended to the ids
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from envs.message import Message, ToolCall, ToolSchema
-from rollout.tool_format import ToolFormat, parse_calls
+from rollout.thought import opens_thought
+from rollout.tool_format import ToolFormat, parse_calls, split_completion
 
 _STAND_IN = "stand-in"
 # Where a special token that somebody wrote in a message is cut, so that it stays mere text. A Unicode
@@ -32,6 +34,11 @@ class Renderer:
         self.eos_ids: tuple[int, ...] = (self.tokenizer.eos_token_id,)
         self._end = self.tokenizer.eos_token
         self._special = re.compile("|".join(map(re.escape, self._special_tokens())))
+
+    @cached_property
+    def thinking(self) -> bool:
+        """True if the template's prompt leaves the policy in the middle of a thought."""
+        return opens_thought(self._text([Message("user", _STAND_IN)], (), generate=True))
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
         """Ids of an opening, ready for the policy to write its first turn."""
@@ -53,9 +60,17 @@ class Renderer:
         return self._encode(tail)
 
     def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]:
-        """A completion as plain text and tool calls. Raises MalformedCall."""
-        ids = completion[:-1] if completion and completion[-1] in self.eos_ids else completion
-        return parse_calls(self.text(ids), self.tool_format)
+        """A completion as plain text and tool calls, its thought left out. Raises MalformedCall."""
+        return parse_calls(self._written(completion), self.tool_format, thinking=self.thinking)
+
+    def split(self, completion: Sequence[int]) -> tuple[str, str]:
+        """A completion's thought, and the rest of its text."""
+        return split_completion(self._written(completion), self.tool_format, thinking=self.thinking)
+
+    def _written(self, completion: Sequence[int]) -> str:
+        """A completion's text without its end mark."""
+        ends = bool(completion) and completion[-1] in self.eos_ids
+        return self.text(completion[:-1] if ends else completion)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens shown."""

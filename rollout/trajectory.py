@@ -35,7 +35,8 @@ JUDGED: frozenset[StopReason] = frozenset(("completed", "max_turns", "max_tokens
 class Turn:
     """One exchange: what the policy saw new, what it wrote, what came back.
 
-    malformed: the completion opened a tool call that cannot be read. bad_calls: calls the
+    text: the answer, without thought, calls and end mark. thought: the reasoning, which no judge and no
+    environment reads. malformed: the completion opened a tool call that cannot be read. bad_calls: calls the
     environment refused (unknown tool, wrong arguments, an error of the tool). routing: the router's
     choices from the last token of the turn before (in the first turn, from the first token) to the last
     but one of this turn; None where routing is not captured.
@@ -52,6 +53,7 @@ class Turn:
     malformed: bool = False
     bad_calls: int = 0
     observations: tuple[Message, ...] = ()
+    thought: str = ""
     routing: "Routing | None" = field(default=None, compare=False)
 
 

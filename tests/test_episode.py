@@ -15,6 +15,7 @@ from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault, VersionSpan
 from rollout.episode import Episode, HostFault
 from rollout.trajectory import JUDGED, ScoredTrajectory
+from rollout.trajectory_file import read_trajectory
 
 CALL = (
     "<longcat_tool_call>multiply"
@@ -101,6 +102,31 @@ async def test_a_malformed_call_goes_back_as_an_error_and_the_episode_goes_on(re
     assert "error: a tool call has to end" in renderer.text(engine.requests[1].prompt_ids)
     assert [t.malformed for t in trajectory.turns] == [True, False, False]
     assert session.acts.count("step") == 2, "the environment never sees the malformed call"
+
+
+async def test_a_thought_is_kept_apart_and_neither_called_nor_answered(renderer):
+    thought = f"<think>{CALL.removesuffix(END)} or 7?</think>"
+    trajectory, session, _ = await play(renderer, [thought + CALL, thought + "42" + END])
+    assert [len(turn.calls) for turn in trajectory.turns] == [1, 0]
+    assert (session.replies, trajectory.turns[1].text) == (["42"], "42")
+    assert all(turn.thought.endswith("</longcat_tool_call> or 7?") for turn in trajectory.turns)
+    line = ScoredTrajectory(trajectory, {}, 0.0).as_json()
+    assert read_trajectory(line).trajectory.turns[1].thought == trajectory.turns[1].thought
+
+
+@pytest.mark.parametrize("said", ["<think>Is it 42?", "<think>Is it 42? <longcat_tool_call>"])
+async def test_a_thought_that_does_not_end_is_no_answer(renderer, said):
+    trajectory, session, _ = await play(renderer, [said + END])
+    assert (session.replies, trajectory.turns[0].text) == ([""], "")
+    assert trajectory.turns[0].thought.startswith("Is it 42?")
+
+
+async def test_a_malformed_calls_text_is_without_the_thought(renderer):
+    written = "<think>so</think><longcat_tool_call>multiply" + END
+    trajectory, _, _ = await play(renderer, [written, ANSWER])
+    first = trajectory.turns[0]
+    assert (first.malformed, first.thought) == (True, "so")
+    assert first.text == "<longcat_tool_call>multiply"
 
 
 async def test_turns_used_up_is_max_turns_and_is_judged(renderer):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from envs.message import Message, ToolCall, ToolSchema
 from rollout.renderer import Renderer
 from rollout.tool_format import MalformedCall
-from trainer.small.tokenizer import SPECIAL_TOKENS
+from trainer.small.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 ADD = ToolSchema(
     "add", "a plus b", {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
@@ -166,3 +166,12 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(checkpoint, tmp_path)
 def test_a_tokenizer_without_a_chat_template_is_refused_by_name(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"bare: the tokenizer has no chat template"):
         copy_with_template(checkpoint, tmp_path / "bare", "")
+
+
+def test_a_thought_that_the_prompt_opens_is_no_answer(checkpoint, tmp_path):
+    template = CHAT_TEMPLATE.replace("<|assistant|>\n{%- endif", "<|assistant|><think>\n{%- endif")
+    renderer = copy_with_template(checkpoint, tmp_path / "thinks", template)
+    assert renderer.thinking
+    written = encode(renderer, f"7, or <longcat_tool_call>stop</longcat_tool_call></think>42{END}")
+    assert renderer.parse(written) == ("42", ())
+    assert renderer.split(written)[0].startswith("7, or <longcat_tool_call>")

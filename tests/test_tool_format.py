@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.message import ToolCall
-from rollout.tool_format import MalformedCall, parse_calls
+from rollout.tool_format import MalformedCall, parse_calls, split_completion
 
 ADD = ToolCall("add", {"a": "2", "b": "3"})
 MARKS = ("longcat_tool_call>", "longcat_arg_key>", "longcat_arg_value>", "tool_call>")
@@ -116,6 +116,92 @@ def test_a_call_that_cannot_be_read_is_malformed_with_a_sentence(style, text, se
 def test_white_space_at_the_ends_of_an_argument_is_part_of_it(value):
     call = ToolCall("write", {"text": value})
     assert parse_calls(longcat(call), "longcat")[1] == (call,)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "</tool_call>",
+        "<tool_call>",
+        '"</tool_call>"',
+        "{</tool_call>",
+        "a\n</tool_call>\n",
+        "<think>",
+    ],
+)
+def test_a_mark_inside_a_json_string_is_part_of_the_string(value):
+    calls = (ToolCall("write", {"text": value}), ToolCall("read", {"path": "a"}))
+    assert parse_calls("".join(map(hermes, calls)), "hermes") == ("", calls)
+    longcat_value = value.replace("tool_call", "longcat_tool_call")
+    body = json.dumps({"name": "write", "arguments": {"text": longcat_value}})
+    written = f"<longcat_tool_call>{body}</longcat_tool_call>"
+    assert parse_calls(written, "longcat")[1] == (ToolCall("write", {"text": longcat_value}),)
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments"),
+    [
+        ('"name": "f", "parameters": {"n": 2}', {"n": 2}),
+        ('"parameters": {"n": 2}, "name": "f"', {"n": 2}),
+        ('"name": "f", "arguments": "{\\"n\\": 2}"', {"n": 2}),
+        ('"name": "f", "arguments": null', {}),
+        ('"id": "1", "type": "function", "name": "f", "arguments": {"n": 2}', {"n": 2}),
+    ],
+)
+def test_arguments_have_more_than_one_spelling_and_are_never_lost(body, arguments):
+    found = parse_calls(f"<tool_call>{{{body}}}</tool_call>", "hermes")
+    assert found == ("", (ToolCall("f", arguments),))
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ('"name": "f", "args": {"n": 2}', 'are its "arguments", not its "args"'),
+        ('"name": "f", "parameters": [2]', "have to be a JSON object"),
+        ('"name": "f", "parameters": {}, "arguments": {"n": 2}', "not both"),
+        ('"name": "f", "arguments": "n = 2"', "one JSON object"),
+    ],
+)
+def test_arguments_that_cannot_be_read_are_malformed_and_not_dropped(body, sentence):
+    with pytest.raises(MalformedCall, match=sentence):
+        parse_calls(f"<tool_call>{{{body}}}</tool_call>", "hermes")
+
+
+DELETE = ToolCall("delete_all", {})
+THOUGHTS = [
+    ("<think>or {call}?</think>4", False, "or {call}?", "4"),
+    ("<think>or {call}? 4", False, "or {call}? 4", ""),
+    ("or {call}?</think>4", True, "or {call}?", "4"),
+    ("or {call}? 4", True, "or {call}? 4", ""),
+    ("or {call}?</think>4", False, "or {call}?", "4"),  # a prompt that is not known to open one
+    ("Hm. <think>or {call}?</think> 4", False, "or {call}?", "Hm.  4"),
+    ("<think>one</think>so <think>{call}</think>4", False, "one\n{call}", "so 4"),
+    ("<think></think>4", False, "", "4"),
+    ("[THINK]or {call}?[/THINK]4", False, "or {call}?", "4"),
+    ("<longcat_think>or {call}?</longcat_think>4", False, "or {call}?", "4"),
+    ("<think><think>{call}</think>4", False, "<think>{call}", "4"),
+    ("<think>{call_cut}</think>4", False, "{call_cut}", "4"),
+    ("{call_cut} and so on</think>4", False, "{call_cut} and so on", "4"),
+]
+
+
+@both
+@pytest.mark.parametrize(("text", "thinking", "thought", "answer"), THOUGHTS)
+def test_a_call_inside_a_thought_is_none_and_the_thought_is_no_answer(
+    style, text, thinking, thought, answer
+):
+    call = WRITERS[style](DELETE)
+    parts = {"call": call, "call_cut": call[: len(call) // 2]}
+    written = text.format(**parts)
+    assert parse_calls(written, style, thinking=thinking) == (answer, ())
+    found, rest = split_completion(written, style, thinking=thinking)
+    assert (found, rest.strip()) == (thought.format(**parts), answer)
+
+
+@both
+def test_a_call_after_a_thought_is_made(style):
+    text = f"<think>I should look.</think>\n\n{WRITERS[style](ADD)}"
+    assert parse_calls(text, style) == ("", (ADD,))
 
 
 words = st.text(min_size=1, max_size=20).filter(

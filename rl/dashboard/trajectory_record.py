@@ -43,7 +43,10 @@ class Said:
 
 @dataclass(frozen=True)
 class TurnView:
-    """One turn. logprobs, versions: one per completion id, None where the record has none."""
+    """One turn. logprobs, versions: one per completion id, None where the record has none.
+
+    thought: the reasoning apart from the text; "" in records that did not keep it apart.
+    """
 
     number: int
     prompt_ids: tuple[int, ...]
@@ -57,6 +60,7 @@ class TurnView:
     malformed: bool
     bad_calls: int
     observations: tuple[Said, ...]
+    thought: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ def _turn(check: _Checked, n: int, record: Object) -> TurnView:
         observations=tuple(
             _said(check, one, where) for one in check.objects(record, "observations", where)
         ),
+        thought=check.text(record, "thought", where) if "thought" in record else "",
     )
 
 

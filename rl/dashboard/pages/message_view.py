@@ -52,6 +52,8 @@ def turn_messages(turn: TurnView, most: int = MAX_TEXT) -> None:
         remarks.append("a tool call that cannot be read")
     if turn.bad_calls:
         remarks.append(f"{turn.bad_calls} calls refused")
+    if turn.thought:
+        message(f"policy, turn {turn.number}, its thought", turn.thought, "policy", (), most)
     message(f"policy, {', '.join(remarks)}"[:300], turn.text, "policy", turn.calls, most)
     for one in turn.observations:
         said(one, most)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from rollout.engine import Completion, EngineFault, Request
-from rollout.tool_format import MalformedCall
+from rollout.tool_format import MalformedCall, split_completion
 
 # Of an answer that is an error, so much is shown.
 _SHOWN = 200
@@ -136,10 +136,12 @@ class ChatPolicy:
             if not isinstance(arguments, dict):
                 raise MalformedCall(f"{name}: the arguments have to be a JSON object")
             calls.append(ToolCall(name, arguments))
-        return self.text(completion), tuple(calls)
+        return self.split(completion)[1], tuple(calls)
 
-    def text(self, ids: Sequence[int]) -> str:
-        return (self.said.get("content") or "").strip()
+    def split(self, completion: Sequence[int]) -> tuple[str, str]:
+        """The last answer's thought, which a server may have taken apart, and the rest."""
+        thought, text = split_completion(self.said.get("content") or "", "hermes")
+        return thought or str(self.said.get("reasoning_content") or ""), text.strip()
 
     def _calls(self) -> list[JsonObject]:
         return self.said.get("tool_calls") or []

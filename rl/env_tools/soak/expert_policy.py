@@ -49,5 +49,5 @@ class ExpertPolicy:
     def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]:
         return self.said.content, self.said.tool_calls
 
-    def text(self, ids: Sequence[int]) -> str:
-        return self.said.content
+    def split(self, completion: Sequence[int]) -> tuple[str, str]:
+        return "", self.said.content
