@@ -87,7 +87,7 @@ class Deadlines:
 class EnvConfig(BaseModel):
     """Base of an environment's own settings (the table `[env.config]`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Env:
@@ -101,6 +101,8 @@ class Env:
     config_type: ClassVar[type[EnvConfig]] = EnvConfig
     # Of a graded environment: its config has `difficulty`, from 1 to this, and its tasks' data too.
     difficulties: ClassVar[int] = 0
+    # The names of the rewards that `score` gives, () for none of its own; None where they are not said.
+    reward_names: ClassVar[tuple[str, ...] | None] = None
     # The least and the most that a reward can be; what `dorado env check` holds it to.
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 

@@ -6,6 +6,7 @@ Refuses a reference that nothing could equal: the judge fails then, which is no 
 import time
 from collections.abc import Iterable
 from decimal import Decimal
+from typing import cast
 
 from envs.env import Task
 from reward.comparing import compare
@@ -20,11 +21,18 @@ def final_answer(trajectory: Trajectory) -> str:
     return trajectory.turns[-1].text.strip() if trajectory.turns else ""
 
 
-def reference_answer(task: Task) -> str:
-    """The task's `answer` as a person would write it: 0.00001, and not 1e-05. Raises ValueError."""
+def reference_answers(task: Task) -> list[str]:
+    """The task's `answers`, any of which is right, or its one `answer`. Raises ValueError."""
+    several = task.data.get("answers")
+    if isinstance(several, list) and several:
+        return [_written(one) for one in cast(list[object], several)]
     if "answer" not in task.data:
         raise ValueError(f"{task_name(task)} has no 'answer' to judge by")
-    answer = task.data["answer"]
+    return [_written(task.data["answer"])]
+
+
+def _written(answer: object) -> str:
+    """An answer as a person would write it: 0.00001, and not 1e-05."""
     if isinstance(answer, float) and "e" in repr(answer):
         return format(Decimal(repr(answer)), "f")
     return str(answer).strip()
@@ -39,21 +47,23 @@ def task_name(task: Task) -> str:
 
 
 async def exact(task: Task, trajectory: Trajectory) -> dict[str, float]:
-    """1 where the final answer is the reference answer, letter by letter."""
-    return {"exact": float(final_answer(trajectory) == reference_answer(task))}
+    """1 where the final answer is a reference answer, letter by letter."""
+    return {"exact": float(final_answer(trajectory) in reference_answers(task))}
 
 
 async def mathematics(task: Task, trajectory: Trajectory) -> dict[str, float]:
-    """1 where the final answer and the reference are mathematically equal (`reward.mathematics`).
+    """1 where the final answer and a reference are mathematically equal (`reward.mathematics`).
 
     Compared in processes of their own (`reward.comparing`). Raises ValueError for a reference that is not
     equal to itself.
     """
-    reference = reference_answer(task)
-    try:
-        return {"mathematics": float(await compare(reference, final_answer(trajectory)))}
-    except UnreadableReference as error:
-        raise ValueError(_refused(task, reference, error)) from None
+    for reference in reference_answers(task):
+        try:
+            if await compare(reference, final_answer(trajectory)):
+                return {"mathematics": 1.0}
+        except UnreadableReference as error:
+            raise ValueError(_refused(task, reference, error)) from None
+    return {"mathematics": 0.0}
 
 
 async def check_references(tasks: Iterable[Task]) -> None:
@@ -63,15 +73,15 @@ async def check_references(tasks: Iterable[Task]) -> None:
     """
     end = time.monotonic() + CHECK_SECONDS
     for task in tasks:
-        reference = reference_answer(task)
-        if time.monotonic() > end:
-            return
-        if not is_expression(reference):
-            continue
-        try:
-            await compare(reference, reference)
-        except UnreadableReference as error:
-            raise ValueError(_refused(task, reference, error)) from None
+        for reference in reference_answers(task):
+            if time.monotonic() > end:
+                return
+            if not is_expression(reference):
+                continue
+            try:
+                await compare(reference, reference)
+            except UnreadableReference as error:
+                raise ValueError(_refused(task, reference, error)) from None
 
 
 def _refused(task: Task, reference: str, error: UnreadableReference) -> str:

@@ -1,7 +1,7 @@
 """Finds a judge by entry point (`dorado.rewards`) or as `module:function`.
 
 A judge is `async def judge(task: Task, trajectory: Trajectory) -> dict[str, float]`: named rewards of
-a finished trajectory, from the task and the record alone.
+a finished trajectory, from the task and the record alone. Its attribute `reward_names` may say their names.
 """
 
 import importlib
@@ -36,6 +36,13 @@ def find_judge(name: str) -> Judge:
             "or give module:function"
         )
     return _judge(name, _loaded(name, point.load))
+
+
+def names_of(judge: Judge) -> tuple[str, ...] | None:
+    """The names of the rewards that a judge gives: its `reward_names`; None where they are not said."""
+    if getattr(judge, "__module__", "").startswith("reward."):
+        return (getattr(judge, "__name__", ""),)
+    return getattr(judge, "reward_names", None)
 
 
 def _at(module_name: str, attribute: str) -> object:

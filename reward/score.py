@@ -31,6 +31,11 @@ async def score(
     rewards = dict(trajectory.env_rewards)
     for judge in judges:
         rewards |= await _findings(judge, trajectory, seconds)
+    if not rewards:
+        raise JudgeFault(
+            f"environment {trajectory.env!r} gives no reward of its own, and no judge does: name one "
+            '(judges = ["exact"])'
+        )
     return ScoredTrajectory(trajectory, rewards, _total(rewards, weights))
 
 

@@ -1,5 +1,6 @@
 """The settings of a run: one frozen tree. Nothing here imports ray, torch or vllm."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import model_validator as validator
 
 from envs.env import Deadlines, Env
 from envs.registry import BadSettings, UnknownEnv, anchored, make_env, split_file
+from envs.rows import SUFFIXES
 from envs.text import told
 from rl.config_error import ConfigError
 from rl.config_file import read_config
@@ -20,6 +22,8 @@ from trainer.config import LearnerConfig, SftConfig
 from trainer.families.family import Preset
 from trainer.families.registry import FamilyName
 
+# Settings of an environment that name files of rows.
+DATA_PATHS = ("path", "heldout_path")
 Mode = Literal["sync", "one_step", "in_flight", "dora"]
 Layout = Literal["disaggregated", "colocated", "elastic"]
 
@@ -437,8 +441,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _anchor_envs(values: dict[str, object], folder: Path) -> None:
-    """An environment's file is seen from the folder of the configuration that names it."""
+    """An environment's file, and the files of a data set, are seen from the folder of the configuration that
+    names them."""
     tables = values.get("env")
     for table in tables if isinstance(tables, list) else ():
-        if isinstance(table, dict) and isinstance(table.get("id"), str):
+        if not isinstance(table, dict):
+            continue
+        if isinstance(table.get("id"), str):
             table["id"] = anchored(table["id"], folder)
+        if isinstance(settings := table.get("config"), dict):
+            settings |= _anchored_rows(settings, folder)
+
+
+def _anchored_rows(settings: dict[str, object], folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key in DATA_PATHS:
+        path = settings.get(key)
+        # Another environment may mean something else by the name.
+        if isinstance(path, str) and Path(path).suffix in SUFFIXES:
+            here = (folder / path).exists() or not Path(path).exists()
+            found[key] = os.path.abspath(folder / path) if here else path
+    return found

@@ -5,16 +5,18 @@ settings, the policy is there and is a causal language model, the engines fit th
 """
 
 import asyncio
+import difflib
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from envs.dataset import DatasetEnv
-from envs.env import Env
+from envs.env import Env, Split
 from reward.answer import check_references, mathematics
-from reward.registry import find_judge
+from reward.registry import find_judge, names_of
 from rl.config import DeadlineConfig, EnvTable, RunConfig
 from rl.config_file import ConfigError
 from rl.nodes.cpus import usable_cpus
@@ -37,6 +39,8 @@ def check_run(config: RunConfig) -> None:
         check_model_folder(Path(config.model.path))
     _check_adapters(config)
     _check_experts(config)
+    check_rewards(config.env)
+    _check_splits(config)
     _check_settings(config)
     _check_writable(Path(config.runs_dir))
     if config.cluster.address == "local":
@@ -80,6 +84,62 @@ def _check_experts(config: RunConfig) -> None:
             raise ConfigError(
                 f"env {table.label!r}: offers no expert, and {section} needs its demonstrations"
             )
+
+
+def check_rewards(tables: Sequence[EnvTable]) -> None:
+    """Something gives each environment a reward, and a weight is that of a reward which is given.
+
+    Raises ConfigError, as far as environments and judges say which rewards they give.
+    """
+    for index, table in enumerate(tables):
+        own = table.make().reward_names
+        judged = [names_of(find_judge(judge)) for judge in table.judges]
+        if own == () and not judged:
+            raise ConfigError(
+                f"env {table.label!r}: it gives no reward of its own, so a judge has to: judges = "
+                '["mathematics"] or ["exact"], say'
+            )
+        if own is None or None in judged:
+            continue
+        known = [*own, *(name for names in judged for name in names or ())]
+        for name in table.rewards:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else "drop it, or name the judge"
+                raise ConfigError(
+                    f"env.{index}.rewards.{name}: neither environment {table.label!r} nor a judge gives a "
+                    f"reward of this name; given are {', '.join(known)}: {hint}"
+                )
+
+
+def _check_splits(config: RunConfig) -> None:
+    """Local data sets have rows in each split that is wanted."""
+    wanted: list[Split] = ["train"]
+    if config.eval.before or config.eval.after:
+        wanted.append("heldout")
+    for table in config.env:
+        env = table.make()
+        if isinstance(env, DatasetEnv) and env.config.path is not None:
+            _check_tasks(table.label, env, wanted)
+
+
+def check_hub_rows(config: RunConfig) -> None:
+    """Read the data sets on the Hub, which a check does not download, before anything starts.
+
+    Raises ConfigError.
+    """
+    for table in config.env:
+        env = table.make()
+        if isinstance(env, DatasetEnv) and env.config.hub is not None:
+            _check_tasks(table.label, env, ("train", "heldout"))
+
+
+def _check_tasks(label: str, env: Env, splits: Sequence[Split]) -> None:
+    for split in splits:
+        try:
+            next(env.tasks(split, seed=0))
+        except ValueError as error:
+            raise ConfigError(f"env {label!r}: {error}") from None
 
 
 def _check_settings(config: RunConfig) -> None:

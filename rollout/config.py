@@ -1,20 +1,31 @@
 """Settings of the policy's acting: engines, sampling, episode limits. Light: no vllm here."""
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from rollout.tool_format import ToolFormat
 
 
 class Section(BaseModel):
-    """Base of all settings but the learner's: frozen, and an unknown key is an error.
+    """Base of all settings but the learner's: frozen, numbers are finite, and an unknown key is an error.
 
     `trainer`, which imports none of our packages, has its own (`trainer.config.Section`).
     """
 
     # An infinite setting is written out as such, not as none.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
 
 class SamplingConfig(Section):
@@ -57,6 +68,14 @@ class EngineConfig(Section):
     start_seconds: PositiveFloat = 180
     request_seconds: PositiveFloat = 120
     vllm: dict[str, Any] = {}
+
+    @field_validator("vllm")
+    @classmethod
+    def _finite(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name, value in given.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} has to be a finite number, not {value}")
+        return given
 
 
 class EpisodeConfig(Section):

@@ -326,6 +326,57 @@ def test_the_resolved_settings_load_again_to_the_same(tmp_path, overrides):
     assert load_config(again) == config
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("--learner.optim.lr=inf", "learner.optim.lr: input should be a finite number, got inf"),
+        (
+            "--learner.optim.betas=[2, 3]",
+            "learner.optim.betas.0: input should be less than 1, got 2",
+        ),
+        (
+            "--learner.optim.betas=[0.9, nan]",
+            "learner.optim.betas.1: input should be a finite number",
+        ),
+        (
+            "--learner.optim.betas=[-0.1, 0.9]",
+            "learner.optim.betas.0: input should be greater than",
+        ),
+        ("--learner.loss.tis.cap=nan", "learner.loss.tis.cap: "),
+        ("--env.0.rewards.solved=nan", "env.0.rewards.solved: input should be a finite number"),
+        ("--env.0.rewards.solved=inf", "env.0.rewards.solved: input should be a finite number"),
+        ("--env.0.weight=inf", "env.0.weight: input should be a finite number"),
+        ("--env.0.deadlines.tool_seconds=inf", "env.0.deadlines.tool_seconds: input should be a"),
+        ("--sampling.temperature=inf", "sampling.temperature: input should be a finite number"),
+        ("--engine.vllm.gpu_memory_utilization=nan", "gpu_memory_utilization has to be a finite"),
+        ("--rollout.rebalance_seconds=inf", "rollout.rebalance_seconds: input should be a finite"),
+    ],
+)
+def test_a_number_that_a_setting_has_no_use_for_is_refused(tmp_path, override, key):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path), [override])
+    assert key in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_are_seen_from_the_folder_of_the_configuration(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "rows.jsonl").write_text("")
+    (tmp_path / "here.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    table = '[[env]]\nid = "dataset"\n[env.config]\nheldout_path = "PATH"\n'
+    head = 'name = "t"\n[model.init]\n'
+
+    def seen(path: str) -> object:
+        file = tmp_path / "there" / "run.toml"
+        file.write_text(head + table.replace("PATH", path))
+        return load_config(file).env[0].config["heldout_path"]
+
+    assert seen("rows.jsonl") == f"{tmp_path}/there/rows.jsonl"
+    assert seen("nowhere.jsonl") == f"{tmp_path}/there/nowhere.jsonl"
+    assert seen("here.jsonl") == "here.jsonl", "as before, from the working directory"
+    assert seen("v1/api") == "v1/api", "no file of rows"
+
+
 # The command line itself.
 
 
@@ -398,6 +449,8 @@ def test_a_run_is_checked_once(run, monkeypatch):
         (["--timeouts.stall_seconds", "20"], "timeouts.stall_seconds (20) has to be above"),
         (["--cluster.weights_dir", "/no/such/folder"], "cluster.weights_dir: the folder"),
         (["--env.1.id", "dataset", "--env.1.config.path", "no.jsonl"], "'no.jsonl' does not exist"),
+        (["--env.0.rewards.slved", "0.5"], "did you mean 'solved'?"),
+        (["--env.0.rewards.exact", "0.5"], "given are solved: drop it, or name the judge"),
     ],
 )
 @pytest.mark.parametrize("mode", [["--dry-run"], []], ids=["dry run", "run"])

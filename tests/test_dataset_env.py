@@ -7,12 +7,14 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fakes import trajectory, turn
 from pydantic import ValidationError
 
 from envs.dataset import DatasetConfig, DatasetEnv
 from envs.env import Task
 from envs.message import Message
 from envs.session import Deadlines, EnvSession
+from reward.answer import exact
 
 ROWS = [{"question": f"what is {n} + 1?", "answer": n + 1} for n in range(60)]
 
@@ -116,6 +118,7 @@ def test_a_column_that_is_not_there_is_an_error_that_names_it_and_those_there_ar
         ({"hub": "a/b", "path": "rows.jsonl"}, "exactly one of hub"),
         ({"path": "no_such_rows.jsonl"}, "'no_such_rows.jsonl' does not exist"),
         ({"path": "rows.csv"}, "has to end in .jsonl, .json or .parquet"),
+        ({"path": __file__}, "has to end in .jsonl, .json or .parquet, or in .csv"),
         ({"path": "rows.jsonl", "heldout_split": "test"}, "with path, give heldout_path"),
         ({"hub": "a/b", "heldout_path": "rows.jsonl"}, "with hub, give heldout_split"),
     ],
@@ -195,3 +198,180 @@ def test_rows_that_cannot_be_tasks_are_one_sentence_that_names_the_file(tmp_path
     with pytest.raises(ValueError, match=sentence) as caught:
         tasks(env(path=str(path)), "train", 1)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def read(folder: Path, text: str | bytes, name: str = "rows.jsonl", **config) -> list[dict]:
+    """The tasks' data of a file that is checked as before a run."""
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    e = env(path=str(path), **config)
+    e.probe()
+    splits = [split for split in ("train", "heldout") if e._rows(split)]
+    found = {json.dumps(t.data): t.data for split in splits for t in tasks(e, split, 9)}
+    return [found[key] for key in sorted(found)]
+
+
+GOOD = '{"question": "a", "answer": "1"}\n'
+PROMPT = {"question": "prompt"}
+
+
+def prompt(*messages: object) -> str:
+    return json.dumps({"prompt": messages, "answer": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "sentence"),
+    [
+        (f"{GOOD}null", {}, "row 2: a row has to be an object, such as {...}, not None"),
+        (f"{GOOD}\n[1]", {}, "row 3: a row has to be an object"),
+        (f'{GOOD}{{"question": "b", "ans', {}, "cannot be read: row 2: not valid JSON: Untermin"),
+        (
+            f'{GOOD}{{"question": "b"}}',
+            {},
+            "row 2: there is no column 'answer', there are question",
+        ),
+        ('{"question": " ", "answer": 1}', {}, "row 1: 'question' is empty"),
+        ('{"question": "a", "answer": ""}', {}, "row 1: 'answer' is empty"),
+        (
+            '{"question": "a", "answer": Infinity}',
+            {},
+            "'answer' has to be text or a number, not inf",
+        ),
+        (b'{"question": "caf\xe9"}', {}, "row 1: it is not UTF-8 (byte 0xe9): save the file as"),
+        (
+            f'{GOOD}{{"question": {"[" * 100_000}',
+            {},
+            "row 2: not readable: it is nested too deeply",
+        ),
+        (
+            '{"question": "a", "answer": 1, "image": "a.png"}',
+            {},
+            "row 1: the column 'image' holds 'a.png', which a policy of text would not see",
+        ),
+        (
+            '{"question": "a", "answer": "no mark"}',
+            {"answer_after": "####"},
+            "row 1: 'answer' has nothing after '####'",
+        ),
+        (
+            '{"question": "a", "answer": ["1", "one"]}',
+            {},
+            "not ['1', 'one']: where any of several is right, name the column as `answers`",
+        ),
+        ('{"question": "a", "right": []}', {"answers": "right"}, "'right' holds no answer"),
+        ('{"question": "a", "right": [null]}', {"answers": "right"}, "'right' has to be text or a"),
+        (
+            '{"question": "a", "model": {"truth": 1}}',
+            {"answer": "model.ground_truth"},
+            "there is no column 'model.ground_truth', there are question, model.truth",
+        ),
+        (
+            prompt({"role": "user", "content": [{"type": "image_url"}]}),
+            PROMPT,
+            "'prompt': a message holds 'image_url', which a policy of text would not see",
+        ),
+        (
+            prompt({"from": "human", "value": "x"}),
+            PROMPT,
+            "has to be an object with role and content",
+        ),
+        (prompt({"role": "human", "content": "x"}), PROMPT, "one of system, user, assistant, not"),
+        (prompt({"role": "user", "content": None}), PROMPT, "content has to be text, not None"),
+        (
+            prompt({"role": "assistant", "content": "x"}),
+            PROMPT,
+            "the last message has to be the user",
+        ),
+        (prompt(), PROMPT, "the last message has to be the user's"),
+    ],
+)
+def test_a_row_that_cannot_be_a_task_is_found_before_a_run_by_file_and_number(
+    tmp_path, text, config, sentence
+):
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, text, **config)
+    said = str(caught.value)
+    assert sentence in said and f"data set {tmp_path}/rows.jsonl" in said and "\n" not in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("question,answer\na\n", "row 2: it has 1 cells, and the header 2 columns"),
+        ('question,answer\n"a\nb",1\nc,2,3\n', "row 4: it has 3 cells"),
+        ("question,question\na,1\n", "row 1: two columns have one name"),
+        ('question,answer\n"a,1\n', "row 2: not valid CSV"),
+        ("q,a\nb,1\n", "row 2: there is no column 'question', there are q, a"),
+    ],
+)
+def test_a_table_in_csv_that_does_not_fit_is_one_sentence_with_the_line(tmp_path, text, sentence):
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, text, "rows.csv")
+    assert sentence in str(caught.value)
+
+
+def test_a_table_in_csv_is_rows_with_whatever_its_cells_hold(tmp_path):
+    text = '\ufeffquestion,answer\n"a, ""b""\nc",2\n\ncafé,3\n'
+    assert read(tmp_path, text, "rows.csv") == [
+        {"question": 'a, "b"\nc', "answer": "2"},
+        {"question": "café", "answer": "3"},
+    ]
+
+
+def test_half_a_surrogate_pair_in_a_row_is_its_escape(tmp_path):
+    [row] = read(tmp_path, '{"question": "\\ud800?", "answer": "\\udce9"}')
+    assert row == {"question": r"\ud800?", "answer": r"\udce9"}
+
+
+def test_a_column_for_pictures_that_is_empty_hinders_nothing(tmp_path):
+    assert read(tmp_path, '{"question": "a", "answer": 1, "image": null, "images": []}')
+
+
+async def test_a_prompt_of_messages_opens_the_episode_as_it_is(tmp_path):
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "2"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "and "}, {"type": "text", "text": "3?"}],
+        },
+    ]
+    line = json.dumps({"prompt": said, "reward_model": {"ground_truth": "5"}})
+    columns = {"question": "prompt", "answer": "reward_model.ground_truth"}
+    [data] = read(tmp_path, line, system="Not this.", **columns)
+    assert data["answer"] == "5"
+    e = env(path=str(tmp_path / "rows.jsonl"), system="Not this.", **columns)
+    assert await e.reset(Task("dataset", data)) == [
+        Message("system", "Be brief."),
+        Message("user", "1 + 1?"),
+        Message("assistant", "2"),
+        Message("user", "and 3?"),
+    ]
+
+
+async def test_a_rows_own_system_text_stands_before_the_config_s(tmp_path):
+    rows = [
+        {"question": "a", "answer": 1, "how": "In French."},
+        {"question": "b", "answer": 1, "how": None},
+    ]
+    settings = {"system": "Be brief.", "system_column": "how"}
+    first, second = read(tmp_path, "\n".join(map(json.dumps, rows)), **settings)
+    e = env(path=str(tmp_path / "rows.jsonl"), **settings)
+    told = [(await e.reset(Task("dataset", data)))[0] for data in (first, second)]
+    assert told == [Message("system", "In French."), Message("system", "Be brief.")]
+
+
+async def test_any_of_several_right_answers_is_right(tmp_path):
+    line = '{"question": "2 + 2", "answers": {"text": ["4", "four", 4.0]}}'
+    [data] = read(tmp_path, line, answers="answers.text")
+    task = Task("dataset", data)
+    assert data["answers"] == ["4", "four", "4"]
+    for said, right in (("four", 1.0), ("4", 1.0), ("five", 0.0)):
+        assert await exact(task, trajectory(turns=(turn(text=said),))) == {"exact": right}
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
+    assert len(read(tmp_path, GOOD)) == 1
+    assert len(read(tmp_path, GOOD + '{"question": "b", "answer": 2}')) == 2

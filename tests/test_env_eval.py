@@ -136,6 +136,54 @@ def test_what_an_evaluation_wrote_can_be_replayed(serve, tmp_path):
     assert (again.exit_code, "the same in all 2 turns" in again.output) == (0, True)
 
 
+ROWS = "".join(json.dumps({"question": f"{n} + 1", "answer": n + 1}) + "\n" for n in range(60))
+
+
+def right(body: dict[str, Any]) -> tuple[int, Any]:
+    """Is always right about ROWS."""
+    return 200, says(str(int(body["messages"][-1]["content"].split()[0]) + 1))
+
+
+def evaluate_rows(tmp_path: Path, url: str, *arguments: str) -> Any:
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    config = json.dumps({"path": str(tmp_path / "rows.jsonl")})
+    command = ["env", "eval", "dataset", "--model", url, "--tasks", "3", "--out", f"{tmp_path}/out"]
+    run = [] if "--run" in arguments else ["--config", config]
+    return CliRunner().invoke(app, [*command, *run, *arguments])
+
+
+def test_rows_of_a_data_set_are_judged_by_the_judge_that_is_named(serve, tmp_path):
+    done = evaluate_rows(tmp_path, serve(right).url, "--judge", "exact")
+    assert (done.exit_code, "pass rate: 1.0" in done.output) == (0, True), done.output
+
+
+def test_judges_and_rows_of_a_runs_config_are_those_of_the_evaluation(serve, tmp_path):
+    (tmp_path / "run.toml").write_text(
+        'name = "t"\n[model.init]\n[[env]]\nid = "dataset"\njudges = ["exact"]\n'
+        'config = { path = "rows.jsonl" }\nrewards = { exact = 0.5 }\n'
+    )
+    done = evaluate_rows(tmp_path, serve(right).url, "--run", str(tmp_path / "run.toml"))
+    assert done.exit_code == 0, done.output
+    assert "mean reward: 0.5" in done.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["judged"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--judge: environment 'dataset' gives no reward of its own"),
+        (["--judge", "exacd"], "judge 'exacd' does not exist"),
+        (["--judge", "exact", "--config", '{"path": "PATH"}'], "row 1: there is no column"),
+    ],
+)
+def test_rows_that_cannot_be_judged_are_not_played(tmp_path, arguments, sentence):
+    (tmp_path / "bad.jsonl").write_text('{"question": "a"}')
+    arguments = [one.replace("PATH", f"{tmp_path}/bad.jsonl") for one in arguments]
+    done = evaluate_rows(tmp_path, "http://127.0.0.1:1", *arguments)
+    assert (done.exit_code, sentence in " ".join(done.output.split())) == (2, True), done.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_server_that_fails_is_infrastructure_and_no_reward_of_0(serve, tmp_path):
     server = serve(lambda body: (500, {"error": "out of memory"}))
     done = evaluate(tmp_path, "--model", server.url, "--tasks", "2")

@@ -7,7 +7,7 @@ import pytest
 from fakes import Counting
 from pydantic import Field
 
-from envs.env import Env, EnvConfig
+from envs.env import Env, EnvConfig, Task
 from rl.config import EnvTable
 from rl.tasks.streams import OutOfTasks, TaskStreams
 
@@ -58,3 +58,41 @@ def test_a_stream_that_ends_is_named():
 
     with pytest.raises(OutOfTasks, match="environment 'e' has no more tasks"):
         streams(env=Finite(EnvConfig())).next("e")
+
+
+class Runs(Env):
+    """Its third task cannot be made."""
+
+    name = "runs"
+
+    def tasks(self, split, seed):
+        yield Task(self.name, {"n": 1})
+        yield Task(self.name, {"n": 2})
+        raise KeyError("no third")
+
+
+class Odd(Env):
+    name = "odd"
+
+    def tasks(self, split, seed):
+        yield Task(self.name, {"n": object()})
+
+
+@pytest.mark.parametrize(
+    ("env", "fine", "sentence"),
+    [
+        (Runs(EnvConfig()), 2, "environment 'e' cannot make a task: KeyError: 'no third'"),
+        (
+            Odd(EnvConfig()),
+            0,
+            "environment 'e' cannot make a task: TypeError: Object of type object",
+        ),
+    ],
+)
+def test_a_task_that_cannot_be_made_is_one_sentence(env, fine, sentence):
+    s = streams(env=env)
+    for _ in range(fine):
+        s.next("e")
+    with pytest.raises(OutOfTasks) as caught:
+        s.next("e")
+    assert str(caught.value).startswith(sentence)

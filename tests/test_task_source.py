@@ -207,3 +207,25 @@ def test_noisy_tasks_and_their_clean_twins():
     for spec, passed in zip(specs, (4, 4, 2), strict=True):
         play.end(spec, passed=passed)
     assert play.task_source.metrics()["env/e0/noise_gap"] == 0.5
+
+
+def test_a_weight_of_a_reward_that_nobody_gives_is_told_once_that_can_be_known():
+    play = Play({"rewards": {"solved": 1.0, "slved": 0.5}})
+    told = [
+        play.task_source.reward_names.book(
+            group_report("e0", [member(f"{n}"), member("f", judged=False)])
+        )
+        for n in range(64)
+    ]
+    assert told[:-1] == [""] * 63
+    assert told[-1].startswith(
+        "environment 'e0': rewards.slved weighs a reward that neither it nor a judge"
+    )
+    assert "given were solved" in told[-1]
+
+
+def test_a_reward_that_is_given_now_and_then_may_be_weighed():
+    play = Play({"rewards": {"solved": 1.0, "bonus": 0.5}})
+    names = play.task_source.reward_names
+    names.book(group_report("e0", [member("a", rewards={"solved": 1.0, "bonus": 1.0})]))
+    assert {names.book(group_report("e0", [member("b")])) for _ in range(99)} == {""}

@@ -19,6 +19,7 @@ from trainer.loss import LOSSES
 from trainer.section import Section, one_of
 
 Dtype = Literal["float32", "bfloat16"]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 LossName = Annotated[str, one_of(lambda: LOSSES)]
 AdvantageName = Annotated[str, one_of(advantage_names)]
 CorrectionName = Annotated[str, one_of(lambda: CORRECTIONS)]
@@ -106,7 +107,7 @@ class OptimConfig(Section):
     with `decay_steps`, falls linearly to 0 at that step."""
 
     lr: PositiveFloat = 1e-6
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: PositiveFloat = 1.0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from trainer.section import Section
 
@@ -36,7 +36,7 @@ class Correction:
 class TisConfig(Section):
     """cap: the weight's upper bound C; inf takes it away."""
 
-    cap: PositiveFloat = 2.0
+    cap: PositiveFloat = Field(default=2.0, allow_inf_nan=True)
 
 
 class BoundsConfig(Section):

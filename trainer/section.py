@@ -7,9 +7,9 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error."""
+    """Base of all settings: frozen, numbers are finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def one_of(names: Callable[[], Collection[str]]) -> AfterValidator:

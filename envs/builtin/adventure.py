@@ -44,6 +44,7 @@ class Adventure(Env):
     """Bring a thing to a room through doors that need keys."""
 
     name = "adventure"
+    reward_names = ("solved",)
     config_type = AdventureConfig
     config: AdventureConfig
     difficulties = 4

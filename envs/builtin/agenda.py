@@ -36,6 +36,7 @@ class Agenda(Env):
     """Change meetings in a calendar of hours and tell those concerned by mail."""
 
     name = "agenda"
+    reward_names = ("solved",)
     config_type = AgendaConfig
     config: AgendaConfig
     difficulties = 3

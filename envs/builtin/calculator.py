@@ -28,6 +28,7 @@ class Calculator(Env):
     """A calculation, one tool call for each of its steps."""
 
     name = "calculator"
+    reward_names = ("solved",)
     config_type = CalculatorConfig
     config: CalculatorConfig
     difficulties = 4

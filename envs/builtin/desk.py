@@ -27,6 +27,7 @@ class Desk(Env):
     """Close tickets by the rules: refund what they allow, refuse the rest."""
 
     name = "desk"
+    reward_names = ("solved",)
     config_type = DeskConfig
     config: DeskConfig
     difficulties = 3

@@ -32,6 +32,7 @@ class FlakyApi(Env):
     """Order goods over an API that fails, each order once."""
 
     name = "flaky_api"
+    reward_names = ("solved",)
     config_type = FlakyApiConfig
     config: FlakyApiConfig
     difficulties = 4

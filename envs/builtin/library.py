@@ -58,6 +58,7 @@ class Library(Env):
     """Answer a question from a corpus, with the pages that say so."""
 
     name = "library"
+    reward_names = ("solved",)
     config_type = LibraryConfig
     config: LibraryConfig
     difficulties = 4

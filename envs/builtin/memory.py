@@ -43,6 +43,7 @@ class Memory(Env):
     """Keep a store of facts right over many turns, and answer from it."""
 
     name = "memory"
+    reward_names = ("solved",)
     config_type = MemoryConfig
     config: MemoryConfig
     difficulties = 4

@@ -30,6 +30,7 @@ class Orders(Env):
     """Change the status of customers' orders; every other row has to stay as it was."""
 
     name = "orders"
+    reward_names = ("solved",)
     config_type = OrdersConfig
     config: OrdersConfig
     difficulties = 3

@@ -76,6 +76,7 @@ class PythonCode(Env):
     """One function to write, with tools to try code and to hand it in; the last one handed in counts."""
 
     name = "python_code"
+    reward_names = ("solved",)
     config_type = PythonCodeConfig
     config: PythonCodeConfig
     difficulties: ClassVar[int] = 4

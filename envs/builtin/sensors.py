@@ -35,6 +35,7 @@ class Sensors(Env):
     """Read sensors through transient failures and report a value."""
 
     name = "sensors"
+    reward_names = ("solved",)
     config_type = SensorsConfig
     config: SensorsConfig
     difficulties = 3

@@ -34,6 +34,7 @@ class Shell(Env):
     """Bring a small tree of files into the state asked for, and change nothing else."""
 
     name = "shell"
+    reward_names = ("solved",)
     config_type = ShellConfig
     config: ShellConfig
     difficulties = 4

@@ -80,6 +80,7 @@ class Sql(Env):
     """Change a SQLite database as asked; judged on all its tables."""
 
     name = "sql"
+    reward_names = ("solved",)
     config_type = SqlConfig
     config: SqlConfig
     difficulties = 4

@@ -34,6 +34,7 @@ class Units(Env):
     """Convert units and calculate, step by step."""
 
     name = "units"
+    reward_names = ("solved",)
     config_type = UnitsConfig
     config: UnitsConfig
     difficulties = 4

@@ -38,6 +38,7 @@ class GymnasiumText(Env):
     """A world of Gymnasium, seen and acted on as text."""
 
     name = "gymnasium_text"
+    reward_names = ("return",)
     config_type = GymnasiumTextConfig
     config: GymnasiumTextConfig
     session = ""

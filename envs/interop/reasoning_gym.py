@@ -37,6 +37,7 @@ class ReasoningGym(Env):
     """A problem of reasoning-gym, answered in one turn."""
 
     name = "reasoning_gym"
+    reward_names = ("score",)
     config_type = ReasoningGymConfig
     config: ReasoningGymConfig
     difficulties: ClassVar[int] = 3

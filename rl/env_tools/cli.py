@@ -150,8 +150,12 @@ def eval_(
     at_once: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 8,
     temperature: Annotated[float | None, typer.Option(help="0: greedy. [default: 1]")] = None,
     config: Config = "",
+    judge: Annotated[
+        list[str] | None, typer.Option(help="A judge of what it answers; may be given again.")
+    ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="A run's TOML: its [episode], [engine] and [sampling].")
+        Path | None,
+        typer.Option(help="A run's TOML: its judges, [episode], [engine] and [sampling]."),
     ] = None,
     served: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
     out: Annotated[Path | None, typer.Option(help="[default: runs/eval-NAME-DATE]")] = None,
@@ -163,9 +167,11 @@ def eval_(
     from rl.env_tools.named_env import named_env
 
     try:
-        limits = limits_for(model, load_config(run) if run else None, temperature)
+        settings = load_config(run) if run else None
+        limits = limits_for(model, settings, temperature)
+        table = named_env(name, config, judges=judge or (), run=settings)
         played = evaluate_and_report(
-            named_env(name, config),
+            table,
             model,
             limits,
             tasks=tasks,

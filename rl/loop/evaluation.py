@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from envs.env import Task
+from envs.text import told
 from rl.config import EnvTable
 from rl.loop.dispatcher import Played
 from rl.loop.rollouts import Rollouts
@@ -16,6 +17,7 @@ from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
 from rl.samples.group import GroupReport, GroupSpec
 from rl.samples.metrics import pass_rates
+from rl.tasks.streams import OutOfTasks
 
 # A small world repeats its tasks: look at so many times the wanted number to find different ones.
 LOOK_AHEAD = 20
@@ -24,13 +26,20 @@ T = TypeVar("T")
 
 
 def heldout_tasks(table: EnvTable, count: int) -> list[Task]:
-    """Return the first `count` different held-out tasks of an environment, the same in every run."""
+    """Return the first `count` different held-out tasks of an environment, the same in every run.
+
+    Raises OutOfTasks where the environment cannot make one."""
     found: dict[str, Task] = {}
-    stream = table.make().tasks("heldout", seed=0)
-    for task in itertools.islice(stream, LOOK_AHEAD * count):
-        found.setdefault(task.id, task)
-        if len(found) == count:
-            break
+    try:
+        stream = table.make().tasks("heldout", seed=0)
+        for task in itertools.islice(stream, LOOK_AHEAD * count):
+            found.setdefault(task.id, task)
+            if len(found) == count:
+                break
+    except (Exception, SystemExit) as error:  # an author's code
+        raise OutOfTasks(
+            f"environment {table.label!r} cannot make a held-out task: {told(error)}"
+        ) from error
     return list(found.values())
 
 

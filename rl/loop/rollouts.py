@@ -97,12 +97,16 @@ class Rollouts:
                 await self.fleet.rebalance(why)
 
     async def play(self, spec: GroupSpec) -> Played | None:
-        """Play a group; None where it was given up, or lost, which is told and counted."""
+        """Play a group; None where it was given up, or lost, which is told and counted.
+
+        Raises RunError where the settings weigh a reward that nobody gives."""
         ended = await self.dispatcher.play(spec)
         if isinstance(ended, Lost):
             self.book.stats.lost(ended.why)
             self.progress.note(f"group {spec.id} ({spec.env}) was lost: {ended.why}")
             return None
+        if ended is not None and (wrong := self.task_source.reward_names.book(ended.report)):
+            raise RunError(wrong)
         return ended
 
     def evict(self, versions: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from envs.env import Env, Split, Task
+from envs.text import told
 from rl.config import EnvTable
 
 
@@ -27,16 +28,27 @@ class TaskStreams:
         self.drawn: Counter[tuple[str, int]] = Counter()
 
     def next(self, label: str, difficulty: int = 0) -> Task:
-        """The next task of an environment; difficulty: 0 is what its own settings say. Raises OutOfTasks."""
+        """The next task of an environment; difficulty: 0 is what its own settings say.
+
+        Raises OutOfTasks, also where the environment cannot make one."""
+        try:
+            task = self._draw(label, difficulty)
+        except (Exception, SystemExit) as error:  # an author's code
+            raise OutOfTasks(f"environment {label!r} cannot make a task: {told(error)}") from error
+        if task is None:
+            raise OutOfTasks(f"environment {label!r} has no more tasks: tasks() has to be endless")
+        self.drawn[label, difficulty] += 1
+        return task
+
+    def _draw(self, label: str, difficulty: int) -> Task | None:
         if (label, difficulty) not in self.streams:
             stream = self._begin(label, difficulty)
             # What an earlier part of the run has drawn is passed over.
             skip = self.drawn[label, difficulty]
             self.streams[label, difficulty] = itertools.islice(stream, skip, None)
         task = next(self.streams[label, difficulty], None)
-        if task is None:
-            raise OutOfTasks(f"environment {label!r} has no more tasks: tasks() has to be endless")
-        self.drawn[label, difficulty] += 1
+        if task is not None:
+            _ = task.id  # its data are plain JSON, or this says what is not
         return task
 
     def _begin(self, label: str, difficulty: int) -> Iterator[Task]:

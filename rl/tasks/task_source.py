@@ -16,6 +16,7 @@ from rl.config import EnvTable
 from rl.record.position import Position
 from rl.samples.group import GroupReport
 from rl.samples.metrics import passed
+from rl.samples.reward_names import RewardNames
 from rl.tasks.breaker import LEVEL, Breaker, Change
 from rl.tasks.curriculum import Curriculum, Moved, Play
 from rl.tasks.mixture import Mixture, Quota
@@ -54,6 +55,7 @@ class TaskSource:
         self.begun: deque[str] = deque(maxlen=RECENT)
         self.trained: deque[str] = deque(maxlen=RECENT)
         self.retries: Counter[str] = Counter()
+        self.reward_names = RewardNames({table.label: table.rewards for table in tables})
         self.judged = 0
 
     def begin(self, group: str, now: float, room: int = 1) -> tuple[str, Task] | None:

@@ -28,9 +28,10 @@ from rl.config_file import ConfigError
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, base_of, request
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_tasks
-from rl.preflight import check_model_folder
+from rl.preflight import check_model_folder, check_rewards
 from rl.record.run_folder import TrajectoryWriter
 from rl.samples.metrics import passed
+from rl.tasks.streams import OutOfTasks
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
 from rollout.engine import EngineFault, Generate
 from rollout.episode import Episode, Rendering
@@ -241,7 +242,16 @@ def evaluate_and_report(
 ) -> bool:
     """Evaluate and print; returns True if any episode could be judged. Raises ConfigError before anything
     has started."""
-    chosen = heldout_tasks(table, tasks)
+    if table.make().reward_names == () and not table.judges:
+        raise ConfigError(
+            f"--judge: environment {table.label!r} gives no reward of its own: name a judge, such as "
+            "--judge mathematics, or a run's TOML that does, with --run"
+        )
+    check_rewards([table])
+    try:
+        chosen = heldout_tasks(table, tasks)
+    except OutOfTasks as error:
+        raise ConfigError(str(error)) from None
     path = out or Path("runs") / f"eval-{table.label}-{time.strftime('%Y%m%d-%H%M%S')}"
     if path.exists():
         raise ConfigError(f"--out: {path} exists already")
