@@ -121,7 +121,7 @@ async def drive(run: Run, switch: Path, how: str) -> dict[str, Any]:
     await until(lambda: ended(run) > 0)
     await asyncio.sleep(WARM_SECONDS)
     figures: dict[str, Any] = {"how": how, "works": await rate(run, SECONDS)}
-    switch.write_text(how)
+    switch.write_text(how, encoding="utf-8")
     tripping = asyncio.create_task(until(lambda: rests.state == "open"))
     figures["fails"] = await rate(run, SECONDS)
     figures["trip_seconds"] = await tripping
@@ -185,7 +185,7 @@ def main() -> int:
         folder.close()
     print(json.dumps(figures, indent=2))
     if asked.json:
-        asked.json.write_text(json.dumps(figures) + "\n")
+        asked.json.write_text(json.dumps(figures) + "\n", encoding="utf-8")
     met = (
         figures["trip_seconds"] <= TRIP_SECONDS
         and figures["kept"] >= KEEP

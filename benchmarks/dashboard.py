@@ -195,7 +195,7 @@ def pages(client: httpx.Client, trajectories: int) -> dict[str, float]:
 
 def memory_gb(pid: int) -> float:
     """The most memory that a process has held (resident)."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     [kib] = [line.split()[1] for line in lines if line.startswith("VmHWM")]
     return int(kib) * 1024 / 1e9
 
@@ -226,7 +226,7 @@ def main() -> int:
         figures = measure(asked.keep or Path(temporary), asked.trajectories)
     print(json.dumps(figures, indent=2))
     if asked.json:
-        asked.json.write_text(json.dumps(figures) + "\n")
+        asked.json.write_text(json.dumps(figures) + "\n", encoding="utf-8")
     missed = [name for name, most in TARGETS.items() if figures["pages"][name] > most]
     print(f"targets: {'met' if not missed else 'MISSED: ' + ', '.join(missed)}")
     return 1 if missed else 0

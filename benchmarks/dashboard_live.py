@@ -80,7 +80,10 @@ def start(runs: Path, name: str, steps: int) -> subprocess.Popen[bytes]:
 
 def step_seconds(run: Path) -> float:
     """Mean seconds of a step."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return fmean(m["time/total_seconds"] for m in lines if m["step"] > FIRST_STEPS)
 
 
@@ -92,7 +95,10 @@ def watched(runs: Path, name: str, steps: int, *, aside: bool) -> dict[str, Any]
         [dashboard] = [p for p in psutil.Process().children() if "dashboard" in p.cmdline()]
         flags = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         program = runs / "chromium"
-        program.write_text(f'#!/bin/sh\nexec {"chrt --idle 0" if aside else ""} {CHROMIUM} "$@"\n')
+        program.write_text(
+            f'#!/bin/sh\nexec {"chrt --idle 0" if aside else ""} {CHROMIUM} "$@"\n',
+            encoding="utf-8",
+        )
         program.chmod(0o755)
         browser = playwright.chromium.launch(executable_path=str(program), args=flags)
         while process.poll() is None and not _lines(run / "metrics.jsonl"):
@@ -168,7 +174,9 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     return [
-        json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"
+        json.loads(line)
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line[-1] == "\n"
     ]
 
 
@@ -218,7 +226,7 @@ def main() -> int:
     }
     print(json.dumps(found, indent=1))
     if given.json:
-        given.json.write_text(json.dumps(found))
+        given.json.write_text(json.dumps(found), encoding="utf-8")
     missed = any(found[name] > target for name, target in TARGETS.items())
     return int(missed)
 

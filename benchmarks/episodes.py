@@ -260,7 +260,7 @@ def gigabytes() -> float:
     total = 0
     for process in (own, *own.children(recursive=True)):
         try:
-            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
         except (OSError, psutil.NoSuchProcess):
             continue
         total += sum(int(line.split()[1]) for line in rollup.splitlines() if line[:4] == "Pss:")
@@ -399,7 +399,9 @@ def main() -> int:
     for name, value in rows.items():
         print(f"{name:<16} {value}")
     if asked.json:
-        asked.json.write_text(json.dumps({**vars(result), "remainder": result.remainder}) + "\n")
+        asked.json.write_text(
+            json.dumps({**vars(result), "remainder": result.remainder}) + "\n", encoding="utf-8"
+        )
     met = (
         result.peak_gb <= TARGET_GB
         and result.remainder == 0

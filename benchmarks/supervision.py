@@ -141,7 +141,7 @@ def main() -> int:
     ray.shutdown()
     print(json.dumps(figures, indent=2))
     if asked.json:
-        asked.json.write_text(json.dumps(figures) + "\n")
+        asked.json.write_text(json.dumps(figures) + "\n", encoding="utf-8")
     met = (
         figures["overhead_ms"]["p99"] <= TARGET_MS
         and figures["most_calls_per_second"] >= TARGET_RATE

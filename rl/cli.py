@@ -5,8 +5,10 @@ Jobs on a cluster (`dorado submit | jobs | logs | stop`) are in rl/jobs/cli.py.
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
+import io
 import json
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -365,6 +367,10 @@ def main() -> None:
     """Entry point of the console command."""
     # Read when torch is loaded: threads that spin while they wait take cores that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no terminal's alphabet ends a command
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
     app()
 
 

@@ -317,7 +317,7 @@ def root_cause(log: Path) -> str:
     """The first error that a log ends its traceback with: the one that caused the later ones."""
     if not log.is_file():
         return ""
-    for line in log.read_text(errors="replace").splitlines():
+    for line in log.read_text(errors="replace", encoding="utf-8").splitlines():
         found = re.search(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception): .+)$", line)
         if found:
             return found.group(1)[:300]

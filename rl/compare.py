@@ -110,7 +110,7 @@ def compare(
 
 def _read_summary(file: Path) -> RunSummary:
     try:
-        return SUMMARY.validate_python(json.loads(file.read_text()))
+        return SUMMARY.validate_python(json.loads(file.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise CompareError(f"{file} cannot be read: {first_fault(error)}") from None
 

@@ -13,6 +13,7 @@ from typing import TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from envs.text import encodable
 from rl.config_error import ConfigError
 from trainer.config import LossConfig
 
@@ -68,7 +69,7 @@ def flat(values: Mapping[str, object]) -> dict[str, object]:
 def read_toml(path: str | Path) -> dict[str, object]:
     """A TOML file as it is. Raises ConfigError."""
     try:
-        return tomllib.loads(Path(path).read_text())
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"config {path}: the file {reason}") from None
@@ -143,6 +144,8 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
             if not rest:
                 raise ConfigError(f"command line: --{key} needs a value")
             text = rest.pop(0)
+        if encodable(flag + text) != flag + text:
+            raise ConfigError(f"command line: {encodable(flag)}: {encodable(text)!r} is not UTF-8")
         yield key.replace("-", "_"), text
 
 

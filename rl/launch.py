@@ -17,6 +17,7 @@ from contextlib import ExitStack
 import ray
 from ray.exceptions import RayError
 
+from envs.text import encodable
 from rl.actors.handles import StartError, by_node
 from rl.cluster import Cluster
 from rl.cold_start import ColdStartError, first_checkpoint
@@ -103,7 +104,7 @@ def train_or_say_why(
     except (Exception, SystemExit) as error:
         log = config.folder / "logs" / "error.log"
         if log.parent.is_dir():
-            log.write_text("".join(traceback.format_exception(error)))
+            log.write_text(encodable("".join(traceback.format_exception(error))), encoding="utf-8")
         where = traceback.extract_tb(error.__traceback__)[-1]
         print(
             f"error: {type(error).__name__}: {first_line(error)}, in {where.filename}:{where.lineno}, is an "

@@ -64,7 +64,9 @@ def _check_adapters(config: RunConfig) -> None:
         return
     family = model.init.family if model.init else ""
     if model.path is not None:
-        family = json.loads((Path(model.path) / "config.json").read_text()).get("model_type", "")
+        family = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8")).get(
+            "model_type", ""
+        )
     possible = FAMILIES[family].adapter_targets if family in FAMILIES else lora.targets
     for target in lora.targets:
         if target not in possible:
@@ -203,7 +205,7 @@ def check_model_folder(folder: Path) -> None:
     if not file.is_file():
         raise ConfigError(f"model.path: {folder} has no config.json, so it is no checkpoint folder")
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError("it holds no JSON object")
         architectures = settings.get("architectures") or ["unknown"]

@@ -38,7 +38,7 @@ class CacheFile:
     def ask(self, version: int) -> None:
         """Order the cache of this request, which is `version`'s, should it end now."""
         with suppress(OSError):  # Without room for it the prefix is computed again.
-            self.part.write_text(str(version))
+            self.part.write_text(str(version), encoding="utf-8")
             os.replace(self.part, self.asked)
 
     def withdraw(self) -> None:
@@ -49,7 +49,7 @@ class CacheFile:
         """Take the order up; its version, or None where there is no order."""
         try:
             os.replace(self.asked, self.part)
-            return int(self.part.read_text())
+            return int(self.part.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):

@@ -68,6 +68,6 @@ def loading(file: Path, adapters: Adapters) -> Iterator["LoRARequest"]:
         "target_modules": list(adapters.targets),
     }
     with TemporaryDirectory(prefix="dorado-adapter-") as folder:
-        (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
+        (Path(folder) / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
         (Path(folder) / "adapter_model.safetensors").symlink_to(file.resolve())
         yield LoRARequest(_NAME, _ID, folder, load_inplace=True)

@@ -64,7 +64,7 @@ class Source:
 def sources(root: Path, folders: tuple[str, ...]) -> list[Source]:
     """Every Python file below these folders of a checkout."""
     paths = [path for folder in folders for path in sorted((root / folder).rglob("*.py"))]
-    texts = {path: path.read_text() for path in paths}
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
     return [Source(p.relative_to(root).as_posix(), t, ast.parse(t)) for p, t in texts.items()]
 
 

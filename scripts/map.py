@@ -34,7 +34,7 @@ def file_map(root: Path = ROOT) -> str:
 
 def sentence(path: Path) -> str:
     """The first sentence of a file's docstring, on one line; empty where it has none."""
-    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     first = " ".join(text.split("\n\n")[0].split())
     return re.split(r"(?<=[.:])\s+(?=[A-Z])", first)[0].rstrip(".:")
 
@@ -45,5 +45,5 @@ def _order(path: Path) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    MAP.write_text(file_map())
+    MAP.write_text(file_map(), encoding="utf-8")
     print(f"wrote {MAP.relative_to(ROOT)}")

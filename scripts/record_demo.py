@@ -41,7 +41,10 @@ def main() -> None:
                 file.suffix in (".toml", ".json", ".jsonl", ".log")
                 and file.name != "tokenizer.json"
             ):
-                file.write_text(without_paths(file.read_text(errors="replace"), run))
+                file.write_text(
+                    without_paths(file.read_text(errors="replace", encoding="utf-8"), run),
+                    encoding="utf-8",
+                )
         index_offsets(to)
         with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
             archive.add(to, NAME, filter=_anonymous)

@@ -275,6 +275,65 @@ def test_a_docstring_opens_with_what_its_subject_does_or_is():
     assert wrong == []
 
 
+def texts_without_encoding(tree: ast.AST) -> Iterator[int]:
+    """Lines of calls that read or write text in the locale's encoding."""
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call) or any(
+            k.arg in ("encoding", None) for k in call.keywords
+        ):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        is_open = isinstance(call.func, ast.Name) and name == "open"
+        given = {k.arg: k.value for k in call.keywords}
+        places = dict(zip((*(["file"] if is_open else []), "mode"), call.args, strict=False))
+        mode = getattr(given.get("mode", places.get("mode")), "value", None)
+        as_text = isinstance(mode, str) and "b" not in mode and set(mode) <= set("rwaxt+")
+        methods = (name == "read_text" and not call.args) or (
+            name == "write_text" and len(call.args) < 2
+        )
+        opens = name in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile") and as_text
+        plain = is_open and mode is None
+        streams = name in ("TextIOWrapper", "FileHandler") and isinstance(call.func, ast.Attribute)
+        lines = any(k in ("text", "universal_newlines") for k in given) and name in ("run", "Popen")
+        if methods or opens or plain or streams or lines:
+            yield call.lineno
+
+
+def test_text_is_read_and_written_in_utf_8_whatever_the_locale_is():
+    wrong = [
+        f"{name_of(path)}:{line} names no encoding"
+        for path in FILES
+        for line in texts_without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("open(path)", True),
+        ("open(path, 'w')", True),
+        ("open(path, mode='a')", True),
+        ("open(path, 'rb')", False),
+        ("open(path, encoding='utf-8')", False),
+        ("path.open('w')", True),
+        ("path.open('wb')", False),
+        ("path.read_text()", True),
+        ("path.read_text(errors='replace')", True),
+        ("path.read_text('utf-8')", False),
+        ("path.write_text(text)", True),
+        ("path.write_text(text, 'utf-8')", False),
+        ("subprocess.run(command, text=True)", True),
+        ("subprocess.run(command)", False),
+        ("os.fdopen(1)", False),
+        ("session.open(task)", False),
+        ("tarfile.open(path, 'r:xz')", False),
+    ],
+)
+def test_text_in_the_locales_encoding_is_found(line, found):
+    assert bool(list(texts_without_encoding(ast.parse(line)))) is found
+
+
 def test_no_file_is_named_like_the_standard_library_or_after_a_mechanism():
     refused = set(sys.stdlib_module_names) | {"utils", "misc", "common", "helpers", "manager"}
     named = {name_of(path) for path in FILES if path.stem in refused and path.stem[0] != "_"}

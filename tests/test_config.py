@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from rl.nodes.cpus import usable_cpus
 from rl.preflight import check_run, own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
 
+ROOT = Path(__file__).parent.parent
 BASE = """
 name = "demo"
 steps = 3
@@ -356,6 +360,30 @@ def test_a_number_that_a_setting_has_no_use_for_is_refused(tmp_path, override, k
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path), [override])
     assert key in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_configuration_is_read_as_utf_8_whatever_the_locale_is(tmp_path):
+    file = tmp_path / "café.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + b'name = "t"\n[model.init]\n' + ENV.encode())
+    script = (
+        "import locale, sys; locale.setlocale(locale.LC_ALL, ''); sys.path.insert(0, sys.argv[2]);"
+        "from rl.config import load_config; print(ascii(load_config(sys.argv[1]).env[0].name))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", script, str(file), str(ROOT)],
+        capture_output=True,
+        env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        cwd=tmp_path,
+    )
+    assert done.stdout == b"'caf\\xe9'\n", done.stderr.decode(errors="replace")
+
+
+ENV = '[[env]]\nid = "calculator"\nname = "café"\n'
+
+
+def test_an_override_that_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"--env.0.name: 'caf\\\\udce9' is not UTF-8"):
+        load_config(write(tmp_path), ["--env.0.name", "caf\udce9"])
 
 
 def test_rows_are_seen_from_the_folder_of_the_configuration(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def read_record(folder: Path) -> Record:
         what = f"it has no {RECORD}" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(f"{folder} is no checkpoint: {what}")
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
         if (schema := values["schema"]) != SCHEMA:
             raise CheckpointError(f"{file} has schema {schema}; this release reads {SCHEMA}")
         record = Record(**values)
@@ -116,7 +116,7 @@ def make_room(folder: Path, partial: Path) -> None:
 def complete(partial: Path, folder: Path, record: Record) -> None:
     """Make a folder that is written a checkpoint: first its record, then its name."""
     files = {name: path.stat().st_size for name, path in _files(partial)}
-    with (partial / RECORD).open("w") as file:
+    with (partial / RECORD).open("w", encoding="utf-8") as file:
         json.dump(asdict(replace(record, files=files)), file, indent=1)
         file.flush()
         os.fsync(file.fileno())

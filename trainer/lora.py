@@ -102,7 +102,7 @@ def adapter_config(config: LoraConfig, base: str) -> dict[str, Any]:
 
 def read_adapter_config(file: Path) -> LoraConfig:
     """Settings of the adapter in a file that `adapter_config` has filled."""
-    said = json.loads(file.read_text())
+    said = json.loads(file.read_text(encoding="utf-8"))
     return LoraConfig(
         rank=said["r"], alpha=said["lora_alpha"], targets=tuple(said["target_modules"])
     )

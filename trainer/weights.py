@@ -99,7 +99,9 @@ def write_adapter_config(model: nn.Module, folder: Path, config: LoraConfig) -> 
     """The first of the two."""
     folder.mkdir(parents=True, exist_ok=True)
     base: str = model.config.name_or_path  # pyright: ignore
-    (folder / "adapter_config.json").write_text(json.dumps(adapter_config(config, base), indent=2))
+    (folder / "adapter_config.json").write_text(
+        json.dumps(adapter_config(config, base), indent=2), encoding="utf-8"
+    )
 
 
 def write_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
@@ -116,8 +118,8 @@ def write_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype) -> None
     family = FAMILIES.get(config.model_type)
     if family is not None:
         file = folder / "config.json"
-        values = json.loads(file.read_text()) | dict(family.published_config)
-        file.write_text(json.dumps(values, indent=2))
+        values = json.loads(file.read_text(encoding="utf-8")) | dict(family.published_config)
+        file.write_text(json.dumps(values, indent=2), encoding="utf-8")
         tensors |= dict(_zero_expert_placeholders(model, num_zero_experts(config), dtype))
     write_weights(tensors, folder / "model.safetensors")
 

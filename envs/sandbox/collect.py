@@ -35,7 +35,7 @@ def main() -> int:
                         found[name] = base64.b64encode(content).decode()
         except (OSError, ValueError):  # ValueError: a name that no file can have
             continue
-    with open(fd, "w") as out:
+    with open(fd, "w", encoding="utf-8") as out:
         json.dump(found, out)
     return code if code >= 0 else 128 - code
 

@@ -22,8 +22,8 @@ from envs.sandbox.process import Command, Ended, run_process
 from envs.sandbox.result import Result, Status
 from envs.sandbox.uid_range import NoUid, own_uid
 
-_COLLECT = Path(collect.__file__).read_text()
-_UNPACK = Path(unpack.__file__).read_text()
+_COLLECT = Path(collect.__file__).read_text(encoding="utf-8")
+_UNPACK = Path(unpack.__file__).read_text(encoding="utf-8")
 _XCPU = 128 + 24
 # More runs of a process at once would only make each other slow, and pass limits that are of the clock.
 _AT_ONCE = 4 * (os.cpu_count() or 1)

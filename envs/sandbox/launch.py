@@ -263,7 +263,10 @@ def children_of(parent: int) -> list[int]:
     """Every process below `parent`."""
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(name)}/stat") as file:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            open(f"/proc/{int(name)}/stat", encoding="utf-8", errors="replace") as file,
+        ):
             parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
     found, added = {parent}, True
     while added:

@@ -35,7 +35,7 @@ def own_uid():
 
 def _range() -> tuple[int, int]:
     """The first of this process's ids, and how many it has."""
-    with open("/proc/self/uid_map") as file:
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
         rows = [[int(part) for part in line.split()] for line in file]
     inside, _, count = max(rows, key=lambda row: row[2])
     last = inside + count - 1

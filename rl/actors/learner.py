@@ -145,7 +145,7 @@ class LearnerActor:
 
         def beside(model: Path) -> None:
             self.tokenizer.save_pretrained(model)  # pyright: ignore[reportUnknownMemberType]
-            (model.parent / POSITION).write_text(position + "\n")
+            (model.parent / POSITION).write_text(position + "\n", encoding="utf-8")
 
         self.saving = Path(folder)
         self.learner.save_state(self.saving, beside=beside)

@@ -48,7 +48,7 @@ def read_password(file: Path | None) -> str | None:
     else:
         where = f"--password-file {file}"
         try:
-            found = (file.read_text().splitlines() or [""])[0].strip()
+            found = (file.read_text(encoding="utf-8").splitlines() or [""])[0].strip()
         except (OSError, ValueError) as error:
             raise ConfigError(f"{where}: cannot be read: {error}") from None
     if found is not None and len(found) < _FEWEST:

@@ -190,7 +190,7 @@ def write_package(name: str, parent: Path) -> Path:
     try:
         for path, text in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(Template(text).substitute(words))
+            (folder / path).write_text(Template(text).substitute(words), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
     return folder

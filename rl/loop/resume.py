@@ -64,7 +64,7 @@ def find_resume(what: str, config: RunConfig) -> tuple[RunConfig, Resume]:
 def evaluation_is_due(run: Path, step: int) -> bool:
     """True if the run has trained up to `step` and was not evaluated there."""
     try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines if line.endswith("}")]
     except (OSError, ValueError):
         return False

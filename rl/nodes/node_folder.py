@@ -38,7 +38,7 @@ def claim(folder: Path) -> None:
     descriptor = _shared_lock(owner)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        owner.write_text(_signature())
+        owner.write_text(_signature(), encoding="utf-8")
     except OSError:
         os.close(descriptor)
         raise
@@ -93,7 +93,7 @@ def _signature() -> str:
 def _machine() -> str:
     """An id of the machine since it was started."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return UNKNOWN
 
@@ -123,7 +123,7 @@ def _lock_of_the_gone(owner: Path) -> int | None:
     known = False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        signed = owner.read_text(errors="replace") == _signature()
+        signed = owner.read_text(errors="replace", encoding="utf-8") == _signature()
         known = signed and _machine() != UNKNOWN and _is_at(descriptor, owner)
     except BlockingIOError:
         known = False

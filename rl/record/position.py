@@ -41,7 +41,7 @@ def read_position(checkpoint: Path) -> tuple[int, Position]:
     """Read the number of groups that had begun, and the position. Raises ConfigError."""
     file = checkpoint / POSITION
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
         if (schema := values.pop("schema")) != SCHEMA:
             raise ConfigError(f"--resume: {file} has schema {schema}; this release reads {SCHEMA}")
         groups = _GROUPS.validate_python(values.pop("groups"))

@@ -126,7 +126,7 @@ class RunFolder:
         self.path = config.folder
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Held for the life of this process, on a file beside the folder, which may move.
-        self._lock = (self.path.parent / f".{self.path.name}.lock").open("w")
+        self._lock = (self.path.parent / f".{self.path.name}.lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -146,11 +146,11 @@ class RunFolder:
                 _cut_off_half_a_line(file)
         else:
             self._settings()
-        self._metrics = (self.path / "metrics.jsonl").open("a")
+        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
         # The byte of metrics.jsonl at which this part of the run begins.
         self.begins = self._metrics.tell()
-        self._events = (self.path / "events.jsonl").open("a")
-        self._experts = (self.path / "experts.jsonl").open("a")
+        self._events = (self.path / "events.jsonl").open("a", encoding="utf-8")
+        self._experts = (self.path / "experts.jsonl").open("a", encoding="utf-8")
         self._index = sqlite3.connect(self.path / "trajectories.sqlite")
         [schema] = self._index.execute("pragma user_version").fetchone()
         if schema not in (0, INDEX_SCHEMA):
@@ -196,12 +196,12 @@ class RunFolder:
     def _undo(self, file: TextIO, name: str, step: int, aside: Path) -> TextIO:
         """Move the lines of later steps to `aside`; returns the file, open to go on."""
         file.close()
-        lines = (self.path / name).read_text().splitlines(keepends=True)
+        lines = (self.path / name).read_text(encoding="utf-8").splitlines(keepends=True)
         undone = [line for line in lines if json.loads(line)["step"] > step]
-        (aside / name).write_text("".join(undone))
+        (aside / name).write_text("".join(undone), encoding="utf-8")
         kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
         self._replace(name, kept)
-        return (self.path / name).open("a")
+        return (self.path / name).open("a", encoding="utf-8")
 
     def _unlearn(self, step: int, aside: Path) -> None:
         """Move the index's rows of what later steps trained on to `aside`; LEARNED keeps its lines."""
@@ -216,7 +216,7 @@ class RunFolder:
         self._index.commit()
 
     def _settings(self) -> None:
-        (self.path / "config.toml").write_text(dump_toml(self.config))
+        (self.path / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
         self._replace("origins.json", json.dumps(self.origins, indent=2) + "\n")
 
     def groups(self) -> int:
@@ -229,7 +229,7 @@ class RunFolder:
 
     def eval_before(self) -> dict[str, float]:
         """Read the pass rates of the evaluation before training; none where there was none."""
-        with (self.path / "metrics.jsonl").open() as lines:
+        with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
             first = next((json.loads(line) for line in lines), {"step": 1})
         parts = ((key.split("/"), value) for key, value in first.items() if first["step"] == 0)
         return {key[1]: value for key, value in parts if key[0] == "eval"}
@@ -303,7 +303,7 @@ class RunFolder:
 
     def _replace(self, name: str, text: str) -> None:
         partial = self.path / f"{name}.partial"
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         partial.rename(self.path / name)
 
     def close(self) -> None:

@@ -151,7 +151,7 @@ def write_end(folder: Path, outcome: Outcome, said: str) -> None:
     )
     partial = folder / "status.json.partial"
     with suppress(OSError):
-        partial.write_text(json.dumps(end.as_json()) + "\n")
+        partial.write_text(json.dumps(end.as_json()) + "\n", encoding="utf-8")
         partial.rename(folder / "status.json")
 
 
@@ -165,7 +165,7 @@ def in_progress(folder: Path) -> bool:
     """Return True if some process holds the run folder."""
     lock = folder.resolve().parent / f".{folder.resolve().name}.lock"
     try:
-        with lock.open() as file:
+        with lock.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

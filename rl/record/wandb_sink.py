@@ -48,8 +48,8 @@ class WandbSink:
             return
         known = self.folder.path / "wandb.id"
         resumes = known.exists()
-        id = known.read_text().strip() if resumes else uuid.uuid4().hex[:8]
-        known.write_text(f"{id}\n")
+        id = known.read_text(encoding="utf-8").strip() if resumes else uuid.uuid4().hex[:8]
+        known.write_text(f"{id}\n", encoding="utf-8")
         self._order = Order(
             folder=str(self.folder.path.resolve()),
             begins=self.folder.begins,

@@ -95,7 +95,7 @@ def read_trace(folder: Path) -> Trace:
         raise ConfigError(f"trace {folder}: this is no run folder, there is no {index.name} in it")
     try:
         rows = _rows(folder, index)
-        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
         steps = tuple(m for m in metrics if "time/learner_seconds" in m)
         return _trace(folder, rows, steps)
     except (sqlite3.Error, OSError, KeyError, TypeError, ValueError) as error:

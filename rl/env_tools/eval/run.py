@@ -86,14 +86,16 @@ def limits_for(model: str, run: RunConfig | None, temperature: float | None) -> 
 
 def _positions(folder: Path) -> int:
     check_model_folder(folder)
-    settings = json.loads((folder / "config.json").read_text())
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return int(settings.get("max_position_embeddings") or MAX_TOKENS)
 
 
 def tool_format_of(folder: Path) -> ToolFormat:
     """How the checkpoint's chat template writes a tool call."""
     files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
-    written = "".join(file.read_text(errors="replace") for file in files if file.is_file())
+    written = "".join(
+        file.read_text(errors="replace", encoding="utf-8") for file in files if file.is_file()
+    )
     return "longcat" if "longcat_tool_call" in written else "hermes"
 
 
@@ -160,12 +162,14 @@ class EvalFolder:
         self.path = path
         (path / "trajectories").mkdir(parents=True)
         values = {"env": [table.model_dump(mode="json", exclude_none=True)]}
-        (path / "config.toml").write_text(tomli_w.dumps(values))
+        (path / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
         self.writer = TrajectoryWriter(path, "eval")
 
     def close(self, summary: JsonObject) -> None:
         """Write the end."""
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (self.path / "summary.json").write_text(
+            json.dumps(summary, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 async def evaluate(

@@ -50,7 +50,7 @@ def soak_and_report(
             said = [one.as_json(factor) for one in found]
             print(json.dumps(said if every else said[0], indent=1))
     if write is not None:
-        write.write_text(deadlines_toml(found, factor))
+        write.write_text(deadlines_toml(found, factor), encoding="utf-8")
         notes.print(f"deadlines: {write}", markup=False)
     failed = [one.env for one in found if not all(check.passed for check in checks(one))]
     if every and not as_json:

@@ -340,7 +340,9 @@ class _Soak:
     def _close_faults(self) -> int:
         """A host says so in its log only: the outcome of an episode stands before its close."""
         log = self.folder / "hosts.log"
-        return log.read_text(errors="replace").count(f"environment {self.env.name!r}, close: ")
+        return log.read_text(errors="replace", encoding="utf-8").count(
+            f"environment {self.env.name!r}, close: "
+        )
 
     def _orphans(self) -> int:
         """Processes that belong to a host that was killed: by descent, or by the folder they were given."""
