@@ -21,6 +21,7 @@ from envs.message import Message, ToolCall
 from envs.registry import split_file
 from envs.session import EnvFault, HostFault, Opening, demonstrate
 from rl.config import EnvTable, RunConfig
+from trainer.families.family import Unsupported
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
@@ -66,7 +67,7 @@ def make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
     """Write the cold-started policy into `folder`. Raises ColdStartError."""
     try:
         _make_cold_start(config, folder, report)
-    except (OSError, FloatingPointError) as error:  # of the disk, of the Hub, or of the training
+    except (OSError, FloatingPointError, Unsupported) as error:  # disk, Hub, training, policy
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ColdStartError(f"cold start: {reason}") from error
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES
+from trainer.agreement import check_agreement
 from trainer.batch import PackedBatch, pack, plan_micro_batches
 from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
 from trainer.config import LearnerConfig
@@ -61,7 +62,8 @@ class Learner:
     ) -> None:
         """`keep_versions`: how many earlier versions' weights to keep for behaviour log-probs.
 
-        Raises ValueError where the policy cannot be shared out over the ranks, or nothing can compile.
+        Raises ValueError where the policy cannot be shared out over the ranks, or nothing can compile, and
+        Unsupported where the learner would compute another function than the policy's own code.
         """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -81,9 +83,12 @@ class Learner:
                 add_adapters(policy, config.lora)
             self.scorer = Scorer(policy, temperature, critic=critic)
             self.scorer.to(self.device)
+            self.scorer.train()
+            check_agreement(self.scorer, config.micro_batch_tokens)
             self.optimizer = Optimizer(self.scorer, config.optim, self.dtype)
         else:
             self.scorer = Scorer(outline_policy(checkpoint), temperature, critic=critic)
+            check_agreement(self.scorer, config.micro_batch_tokens)
             shard(self.scorer, ranks, self.dtype)
             materialise(self.scorer, self.device)
             fill_policy(self.model, checkpoint)

@@ -1,9 +1,9 @@
 """Loads a policy for the learner: transformers' model with some modules of the learner's own.
 
 A family's record (`trainer.families`) says which: the experts (`trainer.moe.experts`), attention over packed
-streams (`trainer.cpu.attention`, `trainer.mla`), the routers (`trainer.moe.router`), norms and dense layers
-(`trainer.norm`, `trainer.swiglu`). Parameter names stay transformers'. A causal language model of a family
-without a record keeps transformers' modules.
+streams (`trainer.attention_interface`, `trainer.mla`), the routers (`trainer.moe.router`), norms and dense
+layers (`trainer.norm`, `trainer.swiglu`). Parameter names stay transformers'. A causal language model of a
+family without a record keeps transformers' modules.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from trainer.cpu.attention import PACKED
+from trainer.attention_interface import PACKED
 from trainer.families.family import Family
 from trainer.families.registry import FAMILIES
 from trainer.weights import read_checkpoint

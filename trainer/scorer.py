@@ -8,16 +8,50 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from trainer.batch import PackedBatch
 from trainer.cpu.row_kernel import RowKernel
 from trainer.critic import Critic
+from trainer.families.family import Unsupported
 from trainer.moe.router import share_record
 
 # Logits that exist at once, in elements: what stays in the CPU's last cache, or what a GPU is busy with.
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
 # Rows below which a product is slow.
 MIN_ROWS = 128
+
+
+@dataclass(frozen=True)
+class LogitShape:
+    """Makes logits of z, the products of hidden states and head: z scale / temperature, and with a softcap
+    above 0 softcap tanh(z scale / softcap) / temperature."""
+
+    temperature: float
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    @property
+    def divisor(self) -> float:
+        """The last division, which a scale alone is part of."""
+        return self.temperature if self.softcap else self.temperature / self.scale
+
+
+def logit_shape(config: PreTrainedConfig, temperature: float) -> LogitShape:
+    """The shape that a model's own code gives its logits: Cohere's `logit_scale`, Granite's `logits_scaling`
+    (a divisor), the soft cap of Gemma 2 (arXiv 2408.00118)."""
+    text = config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1.0
+    divisor = getattr(text, "logits_scaling", None) or 1.0
+    softcap = getattr(text, "final_logit_softcapping", None) or 0.0
+    return LogitShape(temperature, scale / divisor, softcap)
+
+
+def _shaped(logits_CV: Tensor, shape: LogitShape) -> Tensor:
+    logits_CV = logits_CV.float()
+    if shape.softcap:
+        logits_CV = shape.softcap * torch.tanh(logits_CV * (shape.scale / shape.softcap))
+    return logits_CV / shape.divisor
 
 
 @RowKernel
@@ -28,9 +62,9 @@ def _read_off(
     entropy_C: Tensor,
     norm_C: Tensor,
     *,
-    temperature: float,
+    shape: LogitShape,
 ) -> None:
-    logits_CV = logits_CV.float() / temperature
+    logits_CV = _shaped(logits_CV, shape)
     top_C1 = logits_CV.amax(-1, keepdim=True)
     weights_CV = torch.exp(logits_CV - top_C1)
     sum_C1 = weights_CV.sum(-1, keepdim=True)
@@ -43,31 +77,36 @@ def _read_off(
 
 @RowKernel
 def _logits_gradient(
-    logits_CV: Tensor, target_C: Tensor, norm_C: Tensor, grad_C: Tensor, *, temperature: float
+    logits_CV: Tensor, target_C: Tensor, norm_C: Tensor, grad_C: Tensor, *, shape: LogitShape
 ) -> None:
-    """In place of the logits: d logp / d logits = onehot(target) - softmax."""
-    probs_CV = torch.exp(logits_CV.float() / temperature - norm_C[:, None])
+    """In place of the products: d logp / d logits = onehot(target) - softmax, times the shape's slope."""
+    shaped_CV = _shaped(logits_CV, shape)
+    probs_CV = torch.exp(shaped_CV - norm_C[:, None])
     onehot_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C[:, None]
-    logits_CV.copy_((onehot_CV.float() - probs_CV) * (grad_C[:, None] / temperature))
+    gradient_CV = (onehot_CV.float() - probs_CV) * (grad_C[:, None] / shape.divisor)
+    if shape.softcap:
+        bent_CV = shaped_CV * (shape.divisor / shape.softcap)
+        gradient_CV = gradient_CV * (1 - bent_CV * bent_CV) * shape.scale
+    logits_CV.copy_(gradient_CV)
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log softmax(hidden W^T / temperature)[target] and the entropy, chunked over tokens.
+    """log softmax(shape(hidden W^T))[target] and the entropy, chunked over tokens.
 
     The backward pass computes each chunk's logits again. The entropy carries no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND, head_VD, target_N, temperature):  # pyright: ignore
+    def forward(ctx: Any, hidden_ND, head_VD, target_N, shape):  # pyright: ignore
         size = max(MIN_ROWS, LOGITS[head_VD.device.type] // len(head_VD))
         results_3N = torch.empty(3, len(hidden_ND), device=hidden_ND.device)
         parts = (hidden_ND.split(size), target_N.split(size), results_3N.split(size, dim=1))
         for hidden_CD, target_C, results_3C in zip(*parts, strict=True):
             logits_CV = hidden_CD @ head_VD.t()
-            _read_off(logits_CV, target_C, *results_3C, temperature=temperature)
+            _read_off(logits_CV, target_C, *results_3C, shape=shape)
         logprob_N, entropy_N, norm_N = results_3N
         ctx.save_for_backward(hidden_ND, head_VD, target_N, norm_N)
-        ctx.temperature, ctx.size = temperature, size
+        ctx.shape, ctx.size = shape, size
         ctx.mark_non_differentiable(entropy_N)
         return logprob_N, entropy_N
 
@@ -81,11 +120,25 @@ class _TokenLogprobs(torch.autograd.Function):
         parts = [x.split(ctx.size) for x in (hidden_ND, target_N, norm_N, grad_N, dhidden_ND)]
         for hidden_CD, target_C, norm_C, grad_C, dhidden_CD in zip(*parts, strict=True):
             logits_CV = hidden_CD @ head_VD.t()
-            _logits_gradient(logits_CV, target_C, norm_C, grad_C, temperature=ctx.temperature)
+            _logits_gradient(logits_CV, target_C, norm_C, grad_C, shape=ctx.shape)
             torch.mm(logits_CV, head_VD, out=dhidden_CD)
             if dhead_VD is not None:
                 dhead_VD += logits_CV.t() @ hidden_CD
         return dhidden_ND, None if dhead_VD is None else dhead_VD.to(head_VD.dtype), None, None
+
+
+def _end_dropout(model: nn.Module) -> None:
+    """Set every rate of dropout, and of noise in routers, to 0: those of modules, and those of functions,
+    which are numbers of their modules."""
+    for module in model.modules():
+        rates = [name for name, value in vars(module).items() if isinstance(value, float)]
+        for name in rates:
+            if (
+                "drop" in name
+                or "jitter" in name
+                or (name == "p" and isinstance(module, nn.Dropout))
+            ):
+                setattr(module, name, 0.0)
 
 
 @dataclass(frozen=True)
@@ -98,12 +151,24 @@ class Scores:
 
 
 class Scorer(nn.Module):
-    """A policy, and with `critic` a value head on it, that scores the policy tokens of packed batches."""
+    """A policy, and with `critic` a value head on it, that scores the policy tokens of packed batches.
+
+    It is trained as it acts: without dropout.
+    """
 
     def __init__(self, model: nn.Module, temperature: float, *, critic: bool = False) -> None:
+        """Raises Unsupported for a model without one last norm and one head."""
         super().__init__()
+        inner = getattr(model, "model", None)
+        if not hasattr(inner, "norm") or not hasattr(model, "lm_head"):
+            kind = model.config.model_type  # pyright: ignore[reportAttributeAccessIssue]
+            raise Unsupported(
+                f"the learner cannot train a policy of the family {kind}: {type(model).__name__} has no "
+                "model.norm and lm_head, as the language models that it knows have"
+            )
+        _end_dropout(model)
         self.model = model
-        self.temperature = temperature
+        self.shape = logit_shape(model.config, temperature)  # pyright: ignore[reportArgumentType]
         width = model.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
         self.critic = Critic(width) if critic else None  # pyright: ignore[reportArgumentType]
         self.routers, self.routing_record = share_record(model)
@@ -127,7 +192,7 @@ class Scorer(nn.Module):
         hidden_ND = hidden_TD[batch.source_N]
         head = self.model.lm_head.weight  # pyright: ignore[reportAttributeAccessIssue]
         logprobs_N, entropy_N = _TokenLogprobs.apply(  # pyright: ignore[reportGeneralTypeIssues]
-            hidden_ND, head, batch.target_N, self.temperature
+            hidden_ND, head, batch.target_N, self.shape
         )
         values_N = None if self.critic is None else self.critic(hidden_ND)
         return Scores(logprobs_N, entropy_N, values_N)

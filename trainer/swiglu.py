@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from trainer.cpu.row_kernel import RowKernel
+from trainer.families.family import Unsupported
 
 
 @RowKernel
@@ -75,7 +76,11 @@ class DenseMLP(nn.Module):
     def __init__(self, config: PreTrainedConfig, intermediate_size: int | None = None) -> None:
         super().__init__()
         hidden, width = config.hidden_size, intermediate_size or config.intermediate_size
-        assert config.hidden_act == "silu", f"a layer with {config.hidden_act} is not written here"
+        if config.hidden_act != "silu":
+            raise Unsupported(
+                f"the learner cannot train a policy of the family {config.model_type} with hidden_act "
+                f"{config.hidden_act!r}: its dense layers are written for 'silu'"
+            )
         self.gate_proj = nn.Linear(hidden, width, bias=False)
         self.up_proj = nn.Linear(hidden, width, bias=False)
         self.down_proj = nn.Linear(width, hidden, bias=False)

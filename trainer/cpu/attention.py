@@ -17,10 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch import Tensor
 
-PACKED = "dorado_packed"
 # Shortest sequence of a bucket over its longest: what is lost to padding, against fewer, larger products.
 SHORTEST = 0.8
 # Query rows of one product: bounds the score matrix, and skips what lies above the diagonal.
@@ -101,15 +99,15 @@ def sdpa_attention(
     grouped = query_THD.shape[1] != key_TGD.shape[1]
     out = []
     for bucket in buckets:
-        q, k, v = (_padded(x, bucket).transpose(1, 2) for x in (query_THD, key_TGD, value_TGV))
+        q, k, v = (padded(x, bucket).transpose(1, 2) for x in (query_THD, key_TGD, value_TGV))
         mixed_BHLV = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
         )
-        out.append(_unpadded(mixed_BHLV[..., :width].transpose(1, 2), bucket))
+        out.append(unpadded(mixed_BHLV[..., :width].transpose(1, 2), bucket))
     return torch.cat(out)
 
 
-def _padded(x_THD: Tensor, bucket: Bucket) -> Tensor:
+def padded(x_THD: Tensor, bucket: Bucket) -> Tensor:
     """(count, length, H, D): a bucket's sequences, zeros behind the shorter ones."""
     x = x_THD[bucket.start : bucket.end]
     if bucket.slots_T is not None:
@@ -117,7 +115,7 @@ def _padded(x_THD: Tensor, bucket: Bucket) -> Tensor:
     return x.unflatten(0, (bucket.count, bucket.length))
 
 
-def _unpadded(x_CLHD: Tensor, bucket: Bucket) -> Tensor:
+def unpadded(x_CLHD: Tensor, bucket: Bucket) -> Tensor:
     """The tokens of (count, length, H, D), (T, H, D)."""
     flat = x_CLHD.flatten(0, 1)
     return flat if bucket.slots_T is None else flat[bucket.slots_T]
@@ -136,12 +134,12 @@ class _BlockedAttention(torch.autograd.Function):
         groups = key_TGP.shape[1]
         out_THV = query_THD.new_empty(*query_THD.shape[:2], value_TGV.shape[-1])
         for bucket in buckets:
-            q_CLHD = _padded(query_THD, bucket)
+            q_CLHD = padded(query_THD, bucket)
             k, v = _heads(key_TGP, shared_TR, value_TGV, bucket)
             if keep:
                 kept += (k, v)
             with _padded_rows(out_THV, bucket) as out_CLHV:
-                for start, end in _blocks(bucket.length):
+                for start, end in blocks_of(bucket.length):
                     q = _rows(q_CLHD[:, start:end], groups)
                     weights = _weights(q, k[:, :end], end - start, scale)
                     if keep:
@@ -161,14 +159,14 @@ class _BlockedAttention(torch.autograd.Function):
         grads: list[Tensor] = []
         for bucket in ctx.buckets:
             k, v = next(kept), next(kept)
-            blocks = _blocks(bucket.length)
+            blocks = blocks_of(bucket.length)
             each = 2 if bucket.length <= KEEP else 1
             kept_blocks = [[next(kept) for _ in range(each)] for _ in blocks]
             groups = len(k) // bucket.count
             if not grads:
                 grads = _token_grads(grad_THV, k, v, groups, own)
             dquery, dkey, dshared, dvalue = grads
-            grad_CLHV = _padded(grad_THV, bucket)
+            grad_CLHV = padded(grad_THV, bucket)
             dk, dv = torch.empty_like(k), torch.empty_like(v)
             with _padded_rows(dquery, bucket) as dq_CLHD:
                 # Last block first: it reaches all keys.
@@ -188,9 +186,9 @@ class _BlockedAttention(torch.autograd.Function):
                     )
             dk_CLGD = _tokens(dk, bucket, bucket.length)
             inside = slice(bucket.start, bucket.end)
-            dkey[inside] = _unpadded(dk_CLGD[..., :own], bucket)
-            dshared[inside] = _unpadded(dk_CLGD[..., own:].sum(2), bucket)
-            dvalue[inside] = _unpadded(_tokens(dv, bucket, bucket.length), bucket)
+            dkey[inside] = unpadded(dk_CLGD[..., :own], bucket)
+            dshared[inside] = unpadded(dk_CLGD[..., own:].sum(2), bucket)
+            dvalue[inside] = unpadded(_tokens(dv, bucket, bucket.length), bucket)
         return *grads, None, None
 
 
@@ -216,7 +214,8 @@ def _padded_rows(x_THD: Tensor, bucket: Bucket) -> Iterator[Tensor]:
     torch.index_select(padded.flatten(0, 1), 0, bucket.slots_T, out=rows)
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
+def blocks_of(length: int) -> list[tuple[int, int]]:
+    """Blocks of query rows of sequences of this length: the first row of each, and one past its last."""
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
 
 
@@ -225,11 +224,11 @@ def _heads(
 ) -> tuple[Tensor, Tensor]:
     """A bucket's (B, L, D) keys and (B, L, V) values."""
     groups, own = key_TGP.shape[1:]
-    v = _rows(_padded(value_TGV, bucket), groups)
+    v = _rows(padded(value_TGV, bucket), groups)
     k = v.new_empty(*v.shape[:2], own + shared_TR.shape[1])
     k_CGLD = k.unflatten(0, (bucket.count, groups))
-    k_CGLD[..., :own] = _padded(key_TGP, bucket).transpose(1, 2)
-    k_CGLD[..., own:] = _padded(shared_TR, bucket)[:, None]
+    k_CGLD[..., :own] = padded(key_TGP, bucket).transpose(1, 2)
+    k_CGLD[..., own:] = padded(shared_TR, bucket)[:, None]
     return k, v
 
 
@@ -257,29 +256,3 @@ def _product(a_BXY: Tensor, b_BYZ: Tensor, scale: float) -> Tensor:
     """scale a b, (B, X, Z)."""
     out_BXZ = a_BXY.new_empty(*a_BXY.shape[:2], b_BYZ.shape[-1])
     return out_BXZ.baddbmm_(a_BXY, b_BYZ, beta=0, alpha=scale)
-
-
-def _interface(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    *,
-    buckets: Sequence[Bucket] | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """As transformers calls it: (rows, heads, L, D) in, (rows, L, H, V) out.
-
-    `buckets` comes through the model's keyword arguments; without it each row is a sequence.
-    """
-    rows, length = query.shape[0], query.shape[2]
-    flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-    buckets = buckets or plan_buckets([length] * rows, query.device)
-    out = packed_attention(flat[0], flat[1], flat[2], scaling, buckets)
-    return out.unflatten(0, (rows, length)), None
-
-
-AttentionInterface.register(PACKED, _interface)  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,10 @@ from typing import Literal
 Preset = Literal["tiny", "small"]
 
 
+class Unsupported(ValueError):
+    """A policy that the learner would compute otherwise than its own code; the message is one sentence."""
+
+
 @dataclass(frozen=True)
 class Replacements:
     """The module of transformers' classes, and by class name what takes their place in it."""

@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedConfig
 
+from trainer.families.family import Unsupported
 from trainer.families.registry import num_experts
 from trainer.moe.exchange import from_experts, plan_route, to_experts
 from trainer.swiglu import swiglu
@@ -109,7 +110,11 @@ class GroupedExperts(nn.Module):
         super().__init__()
         self.num_experts = num_experts(config)
         width, hidden = config.moe_intermediate_size, config.hidden_size
-        assert config.hidden_act == "silu", f"experts with {config.hidden_act} are not written here"
+        if config.hidden_act != "silu":
+            raise Unsupported(
+                f"the learner cannot train a policy of the family {config.model_type} with hidden_act "
+                f"{config.hidden_act!r}: its experts are written for 'silu'"
+            )
         self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, width))
         for weight in (self.gate_up_proj, self.down_proj):
