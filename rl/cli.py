@@ -323,7 +323,7 @@ def model_init(
     folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     family: Annotated[str, typer.Option(help="longcat_flash or qwen3_moe")] = "longcat_flash",
     preset: Annotated[str, typer.Option(help="tiny (2-3 M parameters) or small (100 M)")] = "tiny",
-    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the weights.")] = 0,
 ) -> None:
     """Write a small policy with random weights: config, weights, tokenizer, chat template."""
     from pydantic import ValidationError

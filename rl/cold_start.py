@@ -82,7 +82,7 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
             family=config.model.init.family,
             preset=config.model.init.preset,
             corpus=list(corpus(config)),
-            seed=config.seed,
+            seed=config.seed_of(config.seed),
         )
         start = str(folder)
     if config.sft is None:
@@ -99,7 +99,7 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
         samples,
         config.sft,
         config.learner.model_copy(update={"threads": None}),
-        seed=config.seed,
+        seed=config.seed_of(config.seed),
         report=lambda step, loss: report("cold start", step + 1, steps, loss),
     )
     learner.save(folder)
@@ -109,7 +109,7 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
 def corpus(config: RunConfig) -> Iterator[str]:
     """Yield the texts that environments and experts exchange, to train a new tokenizer on."""
     for table in config.env:
-        tasks = _tasks(table, config.seed, CORPUS_TASKS)
+        tasks = _tasks(table, config.seed_of(config.seed), CORPUS_TASKS)
         for opening, said, _ in _play(table, tasks, [None] * len(tasks)):
             for tool in opening.tools:
                 yield f"{tool.name}({json.dumps(tool.parameters)}) {tool.description}"
@@ -198,7 +198,7 @@ def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample
     assert config.sft is not None, "only a run with [sft] has demonstrations"
     samples: list[TrainSample] = []
     for table in config.env:
-        tasks = _tasks(table, config.seed, config.sft.demonstrations)
+        tasks = _tasks(table, config.seed_of(config.seed), config.sft.demonstrations)
         slips = [
             Slips(config.sft.slip, f"{config.seed}/{table.label}/{i}") for i in range(len(tasks))
         ]

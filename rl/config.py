@@ -1,5 +1,6 @@
 """The settings of a run: one frozen tree. Nothing here imports ray, torch or vllm."""
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -274,7 +275,7 @@ class RunConfig(Section):
 
     name: str
     runs_dir: str = "runs"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     steps: PositiveInt = 100
     mode: Mode = "in_flight"
     max_staleness: int = Field(default=1, ge=0)
@@ -428,6 +429,16 @@ class RunConfig(Section):
         """Select the engines whose devices the learner uses while it steps."""
         first = {"disaggregated": len(names), "colocated": 0, "elastic": self.standalone_engines}
         return names[first[self.layout] :]
+
+    def seed_of(self, number: int) -> int:
+        """`number`, derived from the seed, as a seed that vLLM, torch and numpy take: 0 up to 2**31.
+
+        A larger one is mixed down: numbers that differ stay different but for chance.
+        """
+        if number < 2**31:
+            return number
+        digest = hashlib.sha256(str(number).encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
 
     @property
     def folder(self) -> Path:

@@ -1,7 +1,8 @@
 """Settings of the policy's acting: engines, sampling, episode limits. Light: no vllm here."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -10,6 +11,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
 )
 
@@ -26,6 +28,38 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants"
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_no_truths(cls, value: object, info: ValidationInfo) -> object:
+        """Python takes true for 1, and nobody who writes `steps = true` means that."""
+        kind = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if takes_numbers(kind) and has_truth(value):
+            raise ValueError(f"true and false are no numbers, got {str(value).lower()}")
+        return value
+
+
+def takes_numbers(kind: object) -> bool:
+    """True if a type is made of numbers, such as `int | None` or `tuple[float, float]`, and not of truths."""
+    leaves = list(_leaves(kind))
+    return (int in leaves or float in leaves) and not {bool, object, Any} & set(leaves)
+
+
+def has_truth(value: object) -> bool:
+    """True if a value is true or false, or has one in it."""
+    if isinstance(value, dict):
+        return any(map(has_truth, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(has_truth, value))
+    return isinstance(value, bool)
+
+
+def _leaves(kind: object) -> Iterator[Any]:
+    """The types that a type is made of."""
+    if kind is Any or (isinstance(kind, type) and not get_args(kind)):
+        yield kind
+    for inner in get_args(kind):
+        yield from _leaves(inner)
 
 
 class SamplingConfig(Section):

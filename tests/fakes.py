@@ -441,6 +441,7 @@ class FakePool(Actors):
         self.gone: set[Any] = set()
         self.copied: set[int] = set()
         self.positions: list[str] = []
+        self.ended: list[str] = []
         # What each engine has staged, and the file that it has loaded.
         self.staged: dict[str, int] = {}
         self.read: dict[str, str] = {}
@@ -448,6 +449,10 @@ class FakePool(Actors):
     def add(self, name: str) -> None:
         """An engine more."""
         self.engines[name] = local_handle(FakeEngine(name, self))
+
+    async def end_engine(self, name: str) -> None:
+        """An engine that hangs is ended."""
+        self.ended.append(name)
 
     def weights(self) -> list[Path]:
         """Published files that are still there."""

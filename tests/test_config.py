@@ -63,7 +63,7 @@ def test_a_file_becomes_a_frozen_tree_with_defaults(tmp_path):
     ("overrides", "read"),
     [
         (["--seed", "1"], lambda c: c.seed == 1),
-        (["--seed", "-1"], lambda c: c.seed == -1),
+        (["--env.1.config.least", "-1"], lambda c: c.env[1].config == {"least": -1}),
         (["--learner.optim.lr=1e-4"], lambda c: c.learner.optim.lr == 1e-4),
         (["--learner.optim.lr", "1"], lambda c: c.learner.optim.lr == 1.0),
         (["--env.0.weight", "2"], lambda c: c.env[0].weight == 2 and c.env[1].weight == 1),
@@ -547,3 +547,55 @@ def test_deadlines_are_the_runs_then_the_environments_own_then_the_usual_ones():
     slow = with_own_deadlines(EnvTable(id="python_code", deadlines=given)).deadlines
     assert (slow.tool_seconds, slow.score_seconds, slow.reset_seconds) == (5, 180, 30)
     assert with_own_deadlines(EnvTable(id="orders")).deadlines == DeadlineConfig()
+
+
+@pytest.mark.parametrize("seed", [0, 7, 20241130, 2**31, 2**32 - 1, 2**40, 10**30])
+def test_every_seed_derives_seeds_that_all_libraries_take(seed):
+    config = RunConfig.model_validate(
+        {"name": "demo", "seed": seed, "model": {"init": {}}, "env": [{"id": "calculator"}]}
+    )
+    derived = [config.seed_of(seed * 1000 + engine) for engine in range(64)]
+    assert all(0 <= one < 2**31 for one in derived) and len(set(derived)) == 64
+    # Small ones stay as they are: a run of before repeats itself.
+    assert derived[:2] == [seed * 1000, seed * 1000 + 1] or seed * 1000 >= 2**31
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", "-1"),
+        ("steps", "true"),
+        ("engine.count", "true"),
+        ("engine.cpus", "false"),
+        ("batch.group_size", "true"),
+        ("timeouts.step_seconds", "true"),
+        ("rollout.over_dispatch", "true"),
+        ("learner.optim.lr", "true"),
+        ("learner.optim.betas", "[true, 0.9]"),
+        ("env.0.rewards", "{ solved = true }"),
+        ("env.0.weight", "true"),
+        ("sampling.temperature", "true"),
+    ],
+)
+def test_a_truth_for_a_number_and_a_negative_seed_are_refused(tmp_path, key, value):
+    file = tmp_path / "demo.toml"
+    file.write_text('name = "demo"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n')
+    with pytest.raises(ConfigError, match=key.rpartition(".")[2]) as raised:
+        load_config(file, [f"--{key}", value])
+    said = str(raised.value)
+    assert "true and false are no numbers" in said or "greater than or equal to 0" in said
+
+
+def test_a_truth_where_one_is_wanted_is_taken(tmp_path):
+    file = tmp_path / "demo.toml"
+    file.write_text('name = "demo"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n')
+    given = [
+        "--eval.before",
+        "false",
+        "--env.0.config",
+        "{ deep = true }",
+        "--engine.vllm",
+        "{a = true}",
+    ]
+    config = load_config(file, given)
+    assert not config.eval.before and config.engine.vllm == {"a": True}

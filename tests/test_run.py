@@ -442,7 +442,11 @@ async def test_a_run_in_which_nothing_moves_says_what_it_waits_for(start):
         ({"snapshot": MemoryError("full")}, SyncError, "could not copy the weights of version 1"),
         ({"stage engine-1": RayActorError()}, SyncError, "engine-1 could not stage version 1"),
         ({"engine-1": RayActorError()}, SyncError, "engine-1 could not load version 1"),
-        ({"engine-1": FakePool.HANG}, SyncError, "engine-1 did not load version 1 within 0.3 s"),
+        (
+            {"engine-0": FakePool.HANG, "engine-1": FakePool.HANG},
+            SyncError,
+            "engine-1 did not load version 1 within 0.3 s",
+        ),
         ({"save": FakePool.HANG}, RunError, "checkpoint of step 5: no end within 0.3 s"),
         ({"saved": FakePool.HANG}, RunError, "checkpoint of step 5: no end within 0.3 s"),
         ({"save": CheckpointError("no room")}, CheckpointError, "no room"),
@@ -640,3 +644,31 @@ async def test_a_run_whose_steps_are_made_plays_its_evaluation_alone(start):
     await asyncio.wait_for(run.main(), 30)
     assert not any(spec.train for _, spec in run.dispatcher.played)
     assert set(run.book.stats.evals) == {"after"}
+
+
+@pytest.mark.parametrize("act", ["engine-1", "stage engine-1"])
+async def test_an_engine_that_hangs_is_ended_and_leaves_the_fleet_as_a_dead_one(start, act):
+    run = start(fail={act: FakePool.HANG}, timeouts={"load_seconds": 0.3, "stall_seconds": 20})
+    await asyncio.wait_for(run.main(), 30)
+    assert run.actors.ended == ["engine-1"] and set(run.fleet.serves) == {"engine-0"}
+    assert run.fleet.counts["engines_lost"] == 1
+    what = "stage" if act.startswith("stage") else "load"
+    sentence = f"engine-1 did not {what} version 1 within 0.3 s: it hangs, and is ended"
+    assert sentence in said(run) and sentence in run.node_journal.sentences[0]
+    assert run.book.learner_version == 5
+    assert_closed(run)
+
+
+async def test_an_engine_that_does_not_go_to_sleep_counts_as_dead_too(start):
+    timeouts = {"load_seconds": 0.3, "stall_seconds": 20}
+    run = start(layout="elastic", standalone_engines=1, timeouts=timeouts)
+    act = run.actors.act
+
+    async def hangs(name, detail):
+        await (asyncio.Event().wait() if detail == "sleep" else act(name, detail))
+
+    run.actors.act = hangs
+    await asyncio.wait_for(run.main(), 30)
+    assert run.actors.ended == ["engine-1"] and set(run.fleet.serves) == {"engine-0"}
+    assert "engine-1 did not sleep within 0.3 s" in said(run)
+    assert_closed(run)

@@ -65,9 +65,7 @@ async def test_a_version_is_staged_once_and_an_engine_that_has_not_staged_it_doe
         ({"publish": OSError("disk full")}, "the learner could not publish version 3: disk full"),
         ({"publish": FakePool.HANG}, "the learner did not publish version 3 in time"),
         ({"stage engine-0": OSError("no file")}, "engine-0 could not stage version 3: no file"),
-        ({"stage engine-1": FakePool.HANG}, "engine-1 did not stage version 3 within 0.2 s"),
         ({"engine-1": RuntimeError("no room")}, "engine-1 could not load version 3: no room"),
-        ({"engine-0": FakePool.HANG}, "engine-0 did not load version 3 within 0.2 s"),
     ],
 )
 async def test_a_failure_is_one_sentence_and_leaves_the_version_before(tmp_path, fail, sentence):
@@ -83,6 +81,24 @@ async def test_a_failure_is_one_sentence_and_leaves_the_version_before(tmp_path,
         await sync.load(ENGINES)
     assert str(caught.value) == sentence
     assert sync.published >= {2} and (tmp_path / "version-2.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("fail", "engine", "sentence"),
+    [
+        ("stage engine-1", "engine-1", "engine-1 did not stage version 3 within 0.2 s"),
+        ("engine-0", "engine-0", "engine-0 did not load version 3 within 0.2 s"),
+    ],
+)
+async def test_an_engine_that_hangs_is_ended_and_lost(tmp_path, fail, engine, sentence):
+    pool = FakePool({fail: FakePool.HANG})
+    sync = weight_sync(pool, tmp_path, 0.2)
+    await sync.snapshot(3)
+    await sync.publish(3)
+    await sync.stage(ENGINES)
+    await sync.load({name: 3 for name in ENGINES if name not in sync.lost})
+    assert sync.hung == {engine: sentence}
+    assert sync.lost == {engine} and pool.ended == [engine]
 
 
 @pytest.mark.engine

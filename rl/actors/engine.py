@@ -46,7 +46,7 @@ class EngineActor:
             self.caches.mkdir(parents=True, exist_ok=True)
         from rollout.vllm_adapter import Adapters
 
-        seed = config.seed * 1000 + int(name.rpartition("-")[2])
+        seed = config.seed_of(config.seed * 1000 + int(name.rpartition("-")[2]))
         lora = config.learner.lora
         adapters = Adapters(lora.rank, lora.alpha, lora.targets) if lora else None
         self.engine = VllmEngine(
@@ -75,8 +75,8 @@ class EngineActor:
             await asyncio.sleep(DEAD_SECONDS)
         self._end()
 
-    def _end(self) -> None:
-        print("vLLM has died: this engine ends", file=sys.stderr, flush=True)
+    def _end(self, why: str = "it has died") -> None:
+        print(f"vLLM: {why}: this engine ends", file=sys.stderr, flush=True)
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -140,6 +140,11 @@ class EngineActor:
     async def wake(self) -> None:
         """Take the device back, and go on."""
         await self._done(self.engine.wake())
+
+    @actor_method
+    async def end(self) -> None:
+        """End vLLM's processes, which may hang, and this one."""
+        self._end("it hangs")
 
     @actor_method
     async def shutdown(self) -> None:

@@ -1,9 +1,12 @@
 """`Actors`: the handles of a run's actors, and where each actor is."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from rl.actors.actor_method import Handle, RemoteMethod
+from ray.exceptions import RayError
+
+from rl.actors.actor_method import Handle, RemoteMethod, end_actor
 from rl.actors.controller import ControllerActor
 from rl.actors.engine import EngineActor
 from rl.actors.env_host import EnvHost
@@ -11,6 +14,10 @@ from rl.actors.heartbeat import Heartbeat
 from rl.actors.learner import LearnerActor
 from rl.actors.learner_ranks import LearnerRanks
 from rl.actors.node_store import NodeStore
+from rl.nodes.deadline import within
+
+# For an engine that hangs to end its processes.
+END_SECONDS = 5.0
 
 
 class StartError(Exception):
@@ -35,6 +42,14 @@ class Actors:
     addresses: dict[str, str] = field(default_factory=dict[str, str])
     home: str = ""
     stores: dict[str, Handle[NodeStore]] = field(default_factory=dict[str, Handle[NodeStore]])
+
+    async def end_engine(self, name: str) -> None:
+        """End an engine that hangs, its vLLM included."""
+        engine = self.engines[name]
+        # Its process ends vLLM's; one that hangs itself can only be killed.
+        with suppress(TimeoutError, RayError):
+            await within(engine.end.remote(), END_SECONDS)
+        end_actor(engine, restart=False)
 
     @property
     def heartbeats(self) -> Mapping[str, RemoteMethod[[], Heartbeat]]:

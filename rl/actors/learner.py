@@ -61,8 +61,9 @@ class LearnerActor:
         from trainer.parallel import ALONE, join, reach_store
 
         config = self.config
-        random.seed(config.seed)
-        torch.manual_seed(config.seed)  # pyright: ignore[reportUnknownMemberType]
+        seed = config.seed_of(config.seed)
+        random.seed(seed)
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         self.tokenizer = cast(
             PreTrainedTokenizerBase,
             AutoTokenizer.from_pretrained(self.checkpoint),  # pyright: ignore[reportUnknownMemberType]

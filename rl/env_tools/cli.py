@@ -159,7 +159,7 @@ def eval_(
     ] = None,
     served: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
     out: Annotated[Path | None, typer.Option(help="[default: runs/eval-NAME-DATE]")] = None,
-    seed: Annotated[int, typer.Option(help="Of the engine's sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the engine's sampling.")] = 0,
 ) -> None:
     """Let a model play held-out tasks, and watch."""
     from rl.config import load_config

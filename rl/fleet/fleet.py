@@ -194,7 +194,8 @@ class Fleet:
         self.shared_engines = tuple(name for name in self.shared_engines if name in self.serves)
         self.asleep &= self.serves.keys()
         if all(version is None for version in self.serves.values()):
-            raise SyncError(f"no engine is left: {', '.join(gone)} died")
+            how = "; ".join(self.sync.hung.get(name, f"{name} died") for name in gone)
+            raise SyncError(f"no engine is left: {how}")
         await self._ask_all("lose", lambda controller: controller.lose.remote(gone))
 
     async def _switch(
@@ -208,7 +209,7 @@ class Fleet:
             except ActorDiedError:
                 self.sync.lost.add(name)
             except TimeoutError:
-                raise SyncError(f"{name} did not {what} within {limit:g} s") from None
+                await self.sync.end_hung(name, what)
             except RayError as error:
                 raise SyncError(f"{name} could not {what}: {first_line(error)}") from None
 

@@ -2,7 +2,8 @@
 
 The learner stops for a copy of its weights only; they are published beside its next step. Engines stage a
 version while they go on generating, and stop for the change of weights only. An engine that has died is left
-out, and named in `lost`. How weights travel is the transport's affair (`rl.fleet.weight_transport`).
+out, and named in `lost`; so is one that does not answer in time, which is ended first. How weights travel is
+the transport's affair (`rl.fleet.weight_transport`).
 """
 
 import asyncio
@@ -21,6 +22,10 @@ from rl.nodes.process import first_line
 from rollout.vllm_engine import LoadTimes
 
 T = TypeVar("T")
+
+
+def _untold(name: str, sentence: str) -> None:
+    """For who is told nothing."""
 
 
 class SyncError(Exception):
@@ -69,7 +74,15 @@ class SyncTimes:
 class WeightSync:
     """Publishes, stages and loads versions under deadlines; names who failed in one sentence."""
 
-    def __init__(self, actors: Actors, transport: WeightTransport, load_seconds: float) -> None:
+    def __init__(
+        self,
+        actors: Actors,
+        transport: WeightTransport,
+        load_seconds: float,
+        say: Callable[[str, str], None] = _untold,
+    ) -> None:
+        """say: hears which engine (its name, a sentence) hung and was ended."""
+        self.say = say
         self.actors = actors
         self.transport = transport
         self.load_seconds = load_seconds
@@ -77,6 +90,8 @@ class WeightSync:
         self.published: set[int] = set()
         # Engines that died under a call, for who made it to take out of service.
         self.lost: set[str] = set()
+        # A sentence for each of them that hung.
+        self.hung: dict[str, str] = {}
         # What each engine has staged and not loaded: there is room for one version.
         self.staged: dict[str, int] = {}
 
@@ -118,6 +133,14 @@ class WeightSync:
             self.staged.pop(name, None)
         return {n: t for n, t in zip(versions, answers, strict=True) if t is not None}
 
+    async def end_hung(self, name: str, what: str) -> None:
+        """End an engine that did not do `what` in time; from here on it is one that died."""
+        why = f"{name} did not {what} within {self.load_seconds:g} s"
+        self.hung[name] = why
+        self.lost.add(name)
+        self.say(name, f"{why}: it hangs, and is ended as if it had died")
+        await self.actors.end_engine(name)
+
     def forget(self, versions: Collection[int]) -> None:
         """Release these versions."""
         for version in versions:
@@ -149,9 +172,8 @@ class WeightSync:
             self.lost.add(name)
             return None
         except TimeoutError:
-            raise SyncError(
-                f"{name} did not {what} version {version} within {self.load_seconds:g} s"
-            ) from None
+            await self.end_hung(name, f"{what} version {version}")
+            return None
         except Exception as error:
             raise SyncError(
                 f"{name} could not {what} version {version}: {first_line(error)}"

@@ -95,7 +95,7 @@ class Run:
             config.env,
             [table.make() for table in config.env],
             config.batch.group_size,
-            config.seed + TASK_SEED_OFFSET,
+            config.seed_of(config.seed + TASK_SEED_OFFSET),
             Journal(progress, folder).say,
         )
         self._build_fleet(cluster, first)
@@ -107,10 +107,11 @@ class Run:
         """Build what keeps the engines and nodes."""
         config, engine = self.config, self.config.engine
         shared_engines = config.shared_engines(list(self.actors.engines))
+        self.node_journal = Journal(self.progress, self.folder)
         transport = TRANSPORTS["file"](self.actors, cluster.weights)
         self.fleet = Fleet(
             self.actors,
-            WeightSync(self.actors, transport, config.timeouts.load_seconds),
+            WeightSync(self.actors, transport, config.timeouts.load_seconds, self.node_journal.say),
             config.rules,
             config.limits,
             self,
@@ -119,7 +120,6 @@ class Run:
             first=first,
             record=self.folder.event,
         )
-        self.node_journal = Journal(self.progress, self.folder)
         self.restarts = EngineRestarts(
             cluster,
             self.fleet,

@@ -138,7 +138,7 @@ class SimConfig(Section):
     """One simulation. steps: learner steps that are reported; warmup_steps: those before."""
 
     name: str
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     steps: PositiveInt = 5
     warmup_steps: int = Field(default=3, ge=0)
     cluster: ClusterSpec
