@@ -89,20 +89,23 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
         return
     assert start is not None, "RunConfig has exactly one source of the policy"
     from rollout.renderer import Renderer
-    from trainer.small.sft import train_sft
+    from trainer.small.sft import SftError, make_sft
 
     steps = config.sft.steps
     renderer = Renderer(start, config.episode.tool_format)
     samples = demonstrations(config, renderer)
-    learner = train_sft(
-        start,
-        samples,
-        config.sft,
-        config.learner.model_copy(update={"threads": None}),
-        seed=config.seed_of(config.seed),
-        report=lambda step, loss: report("cold start", step + 1, steps, loss),
-    )
-    learner.save(folder)
+    try:
+        make_sft(
+            start,
+            samples,
+            config.sft,
+            config.learner.model_copy(update={"threads": None}),
+            folder,
+            seed=config.seed_of(config.seed),
+            report=lambda step, loss: report("cold start", step + 1, steps, loss),
+        )
+    except SftError as error:
+        raise ColdStartError(f"cold start: {error}") from error
     renderer.tokenizer.save_pretrained(folder)
 
 

@@ -312,6 +312,10 @@ class RunConfig(Section):
             raise ValueError(
                 f'mode "dora" needs live_versions (K) of at least 1, got {self.live_versions}'
             )
+        if self.sft is not None and self.sft.ranks > 1 and self.learner.device != "cpu":
+            raise ValueError(
+                f'sft.ranks ({self.sft.ranks}) shares a cold start on a CPU: learner.device is "cuda"'
+            )
         sleeps = self.engine.device == "cpu" or self.engine.vllm.get("enable_sleep_mode", False)
         if self.layout != "disaggregated" and not sleeps:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The learner against stock transformers, against itself packed and unpacked, and over versions."""
 
 import math
+import multiprocessing
 import random
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from statistics import covariance, fmean
 import pytest
 import torch
 from fakes import sample
+from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 from transformers import AutoModelForCausalLM
@@ -26,7 +28,7 @@ from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import MOST_SET_ASIDE, BadSample, NotFinite
 from trainer.scorer import Scorer
-from trainer.small.sft import train_sft
+from trainer.small.sft import SftError, make_sft, train_sft
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 31, 12, 40, 9, 23, 17, 8)
@@ -492,6 +494,37 @@ def test_a_cold_start_reports_each_update_and_repeats_exactly(checkpoint):
     first = losses()
     assert [step for step, _ in first] == list(range(5))
     assert losses() == first
+
+
+@pytest.mark.slow  # two processes import torch, twice
+def test_a_cold_start_on_two_ranks_is_that_of_one_and_ends_with_either(checkpoint, tmp_path):
+    config = LearnerConfig(micro_batch_tokens=64, threads=1)
+    optim = OptimConfig(lr=3e-4)
+
+    def train(ranks: int) -> list[tuple[int, float]]:
+        told: list[tuple[int, float]] = []
+        sft = SftConfig(steps=5, batch_size=3, ranks=ranks, optim=optim)
+        folder = tmp_path / f"of-{ranks}"
+        make_sft(
+            checkpoint, samples(), sft, config, folder, seed=5, report=lambda *r: told.append(r)
+        )
+        return told
+
+    reported = {ranks: train(ranks) for ranks in (1, 2)}
+    assert [step for step, _ in reported[2]] == list(range(5))
+    assert [x for _, x in reported[2]] == pytest.approx([x for _, x in reported[1]], rel=1e-5)
+    one, two = (load_file(tmp_path / f"of-{n}" / "model.safetensors") for n in (1, 2))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert (weight - two[name]).norm() <= 1e-5 * weight.norm(), name
+
+    def die(step: int, loss: float) -> None:
+        multiprocessing.active_children()[0].kill()
+
+    sft = SftConfig(steps=500, batch_size=3, ranks=2)
+    with pytest.raises(SftError, match=r"SIGKILL|closed"):
+        make_sft(checkpoint, samples(), sft, config, tmp_path / "dead", seed=5, report=die)
+    assert not multiprocessing.active_children()
 
 
 def test_a_step_that_computes_activations_again_is_the_same_step(family_checkpoint):

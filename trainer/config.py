@@ -180,8 +180,8 @@ class LearnerConfig(Section):
     dtype: of the products and of the weights they use; master weights and optimizer state are float32.
     micro_batch_tokens: tokens of one forward and backward pass; has to hold the longest trajectory.
     ranks: processes, each with a device of its own, over which the policy is sharded (FSDP2); a cold start
-    has one. expert_parallel: so many neighbouring ranks share out the routed experts among them. Divides
-    `ranks` and the number of experts.
+    has ranks of its own. expert_parallel: so many neighbouring ranks share out the routed experts among
+    them. Divides `ranks` and the number of experts.
     cpus, gpus: what each rank's actor asks Ray for (0 CPUs: it shares the engines' cores).
     advantage: where it is missing, that of the loss's paper.
     recompute: keep only each layer's input and compute the rest again in the backward pass: less memory,
@@ -258,10 +258,13 @@ class SftConfig(Section):
 
     slip: share of the demonstrator's tool calls that go wrong (another tool than the right one, or
     giving up), since people and earlier models err too. Imitation learns the errors with the rest.
+
+    ranks: processes that share each update on a CPU, one thread each; 1 is this process with all its threads.
     """
 
     demonstrations: PositiveInt = 1000
     steps: PositiveInt = 100
     batch_size: PositiveInt = 32
     slip: float = Field(default=0.0, ge=0, lt=1)
+    ranks: PositiveInt = 1
     optim: OptimConfig = OptimConfig(lr=1e-3)
