@@ -146,7 +146,7 @@ def check_plugins(tables: Sequence[EnvTable]) -> None:
 
 
 def summaries(names: Sequence[str]) -> list[str]:
-    """What each environment says of itself in a line, or why it cannot be used."""
+    """Ask each environment for its summary, a line; of one that cannot be used, why."""
     found = answers([SummaryLook(name) for name in names])
     return [
         f"cannot be used: {one.bad.removeprefix(': ')}" if one.bad else one.text for one in found
