@@ -30,6 +30,7 @@ from rl.nodes.local_ray import join_ray, start_local_ray
 from rl.nodes.node_folder import PREFIX, claim, node_folder, tidy
 from rl.nodes.nodes import alive_nodes, node_of, on_node, own_node, probe
 from rl.nodes.process import end_processes, first_line
+from rl.preflight import check_rendering
 from rollout.renderer import Renderer
 from trainer.cpu import allocator
 
@@ -78,7 +79,12 @@ class Cluster:
     async def start(self, checkpoint: str) -> Actors:
         """Place the actors and wait until each can work. Raises StartError."""
         config, seconds = self.config, self.config.timeouts.start_seconds
-        self._policy = (checkpoint, Renderer(checkpoint, config.episode.tool_format).eos_ids)
+        renderer = Renderer(checkpoint, config.episode.tool_format)
+        try:
+            check_rendering(config, renderer)
+        except ValueError as error:
+            raise StartError(f"model: {error}") from None
+        self._policy = (checkpoint, renderer.eos_ids)
         # The learner first: where engines spread over the nodes before it, its ranks might not find one.
         ranks = self._place_learner(checkpoint)
         self._engines |= {

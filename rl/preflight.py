@@ -12,9 +12,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from envs.dataset import DatasetEnv
 from envs.env import Env, Split
+from envs.message import Role
+from envs.tool import tools_of
 from reward.answer import check_references, mathematics
 from reward.registry import find_judge, names_of
 from rl.config import DeadlineConfig, EnvTable, RunConfig
@@ -22,6 +25,9 @@ from rl.config_file import ConfigError
 from rl.nodes.cpus import usable_cpus
 from rl.plugin_check import check_plugins
 from trainer.families.registry import FAMILIES
+
+if TYPE_CHECKING:
+    from rollout.renderer import Renderer
 
 # Tasks whose reference answers are read before a run with the mathematics judge.
 REFERENCES_CHECKED = 2000
@@ -45,6 +51,8 @@ def check_run(config: RunConfig) -> None:
     _check_writable(Path(config.runs_dir))
     if config.cluster.address == "local":
         _check_machine(config)
+    if config.model.path is not None and (Path(config.model.path) / "tokenizer.json").is_file():
+        _check_tokenizer(config, config.model.path)
 
 
 def _check_references(label: str, env: Env, seed: int) -> None:
@@ -55,6 +63,33 @@ def _check_references(label: str, env: Env, seed: int) -> None:
             asyncio.run(check_references({task.id: task for task in tasks}.values()))
         except ValueError as error:
             raise ConfigError(f"env {label!r}: {error}") from None
+
+
+def _check_tokenizer(config: RunConfig, folder: str) -> None:
+    """The policy's tokenizer loads, and its chat template can play."""
+    from rollout.renderer import Renderer
+
+    try:
+        check_rendering(config, Renderer(folder, config.episode.tool_format))
+    except Exception as error:  # a tokenizer of others can be broken in any way
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"model.path: {lines[0]}") from None
+
+
+def check_rendering(config: RunConfig, renderer: "Renderer") -> None:
+    """Raise ValueError unless the policy's chat template can play what the environments speak."""
+    from rollout.template_check import check_template
+
+    envs = [table.make() for table in config.env]
+    asked = [env for env in envs if not isinstance(env, DatasetEnv)]
+    roles: set[Role] = set()
+    if asked or any(isinstance(env, DatasetEnv) and env.config.system for env in envs):
+        roles.add("system")
+    if any(tools_of(type(e)) or type(e).dynamic_tools is not Env.dynamic_tools for e in envs):
+        roles.add("tool")
+    # A question of a data set is answered in one turn.
+    turns = config.episode.max_turns if asked else 1
+    check_template(renderer, roles=frozenset(roles), turns=turns)
 
 
 def _check_adapters(config: RunConfig) -> None:

@@ -8,9 +8,10 @@ a reward of 0. Every await stamps its phase and stands under the episode's deadl
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from envs.env import Task
@@ -23,6 +24,13 @@ from rollout.tool_format import MalformedCall
 from rollout.trajectory import Phase, StopReason, Trajectory, Turn
 
 T = TypeVar("T")
+
+
+# Characters for each token of `episode.max_tokens` that a turn's observations may have, and an opening: but
+# for long runs of blanks no text has so many to a token.
+MOST_LETTERS, MOST_OPENING_LETTERS = 16, 64
+# From so many on, the tokenizer takes milliseconds.
+LONG_LETTERS = 20_000
 
 
 class NoRoom(Exception):
@@ -129,7 +137,15 @@ class Episode:
     async def _play(self) -> StopReason:
         opening = await self._in_phase("reset", self.session.open(self.task))
         self.opening, self.notes = opening.messages, opening.notes
-        prompt = tuple(self.renderer.prompt(opening.messages, opening.tools))
+        letters = _letters(opening.messages, opening.tools)
+        if letters > MOST_OPENING_LETTERS * self.config.max_tokens:
+            raise NoRoom(
+                f"environment {self.env!r}: an opening of {letters:,} characters leaves no room in "
+                f"episode.max_tokens ({self.config.max_tokens})"
+            )
+        prompt = await self._rendered(
+            letters, lambda: self.renderer.prompt(opening.messages, opening.tools)
+        )
         if len(prompt) >= self.config.max_tokens:
             raise NoRoom(
                 f"environment {self.env!r}: an opening of {len(prompt)} tokens leaves no room in "
@@ -152,7 +168,8 @@ class Episode:
                 stop = "max_tokens"
                 break
             context += turn.completion_ids
-            prompt = tuple(self.renderer.suffix(turn.observations, turn.completion_ids))
+            suffix = partial(self.renderer.suffix, turn.observations, turn.completion_ids)
+            prompt = await self._rendered(_letters(turn.observations), suffix)
         self.env_rewards = await self._in_phase("score", self.session.score())
         return stop
 
@@ -191,11 +208,17 @@ class Episode:
             calls=calls,
             malformed=malformed,
             bad_calls=result.bad_calls,
-            observations=result.messages,
+            observations=bounded(result.messages, MOST_LETTERS * self.config.max_tokens),
             thought=thought,
             routing=completion.routing,
         )
         return turn, result.done
+
+    async def _rendered(self, letters: int, render: Callable[[], list[int]]) -> tuple[int, ...]:
+        """The ids of a text of so many characters; a long one is made into tokens beside the event loop."""
+        if letters < LONG_LETTERS:
+            return tuple(render())
+        return tuple(await self._in_phase("render", asyncio.to_thread(render)))
 
     async def _in_phase(self, name: str, act: Awaitable[T], acts: int = 1) -> T:
         with self.clock.phase(name, acts):
@@ -207,3 +230,22 @@ class Episode:
             await self._in_phase("close", self.session.close())
         except Exception as error:
             self.clock.phases.append(Phase(f"close failed: {error}", time.time(), 0.0))
+
+
+def bounded(messages: Sequence[Message], letters: int) -> tuple[Message, ...]:
+    """The messages, cut where all together have more than `letters` characters; each cut says so."""
+    kept: list[Message] = []
+    for message in messages:
+        more = len(message.content) - letters
+        if more > 0:
+            cut = f"{message.content[:letters]}\n[{more:,} characters more]"
+            message = replace(message, content=cut)
+        letters = max(0, -more)
+        kept.append(message)
+    return tuple(kept)
+
+
+def _letters(messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> int:
+    """Characters of messages, and of tools as the policy is told of them."""
+    described = sum(len(t.name) + len(t.description) + len(str(t.parameters)) for t in tools)
+    return sum(len(message.content) for message in messages) + described

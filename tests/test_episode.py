@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import threading
 import time
+from copy import copy
+from dataclasses import replace
 
 import pytest
 from fakes import END, TASK, FakeSession, ScriptedEngine, completion
@@ -13,7 +16,7 @@ from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession
 from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault, VersionSpan
-from rollout.episode import Episode, HostFault
+from rollout.episode import Episode, HostFault, bounded
 from rollout.trajectory import JUDGED, ScoredTrajectory
 from rollout.trajectory_file import read_trajectory
 
@@ -313,3 +316,59 @@ async def test_tool_calls_that_the_environment_refuses_are_counted(renderer):
     assert [t.bad_calls for t in trajectory.turns] == [1, 0, 0]
     assert trajectory.turns[0].observations[0].content == "error: no tool 'divide'"
     assert trajectory.env_rewards == {"solved": 1.0}
+
+
+class Flood(FakeSession):
+    """Answers each call with far more than there is room for."""
+
+    async def step(self, text, calls):
+        result = await super().step(text, calls)
+        return replace(result, messages=tuple(replace(m, content=FLOOD) for m in result.messages))
+
+
+FLOOD = "all the rows of a table, " * 480_000
+
+
+async def test_a_result_of_megabytes_costs_milliseconds_and_ends_the_trajectory(renderer):
+    engine = ScriptedEngine(renderer.tokenizer, [CALL] * 3)
+    start = time.perf_counter()
+    played = await episode(renderer, Flood(), engine).run()
+    assert time.perf_counter() - start < 1
+    assert (played.stop_reason, len(played.turns)) == ("max_tokens", 1)
+    said = played.turns[0].observations[0].content
+    assert len(said) < 10_000 and said.endswith("characters more]")
+
+
+async def test_an_opening_of_megabytes_is_refused_before_the_tokenizer(renderer):
+    session = FakeSession(opening=FLOOD)
+    start = time.perf_counter()
+    played = await episode(renderer, session, ScriptedEngine(renderer.tokenizer, [])).run()
+    assert time.perf_counter() - start < 1
+    assert played.stop_reason == "no_room"
+    assert "an opening of 12,000," in played.fault
+
+
+async def test_a_long_text_is_made_into_tokens_beside_the_event_loop(renderer):
+    threads: list[str] = []
+
+    class Watched(type(renderer)):
+        def _encode(self, text):
+            threads.append(threading.current_thread().name)
+            return super()._encode(text)
+
+    watched = copy(renderer)
+    watched.__class__ = Watched
+    session = FakeSession(opening="word " * 5_000)
+    e = episode(watched, session, ScriptedEngine(renderer.tokenizer, [ANSWER]), max_tokens=60_000)
+    assert (await e.run()).stop_reason == "completed"
+    assert threads and threading.main_thread().name not in threads
+
+
+def test_texts_are_cut_where_all_together_are_too_long():
+    messages = [Message("tool", "abcdef"), Message("tool", "ghij"), Message("tool", "")]
+    assert [m.content for m in bounded(messages, 8)] == [
+        "abcdef",
+        "gh\n[2 characters more]",
+        "",
+    ]
+    assert bounded(messages, 10) == tuple(messages)
