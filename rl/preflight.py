@@ -83,7 +83,8 @@ def check_rendering(config: RunConfig, renderer: "Renderer") -> None:
     envs = [table.make() for table in config.env]
     asked = [env for env in envs if not isinstance(env, DatasetEnv)]
     roles: set[Role] = set()
-    if asked or any(isinstance(env, DatasetEnv) and env.config.system for env in envs):
+    rows = [env.config for env in envs if isinstance(env, DatasetEnv)]
+    if asked or any(config.system or config.system_column for config in rows):
         roles.add("system")
     if any(tools_of(type(e)) or type(e).dynamic_tools is not Env.dynamic_tools for e in envs):
         roles.add("tool")
