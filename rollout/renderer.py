@@ -77,7 +77,7 @@ class Renderer:
             )
 
     def _tail(self, messages: Sequence[Message], *, generate: bool) -> str:
-        """What the template writes after the policy's own text, the turn's end mark first."""
+        """The text that the template writes after the policy's own text, the turn's end mark first."""
         before = [Message("user", _QUESTION), Message("assistant", _STAND_IN)]
         text = self.render([*before, *messages], generate=generate)
         _, found, tail = text.partition(_STAND_IN)

@@ -198,7 +198,7 @@ def _named(messages: Sequence[Message], number: int) -> str:
 
 
 def _texts(message: Message) -> list[str]:
-    """What of a message a rendering has to hold."""
+    """The texts of a message that a rendering has to hold."""
     lines = [line for line in message.content.splitlines() if line and line[0] not in "<["]
     if message.tool_calls:
         thoughts = [line for line in lines if line.startswith("thought ")]
