@@ -193,6 +193,11 @@ def dashboard(
     """Show runs on a web page, live. It reads their folders and writes nothing."""
     from rl.dashboard.demo import demo_runs
 
+    if demo:
+        typer.echo(
+            "the demo is a recorded quickstart; it holds a part of its trajectories, and its last checkpoint "
+            "without weights"
+        )
     with demo_runs() if demo else nullcontext(runs_dir) as folder:
         _serve(folder, host, port, password_file)
 

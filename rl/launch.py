@@ -12,7 +12,8 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
@@ -33,6 +34,7 @@ from rl.nodes.deadline import within
 from rl.nodes.process import cause, first_line, is_disk_full
 from rl.preflight import own_settings, resolved
 from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
+from rl.record.provenance import provenance
 from rl.record.run_folder import RunFolder
 from rl.record.status import Outcome, write_end
 from rl.record.wandb_sink import WandbSink
@@ -65,7 +67,8 @@ def train(
         raise ConfigError(f"runs_dir: the disk of {config.folder} is full, or its quota") from None
     with ExitStack() as endings:
         endings.callback(folder.close)
-        progress = endings.enter_context(Progress())
+        folder.started(provenance())
+        progress = endings.enter_context(Progress(log=folder.path / "logs" / "terminal.log"))
         if folder.kept is not None:
             progress.note(f"the earlier run of this name is kept as {folder.kept}")
         for said in resume.notes if resume else ():
@@ -102,16 +105,26 @@ def train_or_say_why(
     except (ConfigError, ModuleNotFoundError):
         raise
     except (Exception, SystemExit) as error:
-        log = config.folder / "logs" / "error.log"
-        if log.parent.is_dir():
-            log.write_text(encodable("".join(traceback.format_exception(error))), encoding="utf-8")
+        log = _write_error(config.folder, "".join(traceback.format_exception(error)))
         where = traceback.extract_tb(error.__traceback__)[-1]
-        print(
+        sentence = (
             f"error: {type(error).__name__}: {first_line(error)}, in {where.filename}:{where.lineno}, is an "
             f"error of dorado or of a plugin (traceback: {log}); where {config.folder} has a checkpoint, "
             f"--resume {config.folder} goes on from there"
         )
+        print(sentence)
+        if config.folder.is_dir():
+            write_end(config.folder, "failed", sentence)
         return FAILED
+
+
+def _write_error(folder: Path, text: str) -> Path:
+    """Add a traceback to the error log of a run folder that is there; returns its path."""
+    log = folder / "logs" / "error.log"
+    if log.parent.is_dir():
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:
+            file.write(encodable(text))
+    return log
 
 
 def _ending(error: BaseException, folder: RunFolder, progress: Progress) -> tuple[Outcome, str]:
@@ -196,6 +209,13 @@ async def _run(
             "a second time ends the run at once"
         )
 
+    def keep(_: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
+        """Write down the error of a task that nobody waits for any more; the terminal has its cause."""
+        error = context.get("exception")
+        traced = traceback.format_exception(error) if isinstance(error, BaseException) else []
+        _write_error(folder.path, f"{context.get('message')}\n{''.join(traced)}\n")
+
+    loop.set_exception_handler(keep)
     # Not the loop's own handlers, which leave the default ones behind when it ends.
     on_signals(lambda: loop.call_soon_threadsafe(stop))
     status: Outcome = "failed"

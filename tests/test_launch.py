@@ -1,6 +1,7 @@
 """The ends of `dorado train`: one sentence, an exit code, and a status that says the same."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from dorado_command import ROOT
 from ray.exceptions import RayError
 from typer.testing import CliRunner
@@ -134,3 +136,17 @@ except KeyboardInterrupt:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
     )
     assert (ended.returncode, ended.stdout) == (0, "ended whole\n"), ended.stderr
+
+
+def test_the_folder_has_what_was_printed_the_command_the_commit_and_the_versions(
+    config, monkeypatch
+):
+    ends(config, monkeypatch, RunError("learner step 3: the learner died"))
+    printed = Path("runs/demo/logs/terminal.log").read_text()
+    assert "error: learner step 3: the learner died" in printed
+    [start] = map(json.loads, Path("runs/demo/starts.jsonl").read_text().splitlines())
+    assert start["command"] == sys.argv and start["folder"] == str(config.parent)
+    assert {"dorado-rl", "torch", "vllm", "ray"} <= start["versions"].keys()
+    assert start["versions"]["ray"] == ray.__version__
+    assert start["commit"] is None or len(start["commit"]) == 40
+    assert start["project"] == {"commit": None, "changed": None}

@@ -1,11 +1,13 @@
 """The display of a run: a live view in a terminal, plain lines elsewhere, a table at the end.
 
-In: the stages of a run, and how far each is. Out: text on a console. Every line says how long the stage at
-hand still takes, from its own rate, or from its usual duration until that rate is known.
+In: the stages of a run, and how far each is. Out: text on a console, and as lines in a file. Every line says
+how long the stage at hand still takes, from its own rate, or from its usual duration until that is known.
 """
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -74,7 +76,13 @@ class TimeLeft:
 class Progress:
     """Reports stages, cold-start updates, learner steps and the final table."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, log: Path | None = None) -> None:
+        """log: a file that gets every line too, also where a live view does not show it."""
+        self._log: Console | None = None
+        if log is not None:
+            self._log = Console(
+                file=log.open("a", encoding="utf-8", errors="replace"), width=160, highlight=False
+            )
         self.console = console or Console(highlight=False)
         self.start = time.monotonic()
         self.first_step: float | None = None
@@ -102,17 +110,22 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
+        if self._log is not None:
+            # On a full disk what was not written is known by now.
+            with suppress(OSError):
+                self._log.file.close()
 
     def stage(self, text: str, *, usual: float | None = None) -> None:
         """Begin a stage of the run, such as `engines: starting 2`. usual: seconds that it takes usually."""
         self.stage_text, self.left, self._counting = text, TimeLeft(usual), ""
         self._bars.reset(self._bar, total=None, description="")
-        if self.live is None:
-            self._line(text)
+        self._line(text)
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._line(text) if self.live is None else self.live.console.print(text, markup=False)
+        self._line(text)
+        if self.live is not None:
+            self.live.console.print(text, markup=False)
 
     def end(self, text: str) -> None:
         """Print the last line of a run that ends before its end: nothing is left to wait for."""
@@ -134,7 +147,7 @@ class Progress:
         self.left.count(done, total)
         text = f"{done}/{total}{f'  {remark}' if remark else ''}"
         self._bars.update(self._bar, completed=done, total=total, description=text)
-        if self.live is None and done % max(1, total // 10) == 0:
+        if done % max(1, total // 10) == 0:
             self._line(f"{what}: {text}")
 
     def episodes(self, done: int, total: int) -> None:
@@ -163,8 +176,7 @@ class Progress:
         self.stage_text = "training"
         self._bars.update(self._bar, completed=step, total=steps, description="steps")
         self.rows = [("step", f"{step} of {steps}"), *_step_rows(rewards, metrics)]
-        if self.live is None:
-            self._line(line)
+        self._line(line)
 
     def results(self, before: Mapping[str, float], after: Mapping[str, float], folder: str) -> None:
         """Print the table of held-out pass rates, and where the run is."""
@@ -179,8 +191,10 @@ class Progress:
         if self.live is not None:
             self.live.stop()
             self.live = None
-        self.console.print(table)
-        self.console.print(f"run folder: {folder}")
+        for console in (self.console, self._log):
+            if console is not None:
+                console.print(table)
+                console.print(f"run folder: {folder}")
 
     def _render(self) -> Group:
         [task] = self._bars.tasks
@@ -196,10 +210,13 @@ class Progress:
         return Group(head, self._bars.make_tasks_table([task]), rows)
 
     def _line(self, text: str) -> None:
+        """Print a line where there is no live view, and in the file."""
         stamp = ", ".join(
             part for part in (_clock(time.monotonic() - self.start), str(self.left)) if part
         )
-        self.console.print(f"[{stamp}] {text}", markup=False, soft_wrap=True)
+        for console in (self.console if self.live is None else None, self._log):
+            if console is not None:
+                console.print(f"[{stamp}] {text}", markup=False, soft_wrap=True)
 
 
 def _step_rows(

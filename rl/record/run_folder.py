@@ -7,6 +7,7 @@ trajectories.sqlite  index of the trajectories  .../learned.jsonl     what train
 status.json          what the run does now      summary.json          written at the end
 experts.jsonl        the experts' load          origins.json          where settings come from
 tokenizer.json       to read token ids by       earlier/N/            what the N-th resume took out
+starts.jsonl         command line, commit and versions of each start     logs/terminal.log  what it printed
 
 A run that goes on from a checkpoint (`--resume`) writes on in the same files. Of the steps after that
 checkpoint, which are undone, metrics.jsonl and experts.jsonl lose their lines, the index its rows of what
@@ -186,6 +187,11 @@ class RunFolder:
         now = time.time()
         self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))
         return aside
+
+    def started(self, record: Mapping[str, object]) -> None:
+        """Add a line to starts.jsonl: the provenance of this part of the run."""
+        with (self.path / "starts.jsonl").open("a", encoding="utf-8") as file:
+            self._line(file, record)
 
     def keep_tokenizer(self, checkpoint: str) -> None:
         """Copy the tokenizer of a local checkpoint, by which token ids can be read from the beginning on."""
