@@ -518,6 +518,17 @@ def test_a_cold_start_on_two_ranks_is_that_of_one_and_ends_with_either(checkpoin
     for name, weight in one.items():
         assert (weight - two[name]).norm() <= 1e-5 * weight.norm(), name
 
+    with pytest.raises(SftError, match=r"^Repo id must be in the form"):
+        make_sft(
+            tmp_path / "nowhere",
+            samples(),
+            SftConfig(ranks=2),
+            config,
+            tmp_path / "none",
+            seed=5,
+            report=print,
+        )
+
     def die(step: int, loss: float) -> None:
         multiprocessing.active_children()[0].kill()
 

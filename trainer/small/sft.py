@@ -6,6 +6,7 @@ Demonstrations are `TrainSample`s whose loss mask marks the policy's own tokens.
 import multiprocessing
 import pickle
 import random
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -77,7 +78,8 @@ def _follow(ranks: SpawnContext, reports: Connection, report: Callable[[int, flo
         try:
             ended = ended or ranks.join(timeout=0)
         except ProcessRaisedException as error:
-            raise SftError(str(error).strip().splitlines()[-1]) from error
+            # A traceback ends with the class of the error and its sentence.
+            raise SftError(re.sub(r"^[\w.]+: ", "", str(error).strip().splitlines()[-1])) from error
         except ProcessExitedException as error:
             raise SftError(f"rank {error.error_index}: {error}") from error
         while reports.poll():
