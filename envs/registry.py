@@ -15,6 +15,7 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
+from envs.declaration import mistake_of
 from envs.entry_point import TwoRegister, entry_point, registered
 from envs.env import Env, EnvConfig
 from envs.message import JsonObject
@@ -62,6 +63,8 @@ def find_env(name: str) -> type[Env]:
         found = _from_module(name) if ":" in name else _from_package(name)
     if not (isinstance(found, type) and issubclass(found, Env)):
         raise UnknownEnv(f"environment {name!r} is not a subclass of envs.env.Env")
+    if mistake := mistake_of(found):
+        raise UnknownEnv(f"environment {name!r}: {mistake}")
     return found
 
 
@@ -82,7 +85,20 @@ def settings_of(env_class: type[Env], values: JsonObject) -> EnvConfig:
 def make_env(name: str, values: JsonObject) -> Env:
     """Build the environment called `name` with these settings. Raises UnknownEnv, BadSettings."""
     env_class = find_env(name)
-    return env_class(settings_of(env_class, values))
+    return made(env_class, settings_of(env_class, values))
+
+
+def made(env_class: type[Env], settings: EnvConfig) -> Env:
+    """A fresh instance. Raises BadSettings where its `__init__` raises or leaves the base's out."""
+    try:
+        env = env_class(settings)
+    except (Exception, SystemExit) as error:
+        raise BadSettings(f"it cannot be made: {told(error)}") from error
+    if not hasattr(env, "config") or not hasattr(env, "notes"):
+        raise BadSettings(
+            "it cannot be made: its __init__() has to begin with super().__init__(config)"
+        )
+    return env
 
 
 def _from_module(name: str) -> object:

@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,7 +208,7 @@ def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample
         for task, slipped, (opening, said, rewards) in zip(
             tasks, slips, _play(table, tasks, slips), strict=True
         ):
-            if not slipped.happened and any(value <= 0 for value in rewards.values()):
+            if not slipped.happened and _failed(rewards):
                 raise ColdStartError(
                     f"env {table.label!r}: its expert fails task {task.id}: {rewards}"
                 )
@@ -226,6 +226,11 @@ def demonstrations(config: RunConfig, renderer: "Renderer") -> "list[TrainSample
                 )
             )
     return samples
+
+
+def _failed(rewards: Mapping[str, float]) -> bool:
+    """True where an expert's episode is worth nothing; a term of costs may be 0 or less."""
+    return bool(rewards) and rewards.get("solved", sum(rewards.values())) <= 0
 
 
 def _key(config: RunConfig) -> str:

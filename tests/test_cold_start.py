@@ -5,12 +5,34 @@ import random
 import pytest
 
 from envs.builtin.calculator import Calculator
-from envs.env import say
+from envs.env import call, say
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import Opening
 from rl.cold_start import ColdStartError, demonstrations, first_checkpoint, slip
 from rl.config import EnvTable, ModelConfig, NoiseConfig, RunConfig
 from trainer.config import LearnerConfig, OptimConfig, SftConfig
+
+
+class Costly(Calculator):
+    """A calculator whose calls cost, the first ones nothing."""
+
+    name = "costly"
+    reward_range = (-1.0, 1.0)
+
+    async def score(self):
+        return {**await super().score(), "cost": -0.0}
+
+
+class Brittle(Calculator):
+    """A calculator whose expert takes it that every call succeeds."""
+
+    name = "brittle"
+
+    def expert(self, task):
+        a, b = task.data["a"], task.data["b"]
+        right = {"add": a + b, "subtract": a - b, "multiply": a * b}[task.data["op"]]
+        results = yield call(task.data["op"], a=a, b=b)
+        yield say({str(right): str(right)}[results[0]])
 
 
 class Hopeless(Calculator):
@@ -52,6 +74,19 @@ def test_an_expert_that_fails_a_task_is_an_error_that_names_it(tmp_path, checkpo
         ColdStartError, match=r"'test_cold_start:Hopeless': its expert fails task \w+"
     ):
         demonstrations(config(tmp_path, checkpoint, f"{__name__}:Hopeless"), renderer)
+
+
+def test_a_term_of_costs_makes_no_expert_fail(tmp_path, checkpoint, renderer):
+    samples = demonstrations(config(tmp_path, checkpoint, f"{__name__}:Costly"), renderer)
+    assert len(samples) == 12
+
+
+def test_an_expert_that_breaks_on_a_slip_is_one_sentence(tmp_path, checkpoint, renderer):
+    with pytest.raises(ColdStartError) as caught:
+        demonstrations(config(tmp_path, checkpoint, f"{__name__}:Brittle", slip=0.9), renderer)
+    sentence = str(caught.value)
+    assert "expert() raises" in sentence and "it has to go on, whatever they are" in sentence
+    assert "\n" not in sentence
 
 
 def test_slips_are_demonstrated_as_often_as_asked_for(tmp_path, checkpoint, renderer):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from envs.message import ToolCall
+from envs.message import ToolCall, ToolSchema
 from envs.tool import tool, tools_of
 from rl.cli import app
 from rl.env_tools.play import Command, Say, Unreadable, read_line
@@ -191,3 +191,50 @@ def _until(terminal: int, text: str, seen: str) -> str:
         assert ready, f"waited for {text!r}, got {seen!r}"
         seen += os.read(terminal, 4096).decode()
     return seen.partition(text)[2]
+
+
+SERVED = {
+    name: ToolSchema(name, "", {"properties": arguments})
+    for name, arguments in {
+        "get-sum": {"a": {"type": "number"}, "b": {"type": ["number", "null"]}},
+        "ns.find": {"from": {"type": "string"}, "max-results": {"type": "integer"}},
+        "files/put": {"path": {"type": "string"}, "data": {"type": "object"}},
+    }.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "move"),
+    [
+        ("get-sum(a=1, b=null)", ToolCall("get-sum", {"a": 1, "b": None})),
+        ("get-sum (1, 2)", ToolCall("get-sum", {"a": 1, "b": 2})),
+        (
+            'ns.find({"from": "x", "max-results": 3})',
+            ToolCall("ns.find", {"from": "x", "max-results": 3}),
+        ),
+        ("ns.find('x', 3)", ToolCall("ns.find", {"from": "x", "max-results": 3})),
+        (
+            'files/put("/x", {"k": [true, null]})',
+            ToolCall("files/put", {"path": "/x", "data": {"k": [True, None]}}),
+        ),
+        ("what is (3+4)?", Say("what is (3+4)?")),
+        ("x-1(2)", Say("x-1(2)")),
+    ],
+)
+def test_a_servers_tools_are_called_by_any_name(line, move):
+    assert read_line(line, SERVED) == move
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("get-sum", "to call get-sum, write get-sum(a=1.5, b=...)"),
+        ("ns.find", 'write ns.find({"from": "...", "max-results": 1})'),
+        ("get-sun(1)", "no tool 'get-sun', there are get-sum"),
+        ("get-sum(a=1", "cannot read the arguments: write get-sum(a=1.5"),
+    ],
+)
+def test_a_servers_tool_that_is_miswritten_gets_a_hint(line, hint):
+    with pytest.raises(Unreadable) as caught:
+        read_line(line, SERVED)
+    assert hint in str(caught.value)

@@ -417,6 +417,36 @@ async def test_a_server_that_is_full_is_infrastructure_and_a_slow_one_misses_the
         released.set()
 
 
+async def test_episodes_wait_for_a_session_of_a_server_that_has_few():
+    """Two sessions at a time, and none for the first asker, since another process has them."""
+    now, most, asked = 0, 0, 0
+
+    async def speak(message: dict[str, Any]) -> Any:
+        nonlocal now, most, asked
+        if message["type"] != "reset":
+            return seen(done=True, text="over")
+        asked += 1
+        if asked == 1 or now == 2:
+            return refused("CAPACITY_REACHED", f"{now} of 2 sessions")
+        now += 1
+        most = max(most, now)
+        return seen(text="go")
+
+    async with openenv(speak) as session:
+
+        async def episode() -> None:
+            nonlocal now
+            one = EnvSession(type(session.env)(session.env.config), Deadlines())
+            await one.open(START)
+            await asyncio.sleep(0.02)
+            await one.step("", (ToolCall("guess", {"guess": 1}),))
+            now -= 1
+            await one.close()
+
+        await asyncio.gather(*(episode() for _ in range(8)))
+    assert (now, most) == (0, 2)
+
+
 async def test_why_a_server_hung_up_is_read_although_the_connection_is_gone():
     async def full(message: dict[str, Any]) -> Any:
         return seen(text="go")
@@ -571,6 +601,63 @@ async def test_a_server_that_never_introduces_itself_is_infrastructure(desk, mon
     monkeypatch.setattr("envs.interop.mcp_connection.START_SECONDS", 0.3)
     with pytest.raises(HostFault, match=r"did not start within 0.3 s"):
         await desk("mute").open(DESK)
+
+
+STATEFUL = """
+import json, os, pathlib, sys
+def say(id, **body): print(json.dumps({"jsonrpc": "2.0", "id": id, **body}), flush=True)
+store = pathlib.Path(os.environ["STORE"])
+for line in sys.stdin:
+    message = json.loads(line)
+    id, method, params = message.get("id"), message.get("method"), message.get("params", {})
+    if method == "initialize":
+        say(id, result={"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+                        "serverInfo": {"name": "store", "version": "1"}})
+    elif method == "tools/list":
+        say(id, result={"tools": [{"name": "add", "inputSchema": {"type": "object"}}]})
+    elif method == "tools/call":
+        with store.open("a") as file: file.write(params["arguments"]["word"] + "\\n")
+        pathlib.Path("here").touch()
+        told = " ".join([*store.read_text().split(), sys.argv[1], os.getcwd()])
+        say(id, result={"content": [{"type": "text", "text": told}]})
+"""
+
+
+async def test_a_server_with_state_has_a_folder_and_variables_of_each_episode(tmp_path):
+    script = tmp_path / "store.py"
+    script.write_text(STATEFUL)
+    server = {
+        "name": "s",
+        "command": [sys.executable, str(script), "{episode}/data"],
+        "environment": {"STORE": "{episode}/words"},
+        "folder": "{episode}",
+    }
+    config = McpConfig.model_validate({"servers": [server]})
+    first, second = (EnvSession(Desk(config), Deadlines()) for _ in range(2))
+    folders = []
+    for session in (first, second):
+        await session.open(DESK)
+        folders.append(session.env.episode.path)  # type: ignore[attr-defined]
+    for session, folder, words in ((first, folders[0], ["a", "b"]), (second, folders[1], ["c"])):
+        said = [await say(session, "add", word=word) for word in words]
+        assert said[-1] == " ".join([*words, f"{folder}/data", str(folder)])
+        assert (folder / "here").exists()
+    for session in (first, second):
+        await session.close()
+    assert folders[0] != folders[1]
+    assert not any(folder.exists() for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("server", "sentence"),
+    [
+        ({"command": ["s", "{episode}"], "shared": True}, "is of one episode, so no other can"),
+        ({"url": "http://127.0.0.1:9", "folder": "/"}, "folder is of a command, and not of a url"),
+    ],
+)
+def test_settings_of_a_server_that_contradict_each_other_are_refused(server, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        McpConfig.model_validate({"servers": [{"name": "s", **server}]})
 
 
 async def test_episodes_share_a_server_unless_it_keeps_state(desk):

@@ -86,7 +86,7 @@ class Sensors(Env):
         found: list[int] = []
         for sensor, _, _ in _sensors(task.data):
             result = "error: busy"
-            while result == "error: busy":
+            while result.startswith("error:"):
                 result = (yield call("read", sensor=sensor))[0]
             found.append(int(result))
         yield say(str(ASKS[task.data.get("ask", "largest")](found)))

@@ -227,8 +227,12 @@ class StdioConnection(Connection):
 
     process: asyncio.subprocess.Process
 
-    def __init__(self, name: str, command: tuple[str, ...], environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, command: tuple[str, ...], environment: dict[str, str], folder: str = ""
+    ) -> None:
+        """folder: where it runs; ours, unless given."""
         self.command = command
+        self.folder = folder or None
         self.environment = environment
         super().__init__(f"MCP server {name!r} ({' '.join(command)})")
 
@@ -242,6 +246,7 @@ class StdioConnection(Connection):
                 stdin=pipe,
                 stdout=pipe,
                 env={**kept, **self.environment},
+                cwd=self.folder,
                 limit=LONGEST_LINE,
                 start_new_session=True,
             )

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from envs.dynamic_tool import DynamicTool, object_schema
 from envs.env import Env, EnvConfig
+from envs.episode_folder import MARK, EpisodeFolder
 from envs.interop.blocking import run_now
 from envs.message import JsonObject, ToolSchema
 from envs.optional import needed_by
@@ -44,6 +45,10 @@ class McpServer(BaseModel):
 
     tools: which of its tools the policy gets (default: all). prefix: put before their names.
     shared: one server for all episodes of a host; false: one per episode, for a server that keeps state.
+    folder: where its process runs.
+
+    `{episode}` in a command, its variables or its folder is a folder of the episode's own; in a URL and its
+    headers it is a name of its own. Such a server is not shared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,6 +56,7 @@ class McpServer(BaseModel):
     name: str
     command: tuple[str, ...] = ()
     environment: dict[str, str] = {}
+    folder: str = ""
     url: str = ""
     headers: dict[str, str] = {}
     tools: tuple[str, ...] = ()
@@ -63,7 +69,41 @@ class McpServer(BaseModel):
             raise ValueError(f"server {self.name!r}: give exactly one of command and url")
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"server {self.name!r}: url has to begin with http:// or https://")
+        if self.url and self.folder:
+            raise ValueError(f"server {self.name!r}: folder is of a command, and not of a url")
+        if self.of_an_episode and self.shared and "shared" in self.model_fields_set:
+            raise ValueError(
+                f"server {self.name!r}: {MARK} is of one episode, so no other can share it: leave shared out"
+            )
         return self
+
+    @property
+    def of_an_episode(self) -> bool:
+        """True if `{episode}` stands in its settings."""
+        pairs = (*self.environment.values(), *self.headers.values())
+        return any(MARK in text for text in (*self.command, *pairs, self.folder, self.url))
+
+    @property
+    def is_shared(self) -> bool:
+        """True for one server for all episodes of a host."""
+        return self.shared and not self.of_an_episode
+
+    def filled(self, folder: EpisodeFolder) -> "McpServer":
+        """The settings for one episode."""
+        if not self.of_an_episode:
+            return self
+
+        def named(text: str) -> str:
+            return text.replace(MARK, folder.name)
+
+        changes = {
+            "command": tuple(map(folder.fill, self.command)),
+            "environment": {key: folder.fill(value) for key, value in self.environment.items()},
+            "folder": folder.fill(self.folder),
+            "url": named(self.url),
+            "headers": {key: named(value) for key, value in self.headers.items()},
+        }
+        return self.model_copy(update=changes)
 
 
 class McpConfig(EnvConfig):
@@ -81,7 +121,10 @@ class McpConfig(EnvConfig):
 
 
 class McpEnv(Env):
-    """Base of environments whose tools are those of MCP servers."""
+    """Base of environments whose tools are those of MCP servers.
+
+    `episode.path` is a folder of this episode's own, which `{episode}` stands for in the settings.
+    """
 
     config_type = McpConfig
     config: McpConfig
@@ -89,6 +132,7 @@ class McpEnv(Env):
     def __init__(self, config: EnvConfig) -> None:
         super().__init__(config)
         self.connections: dict[str, Connection] = {}
+        self.episode = EpisodeFolder()
 
     def probe(self) -> None:
         """Every server starts and has the tools that are asked for."""
@@ -123,14 +167,22 @@ class McpEnv(Env):
 
     async def close(self) -> None:
         """End this episode's own servers. A subclass that overrides it has to call it."""
-        own = [server.name for server in self.config.servers if not server.shared]
-        # At once: a slow one takes no other's time.
-        await asyncio.gather(*(self.connections[n].close() for n in own if n in self.connections))
+        own = [server.name for server in self.config.servers if not server.is_shared]
+        try:
+            # At once: a slow one takes no other's time.
+            await asyncio.gather(
+                *(self.connections[n].close() for n in own if n in self.connections)
+            )
+        finally:
+            await asyncio.to_thread(self.episode.remove)
 
     async def _connection(self, server: McpServer) -> "Connection":
         if server.name not in self.connections:
-            connect = _shared if server.shared else _connect
-            connection = self.connections[server.name] = await connect(server)
+            if server.is_shared:
+                connection = await _shared(server)
+            else:
+                connection = await _connect(server.filled(self.episode))
+            self.connections[server.name] = connection
             self.notes[f"mcp {server.name}"] = connection.server
         return self.connections[server.name]
 
@@ -193,7 +245,7 @@ async def _connect(server: McpServer) -> "Connection":
 
     connection: Connection
     if server.command:
-        connection = StdioConnection(server.name, server.command, server.environment)
+        connection = StdioConnection(server.name, server.command, server.environment, server.folder)
     else:
         connection = HttpConnection(server.name, server.url, server.headers)
     try:

@@ -9,19 +9,23 @@ server has to make the same world of the same seed. The episode ends where the s
 Leaves out: task sets of a server (`/tasks`), and images in observations.
 """
 
+import asyncio
 import contextlib
 import inspect
 import json
 import random
 import re
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from pydantic import PositiveFloat, field_validator
 
 from envs.dynamic_tool import DynamicTool, as_object, object_schema, resolve
-from envs.env import Env, EnvConfig, Task
+from envs.env import Deadlines, Env, EnvConfig, Task
 from envs.interop.blocking import run_now
 from envs.message import JsonObject, Message, ToolSchema
 from envs.optional import needed_by
@@ -33,6 +37,35 @@ if TYPE_CHECKING:
 
 LONGEST_MESSAGE = 16 * 2**20
 _OURS = ("reward", "done", "metadata")
+
+
+# A full server is asked again so often; and so long where none of its sessions is of this process.
+ASK_AGAIN_SECONDS = 0.5
+ELSEWHERE_SECONDS = 5.0
+# The protocol's code for a full server, the WebSocket's ("try again later"), HTTP's.
+_FULL = ("CAPACITY_REACHED", "1013", "HTTP 503", "HTTP 429")
+
+
+class Full(HostFault):
+    """The server has no session to give at present."""
+
+
+@dataclass
+class _Line:
+    """The episodes of an event loop that have, or wait for, a session of one server. held: how many have
+    one."""
+
+    held: int = 0
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def let_go(self) -> None:
+        """Give a session back, and let those that wait ask again."""
+        self.held -= 1
+        self.freed.set()
+        self.freed = asyncio.Event()
+
+
+_LINES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Line]] = WeakKeyDictionary()
 
 
 class OpenEnvConfig(EnvConfig):
@@ -59,7 +92,10 @@ class OpenEnv(Env):
     name = "openenv"
     config_type = OpenEnvConfig
     config: OpenEnvConfig
+    # A reset may wait until another episode lets a session go.
+    deadlines = Deadlines(reset_seconds=600.0)
     socket: "ClientConnection | None" = None
+    line: "_Line | None" = None
 
     def probe(self) -> None:
         """The server answers and has actions."""
@@ -72,19 +108,48 @@ class OpenEnv(Env):
         self.total = 0.0
         self.actions, about = await self._facts()
         self.notes["openenv"] = f"{about.get('name', '')} {about.get('version', '')}"
+        data = {"seed": task.data["seed"], **task.data["reset"]}
+        text = self._seen(await self._begin(data))
+        return [Message("user", "\n\n".join(filter(None, (self.config.instructions, text))))]
+
+    async def _begin(self, data: JsonObject) -> JsonObject:
+        """Connect and reset the world, once the server has a session to give.
+
+        A server without one is asked again as long as an episode of this process has one, and otherwise for
+        ELSEWHERE_SECONDS, since another process may let one go. Raises HostFault.
+        """
+        began = time.monotonic()
+        line = _LINES.setdefault(asyncio.get_running_loop(), {}).setdefault(
+            self.config.url, _Line()
+        )
+        while True:
+            freed = line.freed
+            try:
+                self.socket = await self._connected()
+                world = await self._ask("reset", data)
+            except Full as full:
+                await self._hang_up()
+                if not line.held and time.monotonic() - began > ELSEWHERE_SECONDS:
+                    raise HostFault(str(full)) from None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_AGAIN_SECONDS):
+                        await freed.wait()
+                continue
+            line.held += 1
+            self.line = line
+            return world
+
+    async def _connected(self) -> "ClientConnection":
         with needed_by("environment 'openenv'"):
             from websockets.asyncio.client import connect
         try:
-            self.socket = await connect(
+            return await connect(
                 f"ws{self.config.url.removeprefix('http')}/ws",
                 open_timeout=self.config.connect_seconds,
                 max_size=LONGEST_MESSAGE,
             )
         except Exception as error:  # refused, no WebSocket, too slow: all of them the server's
             raise self._gone(error) from None
-        data = {"seed": task.data["seed"], **task.data["reset"]}
-        text = self._seen(await self._ask("reset", data))
-        return [Message("user", "\n\n".join(filter(None, (self.config.instructions, text))))]
 
     async def dynamic_tools(self) -> Sequence[DynamicTool]:
         if {"tool_name", "arguments"} <= set(self.actions.get("properties", {})):
@@ -178,13 +243,22 @@ class OpenEnv(Env):
             raise ToolError(f"argument {where}: {first.get('msg', message)}" if where else message)
         if code in ("EXECUTION_ERROR", "VALIDATION_ERROR"):
             raise RuntimeError(f"{self.config.url}, {type}: {message}")
-        raise HostFault(f"{self.config.url}, {type}: {code}: {message}")
+        fault = Full if type == "reset" and code in _FULL else HostFault
+        raise fault(f"{self.config.url}, {type}: {code}: {message}")
 
     async def score(self) -> dict[str, float]:
         """`return`: the sum of the server's rewards."""
         return {"return": self.total}
 
     async def close(self) -> None:
+        try:
+            await self._hang_up()
+        finally:
+            line, self.line = self.line, None
+            if line is not None:
+                line.let_go()
+
+    async def _hang_up(self) -> None:
         if self.socket is not None:
             await self.socket.close()
 
@@ -212,4 +286,5 @@ class OpenEnv(Env):
 
     def _gone(self, error: Exception) -> HostFault:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return HostFault(f"OpenEnv server {self.config.url} does not answer: {reason}")
+        fault = Full if any(f" {code}" in reason for code in _FULL) else HostFault
+        return fault(f"OpenEnv server {self.config.url} does not answer: {reason}")

@@ -8,8 +8,10 @@ game's; what the environment says stands after the name of who says it.
 import ast
 import asyncio
 import contextlib
+import difflib
 import itertools
 import json
+import keyword
 import textwrap
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -17,10 +19,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from envs.dynamic_tool import as_object
 from envs.env import Env, EnvConfig, Task
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
-from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
+from envs.registry import BadSettings, UnknownEnv, find_env, made, settings_of
 from envs.session import Deadlines, EnvSession
+from envs.text import told
 from rl.config import EnvTable
 from rl.config_file import ConfigError
 from rl.plugin_check import check_plugins
@@ -61,9 +65,15 @@ def find_task(
                 raise ConfigError(f"--difficulty: environment {name!r} is not graded")
             values["difficulty"] = difficulty
         settings = settings_of(env_class, values)
-    except (UnknownEnv, BadSettings) as error:
+        pattern = made(env_class, settings)
+    except UnknownEnv as error:
         raise ConfigError(str(error)) from None
-    task = next(itertools.islice(env_class(settings).tasks("train", seed), 1), None)
+    except BadSettings as error:
+        raise ConfigError(f"environment {name!r}: {error}") from None
+    try:
+        task = next(itertools.islice(pattern.tasks("train", seed), 1), None)
+    except Exception as error:  # an author's code
+        raise ConfigError(f"environment {name!r}: tasks() raises {told(error)}") from None
     if task is None:
         raise ConfigError(f"environment {name!r} has no task")
     return env_class, settings, task
@@ -79,7 +89,9 @@ def read_line(line: str, tools: Mapping[str, ToolSchema]) -> ToolCall | Say | Co
             return Command(text[1:])
         raise Unreadable(f"no command {text}: there are :tools, :say TEXT and :quit")
     name = text.partition("(")[0].strip()
-    if not (name.isidentifier() and "(" in text):
+    # Names of servers' tools can have any form, such as `get-sum`; elsewhere a bracket is part of a text.
+    is_call = name in tools or name.isidentifier() or _close_name(name, tools)
+    if not (is_call and "(" in text):
         if name in tools:
             raise Unreadable(f"to call {name}, write {_example(tools[name])}")
         if not text:
@@ -93,17 +105,44 @@ def read_line(line: str, tools: Mapping[str, ToolSchema]) -> ToolCall | Say | Co
 
 def _arguments(text: str, tool: ToolSchema) -> JsonObject:
     """The arguments of a call, by name or in their order; a bare word is text."""
+    names = list(tool.parameters.get("properties", {}))
     try:
-        node = ast.parse(text, mode="eval").body
+        whole_call = ast.parse(f"tool({text.partition('(')[2]}", mode="eval")
+        node = _JsonWords().visit(whole_call).body
     except (SyntaxError, ValueError):
         node = None
+    if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
+        whole = _as_object(node.args[0])
+        if whole is not None and set(whole) <= set(names):
+            return whole
     if not isinstance(node, ast.Call) or any(one.arg is None for one in node.keywords):
         raise Unreadable(f"cannot read the arguments: write {_example(tool)}, texts in quotes")
-    names = list(tool.parameters.get("properties", {}))
     if len(node.args) > len(names):
         raise Unreadable(f"{tool.name} takes {len(names)} arguments: write {_example(tool)}")
     arguments = {name: _value(one, tool) for name, one in zip(names, node.args, strict=False)}
     return arguments | {str(one.arg): _value(one.value, tool) for one in node.keywords}
+
+
+def _close_name(name: str, tools: Mapping[str, ToolSchema]) -> bool:
+    """True for a slip of a name that is no Python name, such as `get-sun`."""
+    return " " not in name and bool(difflib.get_close_matches(name, tools, n=1, cutoff=0.8))
+
+
+def _as_object(node: ast.expr) -> JsonObject | None:
+    """All arguments as one object, for names that Python has other uses for: `find({"from": "a"})`."""
+    if not isinstance(node, ast.Dict):
+        return None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+class _JsonWords(ast.NodeTransformer):
+    """Reads `true`, `false` and `null` inside of lists and objects."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(_WORDS[node.id]) if node.id in _WORDS else node
 
 
 def _value(node: ast.expr, tool: ToolSchema) -> Any:
@@ -126,11 +165,13 @@ def _example(tool: ToolSchema) -> str:
         "boolean": "true",
         "array": "[...]",
     }
-    given = [
-        f"{name}={shown.get(schema.get('type', ''), '...')}"
+    values = {
+        name: shown.get(str(as_object(schema).get("type")), "...")
         for name, schema in tool.parameters.get("properties", {}).items()
-    ]
-    return f"{tool.name}({', '.join(given)})"
+    }
+    if all(name.isidentifier() and not keyword.iskeyword(name) for name in values):
+        return f"{tool.name}({', '.join(f'{name}={value}' for name, value in values.items())})"
+    return f"{tool.name}({{{', '.join(f'{json.dumps(k)}: {v}' for k, v in values.items())}}})"
 
 
 class Player:

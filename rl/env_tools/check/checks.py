@@ -15,30 +15,39 @@ from collections.abc import Awaitable
 from typing import NoReturn
 
 from envs.env import Task
-from envs.message import JsonObject, ToolCall
+from envs.message import ToolCall
 from envs.registry import BadSettings, UnknownEnv
 from envs.session import Deadlines, EnvFault, EnvSession
+from envs.text import told
 from envs.tool import tools_of
 from envs.tool_arguments import ToolMistake
+from rl.env_tools.check.answers import check_answers, check_slips
 from rl.env_tools.check.clock import Clock
 from rl.env_tools.check.leaks import adopt_orphans, end_children, held, left_since
 from rl.env_tools.check.report import CheckName, Finding
 from rl.env_tools.check.runner import (
     AHEAD_SECONDS,
     Broken,
-    Moves,
     Runner,
     Spec,
     called,
+    full,
     send,
     shown,
-    told,
 )
+from rl.env_tools.check.shared_state import SharedState
 from rl.env_tools.check.transcript import parting
 from rl.env_tools.check.watchdog import Block, Stuck, Watch
+from rl.env_tools.check.worlds import (
+    Episodes,
+    check_levels,
+    check_worlds,
+    drawn_of,
+    hold_to_rewards,
+    play_all,
+)
 
 Tasks = dict[str, list[Task]]
-Episodes = JsonObject
 # Tasks of each split that are drawn, and that are played.
 DRAWN, PLAYED = 200, {"train": 5, "heldout": 3}
 CONFIRMATIONS = 2
@@ -55,18 +64,23 @@ async def check_all(runner: Runner) -> None:
     alone = runner.spec.role == "plays"
     if alone:
         _check_tools(runner)
+        runner.probe()
     drawn = _draw(runner)
     tasks = [task for split, count in PLAYED.items() for task in drawn[split][:count]]
     if alone:
         _check_tasks(runner, drawn)
         _check_pickles(runner, drawn["train"][0])
         episodes = await _check_two_rounds(runner, tasks)
+        check_worlds(runner, tasks, episodes)
         await _check_rewards(runner, episodes, tasks)
+        await check_answers(runner, tasks[0])
+        await check_slips(runner, tasks[:2])
+        await check_levels(runner)
         await _check_odd_arguments(runner, tasks[0])
         await _check_close(runner, tasks[0])
         await _check_cuts(runner, tasks[:2])
     else:
-        episodes = await _play(runner, tasks)
+        episodes = await play_all(runner, tasks)
     transcript = {"tasks": _ids(drawn), "episodes": episodes}
     send(runner.spec.findings_fd, {"transcript": transcript})
 
@@ -105,7 +119,7 @@ def _draw(runner: Runner) -> Tasks:
         runner.doing(label)
         try:
             with runner.watch.during(label, measured=False):
-                drawn[split] = list(itertools.islice(pattern.tasks(split, 0), DRAWN))
+                drawn[split] = drawn_of(pattern, split, DRAWN)
                 for task in drawn[split]:
                     if json.loads(json.dumps(task.data)) != task.data:
                         raise TypeError(
@@ -132,6 +146,12 @@ def _check_tasks(runner: Runner, drawn: Tasks) -> None:
         if task.env != name:
             runner.fail("tasks", f"a task is of {task.env!r}: make it with Task(self.name, data)")
             break
+    if len({task.id for task in train}) == 1:
+        runner.fail(
+            "tasks",
+            f"tasks('train') gives one task only, {shown(train[0])}: let sample() draw from the rng that it "
+            "is given",
+        )
     runner.settle("tasks")
     known = {task.id for task in train}
     shared = [task for task in drawn["heldout"] if task.id in known]
@@ -165,27 +185,20 @@ def _check_pickles(runner: Runner, task: Task) -> None:
             )
 
 
-async def _play(runner: Runner, tasks: list[Task]) -> Episodes:
-    """Every task by the expert and by a policy that says nothing."""
-    moves: list[Moves] = ["expert", "empty"] if runner.has_expert else ["empty"]
-    return {
-        f"{index}/{how}": (await runner.episode(task, how)).as_json()
-        for index, task in enumerate(tasks)
-        for how in moves
-    }
-
-
 async def _check_two_rounds(runner: Runner, tasks: list[Task]) -> Episodes:
     """The second round has to say what the first said, and leave nothing that it did not leave."""
-    episodes = await _play(runner, tasks)
+    episodes = await play_all(runner, tasks)
     blocks, before = list(runner.watch.blocks), held(runner.folder)
-    again = await _play(runner, tasks)
+    shared = SharedState(runner.env_class)
+    again = await play_all(runner, tasks, shared)
     left = await left_since(before, runner.folder)
     if left:
         runner.fail(
             "leaks",
             f"{len(again)} episodes left {left}: end or remove in close() what reset() or a tool made",
         )
+    if shared.own():
+        runner.fail("determinism", shared.own())
     parted = parting({"tasks": {}, "episodes": episodes}, {"tasks": {}, "episodes": again})
     if parted is not None:
         runner.fail(
@@ -193,6 +206,8 @@ async def _check_two_rounds(runner: Runner, tasks: list[Task]) -> Episodes:
             f"played twice, a task differs: {parted}; take all that varies from task.data or from "
             "random.Random(task.id)",
         )
+    if shared.of_the_process():
+        runner.fail("determinism", shared.of_the_process())
     await _confirm_blocks(runner, blocks, tasks)
     return episodes
 
@@ -203,7 +218,7 @@ async def _confirm_blocks(runner: Runner, first: list[Block], tasks: list[Task])
     suspects = {block.act for block in first} & {block.act for block in later}
     for _ in range(CONFIRMATIONS if suspects else 0):
         runner.watch.blocks.clear()
-        await _play(runner, tasks)
+        await play_all(runner, tasks)
         later = list(runner.watch.blocks)
         suspects &= {block.act for block in later}
     for act in sorted(suspects):
@@ -220,23 +235,10 @@ def _blocking(act: str, how_long: str) -> str:
 
 
 async def _check_rewards(runner: Runner, episodes: Episodes, tasks: list[Task]) -> None:
-    for key, episode in episodes.items():
-        rewards, task = episode["rewards"], tasks[int(key.partition("/")[0])]
-        if key.endswith("/expert") and rewards and not _full(rewards):
-            runner.fail(
-                "expert",
-                f"the expert scores {rewards} on task {shown(task)}: mend expert() or score(); full is "
-                "`solved` of 1, or 1 in total where there is no `solved`",
-            )
-        if key.endswith("/empty") and _full(rewards):
-            runner.fail(
-                "idle",
-                f"an answer without a word scores {rewards} on task {shown(task)}: let score() ask for "
-                "what the task wants",
-            )
+    hold_to_rewards(runner, episodes, tasks)
     for task in tasks[:2]:
         rewards = (await runner.episode(task, "silent")).rewards
-        if _full(rewards):
+        if full(rewards):
             runner.fail("idle", f"an episode without any answer scores {rewards}: mend score()")
     if not any(episode["rewards"] for episode in episodes.values()):
         for check in ("expert", "idle", "range"):
@@ -244,11 +246,6 @@ async def _check_rewards(runner: Runner, episodes: Episodes, tasks: list[Task]) 
     elif not runner.has_expert:
         runner.skip("expert", "it offers no expert, so no tool was used the way it is meant")
     runner.settle("expert", "idle", "range", "pickle")
-
-
-def _full(rewards: dict[str, float]) -> bool:
-    """As an evaluation counts it."""
-    return rewards.get("solved", sum(rewards.values())) >= 1
 
 
 async def _check_odd_arguments(runner: Runner, task: Task) -> None:

@@ -8,14 +8,17 @@ import json
 import os
 import traceback
 from collections.abc import Awaitable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from envs.env import Env, EnvConfig, Task
+from envs.expert import ExpertMistake, watched
 from envs.message import JsonObject, Message
-from envs.registry import UnknownEnv, find_env, settings_of
-from envs.session import Deadlines, EnvFault, EnvSession, HostFault
+from envs.registry import BadSettings, UnknownEnv, find_env, made, settings_of
+from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening
+from envs.text import told
+from envs.tool import ToolError
 from envs.tool_arguments import ToolMistake
 from rl.env_tools.check.clock import Clock
 from rl.env_tools.check.portable import unpicklable
@@ -25,10 +28,11 @@ from rl.env_tools.check.watchdog import Watch
 
 T = TypeVar("T")
 Role = Literal["plays", "again", "later"]
-Moves = Literal["expert", "empty", "silent"]
+Moves = Literal["expert", "empty", "silent", "odd", "slip", "unknown"]
 # How far the clock of role `later` is ahead at the start, and how much it gains after every act.
 AHEAD_SECONDS, GAIN_SECONDS = 40 * 86400 + 7 * 3600 + 801.5, 61.25
 MOST_TURNS = 1000
+_SHOWN = 120
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,14 @@ class Runner:
         self.watch = watch
         self.folder = Path(spec.folder)
         self.deadlines = Deadlines(*[spec.seconds] * 4)
+        # What sentences begin with, such as `at difficulty 2, `.
+        self.where = ""
         self.env_class, self.config = self._find()
         self.has_expert = self.env_class.expert is not Env.expert
         self.state_pickled = False
+        self.was_made = False
+        # True once an episode offered a tool.
+        self.has_tools = False
 
     def _find(self) -> tuple[type[Env], EnvConfig]:
         """Raises UnknownEnv, BadSettings, and Broken where the class's tools cannot be offered."""
@@ -85,7 +94,8 @@ class Runner:
         send(self.spec.findings_fd, {"doing": act})
 
     def fail(self, check: CheckName, sentence: str, detail: str = "") -> None:
-        send(self.spec.findings_fd, {"finding": asdict(Finding(check, "fail", sentence, detail))})
+        found = Finding(check, "fail", self.where + sentence, detail)
+        send(self.spec.findings_fd, {"finding": asdict(found)})
 
     def settle(self, *checks: CheckName) -> None:
         """Report these as checked in full: passed where nothing failed."""
@@ -111,33 +121,65 @@ class Runner:
             self.clock.advance(GAIN_SECONDS if self.spec.role == "later" else 0.0)
 
     def make(self) -> Env:
+        """A fresh instance. Raises BadSettings where the first one cannot be made, later Broken."""
         self.doing("creating it")
         try:
             with self.watch.during("creating it", measured=False):
-                return self.env_class(self.config)
-        except Exception as error:
-            name = self.env_class.__name__
-            self.fail("acts", f"{name}(config) raises {told(error)}", traceback.format_exc())
+                env = made(self.env_class, self.config)
+        except BadSettings as error:
+            if not self.was_made:
+                raise BadSettings(f"environment {self.spec.name!r}: {error}") from None
+            self.fail("acts", f"a further instance: {error}", traceback.format_exc())
             raise Broken from None
+        self.was_made = True
+        return env
 
-    async def episode(self, task: Task, moves: Moves) -> Episode:
-        """Play a task and close its environment. Raises Broken."""
+    def probe(self) -> None:
+        """Ask the environment to look at what its settings name. Raises BadSettings."""
         env = self.make()
-        session = EnvSession(env, self.deadlines)
+        self.doing("probe()")
+        try:
+            with self.watch.during("probe()", measured=False):
+                env.probe()
+        except Exception as error:  # an author's code
+            meant = isinstance(error, ValueError | HostFault)
+            why = str(error) if meant else f"probe() raises {told(error)}"
+            raise BadSettings(f"environment {self.spec.name!r}: {why}") from None
+
+    async def episode(self, task: Task, moves: Moves, text: str = "") -> Episode:
+        """Play a task and close its environment. text: the answer of `odd`.
+
+        Raises Broken, and EnvFault for moves that ask for trouble.
+        """
+        session = EnvSession(self.make(), self.deadlines)
         said: list[Message] = []
+        given = json.dumps(task.data, sort_keys=True)
         try:
             opening = await self.act("reset()", session.open(task))
-            self.pickle_state(env)
-            if moves == "expert":
-                await self.let_expert_play(session, task, said)
-            elif moves == "empty":
-                await self.say_nothing(session, said)
+            self.look_at(opening, session)
+            match moves:
+                case "expert" | "slip" | "unknown":
+                    await self.let_expert_play(session, task, said, moves)
+                case "empty" | "odd":
+                    await self.say(session, said, text)
+                case "silent":
+                    pass
             rewards = await self.act("score()", session.score())
         except EnvFault as fault:
-            self.fault(fault, task)
+            if moves not in ("expert", "empty", "silent"):
+                raise
+            silent = moves == "silent" and fault.kind == "score"
+            hint = "self.answer is None where the policy never answered" if silent else ""
+            self.fault(fault, task, hint)
             raise Broken from None
         finally:
             await self.close(session, "close()")
+        if json.dumps(task.data, sort_keys=True) != given:
+            self.fail(
+                "determinism",
+                f"an episode changes its task's data, {given[:_SHOWN]}, which its whole group plays: copy "
+                "what you change, say with copy.deepcopy(task.data)",
+            )
         self.hold_to_range(rewards)
         return Episode(
             [message.as_chat() for message in opening.messages],
@@ -145,13 +187,34 @@ class Runner:
             rewards,
         )
 
-    async def let_expert_play(self, session: EnvSession, task: Task, said: list[Message]) -> None:
+    def look_at(self, opening: Opening, session: EnvSession) -> None:
+        """Raises Broken where the policy would be asked nothing."""
+        self.pickle_state(session.env)
+        self.has_tools = self.has_tools or bool(opening.tools)
+        if not any(message.content.strip() for message in opening.messages):
+            self.fail(
+                "acts",
+                'reset() returns no word for the policy: return [Message("user", "...")] with what the task '
+                "asks for",
+            )
+            raise Broken
+
+    async def let_expert_play(
+        self, session: EnvSession, task: Task, said: list[Message], moves: Moves
+    ) -> None:
+        """Raises Broken where the expert cannot go on. After a slip it may fail, but not break."""
+        before = "" if moves == "expert" else "after a wrong call, "
+        slips = bool(before)
+        expert = watched(lambda: session.env.expert(task))
+        results: list[str] | None = None
         try:
-            expert = session.env.expert(task)
-            results: list[str] | None = None
             for _ in range(MOST_TURNS):
                 with self.watch.during("expert()", measured=False):
                     message = next(expert) if results is None else expert.send(results)
+                if slips and message.tool_calls:
+                    message, slips = slipped(message, session, moves), False
+                elif not before:
+                    self.hold_to_tools(message, session)
                 said.append(message)
                 step = session.step(message.content, message.tool_calls)
                 result = await self.act(called(message), step)
@@ -159,20 +222,37 @@ class Runner:
                 if result.done:
                     return
                 results = [one.content for one in result.messages]
-            self.fail("expert", f"the expert made {MOST_TURNS} turns and no answer: end with say()")
+            sentence = f"the expert made {MOST_TURNS} turns and no answer: end with say()"
         except StopIteration:
-            self.fail(
-                "expert", "the expert ended without an answer: its last message has to be say()"
-            )
-        except (EnvFault, Broken):
-            raise
-        except Exception as error:
-            self.fail("expert", f"expert() raises {told(error)}", traceback.format_exc())
+            sentence = "the expert ended without an answer: its last message has to be say()"
+            if any(one.role == "assistant" and not one.tool_calls for one in said):
+                sentence = (
+                    "reply() goes on after the expert's last answer: return Reply(done=True) there, or let "
+                    "expert() answer what reply() says"
+                )
+        except ExpertMistake as mistake:
+            self.fail("expert", f"{before}{mistake}", mistake.trace)
             raise Broken from None
+        self.fail("expert", before + sentence)
 
-    async def say_nothing(self, session: EnvSession, said: list[Message]) -> None:
+    def hold_to_tools(self, message: Message, session: EnvSession) -> None:
+        """The expert calls tools that there are, with arguments that they take."""
+        for one in message.tool_calls:
+            tool = session.tools.get(one.name)
+            if tool is None:
+                known = ", ".join(session.tools) or "none"
+                self.fail("expert", f"the expert calls {one.name!r}, and the tools are {known}")
+                continue
+            try:
+                tool.parse(one.arguments)
+            except ToolError as error:
+                self.fail("expert", f"the expert's call is refused: {error}")
+            except Exception:  # the session says whose fault it is
+                return
+
+    async def say(self, session: EnvSession, said: list[Message], text: str) -> None:
         for _ in range(3):
-            result = await self.act("reply()", session.step("", ()))
+            result = await self.act("reply()", session.step(text, ()))
             said.extend(result.messages)
             if result.done:
                 return
@@ -188,7 +268,8 @@ class Runner:
                 fault.trace,
             )
 
-    def fault(self, fault: EnvFault, task: Task) -> None:
+    def fault(self, fault: EnvFault, task: Task, hint: str = "") -> None:
+        """Report what an episode of this task failed at; `hint` says what to do, unless the act does."""
         if fault.kind == "timeout":
             self.fail(
                 "deadlines",
@@ -196,9 +277,8 @@ class Runner:
                 f"environment's deadline higher (task {shown(task)})",
             )
             return
-        hint = "raise ToolError for what the policy did wrong" if fault.kind == "tool" else ""
-        if fault.kind == "score":
-            hint = "self.answer is None where the policy never answered"
+        if fault.kind == "tool":
+            hint = "raise ToolError for what the policy did wrong"
         sentence = f"{_after_name(fault)} (task {shown(task)})" + (f"; {hint}" if hint else "")
         self.fail("acts", sentence, fault.trace)
 
@@ -233,12 +313,26 @@ def send(findings_fd: int, line: JsonObject) -> None:
 
 def shown(task: Task) -> str:
     """A task for a sentence."""
-    return json.dumps(task.data, ensure_ascii=False, default=str)[:120]
+    return json.dumps(task.data, ensure_ascii=False, default=str)[:_SHOWN]
 
 
-def told(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def full(rewards: dict[str, float]) -> bool:
+    """True where an evaluation counts the episode as passed."""
+    return rewards.get("solved", sum(rewards.values())) >= 1
+
+
+def slipped(message: Message, session: EnvSession, moves: Moves) -> Message:
+    """The message with a wrong call in place of its first: of another tool that takes the arguments
+    (`slip`), or else of one that there is not."""
+    first = message.tool_calls[0]
+    others = [
+        name
+        for name, tool in session.tools.items()
+        if name != first.name
+        and set(tool.schema.parameters.get("properties", {})) == set(first.arguments)
+    ]
+    name = others[0] if others and moves == "slip" else f"no_{first.name}"
+    return replace(message, tool_calls=(replace(first, name=name), *message.tool_calls[1:]))
 
 
 def called(message: Message) -> str:
