@@ -63,6 +63,12 @@ def find_env(name: str) -> type[Env]:
         found = _from_module(name) if ":" in name else _from_package(name)
     if not (isinstance(found, type) and issubclass(found, Env)):
         raise UnknownEnv(f"environment {name!r} is not a subclass of envs.env.Env")
+    return found
+
+
+def find_playable(name: str) -> type[Env]:
+    """`find_env`, for a class that is to be played now. Raises UnknownEnv for one that cannot be."""
+    found = find_env(name)
     if mistake := mistake_of(found):
         raise UnknownEnv(f"environment {name!r}: {mistake}")
     return found

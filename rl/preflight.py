@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.dataset import DatasetEnv
+from envs.declaration import mistake_of
 from envs.env import Env, Split
 from envs.message import Role
 from envs.tool import tools_of
@@ -38,6 +39,8 @@ def check_run(config: RunConfig) -> None:
     check_plugins(config.env)
     for table in config.env:
         env = table.make()
+        if mistake := mistake_of(type(env)):
+            raise ConfigError(f"env {table.label!r}: {mistake}")
         local = isinstance(env, DatasetEnv) and env.config.path is not None
         if local and mathematics in map(find_judge, table.judges):
             _check_references(table.label, env, config.seed)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from envs.dynamic_tool import as_object
 from envs.env import Env, EnvConfig, Task
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
-from envs.registry import BadSettings, UnknownEnv, find_env, made, settings_of
+from envs.registry import BadSettings, UnknownEnv, find_playable, made, settings_of
 from envs.session import Deadlines, EnvSession
 from envs.text import told
 from rl.config import EnvTable
@@ -59,7 +59,7 @@ def find_task(
     values = dict(config)
     check_plugins([EnvTable(id=name, config=values)])
     try:
-        env_class = find_env(name)
+        env_class = find_playable(name)
         if difficulty is not None:
             if "difficulty" not in env_class.config_type.model_fields:
                 raise ConfigError(f"--difficulty: environment {name!r} is not graded")

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 from envs.env import Env, EnvConfig, Task
 from envs.expert import ExpertMistake, watched
 from envs.message import JsonObject, Message
-from envs.registry import BadSettings, UnknownEnv, find_env, made, settings_of
+from envs.registry import BadSettings, UnknownEnv, find_playable, made, settings_of
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening
 from envs.text import told
 from envs.tool import ToolError
@@ -79,7 +79,7 @@ class Runner:
         self.doing("importing it")
         with self.watch.during("importing it", measured=False):
             try:
-                env_class = find_env(self.spec.name)
+                env_class = find_playable(self.spec.name)
             except UnknownEnv as error:
                 mistake = error.__context__
                 if not isinstance(mistake, ToolMistake):
