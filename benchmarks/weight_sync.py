@@ -1,6 +1,10 @@
 """How long new weights stop two engines, against one memory copy of the same bytes.
 
     python benchmarks/weight_sync.py [--size tiny|medium|small ...] [--json]
+    python benchmarks/weight_sync.py --tensors 18867 [--json]
+
+With `--tensors` nothing is started: it counts the calls that stage a version with so many names
+(benchmarks/staging.py), and exits with 1 where they are more than 200. Otherwise:
 
 The real actors of a run on a local Ray: the learner and two vLLM engines with one thread each, bfloat16,
 LongCat-Flash. Every engine writes 8 sequences without end, and the arrival of every token is noted. Then, for
@@ -36,6 +40,7 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from rich.table import Table
+from staging import MOST_CALLS, staging
 from transformers import AutoConfig
 
 from rl.actors.actor_method import Handle, actor_method
@@ -280,12 +285,28 @@ def show(results: dict[str, Result]) -> None:
     Console().print(table)
 
 
+def count_calls(tensors: int, *, as_json: bool) -> int:
+    """Print how many calls stage so many names; 1 where they are too many."""
+    counted = staging(tensors)
+    if as_json:
+        print(json.dumps(asdict(counted)))
+    else:
+        table = Table("", "staging")
+        for name, value in asdict(counted).items():
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.2f}")
+        Console().print(table)
+    return 0 if counted.calls + counted.conversions <= MOST_CALLS else 1
+
+
 def main() -> int:
     """Measure, and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=tuple(SIZES), nargs="+", default=list(SIZES))
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--tensors", type=int, help="count the calls that stage so many names")
     asked = parser.parse_args()
+    if asked.tensors is not None:
+        return count_calls(asked.tensors, as_json=asked.json)
     # The engines' and the learner's threads are not to spin while they wait for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     results: dict[str, Result] = {}

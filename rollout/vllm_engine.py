@@ -310,8 +310,8 @@ class VllmEngine:
         self._staged, self._updating = None, False
         for index, names in enumerate(slices):
             await self._update({"path": path, "names": names, "first": index == 0})
-        # Converting takes half as long as loading.
-        parts = (len(slices) + 1) // 2
+        # Converting takes half as long as loading; in place it is a part of the swap.
+        parts = (len(slices) + 1) // 2 if self.config.device == "cpu" else 0
         for part in range(1, parts + 1):
             await self._update({"path": path, "names": [], "converted": part / parts})
         self._staged, self._updating = version, True

@@ -6,7 +6,7 @@ and `finish_weight_update`, in a pause, makes the staged weights those that the 
 for every model that vLLM can load.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,11 +88,12 @@ class InPlace:
 
 
 class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
-    """Loads a checkpoint file slice by slice."""
+    """Loads a checkpoint file slice by slice, and opens it once: its header names every tensor."""
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
     staged: Staged | None = None
+    opened: "tuple[str, safe_open] | None" = None
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
         """Nothing to connect."""
@@ -110,17 +111,22 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         Raises RuntimeError where layers are to be converted and the weights do not fill the model.
         """
         staged, self.staged = self.staged or self._new(), None
+        opened, self.opened = self.opened, None
         if update_info.first:
             staged.begin()
         if update_info.names:
-            staged.load(_tensors(update_info.path, update_info.names))
+            if update_info.first or opened is None or opened[0] != update_info.path:
+                opened = update_info.path, safe_open(update_info.path, framework="pt")
+            staged.load([(name, opened[1].get_tensor(name)) for name in update_info.names])
         if update_info.converted:
             staged.convert(update_info.converted)
-        self.staged = staged
+        # All of it is in the model then, and the file may go.
+        self.staged, self.opened = staged, None if update_info.converted == 1.0 else opened
 
     def finish_weight_update(self) -> None:
         """Generate with the staged weights from now on."""
         assert self.staged is not None, "a file is staged before it is loaded"
+        self.opened = None
         self.staged.swap()
 
     def shutdown(self) -> None:
@@ -129,9 +135,3 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
     def _new(self) -> Staged:
         kind = Shadow if self.device.type == "cpu" else InPlace
         return kind(self.model, self.vllm_config)
-
-
-def _tensors(path: str, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        for name in names:
-            yield name, file.get_tensor(name)

@@ -141,6 +141,26 @@ def test_the_slurm_script_says_what_it_wants_and_gives_time_for_the_checkpoint()
     assert bare.returncode != 0 and "usage: sbatch dorado.sbatch CONFIG" in bare.stderr
 
 
+# By count: parameters (1e9), layers, bytes a token of a layer and of its input, more on a rank (GB).
+POLICIES = {
+    "qwen3_30b_a3b": (30.5, 48, 120e3, 2 * 2048, 0),
+    "longcat_flash": (560, 28, 0.85e6, 2 * 6144, 5),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_a_gpu_configuration_holds_fits_its_devices_by_count(name):
+    billions, layers, layer, held, more = POLICIES[name]
+    config = load_config(ROOT / f"configs/{name}.toml")
+    state = billions * (16 + 2 * config.max_staleness) / config.learner.ranks
+    inputs, whole = (config.learner.micro_batch_tokens * size / 1e9 for size in (held, layer))
+    assert state + more + layers * whole > 80, "without recompute it would not fit"
+    assert config.learner.recompute
+    assert state + more + layers * inputs + whole < 72, "80 GB, and room for what torch keeps"
+    # The engines' tokens fit what they are given.
+    assert config.engine.max_model_len >= config.episode.max_tokens
+
+
 def rayjob() -> dict[str, Any]:
     return yaml.safe_load((DEPLOY / "rayjob.yaml").read_text())
 

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.vllm_engine import VllmEngine
-from rollout.weight_file import slices_of
+from rollout.weight_file import cut, slices_of
 from trainer.config import LearnerConfig
 from trainer.learner import Learner
 from trainer.sample import TrainSample
 from trainer.weights import write_weights
 
 LIMIT = 2e-5
+MIB = 2**20
 PROMPTS = [tuple(20 + (5 * i + 3 * n) % 300 for i in range(24)) for n in range(8)]
 
 
@@ -151,6 +152,60 @@ async def _refused(checkpoint: Path, folder: Path) -> None:
 async def _raises(act: Callable[[], Awaitable[object]], sentence: str) -> None:
     with pytest.raises(Exception, match=sentence):
         await act()
+
+
+@pytest.mark.engine  # imports vllm, which sets variables
+def test_a_large_policy_takes_few_calls_and_its_file_is_opened_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from staging import staging  # pyright: ignore[reportMissingImports]
+
+    counted = staging(18_867)
+    assert counted.tensors == 18_867 and counted.opened == 1
+    assert counted.calls + counted.conversions <= 200, counted
+
+
+def test_slices_of_a_large_policy_follow_its_layers():
+    sizes = [(f"model.layers.{n}.x.{i}", 50 * MIB) for n in range(94) for i in range(60)]
+    slices = cut([("model.embed.weight", 50 * MIB), *sizes])
+    assert [name for names in slices for name in names][1:] == [name for name, _ in sizes]
+    layers = [{name.split(".x.")[0] for name in names} for names in slices]
+    assert all(len(one) == 1 for one in layers[1:]) and len(slices) == 94
+    assert layers[0] == {"model.embed.weight", "model.layers.0"}
+    # Layers that fit into one slice share it.
+    small = [(f"model.layers.{n}.x.{i}", 8) for n in range(6) for i in range(10)]
+    assert [len(names) for names in cut(small)] == [30, 30]
+
+
+@pytest.mark.engine  # imports vllm, which sets variables
+def test_a_file_is_opened_again_for_the_next_version(tmp_path, monkeypatch):
+    from rollout import weight_transfer as transfer
+
+    class Taken:
+        def __init__(self) -> None:
+            self.sums: list[float] = []
+
+        def begin(self) -> None: ...
+
+        def load(self, weights) -> None:
+            self.sums += [float(tensor.sum()) for _, tensor in weights]
+
+        def convert(self, share: float) -> None: ...
+
+        def swap(self) -> None: ...
+
+    engine = object.__new__(transfer.FileWeightTransfer)
+    engine.staged = taken = Taken()
+    path = tmp_path / "weights.safetensors"
+    for version in (1.0, 2.0):
+        path.unlink(missing_ok=True)
+        save_file({"a": torch.full((2,), version), "b": torch.full((2,), -version)}, path)
+        engine.receive_weights(transfer.FileUpdateInfo(str(path), ["a"], first=True))
+        engine.receive_weights(transfer.FileUpdateInfo(str(path), ["b"]))
+        assert engine.opened is not None
+        engine.receive_weights(transfer.FileUpdateInfo(str(path), [], converted=1.0))
+        assert engine.opened is None, "an opened file keeps its memory"
+        engine.finish_weight_update()
+    assert taken.sums == [2.0, -2.0, 4.0, -4.0]
 
 
 def test_a_file_is_cut_into_slices_of_few_megabytes_and_few_tensors_in_its_order(tmp_path):
