@@ -4,32 +4,44 @@
 settings, the policy is there and is a causal language model, the engines fit the machine.
 """
 
+import ast
 import asyncio
 import difflib
+import importlib.util
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from envs.dataset import DatasetEnv
 from envs.declaration import mistake_of
 from envs.env import Env, Split
 from envs.message import Role
+from envs.session import EnvFault, EnvSession, HostFault
 from envs.tool import tools_of
 from reward.answer import check_references, mathematics
 from reward.registry import find_judge, names_of
 from rl.config import DeadlineConfig, EnvTable, RunConfig
 from rl.config_file import ConfigError
+from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
-from rl.plugin_check import check_plugins
+from rl.plugin_check import EnvLook, check_plugins
+from trainer.checkpoint_files import check_weights
 from trainer.families.registry import FAMILIES
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
 
+# Files of which a tokenizer has one.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# Openings that are measured; memory of an actor that does nothing yet.
+OPENINGS_CHECKED, ACTOR_MIB = 4, 100
 # Tasks whose reference answers are read before a run with the mathematics judge.
 REFERENCES_CHECKED = 2000
 
@@ -51,9 +63,12 @@ def check_run(config: RunConfig) -> None:
     check_rewards(config.env)
     _check_splits(config)
     _check_settings(config)
+    _check_engine_arguments(config.engine.vllm)
     _check_writable(Path(config.runs_dir))
     if config.cluster.address == "local":
         _check_machine(config)
+    elif why := silent_address(config.cluster.address):
+        raise ConfigError(f"cluster.address: {why}")
     if config.model.path is not None and (Path(config.model.path) / "tokenizer.json").is_file():
         _check_tokenizer(config, config.model.path)
 
@@ -73,10 +88,64 @@ def _check_tokenizer(config: RunConfig, folder: str) -> None:
     from rollout.renderer import Renderer
 
     try:
-        check_rendering(config, Renderer(folder, config.episode.tool_format))
+        renderer = Renderer(folder, config.episode.tool_format)
+        check_rendering(config, renderer)
+        asyncio.run(_check_openings(config, renderer))
+    except ConfigError:
+        raise
     except Exception as error:  # a tokenizer of others can be broken in any way
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f"model.path: {lines[0]}") from None
+
+
+async def _check_openings(config: RunConfig, renderer: "Renderer") -> None:
+    """An opening leaves room for an answer; of environments that run no code of others."""
+    limit = config.episode.max_tokens
+    for table in config.env:
+        if not EnvLook(table).ours:
+            continue
+        lengths: list[int] = []
+        for task in itertools.islice(table.make().tasks("train", config.seed), OPENINGS_CHECKED):
+            session = EnvSession(table.make(), table.deadlines.record)
+            try:
+                opening = await session.open(task)
+                lengths.append(len(renderer.prompt(opening.messages, opening.tools)))
+            except (EnvFault, HostFault):
+                continue
+            finally:
+                with suppress(EnvFault, HostFault):
+                    await session.close()
+        if lengths and min(lengths) >= limit:
+            raise ConfigError(
+                f"env {table.label!r}: its openings leave no room for an answer: the shortest of the first "
+                f"{len(lengths)} has {min(lengths)} tokens, and episode.max_tokens is {limit}"
+            )
+
+
+def _check_engine_arguments(given: Mapping[str, object]) -> None:
+    """Every `engine.vllm.x` is an argument of vLLM's engine, as its source says; nothing is imported."""
+    spec = importlib.util.find_spec("vllm") if given else None
+    if spec is None or not spec.submodule_search_locations:
+        return
+    file = Path(spec.submodule_search_locations[0]) / "engine" / "arg_utils.py"
+    try:
+        classes = [
+            one for one in ast.parse(file.read_text("utf-8")).body if isinstance(one, ast.ClassDef)
+        ]
+    except (OSError, SyntaxError):
+        return
+    known = {
+        field.target.id
+        for one in classes
+        if one.name in ("EngineArgs", "AsyncEngineArgs")
+        for field in one.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+    for name in given:
+        if known and name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"engine.vllm.{name}: vLLM's engine has no such argument{hint}")
 
 
 def check_rendering(config: RunConfig, renderer: "Renderer") -> None:
@@ -256,12 +325,28 @@ def check_model_folder(folder: Path) -> None:
         )
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"model.path: {folder} has no *.safetensors weights")
+    try:
+        check_weights(folder, settings)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path: {error}") from None
     if not (folder / "tokenizer_config.json").is_file():
         raise ConfigError(f"model.path: {folder} has no tokenizer (tokenizer_config.json)")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ConfigError(
+            f"model.path: {folder} has no tokenizer: a tokenizer_config.json alone, and none of "
+            f"{', '.join(TOKENIZERS)}"
+        )
 
 
 def _check_machine(config: RunConfig) -> None:
     learner = config.learner
+    rollout, room = config.rollout, psutil.virtual_memory().total
+    for key, count in (("hosts", rollout.hosts), ("controllers", rollout.controllers)):
+        if count * ACTOR_MIB * 2**20 > room:
+            raise ConfigError(
+                f"rollout.{key}: {count} processes of at least {ACTOR_MIB} MiB do not fit the memory of this "
+                f"machine, {room / 2**30:.0f} GiB"
+            )
     wanted = config.asked("CPU")
     if wanted > usable_cpus():
         raise ConfigError(

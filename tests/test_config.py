@@ -4,8 +4,10 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 from rl.cli import app
 from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config
 from rl.config_file import ConfigError, flat, read_origins
+from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.preflight import check_run, own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
@@ -476,6 +479,12 @@ def test_a_run_is_checked_once(run, monkeypatch):
         (["--runs_dir", f"{__file__}/runs"], "test_config.py/runs cannot be written to"),
         (["--timeouts.stall_seconds", "20"], "timeouts.stall_seconds (20) has to be above"),
         (["--cluster.weights_dir", "/no/such/folder"], "cluster.weights_dir: the folder"),
+        (["--rollout.hosts", "100000"], "rollout.hosts: 100000 processes of at least 100 MiB"),
+        (["--rollout.controllers", "1000000"], "rollout.controllers: 1000000 processes"),
+        (["--engine.vllm.max_num_batched_token", "9"], "did you mean 'max_num_batched_tokens'?"),
+        (["--engine.vllm", "{ nope = 1 }"], "engine.vllm.nope: vLLM's engine has no such argument"),
+        (["--cluster.address", "127.0.0.1:1"], "cluster.address: nobody answers for Ray at 127"),
+        (["--cluster.address", "here"], "'here' is no address: local, auto or HOST:PORT"),
         (["--env.1.id", "dataset", "--env.1.config.path", "no.jsonl"], "'no.jsonl' does not exist"),
         (["--env.0.rewards.slved", "0.5"], "did you mean 'solved'?"),
         (["--env.0.rewards.exact", "0.5"], "given are solved: drop it, or name the judge"),
@@ -504,6 +513,21 @@ def masked(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def with_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def index_of_a_missing_file(folder: Path) -> None:
+    names = {"weight_map": {"model.norm.weight": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(names))
+
+
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
@@ -513,6 +537,21 @@ def masked(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no *.safetensors weights"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+        (cut, "is not whole"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "no whole safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99),
+            "no whole safetensors",
+        ),
+        (lambda folder: with_config(folder, vocab_size=77), "and config.json asks for [77, "),
+        (lambda folder: with_config(folder, hidden_size=48), "and config.json asks for ["),
+        (
+            lambda folder: with_config(folder, num_layers=9, num_hidden_layers=9),
+            "asks for 9 layers",
+        ),
+        (index_of_a_missing_file, "has no model-2.safetensors, which model.safetensors.index.json"),
+        (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "chat_template"),
     ],
 )
 def test_a_folder_that_is_no_policy_is_one_line(run, tmp_path, checkpoint, change, wanted):
@@ -599,3 +638,18 @@ def test_a_truth_where_one_is_wanted_is_taken(tmp_path):
     ]
     config = load_config(file, given)
     assert not config.eval.before and config.engine.vllm == {"a": True}
+
+
+def test_an_opening_that_leaves_no_room_is_found_before_anything_starts(run, checkpoint):
+    short = ["--episode.max_tokens", "40", "--episode.max_completion_tokens", "8"]
+    result = run("--dry-run", "--model.path", str(checkpoint), *short)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "its openings leave no room for an answer" in line and "episode.max_tokens is 40" in line
+
+
+def test_an_address_where_something_else_listens_is_no_ray_and_is_said_so_soon():
+    with socket.create_server(("127.0.0.1", 0)) as dumb:
+        began = time.monotonic()
+        said = silent_address(f"127.0.0.1:{dumb.getsockname()[1]}", 1.0)
+    assert "nobody answers for Ray at 127.0.0.1" in said and time.monotonic() - began < 5

@@ -1,0 +1,96 @@
+"""Checks weight files of a published checkpoint by their headers: whole, all there, of the config's sizes.
+
+In: a folder with config.json and *.safetensors. Out: nothing, or a ValueError with one sentence. No tensor is
+read, and no torch: a folder of hundreds of gigabytes takes milliseconds. The families' own names are not
+known here; the start of a run finds what this leaves.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+INDEX = "model.safetensors.index.json"
+# A header above this is no header: safetensors' own limit.
+MOST_HEADER_BYTES = 100_000_000
+
+
+def check_weights(folder: Path, settings: Mapping[str, object]) -> None:
+    """Raise ValueError for the first file or tensor that is wrong. settings: of config.json."""
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        shapes |= read_shapes(file)
+    _check_index(folder, shapes)
+    text = settings.get("text_config")
+    _check_sizes(folder, shapes, text if isinstance(text, dict) else settings)
+
+
+def read_shapes(file: Path) -> dict[str, list[int]]:
+    """Shapes of a file's tensors, by name. Raises ValueError unless the file is whole."""
+    size = file.stat().st_size
+    with file.open("rb") as data:
+        length = int.from_bytes(data.read(8), "little")
+        if size < 8 or not 0 < length <= min(size - 8, MOST_HEADER_BYTES):
+            raise ValueError(
+                f"{file} is no whole safetensors file: its header is cut off or garbled"
+            )
+        try:
+            header = json.loads(data.read(length))
+            tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+            end = max((one["data_offsets"][1] for one in tensors.values()), default=0)
+            shapes = {name: list(one["shape"]) for name, one in tensors.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise ValueError(f"{file} is no safetensors file: its header cannot be read") from None
+    if size != 8 + length + end:
+        raise ValueError(
+            f"{file} is not whole: it has {size} bytes and its header speaks of {8 + length + end}"
+        )
+    return shapes
+
+
+def _check_index(folder: Path, shapes: Mapping[str, list[int]]) -> None:
+    """What the index of several files names is there."""
+    index = folder / INDEX
+    if not index.is_file():
+        return
+    try:
+        names = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{index} cannot be read as the index of weight files") from None
+    for name, file in names.items():
+        if not (folder / str(file)).is_file():
+            raise ValueError(f"{folder} has no {file}, which {INDEX} names")
+        if name not in shapes:
+            raise ValueError(f"{folder}: no file holds {name}, which {INDEX} names")
+
+
+def _check_sizes(
+    folder: Path, shapes: Mapping[str, list[int]], settings: Mapping[str, object]
+) -> None:
+    """Embedding, head, norm and layers are as the config says."""
+    vocabulary, hidden = settings.get("vocab_size"), settings.get("hidden_size")
+    wanted = {
+        "embed_tokens.weight": [vocabulary, hidden],
+        "lm_head.weight": [vocabulary, hidden],
+        "model.norm.weight": [hidden],
+    }
+    if not shapes:
+        raise ValueError(f"{folder}: its *.safetensors hold no tensor")
+    for name, shape in shapes.items():
+        for end, asked in wanted.items():
+            if name.endswith(end) and None not in asked and shape != asked:
+                raise ValueError(f"{folder}: {name} is {shape}, and config.json asks for {asked}")
+    asked_layers = settings.get("num_layers") or settings.get("num_hidden_layers")
+    found = {int(n) for name in shapes for n in re.findall(r"\.layers\.(\d+)\.", name)}
+    if not isinstance(asked_layers, int) or not found:
+        return
+    if missing := sorted(set(range(asked_layers)) - found):
+        raise ValueError(
+            f"{folder}: config.json asks for {asked_layers} layers, and the weights have no layer "
+            f"{missing[0]}"
+        )
+    # Beyond them some checkpoints have one layer that predicts further tokens.
+    if max(found) > asked_layers:
+        raise ValueError(
+            f"{folder}: config.json asks for {asked_layers} layers, and the weights have {max(found) + 1}"
+        )
