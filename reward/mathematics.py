@@ -30,6 +30,7 @@ _SIGNS = {
     "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{MULTIPLICATION SIGN}": r"\times ",
     "\N{DOT OPERATOR}": r"\cdot ", "·": r"\cdot ", "÷": "/", "\N{FRACTION SLASH}": "/", "π": r"\pi ",
     "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "\N{UNION}": r"\cup ", "∩": r"\cap ", "±": r"\pm ",
+    "∈": r"\in ",
     "∅": r"\emptyset ", r"\varnothing": r"\emptyset", "²": "^2", "³": "^3", "{,}": ",", r"\!": "",
     r"\left": "", r"\right": "", r"\;": " ", r"\:": " ", r"\ ": " ", "~": " ", r"\dfrac": r"\frac",
     r"\tfrac": r"\frac", r"\cfrac": r"\frac", "**": "^",
@@ -43,6 +44,7 @@ _REASON = re.compile(r"[.;!]\s|\s(?:because|since|as|for|which|so|where|when|not
 _BETWEEN_BOXES = re.compile(r"[\s$,;&.]*(?:and|or)?[\s$,;&]*", re.I)
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _CHOSEN = re.compile(r"(?:option|choice)?\s*(?:\(([A-J])\)|([A-J])(?=[.:),]|$))", re.I)
+_CHOSEN_LAST = re.compile(r"\s\(?(?:([A-H])|([A-H])\))$")
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
 _NAMES = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "arcsin", "arccos", "arctan",
           "min", "max", "gcd", "lcm", "det", "mod", "and", "or", "in"}  # fmt: skip
@@ -76,7 +78,7 @@ def equal(reference: str, answer: str) -> bool:
     final, marked = _final(answer[-MOST_LETTERS:])
     said = _clean(final)
     if choice := _CHOICE.fullmatch(_unwrapped(wanted)):
-        found = _CHOSEN.match(_unwrapped(said))
+        found = _CHOSEN.match(_unwrapped(said)) or _CHOSEN_LAST.search(_unwrapped(said))
         # A lone letter can be a variable as well: "A = 5" is no choice.
         return (found[1] or found[2]).upper() == choice[1] if found else False
     if _spelled(wanted) == _spelled(said):
@@ -187,6 +189,8 @@ def _same_expression(wanted: str, said: str) -> bool:
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
+    if {_bracket(wanted), _bracket(said)} == {"set", "ordered"}:
+        return False
     gold, given = (
         [
             found
@@ -211,10 +215,19 @@ def _apart(gold: "Expr", given: "Expr") -> bool:
         return False
 
 
+def _bracket(text: str) -> str:
+    """Kind of what stands in brackets: a "set", "ordered" (a tuple or an interval), or "" without any."""
+    if text.startswith(("{", r"\{")):
+        return "set"
+    return "ordered" if text[:1] in ("(", "[") and text[-1:] in (")", "]") and "," in text else ""
+
+
 def _as_latex(text: str) -> str:
     """Names that LaTeX would read letter by letter, and numbers that it cannot read, in its own form."""
     text = re.sub(r"(?<![\w.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])", r"(\1+\\frac{\2}{\3})", text)
     text = re.sub(r"(?<![\w.])(\d+\.?\d*)[eE]([+-]?\d+)(?!\w)", r"(\1\\cdot 10^{\2})", text)
+    text = re.sub(r"^[A-Za-z]\s*\\in\b", "", text)
+    text = re.sub(r"(?<![A-Za-z\\])sqrt\s*(\d+|[a-z])\b", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![A-Za-z\\])(infinity|inf)(?![A-Za-z])", r"\\infty ", text)
     names = "|".join(
         sorted((_SYMBOLS - {"infinity", "inf"}) | (_NAMES - {"and", "or", "in", "sqrt"}), key=len)

@@ -44,6 +44,14 @@ _SAME_UNIT = {
 }  # fmt: skip
 
 
+# Units of one and two letters; other letters beside a number are variables: 5x, 5ab.
+_SHORT_UNITS = {
+    "m", "g", "s", "h", "l", "L", "V", "W", "N", "J", "K", "C", "F", "A", "°", "cm", "mm", "km", "kg", "mg",
+    "ml", "mL", "cL", "dm", "nm", "ft", "in", "yd", "mi", "hr", "lb", "oz", "pt", "qt", "sq", "Hz", "kW",
+    "kV", "kJ", "mA", "am", "pm", "AM", "PM", "°C", "°F",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Number:
     """A number with what is written beside it: `Number(Fraction(1, 2), decimal=True)` is "0.5".
@@ -100,14 +108,15 @@ def _number(found: re.Match[str]) -> Number | None:
         value, decimal = _value(part)
     except ZeroDivisionError:
         return None
-    if value is None:
+    unit = (part.get("unit") or "").strip()
+    if value is None or _is_variable(unit):
         return None
     minus = (part.get("sign") == "-") != (part.get("sign2") == "-")
     return Number(
         -value if minus else value,
         decimal=decimal,
         percent="percent" in part,
-        unit=_unit(part.get("unit") or part.get("money") or ""),
+        unit=_unit(unit or part.get("money") or ""),
     )
 
 
@@ -129,6 +138,11 @@ def _value(part: dict[str, str]) -> tuple[Fraction | None, bool]:
     else:
         up, low = _decimal(part.get("up") or part["fup"]), _decimal(part.get("low") or part["flow"])
     return Fraction(part.get("whole", "0")) + up / low, False
+
+
+def _is_variable(unit: str) -> bool:
+    letters = re.match(r"[A-Za-z°]+", unit)
+    return bool(letters) and len(letters[0]) <= 2 and letters[0] not in _SHORT_UNITS
 
 
 def _decimal(text: str) -> Fraction:
