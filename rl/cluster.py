@@ -81,7 +81,7 @@ class Cluster:
         config, seconds = self.config, self.config.timeouts.start_seconds
         renderer = Renderer(checkpoint, config.episode.tool_format)
         try:
-            check_rendering(config, renderer)
+            check_rendering(config.env, config.episode, renderer)
         except ValueError as error:
             raise StartError(f"model: {error}") from None
         self._policy = (checkpoint, renderer.eos_ids)

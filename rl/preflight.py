@@ -32,6 +32,7 @@ from rl.config_file import ConfigError
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.plugin_check import EnvLook, check_plugins
+from rollout.config import EpisodeConfig
 from trainer.checkpoint_files import check_weights
 from trainer.families.registry import FAMILIES
 
@@ -69,8 +70,9 @@ def check_run(config: RunConfig) -> None:
         _check_machine(config)
     elif why := silent_address(config.cluster.address):
         raise ConfigError(f"cluster.address: {why}")
-    if config.model.path is not None and (Path(config.model.path) / "tokenizer.json").is_file():
-        _check_tokenizer(config, config.model.path)
+    if config.model.path is not None:
+        folder = Path(config.model.path)
+        check_tokenizer(folder, config.env, config.episode, key="model.path", seed=config.seed)
 
 
 def _check_references(label: str, env: Env, seed: int) -> None:
@@ -83,29 +85,44 @@ def _check_references(label: str, env: Env, seed: int) -> None:
             raise ConfigError(f"env {label!r}: {error}") from None
 
 
-def _check_tokenizer(config: RunConfig, folder: str) -> None:
-    """The policy's tokenizer loads, and its chat template can play."""
+def check_tokenizer(
+    folder: Path,
+    tables: Sequence[EnvTable],
+    episode: EpisodeConfig,
+    *,
+    key: str,
+    seed: int | None = None,
+) -> None:
+    """Raise ConfigError unless the folder's tokenizer, if there is one, loads and its chat template plays.
+
+    seed: of the run whose first openings have to leave room for an answer.
+    """
     from rollout.renderer import Renderer
 
+    if not (folder / "tokenizer.json").is_file():
+        return
     try:
-        renderer = Renderer(folder, config.episode.tool_format)
-        check_rendering(config, renderer)
-        asyncio.run(_check_openings(config, renderer))
+        renderer = Renderer(folder, episode.tool_format)
+        check_rendering(tables, episode, renderer)
+        if seed is not None:
+            asyncio.run(_check_openings(tables, episode, seed, renderer))
     except ConfigError:
         raise
     except Exception as error:  # a tokenizer of others can be broken in any way
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"model.path: {lines[0]}") from None
+        raise ConfigError(f"{key}: {lines[0]}") from None
 
 
-async def _check_openings(config: RunConfig, renderer: "Renderer") -> None:
+async def _check_openings(
+    tables: Sequence[EnvTable], episode: EpisodeConfig, seed: int, renderer: "Renderer"
+) -> None:
     """An opening leaves room for an answer; of environments that run no code of others."""
-    limit = config.episode.max_tokens
-    for table in config.env:
+    limit = episode.max_tokens
+    for table in tables:
         if not EnvLook(table).ours:
             continue
         lengths: list[int] = []
-        for task in itertools.islice(table.make().tasks("train", config.seed), OPENINGS_CHECKED):
+        for task in itertools.islice(table.make().tasks("train", seed), OPENINGS_CHECKED):
             session = EnvSession(table.make(), table.deadlines.record)
             try:
                 opening = await session.open(task)
@@ -148,11 +165,13 @@ def _check_engine_arguments(given: Mapping[str, object]) -> None:
             raise ConfigError(f"engine.vllm.{name}: vLLM's engine has no such argument{hint}")
 
 
-def check_rendering(config: RunConfig, renderer: "Renderer") -> None:
+def check_rendering(
+    tables: Sequence[EnvTable], episode: EpisodeConfig, renderer: "Renderer"
+) -> None:
     """Raise ValueError unless the policy's chat template can play what the environments speak."""
     from rollout.template_check import check_template
 
-    envs = [table.make() for table in config.env]
+    envs = [table.make() for table in tables]
     asked = [env for env in envs if not isinstance(env, DatasetEnv)]
     roles: set[Role] = set()
     rows = [env.config for env in envs if isinstance(env, DatasetEnv)]
@@ -161,7 +180,7 @@ def check_rendering(config: RunConfig, renderer: "Renderer") -> None:
     if any(tools_of(type(e)) or type(e).dynamic_tools is not Env.dynamic_tools for e in envs):
         roles.add("tool")
     # A question of a data set is answered in one turn.
-    turns = config.episode.max_turns if asked else 1
+    turns = episode.max_turns if asked else 1
     check_template(renderer, roles=frozenset(roles), turns=turns)
 
 

@@ -653,3 +653,23 @@ def test_an_address_where_something_else_listens_is_no_ray_and_is_said_so_soon()
         began = time.monotonic()
         said = silent_address(f"127.0.0.1:{dumb.getsockname()[1]}", 1.0)
     assert "nobody answers for Ray at 127.0.0.1" in said and time.monotonic() - began < 5
+
+
+def test_a_chat_template_that_loses_a_tools_result_is_refused_before_a_run(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "policy")
+    template = tmp_path / "policy" / "chat_template.jinja"
+    each = "{%- for message in messages -%}"
+    written = template.read_text(encoding="utf-8")
+    assert each in written
+    deaf = each.replace("messages", "messages if message.role != 'tool'")
+    template.write_text(written.replace(each, deaf), encoding="utf-8")
+    (tmp_path / "run.toml").write_text(
+        f'name = "t"\nmodel = {{ path = "{tmp_path / "policy"}" }}\n[[env]]\nid = "calculator"\n'
+    )
+    wanted = (
+        r"model\.path: .*policy: the chat template leaves out the empty result of the tool called in turn 1 "
+        r"\(role 'tool'\)"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        check_run(load_config(tmp_path / "run.toml", []))
+    check_run(load_config(tmp_path / "run.toml", ["--episode.max_turns", "1"]))

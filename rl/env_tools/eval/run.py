@@ -28,7 +28,7 @@ from rl.config_file import ConfigError
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, base_of, request
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_tasks
-from rl.preflight import check_model_folder, check_rewards
+from rl.preflight import check_model_folder, check_rewards, check_tokenizer
 from rl.record.run_folder import TrajectoryWriter
 from rl.samples.metrics import passed
 from rl.tasks.streams import OutOfTasks
@@ -252,6 +252,8 @@ def evaluate_and_report(
             "--judge mathematics, or a run's TOML that does, with --run"
         )
     check_rewards([table])
+    if not is_url(model):
+        check_tokenizer(Path(model), [table], limits.episode, key="--model")
     try:
         chosen = heldout_tasks(table, tasks)
     except OutOfTasks as error:
