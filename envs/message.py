@@ -3,10 +3,11 @@
 Environments speak messages only. Token ids belong to `rollout`, which renders these.
 """
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast, get_args
 
-from envs.text import encodable, encodable_json, shown
+from envs.text import encodable, encodable_json, shown, told
 
 # A JSON object whose keys only its author knows: a task, the arguments of a tool, a schema.
 JsonObject: TypeAlias = dict[str, Any]
@@ -78,6 +79,10 @@ class ToolSchema:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", encodable(self.name))
         object.__setattr__(self, "description", encodable(self.description))
+        try:
+            json.dumps(self.parameters)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"the schema of tool {self.name!r} is no JSON: {told(error)}") from None
         object.__setattr__(self, "parameters", encodable_json(self.parameters))
 
     def as_chat(self) -> JsonObject:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from envs.containment import contain_exits
 from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Deadlines, Env, Reply, Task
 from envs.expert import ExpertMistake, watched
@@ -90,6 +91,7 @@ class EnvSession:
 
     async def open(self, task: Task) -> Opening:
         """Reset the environment. Raises EnvFault, and HostFault where the machine is at fault."""
+        contain_exits()
         said, notes = await self._guard("reset", self.deadlines.reset_seconds, self._reset(task))
         if task.noise:
             slowest = self.deadlines.tool_seconds * LATENCY_SHARE

@@ -6,7 +6,7 @@ A Python string may hold half of a surrogate pair, from a file's name, from JSON
 
 import json
 import re
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 # An exception or a value may print at any length; a sentence shows so much of it.
@@ -15,7 +15,12 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def encodable(text: str) -> str:
-    """The text as a plain `str` that UTF-8 can hold; half a surrogate pair becomes its escape."""
+    """The text as a plain `str` that UTF-8 can hold; half a surrogate pair becomes its escape.
+
+    Raises TypeError for what is no text."""
+    given = cast(object, text)  # a plugin's: it may be anything
+    if not isinstance(given, str):
+        raise TypeError(f"it has to be text, not {shown(given)}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

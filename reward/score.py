@@ -4,11 +4,15 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 
+from envs.containment import contain_exits
 from envs.handover import named_rewards
 from envs.text import shown, told
 from reward.deadline import judging
 from reward.registry import Judge
 from rollout.trajectory import ScoredTrajectory, Trajectory
+
+# For a judge to end in that is over its deadline.
+LAST_SECONDS = 1.0
 
 
 class JudgeFault(Exception):
@@ -41,26 +45,37 @@ async def score(
 
 async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> dict[str, float]:
     """A judge's named rewards as finite floats. Raises JudgeFault, whatever the judge does."""
-    name = getattr(judge, "__name__", type(judge).__name__)
-    deadline, task = asyncio.timeout(seconds), asyncio.current_task()
-    assert task is not None, "asyncio.timeout needs a task as well"
-    cancels = task.cancelling()
-    try:
-        async with deadline:
-            with judging(deadline):
-                found = await judge(trajectory.task, trajectory)
-            return named_rewards(found, "it")
-    except asyncio.CancelledError as error:
-        if task.cancelling() > cancels:
+    name, deadline = getattr(judge, "__name__", type(judge).__name__), asyncio.timeout(seconds)
+
+    async def ask() -> dict[str, float] | BaseException:
+        try:
+            async with deadline:
+                with judging(deadline):
+                    found = await judge(trajectory.task, trajectory)
+                return named_rewards(found, "it")
+        except (asyncio.CancelledError, GeneratorExit):
             raise
-        # Nobody asked: what it waited for was cancelled.
-        raise JudgeFault(f"judge {name}: it raised CancelledError") from error
-    except GeneratorExit:  # nobody is left to answer
-        raise
-    except BaseException as error:  # SystemExit, say, would end who asked
-        if isinstance(error, TimeoutError) and deadline.expired():
-            raise JudgeFault(f"judge {name}: no answer within {seconds:g} s") from None
-        raise JudgeFault(f"judge {name}: {told(error)}") from error
+        except BaseException as error:  # SystemExit, say, would end who asked
+            return error
+
+    contain_exits()
+    asking, late = asyncio.create_task(ask()), False
+    try:
+        # A judge that is cancelled at its deadline and will not end is left to itself.
+        while not asking.done() and not late:
+            expired = deadline.expired()
+            await asyncio.wait({asking}, timeout=LAST_SECONDS)
+            late = expired and not asking.done()
+    finally:  # also where whoever asks is cancelled
+        asking.cancel()
+    if late or deadline.expired():
+        raise JudgeFault(f"judge {name}: no answer within {seconds:g} s")
+    if asking.cancelled():
+        raise JudgeFault(f"judge {name}: it raised CancelledError")
+    found = asking.result()
+    if isinstance(found, BaseException):
+        raise JudgeFault(f"judge {name}: {told(found)}") from found
+    return found
 
 
 def _total(rewards: Mapping[str, float], weights: Mapping[str, float]) -> float:

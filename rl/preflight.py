@@ -231,6 +231,11 @@ def check_rewards(tables: Sequence[EnvTable]) -> None:
         if own is None or None in judged:
             continue
         known = [*own, *(name for names in judged for name in names or ())]
+        if all(table.rewards.get(name) == 0 for name in known):
+            raise ConfigError(
+                f"env.{index}.rewards: every reward of environment {table.label!r} has weight 0 "
+                f"({', '.join(known)}), so there is nothing to learn: give one a weight"
+            )
         for name in table.rewards:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)

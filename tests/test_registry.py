@@ -105,6 +105,7 @@ def test_another_process_that_has_found_it_reads_its_pickles(world):
         ("1 / 0", "World", "world.py cannot be imported: ZeroDivisionError"),
         ("def broken(:", "World", "world.py cannot be imported: SyntaxError"),
         (SOURCE, "OTHER", "is not a subclass of envs.env.Env"),
+        (SOURCE.replace('name = "{name}"', "size = 3"), "World", "class World has no name"),
     ],
 )
 def test_a_file_that_offers_no_such_environment_is_one_sentence(

@@ -214,6 +214,43 @@ async def test_a_sum_that_is_not_finite_is_a_fault():
         await score(trajectory(), [style], {"style": 1e308, "solved": 1.7e308}, seconds=1)
 
 
+async def test_a_judge_that_will_not_be_cancelled_is_left_to_itself(monkeypatch):
+    monkeypatch.setattr("reward.score.LAST_SECONDS", 0.1)
+    free = asyncio.Event()
+
+    async def stubborn(task, trajectory):
+        while not free.is_set():
+            with suppress(asyncio.CancelledError):
+                await free.wait()
+        return {}
+
+    with pytest.raises(JudgeFault, match=r"judge stubborn: no answer within 0\.1 s"):
+        await asyncio.wait_for(score(trajectory(), [stubborn], {}, seconds=0.1), 5)
+    free.set()
+    await asyncio.sleep(0)
+
+
+def test_a_judge_that_exits_in_a_task_of_its_own_is_a_fault():
+    async def inner():
+        raise SystemExit(2)
+
+    async def gathers(task, trajectory):
+        await asyncio.gather(inner(), asyncio.sleep(5))
+        return {}
+
+    try:
+        asyncio.run(score(trajectory(), [gathers], {}, seconds=5))
+    except JudgeFault as fault:
+        assert "judge gathers: PluginExit: SystemExit: 2" in str(fault)
+    except SystemExit:
+        pytest.fail("the event loop has ended")
+
+
+async def test_a_trajectory_that_nothing_rewards_is_a_fault_and_no_reward_of_0():
+    with pytest.raises(JudgeFault, match="gives no reward of its own, and no judge does"):
+        await score(trajectory(env_rewards={}), [], {}, seconds=1)
+
+
 async def test_who_is_cancelled_while_a_judge_judges_stays_cancelled():
     judging = asyncio.create_task(score(trajectory(), [slow], {}, seconds=9))
     await asyncio.sleep(0)

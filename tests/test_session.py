@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import pickle
 import time
 from decimal import Decimal
@@ -12,6 +13,7 @@ import pytest
 import torch
 from fakes import Probe, play
 
+from envs.containment import contain_exits
 from envs.dynamic_tool import DynamicTool
 from envs.env import Env, EnvConfig, Reply, Task, say
 from envs.env import call as call_tool
@@ -454,6 +456,59 @@ async def played(env: Env) -> dict[str, float]:
 
 class Panic(BaseException):
     """As a foreign runtime raises it."""
+
+
+class Gathers(Gives):
+    """Its acts exit in a task of their own."""
+
+    @tool
+    async def give(self) -> str:
+        """exits beside something else"""
+        await asyncio.gather(self._exit(), asyncio.sleep(5))
+        return ""
+
+    async def _exit(self) -> None:
+        await asyncio.sleep(0)
+        raise SystemExit(2)
+
+
+def test_an_exit_in_a_task_of_the_tools_own_ends_no_event_loop():
+    async def both() -> list[object]:
+        return await asyncio.gather(played(Gathers()), played(Gives()), return_exceptions=True)
+
+    try:
+        fault, fine = asyncio.run(both())
+    except SystemExit:
+        pytest.fail("the event loop has ended")
+    assert "tool 'give': PluginExit: SystemExit: 2" in str(fault)
+    assert fine == {"solved": 1.0}
+
+
+async def test_a_task_that_is_cancelled_before_its_first_step_leaves_nothing_unawaited(recwarn):
+    contain_exits()
+    sleeping = asyncio.create_task(asyncio.sleep(9))
+    sleeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sleeping
+    del sleeping
+    gc.collect()
+    assert [str(one.message) for one in recwarn if "never awaited" in str(one.message)] == []
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (
+            lambda: ToolSchema("t", "", {"enum": [np.int64(3)]}),
+            "schema of tool 't' is no JSON: TypeE",
+        ),
+        (lambda: ToolSchema(3, "", {}), "it has to be text, not 3"),  # pyright: ignore
+        (lambda: ToolSchema("t", None, {}), "it has to be text, not None"),  # pyright: ignore
+    ],
+)
+def test_a_tool_is_described_by_text_and_json_only(made, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        made()
 
 
 class Mute(Exception):
