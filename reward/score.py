@@ -34,7 +34,13 @@ async def score(
         return ScoredTrajectory(trajectory, {}, 0.0)
     rewards = dict(trajectory.env_rewards)
     for judge in judges:
-        rewards |= await _findings(judge, trajectory, seconds)
+        found = await _findings(judge, trajectory, seconds)
+        if twice := sorted(found.keys() & rewards.keys()):
+            raise JudgeFault(
+                f"judge {_name(judge)}: its reward {twice[0]!r} is given already, by the environment or "
+                "another judge: give it another name"
+            )
+        rewards |= found
     if not rewards:
         raise JudgeFault(
             f"environment {trajectory.env!r} gives no reward of its own, and no judge does: name one "
@@ -45,7 +51,7 @@ async def score(
 
 async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> dict[str, float]:
     """A judge's named rewards as finite floats. Raises JudgeFault, whatever the judge does."""
-    name, deadline = getattr(judge, "__name__", type(judge).__name__), asyncio.timeout(seconds)
+    name, deadline = _name(judge), asyncio.timeout(seconds)
 
     async def ask() -> dict[str, float] | BaseException:
         try:
@@ -76,6 +82,10 @@ async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> dic
     if isinstance(found, BaseException):
         raise JudgeFault(f"judge {name}: {told(found)}") from found
     return found
+
+
+def _name(judge: Judge) -> str:
+    return getattr(judge, "__name__", type(judge).__name__)
 
 
 def _total(rewards: Mapping[str, float], weights: Mapping[str, float]) -> float:

@@ -231,6 +231,11 @@ def check_rewards(tables: Sequence[EnvTable]) -> None:
         if own is None or None in judged:
             continue
         known = [*own, *(name for names in judged for name in names or ())]
+        if twice := [name for name in known if known.count(name) > 1]:
+            raise ConfigError(
+                f"env {table.label!r}: the reward {twice[0]!r} is given twice, by the environment or its "
+                "judges: drop one of them, or give its reward another name"
+            )
         if all(table.rewards.get(name) == 0 for name in known):
             raise ConfigError(
                 f"env.{index}.rewards: every reward of environment {table.label!r} has weight 0 "

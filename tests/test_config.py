@@ -487,6 +487,7 @@ def test_a_run_is_checked_once(run, monkeypatch):
         (["--cluster.address", "here"], "'here' is no address: local, auto or HOST:PORT"),
         (["--env.1.id", "dataset", "--env.1.config.path", "no.jsonl"], "'no.jsonl' does not exist"),
         (["--env.0.rewards.slved", "0.5"], "did you mean 'solved'?"),
+        (["--env.0.judges", '["exact", "exact"]'], "the reward 'exact' is given twice"),
         (["--env.0.rewards.solved", "0"], "every reward of environment 'calculator' has weight 0"),
         (["--env.0.rewards.exact", "0.5"], "given are solved: drop it, or name the judge"),
     ],

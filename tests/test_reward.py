@@ -246,6 +246,16 @@ def test_a_judge_that_exits_in_a_task_of_its_own_is_a_fault():
         pytest.fail("the event loop has ended")
 
 
+async def solved(task, trajectory):
+    return {"solved": 0.0}
+
+
+@pytest.mark.parametrize(("judges", "name"), [([solved], "solved"), ([style, style], "style")])
+async def test_a_reward_that_is_given_already_is_a_fault_and_is_not_replaced(judges, name):
+    with pytest.raises(JudgeFault, match=f"its reward '{name}' is given already"):
+        await score(trajectory(), judges, {}, seconds=1)
+
+
 async def test_a_trajectory_that_nothing_rewards_is_a_fault_and_no_reward_of_0():
     with pytest.raises(JudgeFault, match="gives no reward of its own, and no judge does"):
         await score(trajectory(env_rewards={}), [], {}, seconds=1)

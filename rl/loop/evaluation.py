@@ -36,7 +36,9 @@ def heldout_tasks(table: EnvTable, count: int) -> list[Task]:
             found.setdefault(task.id, task)
             if len(found) == count:
                 break
-    except (Exception, SystemExit) as error:  # an author's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an author's code
         raise OutOfTasks(
             f"environment {table.label!r} cannot make a held-out task: {told(error)}"
         ) from error

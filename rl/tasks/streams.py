@@ -33,7 +33,9 @@ class TaskStreams:
         Raises OutOfTasks, also where the environment cannot make one."""
         try:
             task = self._draw(label, difficulty)
-        except (Exception, SystemExit) as error:  # an author's code
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an author's code
             raise OutOfTasks(f"environment {label!r} cannot make a task: {told(error)}") from error
         if task is None:
             raise OutOfTasks(f"environment {label!r} has no more tasks: tasks() has to be endless")
