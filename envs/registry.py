@@ -63,10 +63,6 @@ def find_env(name: str) -> type[Env]:
         found = _from_module(name) if ":" in name else _from_package(name)
     if not (isinstance(found, type) and issubclass(found, Env)):
         raise UnknownEnv(f"environment {name!r} is not a subclass of envs.env.Env")
-    if not isinstance(getattr(found, "name", None), str):
-        raise UnknownEnv(
-            f'environment {name!r}: class {found.__name__} has no name: write name = "..." in it'
-        )
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.registry import UnknownEnv, anchored, find_env
+from envs.registry import UnknownEnv, anchored, find_env, find_playable
 from rl.cold_start import _key
 from rl.config import EnvTable, load_config
 
@@ -105,7 +105,6 @@ def test_another_process_that_has_found_it_reads_its_pickles(world):
         ("1 / 0", "World", "world.py cannot be imported: ZeroDivisionError"),
         ("def broken(:", "World", "world.py cannot be imported: SyntaxError"),
         (SOURCE, "OTHER", "is not a subclass of envs.env.Env"),
-        (SOURCE.replace('name = "{name}"', "size = 3"), "World", "class World has no name"),
     ],
 )
 def test_a_file_that_offers_no_such_environment_is_one_sentence(
@@ -166,3 +165,9 @@ def test_an_edited_file_makes_a_new_cold_start(world, tmp_path):
     assert _key(config) == before
     world.write_text(world.read_text() + "\n")
     assert _key(config) != before
+
+
+def test_a_class_without_a_name_is_refused(world):
+    world.write_text(SOURCE.replace('name = "{name}"', "size = 3"))
+    with pytest.raises(UnknownEnv, match="has no name: write `name = "):
+        find_playable(f"{world}:World")
