@@ -674,3 +674,31 @@ async def test_an_engine_that_does_not_go_to_sleep_counts_as_dead_too(start):
     assert run.actors.ended == ["engine-1"] and set(run.fleet.serves) == {"engine-0"}
     assert "engine-1 did not sleep within 0.3 s" in said(run)
     assert_closed(run)
+
+
+async def test_groups_that_never_differ_are_said_and_then_end_the_run(start, monkeypatch):
+    monkeypatch.setattr("rl.loop.rollouts.UNUSED_END", 20)
+    monkeypatch.setattr("rl.loop.rollouts.UNUSED_END_TIMES", 1)
+    monkeypatch.setattr("rl.loop.rollouts.UNUSED_SAID", 5)
+    monkeypatch.setattr("rl.loop.rollouts.UNUSED_SAID_TIMES", 0)
+    run = start(outcome=lambda spec: "filtered", env=[{"id": "calculator"}])
+    sentence = "the last 20 groups gave nothing to learn from"
+    with pytest.raises(RunError, match=sentence) as caught:
+        await asyncio.wait_for(run.main(), 30)
+    assert "batch.filter_zero_variance = false" in str(caught.value)
+    note = "the last 5 groups of environment 'calculator' gave nothing to learn from"
+    assert said(run).replace("\n", " ").count(note) == 1
+    assert_closed(run)
+
+
+async def test_an_environment_that_never_differs_beside_one_that_does_is_said_and_no_more(
+    start, monkeypatch
+):
+    monkeypatch.setattr("rl.loop.rollouts.UNUSED_SAID", 3)
+    monkeypatch.setattr("rl.loop.rollouts.UNUSED_SAID_TIMES", 0)
+    run = start(outcome=lambda spec: "samples" if spec.env == "sensors" else "filtered")
+    await asyncio.wait_for(run.main(), 30)
+    told = said(run).replace("\n", " ")
+    assert told.count("groups of environment 'calculator' gave nothing to learn from") == 1
+    assert "environment 'sensors' gave" not in told
+    assert run.book.learner_version == 5

@@ -19,12 +19,16 @@ from rl.loop.watch import Activity
 from rl.nodes.deadline import within
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
-from rl.samples.group import GroupSpec
+from rl.samples.group import GroupReport, GroupSpec
 from rl.tasks.task_source import TaskSource
 
 # So many groups in a row (or four times what is played at once) without one judged trajectory end the
 # run: nothing can be learned any more.
 MAX_FAILED_GROUPS = 50
+# So many judged groups in a row of which none gave a sample (or so many times what is played at once) are
+# said, and end the run.
+UNUSED_SAID, UNUSED_SAID_TIMES = 64, 4
+UNUSED_END, UNUSED_END_TIMES = 512, 16
 
 
 class Plays(Protocol):
@@ -69,6 +73,8 @@ class Rollouts:
         self.progress = progress
         self.rebalance_seconds = rebalance_seconds
         self.limit = max(MAX_FAILED_GROUPS, 4 * most)
+        self.unused_said = max(UNUSED_SAID, UNUSED_SAID_TIMES * most)
+        self.unused_end = max(UNUSED_END, UNUSED_END_TIMES * most)
         # Set whenever more groups may be able to begin.
         self.changed = asyncio.Event()
         self.stopping = False
@@ -184,6 +190,7 @@ class Rollouts:
         )
         self.fleet.counts["tokens_prefilled_again"] += report.reprefilled_tokens
         self.task_source.end(report, time.monotonic())
+        self._check_use(report)
         if not self.book.stats.failed_in_a_row:
             self.activity.moved()
             return
@@ -192,3 +199,29 @@ class Rollouts:
             raise RunError(f"the last {self.limit} groups all ended in faults, {last}")
         if self.task_source.all_failed:
             raise RunError(f"no environment has worked so far, {last}")
+
+    def _check_use(self, report: GroupReport) -> None:
+        """Say that groups give nothing to learn from; raise RunError once too many in a row have not."""
+        stats, env = self.book.stats, report.spec.env
+        rewards = {member.reward for member in report.members if member.judged}
+        if report.sample_ids or not rewards:
+            return
+        over = stats.unused_in_a_row >= self.unused_end
+        if not over and stats.unused[env] != self.unused_said:
+            return
+        reasons = sorted({drop.reason for drop in report.dropped if drop.reason})
+        why = (
+            f"in each, all rewards were the same, most recently {min(rewards):g}"
+            if len(rewards) == 1
+            else f"left out as {', '.join(reasons)}"
+        )
+        count = stats.unused_in_a_row if over else stats.unused[env]
+        whose = "" if over else f" of environment {env!r}"
+        sentence = (
+            f"the last {count} groups{whose} gave nothing to learn from ({why}): make the tasks easier or "
+            "harder (difficulty, curriculum), begin with a better policy ([sft]), raise batch.group_size, or "
+            "set batch.filter_zero_variance = false"
+        )
+        if over:
+            raise RunError(sentence)
+        self.progress.note(sentence)

@@ -17,6 +17,9 @@ class RunStats:
         self.faults: Counter[str] = Counter()
         # Groups in a row without one judged trajectory.
         self.failed_in_a_row = 0
+        # Groups in a row that were judged and gave no sample, of each environment and of all.
+        self.unused: Counter[str] = Counter()
+        self.unused_in_a_row = 0
         # Versions between the oldest token of a trained trajectory and the learner's.
         self.staleness: Counter[int] = Counter()
         self.training_seconds = 0.0
@@ -33,6 +36,12 @@ class RunStats:
         self._reports.append(report)
         self.tokens += sum(m.num_tokens for m in report.members)
         self.failed_in_a_row += 1
+        env = report.spec.env
+        if report.sample_ids:
+            self.unused_in_a_row = self.unused[env] = 0
+        elif any(member.judged for member in report.members):
+            self.unused_in_a_row += 1
+            self.unused[env] += 1
         new: list[MemberReport] = []
         for member in report.members:
             if member.judged:
