@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from torch.multiprocessing.spawn import (
+    ProcessContext,
     ProcessExitedException,
     ProcessRaisedException,
-    SpawnContext,
     start_processes,
 )
 
@@ -57,21 +58,24 @@ def make_sft(
     reports, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
     config = learner_config.model_copy(update={"threads": 1})
     # By the store: what is handed to a process keeps the next from starting until it has imported torch.
-    store.set("demonstrations", pickle.dumps(list(demonstrations)))
+    data: Any = pickle.dumps(list(demonstrations))  # bytes, which the stub does not know of
+    store.set("demonstrations", data)
     arguments = (store.port, sender, checkpoint, sft, config, folder, seed)
     ranks = start_processes(_rank, arguments, sft.ranks, join=False, daemon=True)
     assert ranks is not None, "not joined"
     try:
         _follow(ranks, reports, report)
     finally:
-        for process in ranks.processes:
+        for process in filter(None, ranks.processes):
             process.kill()
             process.join()
         reports.close()
         sender.close()
 
 
-def _follow(ranks: SpawnContext, reports: Connection, report: Callable[[int, float], None]) -> None:
+def _follow(
+    ranks: ProcessContext, reports: Connection, report: Callable[[int, float], None]
+) -> None:
     """Hand reports on until every rank has ended. Raises SftError."""
     ended = False
     while reports.poll(0 if ended else _LOOK_SECONDS) or not ended:
