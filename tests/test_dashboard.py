@@ -25,6 +25,8 @@ from rl.dashboard.pages.frame import run_address
 from rl.dashboard.pages.metrics import MAX_CHARTS
 from rl.dashboard.server import check_address
 
+pytestmark = pytest.mark.process
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 ROOT = Path(__file__).parent.parent
 

@@ -16,6 +16,8 @@ import yaml
 from rl.config import RunConfig, load_config
 from rl.jobs.request import END_SECONDS, GRACE_VARIABLE
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "configs" / "deploy"
 SBATCH = DEPLOY / "dorado.sbatch"

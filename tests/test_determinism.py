@@ -9,6 +9,8 @@ from pathlib import Path
 import learner_process
 import pytest
 
+pytestmark = pytest.mark.process
+
 
 def run(checkpoints: dict[str, Path], how: str) -> dict[str, list[list[str]]]:
     """What a fresh process with two threads computes; its hashes are seeded anew, too."""

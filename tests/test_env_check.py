@@ -19,6 +19,8 @@ from rl.config_file import ConfigError
 from rl.env_tools.check.report import PROMISES, Finding, Report, filled
 from rl.env_tools.check.run import Outcome, _listen, check
 
+pytestmark = pytest.mark.process
+
 FILE = Path(__file__).parent / "planted_envs.py"
 # What is refused when its class is made stands in a file of its own.
 FILES = {"UntypedTool": FILE.with_name("planted_untyped.py")}

@@ -25,6 +25,8 @@ from rollout.engine import Completion, EngineFault, Request
 from rollout.tool_format import MalformedCall
 from rollout.trajectory_file import read_trajectory
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 

@@ -16,6 +16,8 @@ from envs.tool import tool, tools_of
 from rl.cli import app
 from rl.env_tools.play import Command, Say, Unreadable, read_line
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 
 

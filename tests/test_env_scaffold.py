@@ -13,6 +13,8 @@ from envs.registry import find_env
 from rl.cli import app
 from rl.env_tools.check.run import check
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 
 

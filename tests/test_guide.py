@@ -13,6 +13,8 @@ from rl.env_tools.check.report import PROMISES
 from rl.env_tools.check.run import check
 from rl.preflight import check_run
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "environments.md").read_text()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -17,6 +17,8 @@ from envs.session import EnvFault
 from rl.actors import host_rpc as host_lane
 from rl.actors.host_rpc import HALF, LENGTH, Address, HostClient, HostLost, HostServer, Load
 
+pytestmark = pytest.mark.process
+
 
 class Unreadable:
     """Can be pickled, and not be read."""

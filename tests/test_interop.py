@@ -32,6 +32,8 @@ from envs.session import Deadlines, EnvFault, EnvSession, HostFault
 from rl.config import EnvTable
 from rl.config_file import ConfigError
 
+pytestmark = pytest.mark.process
+
 # ---------------------------------------------------------------- a child interpreter
 
 SCRIPT = """

@@ -4,6 +4,8 @@ import pytest
 
 from reward.mathematics import UnreadableReference, equal, read_reference
 
+pytestmark = pytest.mark.process
+
 # fmt: off
 RIGHT = [
     ("5", r"first \boxed{6} then … so \boxed{5}"), ("1,2", r"\boxed{1} and \boxed{2}"),

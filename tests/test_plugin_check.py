@@ -15,6 +15,8 @@ from rl.config_error import ConfigError
 from rl.env_tools.listing import installed
 from rl.plugin_check import check_plugins
 
+pytestmark = pytest.mark.process
+
 QUICK = DeadlineConfig(reset_seconds=0.5)
 WORLD = """
 import os, signal, sys, time

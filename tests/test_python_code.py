@@ -18,6 +18,8 @@ from envs.sandbox.result import Result
 from envs.sandbox.sandbox import Sandbox, SandboxUnavailable
 from envs.session import Deadlines, EnvSession, HostFault, demonstrate
 
+pytestmark = pytest.mark.process
+
 DIFFICULTIES = range(1, PythonCode.difficulties + 1)
 PATIENT = Deadlines(120, 120, 120, 120)
 

@@ -21,6 +21,8 @@ from trainer.norm import rms_norm
 from trainer.scorer import LOGITS, _TokenLogprobs
 from trainer.swiglu import swiglu
 
+pytestmark = pytest.mark.process
+
 CPU = torch.device("cpu")
 
 

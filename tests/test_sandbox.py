@@ -27,6 +27,8 @@ from envs.sandbox.sandbox import Sandbox, SandboxUnavailable
 from rl.config import EnvTable
 from rl.config_file import ConfigError
 
+pytestmark = pytest.mark.process
+
 LEVELS: tuple[LevelName, ...] = (*ISOLATING, "none")
 LONG = Limits(wall_seconds=60, cpu_seconds=60)
 

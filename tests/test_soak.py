@@ -38,6 +38,8 @@ from rl.samples.metrics import passed
 from rollout.episode import Episode
 from rollout.trajectory import Trajectory
 
+pytestmark = pytest.mark.process
+
 LEAKY = Path(__file__).parent / "leaky_envs.py"
 QUICK = Percentiles(1024, 0.1, 0.5, 2.0, 3.0)
 SLOW = Percentiles(1024, 200.0, 300.0, 312.0, 500.0)

@@ -10,8 +10,10 @@ import pytest
 from _pytest.mark.expression import Expression
 from markers import MARKERS, MAY_TAKE_LONGER
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
-PARTS = ("FAST", "SMOKE", "REST")
+PARTS = ("PARALLEL", "SMOKE", "REST")
 
 
 def test_every_test_is_in_exactly_one_part_of_the_makefile(request):
@@ -29,10 +31,11 @@ def test_every_test_is_in_exactly_one_part_of_the_makefile(request):
 def test_the_parts_are_what_make_and_ci_run():
     makefile, ci = (ROOT / "Makefile").read_text(), (ROOT / ".ci" / "run").read_text()
     targets = dict(re.findall(r"^(test[\w-]*): (.*)\n", makefile, re.MULTILINE))
-    assert targets["test"].split() == ["test-fast", "test-smoke"]
+    assert targets["test"].split() == ["test-parallel", "test-smoke"]
     assert targets["test-all"].split() == ["test", "test-rest"]
     used = dict(re.findall(r"^test-(\w+): setup\n.*-m \"\$\((\w+)\)\"", makefile, re.MULTILINE))
-    assert used == {"fast": "FAST", "smoke": "SMOKE", "rest": "REST"}
+    assert used == {"fast": "FAST", "parallel": "PARALLEL", "smoke": "SMOKE", "rest": "REST"}
+    assert "FAST := $(PARALLEL) and not process\n" in makefile, "the fast ones are some of these"
     assert re.findall(r"make [-\w ]*\b(check|test[\w-]*)", ci) == ["check", "test", "test-rest"]
 
 

@@ -16,6 +16,8 @@ from rl.record import wandb_sink
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
 
+pytestmark = pytest.mark.process
+
 STEPS = [
     {"rollout/all/reward": 0.25, "time/total_seconds": 4.5},
     {"rollout/all/reward": 0.75, "time/total_seconds": 4.25, "env/units/breaker": 0.0},
