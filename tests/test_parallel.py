@@ -131,6 +131,19 @@ def test_two_ranks_train_as_one_does(two_ranks, family_checkpoint, expert_parall
     assert moved > 0, "the first step changed what the second one sees"
 
 
+def test_the_balance_loss_of_two_ranks_is_that_of_the_batch(two_ranks, family_checkpoint):
+    """Three steps; one rank alone in micro-batches of another size."""
+    router = RouterConfig(balance_weight=1.0, balance_groups=2, z_weight=0.01)
+    batches = [
+        [replace(s, versions=(version,) * len(s.versions)) for s in samples(0, seed=3 + version)]
+        for version in range(3)
+    ]
+    config = {"router": router, "micro_batch_tokens": 400}
+    wanted = train(alone, family_checkpoint, 1, config, batches)
+    found, _ = two_ranks(train, family_checkpoint, 2, config | {"micro_batch_tokens": 40}, batches)
+    assert_same(found, wanted, 1e-5, absolute=1e-6)
+
+
 def test_experts_on_two_ranks_each_of_which_is_sharded_over_two_more(four_ranks, checkpoint):
     batches = [samples(0), samples(0, seed=4)]
     found, wanted = compared(four_ranks, checkpoint, 2, {}, batches)

@@ -20,6 +20,7 @@ from trainer.moe.balance import (
     experts_of,
     hidden_z_loss,
     load_factors,
+    loads,
 )
 from trainer.moe.router import RouterRecord
 from trainer.policy import load_policy
@@ -31,9 +32,9 @@ LENGTHS = (5, 31, 12, 40)
 EXPERTS = Experts(computing=6, zero=2, per_token=3, wanted=2.4)
 
 
-def learner(folder, *, keep_versions: int = 0, **router) -> Learner:
+def learner(folder, *, keep_versions: int = 0, tokens: int = 64, **router) -> Learner:
     config = LearnerConfig(
-        micro_batch_tokens=64,
+        micro_batch_tokens=tokens,
         threads=1,
         loss=LossConfig(max_completion_tokens=20),
         optim=OptimConfig(lr=1e-3),
@@ -234,6 +235,7 @@ def test_load_and_gradients_are_watched_as_defined():
     scores, chosen = random_scores(40)
     record = RouterRecord()
     record.decide(0, scores, chosen)
+    watch.plan(loads(record, EXPERTS.total), 40)
     weight = torch.randn(40, EXPERTS.total)
     policy = (scores * weight).sum()
     (policy + watch.note(record, 0.25)).backward()
@@ -242,8 +244,8 @@ def test_load_and_gradients_are_watched_as_defined():
     assert found["router/load_violation"] == pytest.approx(
         (load[:6].max() / load[:6].mean() - 1).item()
     )
-    [loads] = watch.loads()
-    assert loads == pytest.approx((load / 40).tolist(), abs=1e-4)
+    [shares] = watch.loads()
+    assert shares == pytest.approx((load / 40).tolist(), abs=1e-4)
     assert found["router/ffn_experts"] == pytest.approx(load[:6].sum().item() / 40)
     assert found["router/zero_share"] == pytest.approx(load[6:].sum().item() / 120)
     again, _ = random_scores(40)
@@ -264,6 +266,31 @@ def test_the_balance_and_z_losses_reach_the_weights_but_not_the_reported_loss(ch
     for name in ("balance", "z"):
         assert found[name]["loss/loss"] == pytest.approx(found["plain"]["loss/loss"], rel=1e-5)
         assert found[name]["optim/grad_norm"] > 1.01 * found["plain"]["optim/grad_norm"]
+
+
+STEERED = {"balance_weight": 1.0, "balance_groups": 2, "z_weight": 0.01}
+
+
+def test_three_steps_are_the_same_however_the_batch_is_cut(family_checkpoint):
+    """In an update and in imitation: the balance loss counts the whole batch."""
+    lengths = (40, 8, 33, 12, 25, 19)
+    found, plain = [], []
+    for tokens, weights in ((40, STEERED), (64, STEERED), (400, STEERED), (400, {})):
+        ours = learner(family_checkpoint, tokens=tokens, **weights)
+        before = {n: w.clone() for n, w in ours.snapshot(torch.float32).items()}
+        for version in range(3):
+            batch = [
+                sample(f"s{i}", n, random.Random(i), version=version) for i, n in enumerate(lengths)
+            ]
+            ours.step(batch) if version < 2 else ours.sft_step(batch)
+        after = ours.snapshot(torch.float32)
+        (found if weights else plain).append(
+            torch.cat([(after[n] - before[n]).flatten() for n in sorted(after)])
+        )
+    moved = found[0].norm()
+    for other in found[1:]:
+        assert (other - found[0]).norm() < 1e-3 * moved
+    assert (plain[0] - found[0]).norm() > 0.1 * moved, "the losses have an effect"
 
 
 def test_imitation_moves_the_bias_too(checkpoint):

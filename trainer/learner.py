@@ -29,7 +29,14 @@ from trainer.determinism import make_deterministic
 from trainer.lora import add_adapters
 from trainer.loss import LOSSES, PpoConfig, objective
 from trainer.loss_inputs import LossInputs
-from trainer.moe.balance import BiasController, Experts, RouterWatch, experts_of, hidden_z_loss
+from trainer.moe.balance import (
+    BiasController,
+    Experts,
+    RouterWatch,
+    experts_of,
+    hidden_z_loss,
+    loads,
+)
 from trainer.optimizer import Optimizer
 from trainer.parallel import ALONE, Ranks, exchanged, materialise, shard
 from trainer.policy import fill_policy, load_policy, outline_policy
@@ -150,7 +157,7 @@ class Learner:
         tokens_S = torch.tensor([s.num_policy_tokens for s in samples], device=self.device)
         num_tokens = int(tokens_S.sum())
         all_tokens = sum(len(s.token_ids) for s in samples)
-        watch = self._watch()
+        watch = self._watch(samples)
         recorder = TokenRecorder(samples) if self.config.record_tokens else None
         behaviour_seconds = 0.0
         self.optimizer.forget()
@@ -224,10 +231,22 @@ class Learner:
             critic=critic,
         )
 
-    def _watch(self) -> RouterWatch | None:
+    def _watch(self, samples: Sequence[TrainSample]) -> RouterWatch | None:
+        """A watch over the update on these samples. With a balance loss the batch is scored once more for its
+        loads, before the update: a micro-batch's own are not the batch's."""
         if self.experts is None:
             return None
-        return RouterWatch(len(self.scorer.routers), self.experts, self.config.router)
+        watch = RouterWatch(len(self.scorer.routers), self.experts, self.config.router)
+        if self.config.router.balance_weight:
+            counts_LE = torch.zeros_like(watch.counts_LE)
+            with torch.no_grad():
+                for batch in self._micro_batches(samples):
+                    self._score(batch)
+                    if batch.num_tokens:
+                        counts_LE += loads(self.scorer.routing_record, self.experts.total)
+            self.ranks.add_up([counts_LE])
+            watch.plan(counts_LE, sum(len(s.token_ids) for s in samples))
+        return watch
 
     def _steer(self, watch: RouterWatch | None) -> None:
         """After an update: the whole batch's loads, and the biases moved by them."""
@@ -284,7 +303,7 @@ class Learner:
         num_tokens = sum(s.num_policy_tokens for s in samples)
         all_tokens = sum(len(s.token_ids) for s in samples)
         total = 0.0
-        watch = self._watch()
+        watch = self._watch(samples)
         self.optimizer.forget()
         for batch in self._micro_batches(samples):
             loss = -self._score(batch).logprobs_N.sum() / num_tokens

@@ -1,8 +1,8 @@
 """Keeps the experts' load in order: two losses, a controller of the routers' bias, and metrics.
 
 LongCat-Flash report (arXiv 2509.01322): the controller is equation 2, the device-level balance loss equations
-3 to 5, the hidden z-loss and the ratio of router gradients section 2.3. N experts compute, Z do not
-(E = N + Z); K are chosen per token, of which K_e on average should compute.
+3 to 5 with T the tokens of the whole batch, the hidden z-loss and the ratio of router gradients section 2.3.
+N experts compute, Z do not (E = N + Z); K are chosen per token, of which K_e on average should compute.
 
 Shapes: T tokens, L layers, K experts per token, E experts, D groups of computing experts.
 """
@@ -46,6 +46,12 @@ def load_factors(counts_E: Tensor, tokens: int, experts: Experts, groups: int) -
     zero = zero_Z.sum() / (rest * tokens) if rest > 0 else zero_Z.new_zeros(())
     group_size = experts.computing // groups
     return torch.cat((own_D.repeat_interleave(group_size), zero.expand(experts.zero)))
+
+
+def loads(record: RouterRecord, experts: int) -> Tensor:
+    """(L, E): the choices that counted in the micro-batch that was just scored."""
+    used = [record.used_TK[layer].flatten() for layer in sorted(record.used_TK)]
+    return torch.stack([torch.bincount(one, minlength=experts).float().cpu() for one in used])
 
 
 def balance_loss(scores_TE: Tensor, f_E: Tensor) -> Tensor:
@@ -93,7 +99,8 @@ class RouterWatch:
     """Adds up what the routers did over the micro-batches of a step.
 
     counts_LE: choices that fell on each expert. The gradients are those of mean probabilities: the sum over
-    tokens of what reaches a router's scores.
+    tokens of what reaches a router's scores. factors_LE: f_j of the whole batch, without which there is no
+    balance loss: of a micro-batch's own they would depend on how the batch is cut.
     """
 
     def __init__(self, layers: int, experts: Experts, config: RouterConfig) -> None:
@@ -103,11 +110,17 @@ class RouterWatch:
         self.balance_LE = torch.zeros(layers, experts.total)
         # Tokens times layers: compared with the engine; equal as used; equal as the router itself chose.
         self.agreement_3 = torch.zeros(3)
+        self.factors_LE: Tensor | None = None
+
+    def plan(self, counts_LE: Tensor, tokens: int) -> None:
+        """Fix the balance loss's f_j by the choices of all `tokens` of the batch, over all ranks."""
+        x, groups = self.experts, self.config.balance_groups
+        self.factors_LE = torch.stack([load_factors(c_E, tokens, x, groups) for c_E in counts_LE])
 
     def note(self, record: RouterRecord, share: float) -> Tensor:
         """Take in a micro-batch that holds `share` of the step's tokens; returns its balance loss, weighted.
 
-        To be called between forward and backward pass.
+        To be called between forward and backward pass, and after `plan` where there is a balance loss.
         """
         loss = torch.zeros(())
         for layer, used_TK in record.used_TK.items():
@@ -118,10 +131,11 @@ class RouterWatch:
                 self._compare(record.engine_TLK[:, layer], used_TK, record.own_TK[layer])
             weight = self.config.balance_weight * share
             if weight:
-                groups = self.config.balance_groups
-                f_E = load_factors(counts_E, len(scores_TE), self.experts, groups)
+                assert self.factors_LE is not None, "planned before the first micro-batch"
+                f_E = self.factors_LE[layer]
+                self.balance_LE[layer] += weight * f_E
+                f_E = f_E.to(scores_TE.device)
                 loss = loss.to(f_E.device) + weight * balance_loss(scores_TE, f_E)
-                self.balance_LE[layer] += weight * f_E.cpu()
                 scores_TE.register_hook(self._gradient_of(layer))
         return loss
 
