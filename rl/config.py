@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic import model_validator as validator
 
 from envs.env import Deadlines, Env
@@ -299,6 +299,23 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     wandb: WandbConfig = WandbConfig()
+
+    @validator(mode="before")
+    @classmethod
+    def _longest_completion(cls, given: object) -> object:
+        """Where the losses' T_max is missing, it is the most that a policy writes in an episode."""
+        if not isinstance(given, dict):
+            return given
+        learner = given.get("learner", {})
+        loss = learner.get("loss", {}) if isinstance(learner, dict) else None
+        if not isinstance(loss, dict) or "max_completion_tokens" in loss:
+            return given
+        try:
+            episode = EpisodeConfig.model_validate(given.get("episode", {}))
+        except ValidationError:  # said of the episode's own settings
+            return given
+        loss = {**loss, "max_completion_tokens": episode.longest_completion}
+        return {**given, "learner": {**learner, "loss": loss}}
 
     @validator(mode="after")
     def _mode_and_layout(self) -> "RunConfig":

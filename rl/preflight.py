@@ -35,6 +35,7 @@ from rl.plugin_check import EnvLook, check_plugins
 from rollout.config import EpisodeConfig
 from trainer.checkpoint_files import check_weights
 from trainer.families.registry import FAMILIES
+from trainer.loss import LOSSES
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
@@ -45,6 +46,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 OPENINGS_CHECKED, ACTOR_MIB = 4, 100
 # Tasks whose reference answers are read before a run with the mathematics judge.
 REFERENCES_CHECKED = 2000
+# vLLM's arguments that change the distribution of tokens or the log-probs that are reported of it.
+OF_DISTRIBUTION = {"logprobs_mode", "logits_processors", "override_generation_config"}
 
 
 def check_run(config: RunConfig) -> None:
@@ -281,13 +284,40 @@ def _check_tasks(label: str, env: Env, splits: Sequence[Split]) -> None:
             raise ConfigError(f"env {label!r}: {error}") from None
 
 
+def _check_distribution(config: RunConfig) -> None:
+    """Tokens are drawn from the distribution that the learner computes: else every ratio is off."""
+    if config.sampling.top_p < 1:
+        raise ConfigError(
+            f"sampling.top_p: at {config.sampling.top_p:g} tokens are drawn from a distribution whose tail "
+            "is cut off, and the learner computes the whole one, so that every ratio would be off by what "
+            "was cut; set top_p = 1"
+        )
+    for key in sorted(OF_DISTRIBUTION & config.engine.vllm.keys()):
+        raise ConfigError(
+            f"engine.vllm.{key}: changes what tokens are drawn from, or which log-probs the engine reports, "
+            "and the learner could not compute the same; leave it out"
+        )
+
+
+def _check_longest(config: RunConfig) -> None:
+    """T_max of a loss that divides by it is what an episode allows."""
+    if not LOSSES[config.learner.loss.kind].constant_denominator:
+        return
+    episode, found = config.episode, config.learner.loss.max_completion_tokens
+    longest = episode.longest_completion
+    turn = min(episode.max_completion_tokens, longest)
+    if not turn <= found <= longest:
+        raise ConfigError(
+            f"learner.loss.max_completion_tokens: {found} does not fit the episodes, in which a policy writes "
+            f"up to {turn} tokens a turn and {longest} in all (episode.max_completion_tokens, max_turns and "
+            f"max_tokens); leave it out, or set it to {longest}"
+        )
+
+
 def _check_settings(config: RunConfig) -> None:
     """Settings that are fine one by one and cannot work together."""
-    if config.sampling.top_p < 1 and config.learner.loss.behaviour == "learner":
-        raise ConfigError(
-            "sampling.top_p: below 1 the engine's log-probs are of the cut distribution and the learner's "
-            'of the whole one; set learner.loss.behaviour = "engine" or top_p = 1'
-        )
+    _check_distribution(config)
+    _check_longest(config)
     if config.timeouts.stall_seconds <= config.episode.max_seconds:
         raise ConfigError(
             f"timeouts.stall_seconds ({config.timeouts.stall_seconds:g}) has to be above "

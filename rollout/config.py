@@ -124,3 +124,8 @@ class EpisodeConfig(Section):
     max_tokens: PositiveInt = 256
     max_seconds: PositiveFloat = 300
     tool_format: ToolFormat = "longcat"
+
+    @property
+    def longest_completion(self) -> int:
+        """Most tokens that the policy writes in one episode, over all its turns."""
+        return min(self.max_tokens, self.max_turns * self.max_completion_tokens)

@@ -234,9 +234,8 @@ def decoupled_ppo_by_hand(batch: list[Sequence], w: Weights):
     for s, weights in zip(batch, w, strict=True):
         for new, old, proximal, weight in zip(s.new, s.old, s.proximal, weights, strict=True):
             ratio = (new - proximal).exp()
-            total = total + weight * math.exp(proximal - old) * surrogate(
-                ratio, s.advantage, 0.2, 0.2
-            )
+            stale = min(math.exp(proximal - old), 5.0)
+            total = total + weight * stale * surrogate(ratio, s.advantage, 0.2, 0.2)
     return -total / count(batch)
 
 
@@ -275,9 +274,23 @@ def icepop_by_hand(batch: list[Sequence]) -> Weights:
 def mis_by_hand(batch: list[Sequence]) -> Weights:
     found = []
     for ratios in token_ratios(batch):
+        whole = math.prod(ratios)
+        found.append([whole if whole <= 2 else 0.0] * len(ratios))
+    return found
+
+
+def geometric_rejection_by_hand(batch: list[Sequence]) -> Weights:
+    found = []
+    for ratios in token_ratios(batch):
         mean = math.prod(ratios) ** (1 / len(ratios))
         found.append([mean if 0.99 <= mean <= 1.01 else 0.0] * len(ratios))
     return found
 
 
-WEIGHTS = {"none": unweighted, "tis": tis_by_hand, "icepop": icepop_by_hand, "mis": mis_by_hand}
+WEIGHTS = {
+    "none": unweighted,
+    "tis": tis_by_hand,
+    "icepop": icepop_by_hand,
+    "mis": mis_by_hand,
+    "geometric_rejection": geometric_rejection_by_hand,
+}

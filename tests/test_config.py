@@ -19,7 +19,7 @@ from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config
 from rl.config_file import ConfigError, flat, read_origins
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
-from rl.preflight import check_run, own_settings, with_own_deadlines
+from rl.preflight import _check_settings, check_run, own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
 
 ROOT = Path(__file__).parent.parent
@@ -203,7 +203,7 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
             "[learner.loss]\nkind = 'gspo'\ngrpo = { clip_high = 0.3 }",
             "learner.loss: [grpo] is set, and nothing reads it: kind is 'gspo', the correction is 'none'",
         ),
-        ("[learner.loss.mis]\nhigh = 1.1", "[mis] is set, and nothing reads it: kind is 'longcat'"),
+        ("[learner.loss.mis]\ncap = 1.1", "[mis] is set, and nothing reads it: kind is 'longcat'"),
         (
             "[learner.loss]\ncorrection = 'icepop'\nicepop = { low = 6 }",
             "icepop.low (6) has to be below icepop.high (5)",
@@ -450,6 +450,60 @@ def test_a_reference_that_the_mathematics_judge_cannot_read_is_refused_before_th
         "('what is 7?'): the reference answer '\\\\frac{1}{' cannot be judged by `mathematics`"
     )
     assert sentence in str(caught.value)
+
+
+def checked(path: Path, *options: str) -> str:
+    """The sentence of the check of settings, "" where there is none."""
+    text = 'name = "x"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n'
+    (path / "x.toml").write_text(text)
+    try:
+        _check_settings(load_config(path / "x.toml", options))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("behaviour", ["learner", "engine"])
+def test_a_cut_distribution_is_refused_whatever_the_behaviour(tmp_path, behaviour):
+    loss = ("--learner.loss.behaviour", behaviour)
+    assert checked(tmp_path, *loss) == checked(tmp_path, *loss, "--sampling.temperature=0.7") == ""
+    sentence = checked(tmp_path, *loss, "--sampling.top_p=0.7")
+    assert sentence.startswith("sampling.top_p: at 0.7 tokens are drawn from a distribution whose")
+    for key in ("top_k", "min_p", "repetition_penalty"):
+        with pytest.raises(ConfigError, match=f"sampling.{key}: unknown key"):
+            checked(tmp_path, *loss, f"--sampling.{key}=1")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["logprobs_mode='raw_logprobs'", "override_generation_config={top_p=0.5}"],
+)
+def test_arguments_of_the_engine_that_change_the_distribution_are_refused(tmp_path, argument):
+    key, _, _ = argument.partition("=")
+    sentence = checked(tmp_path, f"--engine.vllm={{{argument}}}")
+    assert sentence.startswith(f"engine.vllm.{key}: changes what tokens are drawn from")
+
+
+def test_the_longest_completion_of_a_loss_is_the_episodes(tmp_path):
+    def t_max(*options: str) -> int:
+        assert checked(tmp_path, *options) == ""
+        return load_config(tmp_path / "x.toml", options).learner.loss.max_completion_tokens
+
+    assert t_max() == min(256, 8 * 32)
+    assert t_max("--episode.max_turns=2") == t_max(
+        "--learner.loss.kind=hispo", "--episode.max_turns=2"
+    )
+    assert t_max("--episode.max_turns=2") == 64
+    assert t_max("--learner.loss.max_completion_tokens=32") == 32
+    sentence = "does not fit the episodes, in which a policy writes up to 32 tokens a turn and 256"
+    for kind in ("longcat", "dr_grpo", "hispo"):
+        for wrong in (31, 257):
+            options = (
+                f"--learner.loss.max_completion_tokens={wrong}",
+                f"--learner.loss.kind={kind}",
+            )
+            assert sentence in checked(tmp_path, *options)
+    assert t_max("--learner.loss.max_completion_tokens=31", "--learner.loss.kind=grpo") == 31
 
 
 def test_a_run_is_checked_once(run, monkeypatch):

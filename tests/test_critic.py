@@ -12,7 +12,7 @@ from fakes import sample
 from transformers import AutoModelForCausalLM
 
 from trainer.config import LearnerConfig, LossConfig, OptimConfig
-from trainer.critic import Critic, Targets, turn_lengths, turn_targets, value_inputs
+from trainer.critic import Critic, Targets, mean_error, turn_lengths, turn_targets, value_inputs
 from trainer.learner import Learner
 from trainer.loss import PpoConfig
 from trainer.sample import TrainSample
@@ -185,3 +185,42 @@ def test_with_the_engines_logprobs_as_behaviour_the_present_values_are_used(chec
     ours = learner(checkpoint, loss=LossConfig(kind="ppo", behaviour="engine"))
     for _ in range(2):
         assert math.isfinite(ours.step(samples(0)).metrics["loss/value"])
+
+
+def test_a_constant_reward_is_learned_at_the_default_rates(checkpoint):
+    """The policy's usual rate of 1e-6 would leave the value where it was."""
+    ours = learner(checkpoint, loss=LossConfig(kind="ppo"), optim=OptimConfig())
+    batch = [replace(s, reward=1.0) for s in samples()]
+    errors = []
+    for version in range(30):
+        now = [replace(s, versions=(version,) * len(s.versions)) for s in batch]
+        errors.append(ours.step(as_written(ours, now)).metrics["loss/value"])
+    assert errors[0] == pytest.approx(1.0, rel=0.1)
+    assert errors[-1] < 0.02
+
+
+def test_a_head_alone_is_trained_while_it_warms_up(checkpoint):
+    ppo = PpoConfig(critic_warmup=2, critic_lr=1e-2, value_centring=0)
+    ours = learner(checkpoint, loss=LossConfig(kind="ppo", ppo=ppo))
+    before = ours.logprobs(samples())
+    for version in range(2):
+        metrics = ours.step(as_written(ours, samples(version))).metrics
+        assert metrics["optim/lr"] == 0 and ours.logprobs(samples()) == before
+        # Adam's first steps are as long as its rate.
+        assert ours.scorer.critic.bias.abs().item() == pytest.approx(1e-2 * (version + 1), rel=0.3)
+    assert ours.step(as_written(ours, samples(2))).metrics["optim/lr"] == 1e-2
+    assert ours.logprobs(samples()) != before
+
+
+def test_a_bias_moves_by_its_share_of_the_mean_error():
+    def targets(*errors: float) -> Targets:
+        starts = tuple(i % 2 == 0 for i in range(len(errors)))
+        zeros = (0.5,) * len(errors)
+        return Targets(starts, zeros, tuple(0.5 + e for e in errors), zeros)
+
+    error = mean_error([targets(1.0, 9.0, 2.0), targets(6.0)])
+    assert error == pytest.approx(3.0)
+    critic = Critic(2)
+    critic.centre(error, 0.1)
+    assert critic.bias.item() == pytest.approx(0.3)
+    assert mean_error([]) == 0.0

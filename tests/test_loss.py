@@ -14,14 +14,15 @@ from objectives_by_hand import (
     WEIGHTS,
     count,
     drawn,
-    mis_by_hand,
+    geometric_rejection_by_hand,
     scalar,
     tensors,
 )
+from pydantic import ValidationError
 from torch import Tensor
 
 from trainer.config import LossConfig
-from trainer.correction import CORRECTIONS, TisConfig
+from trainer.correction import CORRECTIONS, GeometricRejectionConfig, MisConfig, TisConfig
 from trainer.loss import LOSSES, objective
 from trainer.loss_inputs import LossInputs
 
@@ -85,13 +86,13 @@ def test_the_cases_tell_each_loss_from_a_ratio_of_one(name):
 
 def test_masks_keep_some_and_leave_out_some():
     batch = [s for case in ("some clipped", "staleness mixed") for s in CASES[case]]
-    for correction in ("icepop", "mis"):
+    for correction in ("icepop", "mis", "geometric_rejection"):
         weights = [w for ws in WEIGHTS[correction](batch) for w in ws]
         assert 3 < sum(w == 0 for w in weights) < len(weights) - 3
         _, counts = objective(tensors(batch), settings("grpo", correction))
         assert counts[f"loss/{correction}_masked"].item() == sum(w == 0 for w in weights)
     _, counts = objective(tensors(batch), settings("hispo"))
-    whole_samples = sum(w == 0 for ws in mis_by_hand(batch) for w in ws)
+    whole_samples = sum(w == 0 for ws in geometric_rejection_by_hand(batch) for w in ws)
     assert whole_samples < counts["loss/hispo_masked"].item() < count(batch)
 
 
@@ -220,3 +221,48 @@ def test_losses_that_end_no_gradient(name):
     x = tensors(CASES["most clipped"])
     objective(x, settings(name))[0].backward()
     assert (x.learner_logprobs_N.grad != 0).all()
+
+
+def far_apart() -> LossInputs:
+    """Two samples of three tokens, of which the engine's log-probs are 0.3 and -0.3 away at each token."""
+    first, second = drawn(0, 0.1, (3, 3))
+    first = replace(first, engine=[o - 0.3 for o in first.old])
+    return tensors([first, replace(second, engine=[o + 0.3 for o in second.old])])
+
+
+def test_mis_is_the_products_and_geometric_rejection_the_means():
+    """Ratios e^0.9 = 2.46 and e^-0.9 of the products; e^0.3 and e^-0.3 of the means."""
+    x = far_apart()
+    found, counts = CORRECTIONS["mis"].function(x, MisConfig())
+    low = math.exp(-0.9)
+    assert found.tolist() == pytest.approx([0, 0, 0, low, low, low])
+    assert counts["loss/mis_masked"].item() == 3
+    wide = GeometricRejectionConfig(low=0.8, high=2.0)
+    found, counts = CORRECTIONS["geometric_rejection"].function(x, wide)
+    high = math.exp(0.3)
+    assert found.tolist() == pytest.approx([high, high, high, 0, 0, 0])
+    assert counts["loss/geometric_rejection_masked"].item() == 3
+
+
+def test_a_sample_far_from_the_engine_has_the_weight_0_and_never_infinity():
+    x = far_apart()
+    x = replace(x, rollout_logprobs_N=x.rollout_logprobs_N - 2000.0)
+    found, _ = CORRECTIONS["mis"].function(x, MisConfig())
+    assert found.tolist() == [0.0] * 6
+
+
+def test_bounds_of_mis_are_pointed_to_the_correction_that_has_them():
+    with pytest.raises(ValidationError, match="that is the correction 'geometric_rejection'"):
+        LossConfig.model_validate({"kind": "grpo", "correction": "mis", "mis": {"high": 1.1}})
+
+
+@pytest.mark.parametrize(("cap", "weight"), [(5.0, 5.0), (2.0, 2.0), (math.inf, math.exp(3))])
+def test_decoupled_ppo_caps_the_weight_of_a_stale_token(cap, weight):
+    s = replace(drawn(0, 0.1, (1,))[0], new=[scalar(-1.0)], proximal=[-1.0], old=[-4.0])
+    x = tensors([replace(s, advantage=1.0)])
+    c = settings("decoupled_ppo", decoupled_ppo={"max_weight": cap})
+    loss, counts = objective(x, c)
+    loss.backward()
+    assert -loss.item() == pytest.approx(weight)
+    assert -x.learner_logprobs_N.grad.item() == pytest.approx(weight)
+    assert counts["loss/decoupled_capped"].item() == (cap < 20)

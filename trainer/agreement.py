@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ def compare_small(config: PreTrainedConfig) -> None:
 def small_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy of the config with the sizes of its family's smallest preset; all else stays."""
     sizes = dict(FAMILIES[config.model_type].presets["tiny"])
-    values = config.to_dict() | sizes | {"vocab_size": 256}
+    values: dict[str, Any] = {**config.to_dict(), **sizes, "vocab_size": 256}
     values |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     if values.get("sliding_window"):
         values["sliding_window"] = WINDOW
@@ -161,7 +162,7 @@ def _own_code(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_attn_implementation(usual)
+        model.set_attn_implementation(usual or PACKED)
         model.train(training)
 
 

@@ -64,12 +64,28 @@ class IcepopConfig(BoundsConfig):
     high: PositiveFloat = 5.0
 
 
-class MisConfig(BoundsConfig):
+class GeometricRejectionConfig(BoundsConfig):
     """low, high: a sample whose weight, the geometric mean of its tokens', is outside is left out."""
 
-    section = "mis"
+    section = "geometric_rejection"
     low: PositiveFloat = 0.99
     high: PositiveFloat = 1.01
+
+
+class MisConfig(Section):
+    """cap: a sample whose ratio, the product of its tokens', is above is left out."""
+
+    cap: PositiveFloat = 2.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _had_bounds(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not {"low", "high"}.isdisjoint(given):
+            raise ValueError(
+                "low and high bound a geometric mean: that is the correction 'geometric_rejection', and mis "
+                "has a cap"
+            )
+        return given
 
 
 def none(x: "LossInputs", c: Section) -> Weighed:
@@ -92,16 +108,25 @@ def icepop(x: "LossInputs", c: IcepopConfig) -> Weighed:
     return weights_N, {"loss/icepop_masked": (~kept_N).float().sum()}
 
 
-def mis(x: "LossInputs", c: MisConfig) -> Weighed:
-    """The sample's ratio for all its tokens where it is within [low, high], else 0: sequence-level masked
-    importance sampling (Liu, Li et al., "When Speed Kills Stability: Demystifying RL Collapse from the
-    Training-Inference Mismatch", 2025).
+def geometric_rejection(x: "LossInputs", c: GeometricRejectionConfig) -> Weighed:
+    """The geometric mean of the sample's ratios where it is within [low, high], else 0, for all its tokens.
 
-    The sample's ratio is the geometric mean of its tokens' (GSPO, arXiv 2507.18071, equation 7), so that
-    the bounds mean the same at every length.
+    Rejection by the mean, as GSPO has its ratio (arXiv 2507.18071, equation 7): the bounds mean the same at
+    every length. It is no importance weight of the sequence; `mis` is.
     """
     ratio_N = x.sample_mean(x.behaviour_logprobs_N - x.rollout_logprobs_N).exp()
     kept_N = (ratio_N >= c.low) & (ratio_N <= c.high)
+    weights_N = ratio_N.where(kept_N, 0.0)
+    return weights_N, {"loss/geometric_rejection_masked": (~kept_N).float().sum()}
+
+
+def mis(x: "LossInputs", c: MisConfig) -> Weighed:
+    """The sample's importance ratio, the product of its tokens', where it is at most C, else 0, for all its
+    tokens: sequence-level masked importance sampling (Liu, Li et al., "When Speed Kills Stability:
+    Demystifying RL Collapse from the Training-Inference Mismatch", 2025)."""
+    gap_N = x.sample_mean(x.behaviour_logprobs_N - x.rollout_logprobs_N) * x.sample_tokens_N
+    ratio_N = gap_N.exp()
+    kept_N = ratio_N <= c.cap
     weights_N = ratio_N.where(kept_N, 0.0)
     return weights_N, {"loss/mis_masked": (~kept_N).float().sum()}
 
@@ -111,4 +136,5 @@ CORRECTIONS: dict[str, Correction] = {
     "tis": Correction(tis, TisConfig),
     "icepop": Correction(icepop, IcepopConfig),
     "mis": Correction(mis, MisConfig),
+    "geometric_rejection": Correction(geometric_rejection, GeometricRejectionConfig),
 }

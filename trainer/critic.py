@@ -11,6 +11,7 @@ Shapes: N policy tokens, D hidden size, K turns of a sample.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from trainer.advantage import OverTurns, gae
 from trainer.loss import PpoConfig
 from trainer.loss_inputs import ValueInputs
+from trainer.parallel import local
 from trainer.sample import TrainSample
 
 
@@ -32,6 +34,11 @@ class Critic(nn.Module):
     def forward(self, hidden_ND: Tensor) -> Tensor:
         """(N,) in float32."""
         return hidden_ND.float() @ self.weight + self.bias
+
+    @torch.no_grad()
+    def centre(self, error: float, share: float) -> None:
+        """Move the bias by a share of the returns' mean error; of a sharded bias one rank has it."""
+        local(self.bias).add_(share * error)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,17 @@ def turn_targets(
         returns=tuple(advantages_K[k] + values_K[k] for k in turns),
         advantages=tuple(advantages_K[k] for k in turns),
     )
+
+
+def mean_error(targets: Sequence[Targets]) -> float:
+    """The mean over the turns of a batch of return less value."""
+    errors = [
+        wanted - value
+        for t in targets
+        for wanted, value, start in zip(t.returns, t.behaviour_values, t.starts, strict=True)
+        if start
+    ]
+    return fmean(errors) if errors else 0.0
 
 
 def with_advantages(sample: TrainSample, targets: Targets) -> TrainSample:

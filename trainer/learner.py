@@ -24,7 +24,7 @@ from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weigh
 from trainer.config import LearnerConfig
 from trainer.cpu.allocator import keep_freed_memory
 from trainer.cpu.row_kernel import compile_kernels
-from trainer.critic import Targets, turn_targets, value_inputs, with_advantages
+from trainer.critic import Targets, mean_error, turn_targets, value_inputs, with_advantages
 from trainer.determinism import make_deterministic
 from trainer.lora import add_adapters
 from trainer.loss import LOSSES, PpoConfig, objective
@@ -84,6 +84,8 @@ class Learner:
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.ranks = ranks
         critic = LOSSES[config.loss.kind].critic
+        of_critic = config.loss.loss_settings if critic else None
+        assert of_critic is None or isinstance(of_critic, PpoConfig), "a loss with a critic"
         if ranks.count == 1:
             policy = load_policy(checkpoint, torch.float32)
             if config.lora is not None:
@@ -92,14 +94,16 @@ class Learner:
             self.scorer.to(self.device)
             self.scorer.train()
             check_agreement(self.scorer, config.micro_batch_tokens)
-            self.optimizer = Optimizer(self.scorer, config.optim, self.dtype)
+            self.optimizer = Optimizer(self.scorer, config.optim, self.dtype, critic=of_critic)
         else:
             self.scorer = Scorer(outline_policy(checkpoint), temperature, critic=critic)
             check_agreement(self.scorer, config.micro_batch_tokens)
             shard(self.scorer, ranks, self.dtype)
             materialise(self.scorer, self.device)
             fill_policy(self.model, checkpoint)
-            self.optimizer = Optimizer(self.scorer, config.optim, torch.float32, ranks)
+            self.optimizer = Optimizer(
+                self.scorer, config.optim, torch.float32, ranks, critic=of_critic
+            )
         self.scorer.train()
         if config.recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
@@ -188,6 +192,8 @@ class Learner:
         if fault:
             return StepResult({"parity/tokens": 0.0}), fault
         self.optimizer.step()
+        if self.scorer.critic is not None and self.optimizer.critic is not None:
+            self.scorer.critic.centre(mean_error(targets), self.optimizer.critic.value_centring)
         token_scores = recorder.scores(self.ranks) if recorder is not None else []
         self._steer(watch)
         metrics = {

@@ -39,7 +39,8 @@ class Loss:
 
     advantage, correction: the ones used where the configuration names none. critic: trained with a value
     head, so its advantage is one of CRITIC_ADVANTAGES and its settings are `PpoConfig`'s. masks_gap: weighs
-    the gap between learner and engine itself, so it takes no correction.
+    the gap between learner and engine itself, so it takes no correction. constant_denominator: divides by
+    T_max, `LossConfig.max_completion_tokens`.
     """
 
     function: Callable[["LossInputs", "Tensor", Any], Found]
@@ -48,6 +49,7 @@ class Loss:
     correction: str = "none"
     critic: bool = False
     masks_gap: bool = False
+    constant_denominator: bool = False
 
 
 class ClipConfig(Section):
@@ -77,14 +79,30 @@ class CispoConfig(Section):
     max_ratio: PositiveFloat = 5.0
 
 
+class DecoupledPpoConfig(ClipConfig):
+    """PPO's epsilon, and max_weight: cap of the weight pi_prox / pi_behaviour of a token; inf takes it away.
+
+    The paper states none; this one is of the range that its own implementation uses.
+    """
+
+    max_weight: PositiveFloat = Field(default=5.0, allow_inf_nan=True)
+
+
 class PpoConfig(ClipConfig):
     """PPO's epsilon, the critic's loss and GAE's horizon.
 
+    critic_lr: the value head's own learning rate, on the policy's schedule: a head that begins at 0 needs
+    larger steps than a policy that has been trained. critic_warmup: updates in which the head alone is
+    trained. value_centring: share of the returns' mean error by which the head's bias moves at each update,
+    0 for none: whatever the rewards' size, the value finds their mean within some ten updates.
     value_clip: the value moves at most so far from the behaviour version's before its error stops
     counting. value_weight: the value loss's weight beside the policy's. gamma, lam: GAE's discount and
     lambda, per turn.
     """
 
+    critic_lr: PositiveFloat = 1e-3
+    critic_warmup: int = Field(default=0, ge=0)
+    value_centring: float = Field(default=0.1, ge=0, le=1)
     value_clip: PositiveFloat = 0.2
     value_weight: PositiveFloat = 0.5
     gamma: float = Field(default=1.0, ge=0, le=1)
@@ -238,17 +256,20 @@ def hispo(x: "LossInputs", w_N: "Tensor", c: HispoConfig) -> Found:
     return loss, counts | {"loss/hispo_masked": (1 - kept_N).sum()}
 
 
-def decoupled_ppo(x: "LossInputs", w_N: "Tensor", c: ClipConfig) -> Found:
-    """(pi_prox / pi_behaviour) min(u A, clip(u) A) with u = pi / pi_prox: clipping is around the proximal
-    policy, the learner's before the update, however stale a sample is (AReaL, arXiv 2505.24298, equation 5).
+def decoupled_ppo(x: "LossInputs", w_N: "Tensor", c: DecoupledPpoConfig) -> Found:
+    """min(pi_prox / pi_behaviour, max_weight) min(u A, clip(u) A) with u = pi / pi_prox: clipping is around
+    the proximal policy, the learner's before the update, however stale a sample is (AReaL, arXiv 2505.24298,
+    equation 5).
 
-    The equation's bare sum over tokens is averaged over the batch's tokens.
+    The equation's bare sum over tokens is averaged over the batch's tokens. Its weight has no bound there;
+    without one a single stale token can outweigh the batch.
     """
     ratio_N = _ratio(x.learner_logprobs_N, x.proximal_logprobs_N)
     staleness_N = _ratio(x.proximal_logprobs_N, x.behaviour_logprobs_N)
-    gain_N = staleness_N * _clipped(ratio_N, x.advantages_N, c)
+    gain_N = staleness_N.clamp(max=c.max_weight) * _clipped(ratio_N, x.advantages_N, c)
     loss = -(w_N * gain_N).sum() / x.num_tokens
-    return loss, _clip_counts(ratio_N, x.advantages_N, c)
+    capped = (staleness_N > c.max_weight).float().sum()
+    return loss, _clip_counts(ratio_N, x.advantages_N, c) | {"loss/decoupled_capped": capped}
 
 
 def _ratio(logprobs_N: "Tensor", base_N: "Tensor | float" = 0.0) -> "Tensor":
@@ -290,15 +311,15 @@ def _triplet_counts(
 
 
 LOSSES: dict[str, Loss] = {
-    "longcat": Loss(longcat, LongcatConfig, "grpo", correction="tis"),
+    "longcat": Loss(longcat, LongcatConfig, "grpo", correction="tis", constant_denominator=True),
     "grpo": Loss(grpo, ClipConfig, "grpo"),
-    "dr_grpo": Loss(dr_grpo, ClipConfig, "dr_grpo"),
+    "dr_grpo": Loss(dr_grpo, ClipConfig, "dr_grpo", constant_denominator=True),
     "dapo": Loss(dapo, DapoConfig, "grpo"),
     "gspo": Loss(gspo, GspoConfig, "grpo"),
     "cispo": Loss(cispo, CispoConfig, "grpo"),
     "rloo": Loss(rloo, Section, "rloo"),
     "reinforce_pp": Loss(reinforce_pp, ClipConfig, "reinforce_pp"),
     "ppo": Loss(ppo, PpoConfig, "gae", critic=True),
-    "hispo": Loss(hispo, HispoConfig, "grpo", masks_gap=True),
-    "decoupled_ppo": Loss(decoupled_ppo, ClipConfig, "reinforce_pp"),
+    "hispo": Loss(hispo, HispoConfig, "grpo", masks_gap=True, constant_denominator=True),
+    "decoupled_ppo": Loss(decoupled_ppo, DecoupledPpoConfig, "reinforce_pp"),
 }

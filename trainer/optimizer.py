@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from trainer.config import OptimConfig
+from trainer.loss import PpoConfig
 from trainer.parallel import ALONE, Ranks, local
 from trainer.weights import working_dtype
 
@@ -27,8 +28,11 @@ class Optimizer:
         config: OptimConfig,
         dtype: torch.dtype,
         ranks: Ranks = ALONE,
+        *,
+        critic: PpoConfig | None = None,
     ) -> None:
-        """The model comes in float32; its weights become `dtype`, those of the router excepted.
+        """The model comes in float32; its weights become `dtype`, those of the router excepted. critic: has
+        the rate and the warm-up of a value head, where there is one.
 
         Only weights that require a gradient are updated, and have masters and optimizer state. With several
         ranks the model comes sharded over all of them, and `dtype` is float32.
@@ -46,13 +50,20 @@ class Optimizer:
                 p.data = p.data.to(low)
                 p.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
         self.adam = torch.optim.AdamW(
-            [{"params": group} for group in _by_mesh(self.masters.values())],
+            [
+                {"params": group, "critic": of_critic}
+                for of_critic in (False, True)
+                for group in _by_mesh(
+                    p for n, p in self.masters.items() if n.startswith("critic.") == of_critic
+                )
+            ],
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.critic = critic
         self.updates = 0
 
     @property
@@ -74,11 +85,20 @@ class Optimizer:
     def step(self) -> None:
         """Update the weights at the schedule's rate, and forget the gradient."""
         for group in self.adam.param_groups:
-            group["lr"] = self.config.lr_at(self.updates)
+            group["lr"] = self._lr(group["critic"])
         self.adam.step()
         self.forget()
         self.refresh()
         self.updates += 1
+
+    def _lr(self, of_critic: bool) -> float:
+        """The rate of the next update, of a value head or of the policy."""
+        usual = self.config.lr_at(self.updates)
+        if self.critic is None:
+            return usual
+        if of_critic:
+            return self.critic.critic_lr * usual / self.config.lr
+        return 0.0 if self.updates < self.critic.critic_warmup else usual
 
     def forget(self) -> None:
         """Leave no gradient behind."""

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import (
     start_processes,
 )
 
-from trainer.config import LearnerConfig, SftConfig
+from trainer.config import LearnerConfig, LossConfig, SftConfig
 from trainer.learner import Learner
 from trainer.parallel import ALONE, Ranks, join, open_store, reach_store
 from trainer.sample import TrainSample
@@ -138,7 +138,9 @@ def train_sft(
     All weights are trained, also where adapters are to be trained on the result. Returns the learner,
     whose `save` writes the result.
     """
-    config = learner_config.model_copy(update={"optim": sft.optim, "lora": None})
+    # Without a critic, which nothing here trains.
+    changes = {"optim": sft.optim, "lora": None, "loss": LossConfig()}
+    config = learner_config.model_copy(update=changes)
     learner = Learner(checkpoint, config, temperature=1.0, keep_versions=0, ranks=ranks)
     order = random.Random(seed)
     waiting: list[TrainSample] = []
