@@ -308,9 +308,9 @@ def _check_longest(config: RunConfig) -> None:
     turn = min(episode.max_completion_tokens, longest)
     if not turn <= found <= longest:
         raise ConfigError(
-            f"learner.loss.max_completion_tokens: {found} does not fit the episodes, in which a policy writes "
-            f"up to {turn} tokens a turn and {longest} in all (episode.max_completion_tokens, max_turns and "
-            f"max_tokens); leave it out, or set it to {longest}"
+            f"learner.loss.max_completion_tokens: {found} does not fit the episodes, in which a policy "
+            f"writes up to {turn} tokens a turn and {longest} in all (episode.max_completion_tokens, "
+            f"max_turns and max_tokens); leave it out, or set it to {longest}"
         )
 
 

@@ -470,8 +470,7 @@ def test_a_cut_distribution_is_refused_whatever_the_behaviour(tmp_path, behaviou
     sentence = checked(tmp_path, *loss, "--sampling.top_p=0.7")
     assert sentence.startswith("sampling.top_p: at 0.7 tokens are drawn from a distribution whose")
     for key in ("top_k", "min_p", "repetition_penalty"):
-        with pytest.raises(ConfigError, match=f"sampling.{key}: unknown key"):
-            checked(tmp_path, *loss, f"--sampling.{key}=1")
+        assert f"sampling.{key}: unknown key" in checked(tmp_path, *loss, f"--sampling.{key}=1")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class PpoConfig(ClipConfig):
     lambda, per turn.
     """
 
-    critic_lr: PositiveFloat = 1e-3
+    critic_lr: PositiveFloat = 1e-5
     critic_warmup: int = Field(default=0, ge=0)
     value_centring: float = Field(default=0.1, ge=0, le=1)
     value_clip: PositiveFloat = 0.2
