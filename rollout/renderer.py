@@ -42,7 +42,9 @@ class Renderer:
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
         if not self.eos_ids:
             raise ValueError(f"{checkpoint}: neither the tokenizer nor the model has an end token")
-        self._ends = re.compile("|".join(re.escape(self.text([id])) for id in self.eos_ids))
+        # An id beyond the vocabulary has no text.
+        marks = filter(None, (self.text([id]) for id in self.eos_ids))
+        self._ends = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
         self._control = re.compile("|".join(map(re.escape, self._control_tokens())) or r"(?!)")
 
     @cached_property

@@ -11,6 +11,7 @@ from transformers import AddedToken, AutoTokenizer
 
 from envs.message import Message, ToolCall, ToolSchema
 from rollout.renderer import Renderer
+from rollout.template_check import check_template
 from rollout.tool_format import MalformedCall
 from trainer.small.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 
@@ -191,6 +192,15 @@ def test_the_ends_are_those_that_the_engine_stops_at(checkpoint, tmp_path):
         assert renderer.parse([*written, stop]) == ("42", ())
         text = renderer.text(renderer.suffix([Message("tool", "7")], [*written, stop]))
         assert text == "<|tool|>7<|end|><|assistant|>", "one end, and no mark in what is said next"
+
+
+def test_an_end_token_that_the_tokenizer_does_not_know_ends_nothing_in_a_text(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "ends")
+    (tmp_path / "ends" / "generation_config.json").write_text('{"eos_token_id": [2, 99999]}')
+    renderer = Renderer(tmp_path / "ends", "longcat")
+    assert renderer.eos_ids == (2, 99999)
+    assert renderer.completion_text(Message("assistant", "so")) == "so<|end|>"
+    check_template(renderer)
 
 
 def test_without_a_generation_config_the_models_end_counts(checkpoint, tmp_path):
