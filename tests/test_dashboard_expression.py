@@ -10,7 +10,7 @@ from rl.dashboard.expression import MOST_CHARACTERS, found_in
 
 ATOMS = (
     *("a", "b", "/", "_", ".", "[ab]", "[^a]", r"\w", r"\d", r"\b", "^", "$", r"\W", "[a-c/]"),
-    *("(?=b)", "(?!a)", "(?<=a)", "(?<!b)", r"\Z", r"\A", "(?i:A)"),
+    *(r"\A", "(?i:A)"),
 )
 KEYS = [f"{kind}/environment_{n}/reward" for kind in ("rollout", "eval") for n in range(500)]
 
@@ -31,7 +31,7 @@ def test_it_finds_what_pythons_own_engine_finds():
     rng = random.Random(5)
     for _ in range(1000):
         expression = written(rng, 4)
-        texts = {"".join(rng.choices("abAB/_1\n", k=rng.randrange(1, 7))) for _ in range(5)}
+        texts = {"".join(rng.choices("abAB/_1", k=rng.randrange(1, 7))) for _ in range(5)}
         want = sorted(text for text in texts if re.search(expression, text))
         assert found_in(expression, texts) == want, expression
 
@@ -71,9 +71,11 @@ def test_no_expression_takes_long(expression):
 def test_what_cannot_be_searched_for_is_one_sentence():
     for expression, said in (
         ("(", "is no regular expression: missing )"),
-        (r"(a)\1", "a back-reference is not supported"),
-        ("a*+", "a possessive or atomic part is not supported"),
-        ("(?=(?=(?=.*.*)*)*)X", "takes too long to search for"),
+        (r"(a)\1", r"is no regular expression: invalid escape sequence: \1"),
+        ("a*+", "is no regular expression: bad repetition operator: *+"),
+        ("(?=a)", "is no regular expression: invalid perl operator: (?="),
+        ("\ud800", "is no regular expression"),
+        ("(?:.?){400}.{400}$", "takes too long to search for"),
         ("a" * (MOST_CHARACTERS + 1), "is too long: 500 characters at most"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
