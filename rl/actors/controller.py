@@ -18,7 +18,8 @@ from rl.actors.engine import EngineActor
 from rl.actors.engine_client import EngineClient
 from rl.actors.env_host import EnvHost
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
-from rl.actors.host_pool import HostPool, HostSession
+from rl.actors.host_pool import GRACE_SECONDS, HostPool, HostSession
+from rl.actors.judge_loop import JudgeLoop
 from rl.config import RunConfig
 from rl.nodes.process import log_to
 from rl.record.run_folder import TrajectoryWriter
@@ -55,6 +56,8 @@ class ControllerActor:
         self.hosts = HostPool([find_actor(EnvHost, host, namespace) for host in hosts], name)
         self.tables = {table.label: table for table in config.env}
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
+        longest = max(table.deadlines.score_seconds for table in config.env)
+        self.judge_loop = JudgeLoop(longest + GRACE_SECONDS)
         self.renderer = Renderer(checkpoint, config.episode.tool_format)
         self.writer = TrajectoryWriter(Path(folder), name)
         self.episodes: dict[str, tuple[Episode, HostSession]] = {}
@@ -198,7 +201,9 @@ class ControllerActor:
         table = self.tables[trajectory.env]
         judges, seconds = self.judges[table.label], table.deadlines.score_seconds
         try:
-            return await score(trajectory, judges, table.rewards, seconds=seconds)
+            act = score(trajectory, judges, table.rewards, seconds=seconds)
+            # Of the environment's own rewards there is no more to do than to add them.
+            return await (self.judge_loop.run(act) if judges else act)
         except JudgeFault as error:
             failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
             return ScoredTrajectory(failed, {}, 0.0)
