@@ -12,6 +12,7 @@ from objectives_by_hand import (
     REFERENCES,
     T_MAX,
     WEIGHTS,
+    Sequence,
     count,
     drawn,
     geometric_rejection_by_hand,
@@ -67,6 +68,47 @@ def test_value_and_gradient_are_those_of_the_equation(name, correction, case):
         by_hand = torch.autograd.grad(wanted, leaves, allow_unused=True, retain_graph=True)
         expected = torch.stack([torch.zeros(()).double() if g is None else g for g in by_hand])
         assert torch.allclose(found, expected, rtol=1e-9, atol=1e-14)
+
+
+def shifted(s: Sequence, token: int, by: float) -> Sequence:
+    """The sequence with one new log-prob moved."""
+    new = [n.detach() + (by if t == token else 0.0) for t, n in enumerate(s.new)]
+    return replace(s, new=new)
+
+
+@pytest.mark.parametrize(("name", "correction"), [p for p in PAIRS if p[0] != "cispo"])
+def test_gradients_are_differences_of_the_equations_values(name, correction):
+    """No autograd on the equation's side. The gradient of `cispo` is not that of its value."""
+    batch, step = drawn(6, 0.7, (1, 4, 3)), 1e-6
+    x = tensors(batch)
+    objective(x, settings(name, correction))[0].backward()
+    weights = WEIGHTS[correction](batch)
+
+    def value(i: int, token: int, by: float) -> float:
+        moved = [*batch[:i], shifted(batch[i], token, by), *batch[i + 1 :]]
+        with torch.no_grad():
+            return float(REFERENCES[name](moved, weights))
+
+    wanted = [
+        (value(i, token, step) - value(i, token, -step)) / (2 * step)
+        for i, s in enumerate(batch)
+        for token in range(len(s.new))
+    ]
+    assert gradients(x)[0].tolist() == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("correction", WEIGHTS)
+def test_the_gradient_of_cispo_in_closed_form(correction):
+    """-w min(r, 5) A / tokens: clipping ends no token's gradient."""
+    batch = CASES["most clipped"]
+    x = tensors(batch)
+    objective(x, settings("cispo", correction))[0].backward()
+    wanted = [
+        -w * min(math.exp(new.item() - old), 5.0) * s.advantage / count(batch)
+        for s, weights in zip(batch, WEIGHTS[correction](batch), strict=True)
+        for new, old, w in zip(s.new, s.old, weights, strict=True)
+    ]
+    assert gradients(x)[0].tolist() == pytest.approx(wanted, rel=1e-10)
 
 
 @pytest.mark.parametrize("name", [n for n in REFERENCES if n != "rloo"])
