@@ -49,7 +49,7 @@ def read_shapes(file: Path) -> dict[str, list[int]]:
 
 
 def _check_index(folder: Path, shapes: Mapping[str, list[int]]) -> None:
-    """What the index of several files names is there."""
+    """Check that all which the index of several files names is there."""
     index = folder / INDEX
     if not index.is_file():
         return
