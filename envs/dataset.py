@@ -85,25 +85,30 @@ class DatasetEnv(Env):
             )
         rng = random.Random(f"{split}/{seed}")
         while True:
-            for row in rng.sample(rows, len(rows)):
+            for _, row in rng.sample(rows, len(rows)):
                 yield Task(self.name, row)
 
-    def _rows(self, split: Split) -> list[JsonObject]:
+    def named_tasks(self, split: Split) -> Iterator[tuple[str, Task]]:
+        """Each row of the split once, as ("data set sums.jsonl: row 7", its task). Raises ValueError."""
+        for name, row in self._rows(split):
+            yield name, Task(self.name, row)
+
+    def _rows(self, split: Split) -> list[tuple[str, JsonObject]]:
         config = self.config
         own = config.heldout_split or config.heldout_path
         # Without held-out rows of its own, a data set is cut by the hash of the question, so that the
         # same question, however often it occurs, is in one split only.
         if own is None:
             rows = self._read(config.path or config.train_split)
-            return [row for row in rows if _split_of(row["question"]) == split]
+            return [row for row in rows if _split_of(row[1]["question"]) == split]
         if split == "heldout":
             return self._read(own)
-        kept_out = {row["question"] for row in self._read(own)}
+        kept_out = {row["question"] for _, row in self._read(own)}
         rows = self._read(config.path or config.train_split)
-        return [row for row in rows if row["question"] not in kept_out]
+        return [row for row in rows if row[1]["question"] not in kept_out]
 
-    def _read(self, part: str) -> list[JsonObject]:
-        """The data of every row of a local file or of a split on the Hub."""
+    def _read(self, part: str) -> list[tuple[str, JsonObject]]:
+        """The name and the data of every row of a local file or of a split on the Hub."""
         state = Path(part).stat() if self.config.hub is None else None
         changed = (state.st_mtime_ns, state.st_size) if state else (0, 0)
         # Settings are frozen, and so hashable at run time.
@@ -126,11 +131,13 @@ class DatasetEnv(Env):
 
 # A run asks for the rows of a file several times: when it is checked, and for each split.
 @lru_cache(maxsize=4)
-def _read(config: DatasetConfig, part: str, changed: tuple[int, int]) -> list[JsonObject]:
+def _read(
+    config: DatasetConfig, part: str, changed: tuple[int, int]
+) -> list[tuple[str, JsonObject]]:
     """changed: when the file was, and its size, so that another one of its name is read anew."""
     where = f"data set {part}" if config.hub is None else f"data set {config.hub}, split {part}"
     rows = file_rows(part) if config.hub is None else hub_rows(config.hub, config.subset, part)
-    found: list[JsonObject] = []
+    found: list[tuple[str, JsonObject]] = []
     while True:
         try:
             number, row = next(rows)
@@ -142,7 +149,7 @@ def _read(config: DatasetConfig, part: str, changed: tuple[int, int]) -> list[Js
             reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
             raise ValueError(f"{where} cannot be read: {reason}") from error
         try:
-            found.append(_data(config, as_row(row)))
+            found.append((f"{where}: row {number}", _data(config, as_row(row))))
         except ValueError as error:
             raise ValueError(f"{where}: row {number}: {error}") from None
 

@@ -39,11 +39,8 @@ def _written(answer: object) -> str:
 
 
 def task_name(task: Task) -> str:
-    """Name of a task in a sentence: its row where it says so, and how its question begins."""
-    row, question = task.data.get("row"), str(task.data.get("question", ""))
-    name = f"row {row}" if row is not None else f"task {task.id}"
-    begins = question if len(question) <= 60 else f"{question[:60]}…"
-    return f"environment {task.env!r}, {name}" + (f" ({begins!r})" if question else "")
+    """Name of a task in a sentence."""
+    return f"environment {task.env!r}, task {task.id}"
 
 
 async def exact(task: Task, trajectory: Trajectory) -> dict[str, float]:
@@ -66,13 +63,13 @@ async def mathematics(task: Task, trajectory: Trajectory) -> dict[str, float]:
     return {"mathematics": 0.0}
 
 
-async def check_references(tasks: Iterable[Task]) -> None:
-    """Raise ValueError for the first task whose reference `mathematics` would refuse.
+async def check_references(tasks: Iterable[tuple[str, Task]]) -> None:
+    """Raise ValueError for the first named task whose reference `mathematics` would refuse.
 
     Looks for `CHECK_SECONDS` at most; what is left is refused when it is judged.
     """
     end = time.monotonic() + CHECK_SECONDS
-    for task in tasks:
+    for name, task in tasks:
         for reference in reference_answers(task):
             if time.monotonic() > end:
                 return
@@ -81,11 +78,18 @@ async def check_references(tasks: Iterable[Task]) -> None:
             try:
                 await compare(reference, reference)
             except UnreadableReference as error:
-                raise ValueError(_refused(task, reference, error)) from None
+                raise ValueError(_refused(task, reference, error, name)) from None
 
 
-def _refused(task: Task, reference: str, error: UnreadableReference) -> str:
+def _refused(task: Task, reference: str, error: UnreadableReference, name: str = "") -> str:
     return (
-        f"{task_name(task)}: the reference answer {reference!r} cannot be judged by `mathematics`: {error}; "
-        "mend it, or use the judge `exact`"
+        f"{name or task_name(task)}{_question(task)}: the reference answer {reference!r} cannot be judged by "
+        f"`mathematics`: {error}; mend it, or use the judge `exact`"
     )
+
+
+def _question(task: Task) -> str:
+    """How the task's question begins, in brackets."""
+    question = str(task.data.get("question", ""))
+    begins = question if len(question) <= 60 else f"{question[:60]}…"
+    return f" ({begins!r})" if question else ""

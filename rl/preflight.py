@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Openings that are measured; memory of an actor that does nothing yet.
 OPENINGS_CHECKED, ACTOR_MIB = 4, 100
-# Tasks whose reference answers are read before a run with the mathematics judge.
-REFERENCES_CHECKED = 2000
 # vLLM's arguments that change the distribution of tokens or the log-probs that are reported of it.
 OF_DISTRIBUTION = {"logprobs_mode", "logits_processors", "override_generation_config"}
 
@@ -57,9 +55,8 @@ def check_run(config: RunConfig) -> None:
         env = table.make()
         if mistake := mistake_of(type(env)):
             raise ConfigError(f"env {table.label!r}: {mistake}")
-        local = isinstance(env, DatasetEnv) and env.config.path is not None
-        if local and mathematics in map(find_judge, table.judges):
-            _check_references(table.label, env, config.seed)
+        if mathematics in map(find_judge, table.judges):
+            _check_references(table.label, env)
     if config.model.path is not None:
         check_model_folder(Path(config.model.path))
     _check_adapters(config)
@@ -78,12 +75,13 @@ def check_run(config: RunConfig) -> None:
         check_tokenizer(folder, config.env, config.episode, key="model.path", seed=config.seed)
 
 
-def _check_references(label: str, env: Env, seed: int) -> None:
-    """The mathematics judge can read what it is to compare with, as far as a look at a file's rows shows."""
+def _check_references(label: str, env: Env) -> None:
+    """The mathematics judge can read what it is to compare with, as far as it looks at a file's rows."""
+    if not isinstance(env, DatasetEnv) or env.config.path is None:
+        return
     for split in ("train", "heldout"):
-        tasks = itertools.islice(env.tasks(split, seed), REFERENCES_CHECKED)
         try:
-            asyncio.run(check_references({task.id: task for task in tasks}.values()))
+            asyncio.run(check_references(env.named_tasks(split)))
         except ValueError as error:
             raise ConfigError(f"env {label!r}: {error}") from None
 

@@ -39,7 +39,7 @@ ONLY_IN = {
     },
     "wandb": {"rl/record/wandb_process.py"},
     "datasets": {"envs/dataset.py"},
-    "math_verify": {"reward/comparing.py", "reward/mathematics.py"},
+    "math_verify": {"reward/mathematics.py"},
 }
 ONLY_UNDER = {
     "nicegui": "rl/dashboard/",
