@@ -30,6 +30,14 @@ from rl.nodes.local_ray import join_ray, start_local_ray
 from rl.nodes.node_folder import PREFIX, claim, node_folder, tidy
 from rl.nodes.nodes import alive_nodes, node_of, on_node, own_node, probe
 from rl.nodes.process import end_processes, first_line
+from rl.nodes.session_folder import (
+    close_session,
+    note_shared_memory,
+    open_session,
+    remove_shared_memory,
+    shared_memory,
+    user_folder,
+)
 from rl.preflight import check_rendering
 from rollout.renderer import Renderer
 from trainer.cpu import allocator
@@ -62,6 +70,8 @@ class Cluster:
         self._processes: list[psutil.Process] = []
         # Set where nothing can be asked of Ray any more.
         self.control_lost = False
+        # Of a local run.
+        self.session: Path | None = None
 
     def connect(self) -> None:
         """Start Ray on this machine, or join a cluster. Raises StartError."""
@@ -69,10 +79,11 @@ class Cluster:
         tidy(self.weights.parent)
         try:
             if self.config.cluster.address == "local":
-                start_local_ray(object_store_mib=512)
+                self.session = open_session(user_folder())
+                start_local_ray(object_store_mib=512, folder=self.session)
             else:
                 join_ray(self.config.cluster.address)
-        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        except (ConnectionError, OSError, RayError, RuntimeError, ValueError) as error:
             raise StartError(f"cluster.address: Ray did not start: {first_line(error)}") from None
         self._check_resources()
 
@@ -106,7 +117,7 @@ class Cluster:
             self._ready_learner(ranks, seconds),
             *(self._ready(c.ready.remote(), name, seconds) for name, c in controllers.items()),
         )
-        self._processes = psutil.Process().children(recursive=True)
+        self._note_processes()
         learner = LearnerRanks(list(ranks.values())) if len(ranks) > 1 else ranks["learner"]
         where = await self._where({**ranks, **self._engines, **hosts, **controllers})
         home = where[next(iter(ranks))]
@@ -182,9 +193,15 @@ class Cluster:
             raise
         self.actors.engines[name] = self._starting.pop(name)
         self.actors.node_of[name] = node
-        self._processes += psutil.Process().children(recursive=True)
+        self._note_processes()
         self.actors.addresses |= await asyncio.to_thread(alive_nodes)
         return self.actors.addresses.get(node, node)
+
+    def _note_processes(self) -> None:
+        """Note what this process has started, for its end, or for the next run's start."""
+        self._processes += psutil.Process().children(recursive=True)
+        if self.session is not None:
+            note_shared_memory(self.session, shared_memory(self._processes))
 
     def _place_engine(self, name: str) -> Handle[EngineActor]:
         config, (checkpoint, eos_ids) = self.config, self._policy
@@ -305,7 +322,11 @@ class Cluster:
             # An engine that was about to start has gone on with it.
             own |= {p.pid: p for p in psutil.Process().children(recursive=True)}
             ray.shutdown()
+        shared = shared_memory(own.values())
         end_processes(list(own.values()))
+        if self.session is not None:
+            remove_shared_memory(shared)
+            close_session(self.session)
         shutil.rmtree(self.weights, ignore_errors=True)
 
     def _check_resources(self) -> None:

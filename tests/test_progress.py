@@ -2,8 +2,11 @@
 
 import io
 import re
+import subprocess
+import sys
 
 import pytest
+from dorado_command import ROOT
 from rich.console import Console
 
 from rl.record import progress as module
@@ -208,3 +211,23 @@ def test_in_a_terminal_a_stage_that_counts_nothing_has_its_time_as_its_bar(clock
     progress.console.print(progress._render())
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert "left about 0:20" in shown and shown.count("━") >= 15
+
+
+def test_a_run_whose_reader_has_gone_goes_on(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from rl.record.progress import Progress
+with Progress(log=Path(sys.argv[1])) as progress:
+    for number in range(20000):
+        progress.note(f"line {number}")
+"""
+    log = tmp_path / "terminal.log"
+    run = subprocess.Popen(
+        [sys.executable, "-c", script, str(log)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert run.stdout is not None
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(60) == 0
+    assert "line 19999" in log.read_text()

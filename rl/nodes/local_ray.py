@@ -3,25 +3,43 @@
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from rl.nodes.cpus import usable_cpus
+from rl.nodes.session_folder import guard_token, user_folder
 
 
-def start_local_ray(*, object_store_mib: int) -> None:
+def start_local_ray(*, object_store_mib: int, folder: Path | None = None) -> None:
     """An instance of our own, whatever else runs on this machine; `ray.shutdown` ends it.
 
     Raises what `ray.init` raises: ConnectionError, RayError, RuntimeError, ValueError.
     """
+    # Ray takes 127.0.0.1 for a mistake, and puts an address in its place that other machines reach.
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = _as_it_is
+    try:
+        _start(object_store_mib, folder or user_folder())
+    finally:
+        services.resolve_ip_for_localhost = resolve
+        guard_token()
+
+
+def _as_it_is(host: str) -> str:
+    return host
+
+
+def _start(object_store_mib: int, folder: Path) -> None:
     _init(
         address="local",
         num_cpus=usable_cpus(),
         include_dashboard=False,
         object_store_memory=object_store_mib * 2**20,
         _node_ip_address="127.0.0.1",
-        _temp_dir=f"/tmp/ray-{os.getuid()}",
+        _temp_dir=str(folder),
     )
 
 

@@ -4,6 +4,8 @@ In: the stages of a run, and how far each is. Out: text on a console, and as lin
 how long the stage at hand still takes, from its own rate, or from its usual duration until that is known.
 """
 
+import os
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -73,6 +75,18 @@ class TimeLeft:
         return f"left {'' if self._end is not None else 'about '}{_clock(left)}"
 
 
+class _Terminal(Console):
+    """A console whose reader may go (`dorado train … | head`, a closed terminal): the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more. What Python still holds for the reader goes nowhere."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+
+
 class Progress:
     """Reports stages, cold-start updates, learner steps and the final table."""
 
@@ -83,7 +97,7 @@ class Progress:
             self._log = Console(
                 file=log.open("a", encoding="utf-8", errors="replace"), width=160, highlight=False
             )
-        self.console = console or Console(highlight=False)
+        self.console = console or _Terminal(highlight=False)
         self.start = time.monotonic()
         self.first_step: float | None = None
         self.steps_before = 0  # of an earlier part of the run
