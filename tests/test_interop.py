@@ -5,6 +5,7 @@ The real packages and servers are in test_interop_packages.py.
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -14,6 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from envs.interop.mcp_connection import StdioConnection
 from envs.interop.mcp_tools import McpConfig, McpEnv
 from envs.interop.openenv import OpenEnv, OpenEnvConfig
 from envs.interop.reasoning_gym import ReasoningGym, ReasoningGymConfig
+from envs.interop.reasoning_gym_server import _level as reasoning_gym_level
 from envs.interop.reasoning_gym_server import pack, unpack
 from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault
@@ -470,6 +473,84 @@ def test_a_server_that_is_not_there_is_named_before_the_run():
     env = OpenEnv(OpenEnvConfig(url="http://127.0.0.1:9"))
     with pytest.raises(HostFault, match=r"OpenEnv server http://127.0.0.1:9 does not answer"):
         env.probe()
+
+
+# ---------------------------------------------------------------- reasoning-gym's levels
+
+
+@dataclasses.dataclass
+class Board:
+    min_nodes: int = 6
+    max_nodes: int = 9
+    steps: int = 4
+    size: int = 500
+
+    def validate(self) -> None:
+        assert 6 <= self.min_nodes <= self.max_nodes
+
+
+@dataclasses.dataclass
+class Power:
+    """Checks nothing."""
+
+    steps: int = 1
+
+
+@dataclasses.dataclass
+class Stones:
+    """Checks itself when it is made, as ValueError."""
+
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.steps > 12:
+            raise ValueError("steps must be at most 12")
+
+
+class Curriculum:
+    """As reasoning-gym's, which begins every range at its first level."""
+
+    def __init__(self, config: type, nodes: tuple[int, ...] = ()) -> None:
+        self.name, self.config = "Stand-in", config
+        ranges = SimpleNamespace(
+            name="nodes",
+            levels=nodes,
+            lower_field_name="min_nodes",
+            upper_field_name="max_nodes",
+        )
+        steps = SimpleNamespace(name="steps", levels=(2, 12, 20), field_name="steps")
+        self.attributes = {"steps": steps, **({"nodes": ranges} if nodes else {})}
+        self.at: dict[str, int] = {}
+
+    def set_attr_level(self, name: str, level: int) -> None:
+        self.at[name] = level
+
+    def generate_configuration(self) -> Any:
+        values = {"steps": self.attributes["steps"].levels[self.at["steps"]]}
+        if "nodes" in self.attributes:
+            levels = self.attributes["nodes"].levels
+            values |= {"min_nodes": levels[0], "max_nodes": levels[self.at["nodes"]]}
+        return self.config(**values)
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "levels"),
+    [
+        (Curriculum(Power), [{"steps": 2}, {"steps": 12}, {"steps": 20}]),
+        (Curriculum(Stones), [{"steps": 2}, {"steps": 12}, {"steps": 12}]),
+        (
+            Curriculum(Board, (4, 6, 8)),
+            [
+                {"min_nodes": 6, "max_nodes": 9, "steps": 2},
+                {"min_nodes": 6, "max_nodes": 6, "steps": 12},
+                {"min_nodes": 6, "max_nodes": 8, "steps": 20},
+            ],
+        ),
+    ],
+    ids=["checks nothing", "checks itself", "begins below what it allows"],
+)
+def test_every_level_has_settings_that_its_data_set_accepts(curriculum, levels):
+    assert [reasoning_gym_level(curriculum, level) for level in range(3)] == levels
 
 
 # ---------------------------------------------------------------- MCP servers

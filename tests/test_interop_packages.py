@@ -104,6 +104,17 @@ def test_every_data_set_is_found_by_name_and_its_own_answer_is_right(reasoning_g
     assert without_answer == NEEDLESS
 
 
+@pytest.mark.parametrize("name", ["power_function", "tsumego", "knight_swap"])
+def test_the_levels_of_data_sets_that_check_themselves_otherwise_can_be_played(reasoning_gym, name):
+    for difficulty in (1, 2, 3):
+        env = gym_of(reasoning_gym, name, difficulty=difficulty)
+        env.probe()
+        made_of = env._made_of(name)
+        entry = env.child.ask_now("problem", **made_of, seed=7)
+        task = Task(env.name, {**made_of, "entry": entry})
+        assert asyncio.run(demonstrate(env, task))[2] == {"score": 1.0}
+
+
 def test_equal_problems_are_one_task_and_seeds_give_the_same_tasks(reasoning_gym):
     env = gym_of(reasoning_gym, "chain_sum", "leg_counting", difficulty=2)
     first, again = (list(itertools.islice(env.tasks("train", 3), 8)) for _ in range(2))

@@ -74,18 +74,49 @@ def load() -> tuple[Functions, dict[str, str]]:
 
 
 def _level(curriculum: Any, level: int) -> Json:
-    """The settings of a level: every attribute at it, or at the highest one that is allowed."""
-    for lower in range(level, -1, -1):
-        for attribute in curriculum.attributes.values():
-            curriculum.set_attr_level(attribute.name, min(lower, len(attribute.levels) - 1))
-        config = curriculum.generate_configuration()
-        try:
-            config.validate()
-        except AssertionError:
-            continue
-        found = cast(Json, vars(config))
-        return {k: v for k, v in found.items() if k not in ("size", "seed")}
+    """The settings of a level: every attribute at it, or at the highest one that is allowed.
+
+    Where the data set accepts none, as when a range begins below what it allows, the level's settings with
+    one attribute's beginning, or the whole attribute, as the data set has it by default.
+    """
+    for repaired in (False, True):
+        for lower in range(level, -1, -1):
+            for attribute in curriculum.attributes.values():
+                curriculum.set_attr_level(attribute.name, min(lower, len(attribute.levels) - 1))
+            try:
+                config = curriculum.generate_configuration()
+            except (AssertionError, ValueError):  # some check themselves when they are made
+                continue
+            for one in _repairs(curriculum, config) if repaired else (config,):
+                if _accepted(one):
+                    found = cast(Json, vars(one))
+                    return {k: v for k, v in found.items() if k not in ("size", "seed")}
     raise ValueError(f"curriculum {curriculum.name!r} has no level that its data set accepts")
+
+
+def _accepted(config: Any) -> bool:
+    try:
+        if hasattr(config, "validate"):
+            config.validate()
+    except (AssertionError, ValueError):
+        return False
+    return True
+
+
+def _repairs(curriculum: Any, config: Any) -> Iterable[Any]:
+    default = {
+        one.name: one.default
+        for one in dataclasses.fields(config)
+        if one.default is not dataclasses.MISSING
+    }
+    for whole in (False, True):
+        for attribute in curriculum.attributes.values():
+            low, high = (
+                getattr(attribute, f"{end}_field_name", None) for end in ("lower", "upper")
+            )
+            names = [name for name in ((low, high) if whole else (low,)) if name in default]
+            if names:
+                yield dataclasses.replace(config, **{name: default[name] for name in names})
 
 
 def pack(value: object) -> object:
