@@ -93,6 +93,13 @@ class Tool:
         self.model, schema = argument_model(self.arguments, docs, where)
         self.schema = ToolSchema(self.name, docs.summary, schema)
 
+    @property
+    def may_be_none(self) -> bool:
+        """True if the method says that it returns None, or anything."""
+        function: Callable[..., Any] = getattr(self.method, "__func__", self.method)
+        told = str(inspect.signature(function).return_annotation)
+        return any(word in told for word in ("None", "Optional", "Any"))
+
     def run(self, env: object, arguments: Mapping[str, Any]) -> object:
         """Call the method of this environment with what `parse` returned; its result may be awaitable."""
         method = cast(Any, self.method)

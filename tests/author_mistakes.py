@@ -301,15 +301,42 @@ class Mine(Doubling):
     ),
     "state_of_the_module": (
         """
+WORLD = {}
+class Mine(Doubling):
+    async def reset(self, task):
+        WORLD["n"] = task.data["n"]
+        return await super().reset(task)
+    async def score(self):
+        return {"solved": float(self.answer == str(2 * WORLD["n"]))}
+""",
+        "determinism",
+        "{'solved': 0.0}; WORLD, a variable of the module, changes from episode to episode",
+    ),
+    "a_count_in_the_module": (
+        """
 EPISODES = 0
 class Mine(Doubling):
     async def reset(self, task):
         global EPISODES
         EPISODES += 1
-        return await super().reset(task)
+        return [*await super().reset(task), Message("user", f"episode {EPISODES}")]
 """,
         "determinism",
-        "EPISODES, a variable of the module, changes from episode to episode",
+        "and then 'episode 17'; EPISODES, a variable of the module, changes",
+    ),
+    "state_elsewhere": (
+        """
+class World:
+    n = 0
+class Mine(Doubling):
+    async def reset(self, task):
+        World.n = task.data["n"]
+        return await super().reset(task)
+    async def score(self):
+        return {"solved": float(self.answer == str(2 * World.n))}
+""",
+        "determinism",
+        "two episodes at once differ from one: score() gave {'solved': 1.0}, and then {'solved': 0.0}",
     ),
     "working_directory": (
         """
@@ -356,6 +383,20 @@ class Mine(Doubling):
         "tools",
         "tool 'half' needs a docstring",
     ),
+    "tool_that_forgets_to_return": (
+        """
+class Mine(Doubling):
+    @tool
+    async def double(self, n: int) -> int:
+        \"\"\"n plus n\"\"\"
+        n + n
+    def expert(self, task):
+        yield call("double", n=task.data["n"])
+        yield say(str(2 * task.data["n"]))
+""",
+        "tools",
+        "tool 'double' returned None, which the policy reads as a word",
+    ),
     "tool_called_close": (
         "class Mine(Doubling):\n    @tool\n    async def close(self): 'close the door'",
         "tools",
@@ -381,6 +422,19 @@ class Mine(Doubling):
 """,
         "blocking",
         "score() blocks the event loop for 0.2",
+    ),
+    "task_that_is_left": (
+        """
+class Mine(Doubling):
+    async def poll(self):
+        while True:
+            await asyncio.sleep(0.5)
+    async def reset(self, task):
+        self.polling = asyncio.create_task(self.poll())
+        return await super().reset(task)
+""",
+        "leaks",
+        "episodes left 16 asynchronous tasks (Task-",
     ),
     "thread_that_is_left": (
         """

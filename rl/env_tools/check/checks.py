@@ -44,6 +44,7 @@ from rl.env_tools.check.worlds import (
     check_worlds,
     drawn_of,
     hold_to_rewards,
+    parting_at_once,
     play_all,
 )
 
@@ -197,19 +198,30 @@ async def _check_two_rounds(runner: Runner, tasks: list[Task]) -> Episodes:
             "leaks",
             f"{len(again)} episodes left {left}: end or remove in close() what reset() or a tool made",
         )
-    if shared.own():
-        runner.fail("determinism", shared.own())
-    parted = parting({"tasks": {}, "episodes": episodes}, {"tasks": {}, "episodes": again})
-    if parted is not None:
-        runner.fail(
-            "determinism",
-            f"played twice, a task differs: {parted}; take all that varies from task.data or from "
-            "random.Random(task.id)",
-        )
-    if shared.of_the_process():
-        runner.fail("determinism", shared.of_the_process())
+    await _check_shared(runner, tasks, shared, episodes, again)
     await _confirm_blocks(runner, blocks, tasks)
     return episodes
+
+
+async def _check_shared(
+    runner: Runner, tasks: list[Task], shared: SharedState, episodes: Episodes, again: Episodes
+) -> None:
+    """A task is the same the second time, and with another one at its side.
+
+    A variable of the module may change, such as one that counts, unless that is what makes a difference.
+    """
+    if shared.first("class"):
+        runner.fail("determinism", shared.first("class"))
+    parted = parting({"tasks": {}, "episodes": episodes}, {"tasks": {}, "episodes": again})
+    if parted is not None:
+        hint = "take all that varies from task.data or from random.Random(task.id)"
+        why = shared.first("module") or hint
+        runner.fail("determinism", f"played twice, a task differs: {parted}; {why}")
+    elif apart := await parting_at_once(runner, tasks, episodes):
+        why = shared.first("module") or "keep all that belongs to an episode on self"
+        runner.fail("determinism", f"two episodes at once differ from one: {apart}; {why}")
+    if shared.first("process"):
+        runner.fail("determinism", shared.first("process"))
 
 
 async def _confirm_blocks(runner: Runner, first: list[Block], tasks: list[Task]) -> None:

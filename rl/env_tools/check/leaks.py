@@ -33,6 +33,7 @@ class Held:
     ports: frozenset[str]
     descriptors: frozenset[str]
     files: frozenset[str]
+    tasks: frozenset[str] = frozenset()
 
     def since(self, before: "Held") -> "Held":
         """Return what has come to be held since then."""
@@ -49,6 +50,7 @@ class Held:
             _count("listening port", "s", self.ports),
             _count("file descriptor", "s", self.descriptors),
             _count("temporary file", "s", self.files),
+            _count("asynchronous task", "s", self.tasks),
         ]
         return ", ".join(part for part in parts if part)
 
@@ -71,6 +73,7 @@ def held(folder: Path) -> Held:
         frozenset(_ports([psutil.Process(), *(p for p, _ in processes)])),
         frozenset(_descriptors()),
         frozenset(str(path.relative_to(folder)) for path in folder.rglob("*")),
+        frozenset(_tasks()),
     )
 
 
@@ -117,6 +120,16 @@ def _descriptors() -> Iterable[str]:
     for entry in os.listdir(folder) if folder.is_dir() else ():
         with contextlib.suppress(OSError):  # the one that lists them is closed by now
             yield f"{entry} {os.readlink(folder / entry)}"
+
+
+def _tasks() -> Iterable[str]:
+    """The tasks of the event loop that runs here, if one does, such as `Task-12 Server.poll`."""
+    try:
+        running = asyncio.all_tasks()
+    except RuntimeError:
+        return
+    for task in running:
+        yield f"{task.get_name()} {getattr(task.get_coro(), '__qualname__', '')}"
 
 
 def _count(noun: str, plural: str, things: frozenset[str]) -> str:

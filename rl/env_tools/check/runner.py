@@ -4,6 +4,7 @@ Flows in: a `Spec`. Flows out, as lines of JSON to a file descriptor: what is be
 themselves are in `rl.env_tools.check.checks`.
 """
 
+import asyncio
 import json
 import os
 import traceback
@@ -16,9 +17,9 @@ from envs.env import Env, EnvConfig, Task
 from envs.expert import ExpertMistake, watched
 from envs.message import JsonObject, Message
 from envs.registry import BadSettings, UnknownEnv, find_playable, made, settings_of
-from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening
+from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening, StepResult
 from envs.text import told
-from envs.tool import ToolError
+from envs.tool import Tool, ToolError
 from envs.tool_arguments import ToolMistake
 from rl.env_tools.check.clock import Clock
 from rl.env_tools.check.portable import unpicklable
@@ -71,6 +72,7 @@ class Runner:
         self.has_expert = self.env_class.expert is not Env.expert
         self.state_pickled = False
         self.was_made = False
+        self.turn = asyncio.Lock()
         # True once an episode offered a tool.
         self.has_tools = False
 
@@ -110,10 +112,13 @@ class Runner:
     async def act(self, label: str, act: Awaitable[T], seconds: float | None = None) -> T:
         """Await an act of the environment and return its result. Raises EnvFault, and Broken where the
         machine is at fault."""
-        self.doing(label)
         try:
-            with self.watch.during(label, seconds=seconds):
-                return await act
+            # Of two episodes at once, an act of one comes after an act of the other.
+            await asyncio.sleep(0)
+            async with self.turn:
+                self.doing(label)
+                with self.watch.during(label, seconds=seconds):
+                    return await act
         except HostFault as fault:
             self.fail("acts", f"{label}: this machine lacks what it needs: {fault}")
             raise Broken from None
@@ -219,6 +224,7 @@ class Runner:
                 step = session.step(message.content, message.tool_calls)
                 result = await self.act(called(message), step)
                 said.extend(result.messages)
+                self.hold_to_results(message, result, session)
                 if result.done:
                     return
                 results = [one.content for one in result.messages]
@@ -249,6 +255,17 @@ class Runner:
                 self.fail("expert", f"the expert's call is refused: {error}")
             except Exception:  # the session says whose fault it is
                 return
+
+    def hold_to_results(self, message: Message, result: StepResult, session: EnvSession) -> None:
+        """A tool that says nothing of it gives a result."""
+        for one, answer in zip(message.tool_calls, result.messages, strict=False):
+            tool = session.tools.get(one.name)
+            if answer.content == "None" and isinstance(tool, Tool) and not tool.may_be_none:
+                self.fail(
+                    "tools",
+                    f"tool {one.name!r} returned None, which the policy reads as a word: return what came "
+                    "of the call, or write `-> None`",
+                )
 
     async def say(self, session: EnvSession, said: list[Message], text: str) -> None:
         for _ in range(3):

@@ -11,8 +11,11 @@ import random
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Literal
 
 from envs.env import Env
+
+Kind = Literal["class", "module", "process"]
 
 
 class SharedState:
@@ -20,7 +23,7 @@ class SharedState:
 
     def __init__(self, env_class: type[Env]) -> None:
         self.classes = [one for one in env_class.__mro__ if one not in Env.__mro__]
-        self.changed: list[str] = []
+        self.changed: list[tuple[Kind, str]] = []
         self._last = dict(self._seen())
 
     def look(self) -> None:
@@ -31,44 +34,44 @@ class SharedState:
                 self.changed.append(what)
         self._last = now
 
-    def own(self) -> str:
-        """The first of the environment's own values that changed, in one sentence; "" where none did."""
-        return next((one for one in self.changed if one not in _OF_THE_PROCESS.values()), "")
+    def first(self, kind: Kind) -> str:
+        """The first that changed of a kind, in one sentence; "" where none did."""
+        return next((sentence for one, sentence in self.changed if one == kind), "")
 
-    def of_the_process(self) -> str:
-        """The first value of the process that changed, in one sentence; "" where none did."""
-        return next((one for one in self.changed if one in _OF_THE_PROCESS.values()), "")
-
-    def _seen(self) -> Iterator[tuple[str, str]]:
+    def _seen(self) -> Iterator[tuple[tuple[Kind, str], str]]:
         for one in self.classes:
             for name, value in vars(one).items():
                 if _is_state(name, value) and (mark := _mark(value)):
-                    yield (
+                    sentence = (
                         f"{one.__name__}.{name}, an attribute of the class, changes from episode to episode, "
-                        f"and all episodes of a process share it: set self.{name} in reset()",
-                        mark,
+                        f"and all episodes of a process share it: set self.{name} in reset()"
                     )
+                    yield ("class", sentence), mark
         for module in {one.__module__ for one in self.classes}:
             for name, value in vars(sys.modules[module]).items():
                 if _is_state(name, value) and (mark := _mark(value)):
-                    yield (
+                    sentence = (
                         f"{name}, a variable of the module, changes from episode to episode, and all "
-                        "episodes of a process share it: keep on self what belongs to an episode",
-                        mark,
+                        "episodes of a process share it: keep on self what belongs to an episode"
                     )
-        yield _OF_THE_PROCESS["folder"], os.getcwd()
-        yield _OF_THE_PROCESS["variables"], str(sorted(os.environ.items()))
-        yield _OF_THE_PROCESS["random"], _mark(random.getstate())
+                    yield ("module", sentence), mark
+        yield ("process", _FOLDER), os.getcwd()
+        yield ("process", _VARIABLES), str(sorted(os.environ.items()))
+        yield ("process", _RANDOM), _mark(random.getstate())
 
 
-_OF_THE_PROCESS = {
-    "folder": "the working directory changes from episode to episode, and all episodes of a process share "
-    "it: leave it, and give a process that is started its own `cwd`",
-    "variables": "environment variables change from episode to episode, and all episodes of a process share "
-    "them: leave them, and give a process that is started its own `env`",
-    "random": "the module random's own generator is used, and all episodes of a process share it: take "
-    "random.Random(task.id), and keep it on self",
-}
+_FOLDER = (
+    "the working directory changes from episode to episode, and all episodes of a process share it: leave "
+    "it, and give a process that is started its own `cwd`"
+)
+_VARIABLES = (
+    "environment variables change from episode to episode, and all episodes of a process share them: leave "
+    "them, and give a process that is started its own `env`"
+)
+_RANDOM = (
+    "the module random's own generator is used, and all episodes of a process share it: take "
+    "random.Random(task.id), and keep it on self"
+)
 
 
 def _is_state(name: str, value: object) -> bool:

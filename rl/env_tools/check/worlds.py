@@ -2,6 +2,7 @@
 the expert scores in full, different tasks are different worlds, and every difficulty can be played.
 """
 
+import asyncio
 import itertools
 import json
 import traceback
@@ -15,6 +16,7 @@ from envs.text import shown as shown_value
 from envs.text import told
 from rl.env_tools.check.runner import Broken, Moves, Runner, full, shown
 from rl.env_tools.check.shared_state import SharedState
+from rl.env_tools.check.transcript import parting
 
 Episodes = JsonObject
 # Tasks that are played of each difficulty but the one of the settings.
@@ -45,6 +47,32 @@ async def play_all(
             if shared is not None:
                 shared.look()
     return episodes
+
+
+async def parting_at_once(runner: Runner, tasks: list[Task], episodes: Episodes) -> str:
+    """Where two experts' episodes, act by act in turn, part from what each was alone; "" where they do not.
+
+    Raises Broken.
+    """
+    other = next((i for i, task in enumerate(tasks) if task.id != tasks[0].id), 0)
+    if not (runner.has_expert and other):
+        return ""
+    runner.where = "with a second episode at its side, "
+    played = await asyncio.gather(
+        *(runner.episode(tasks[i], "expert") for i in (0, other)), return_exceptions=True
+    )
+    runner.where = ""
+    for index, episode in zip((0, other), played, strict=True):
+        if isinstance(episode, BaseException):
+            raise episode
+        key = f"{index}/expert"
+        found = parting(
+            {"tasks": {}, "episodes": {key: episodes[key]}},
+            {"tasks": {}, "episodes": {key: episode.as_json()}},
+        )
+        if found is not None:
+            return str(found)
+    return ""
 
 
 def hold_to_rewards(runner: Runner, episodes: Episodes, tasks: list[Task]) -> None:
