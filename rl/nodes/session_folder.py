@@ -121,7 +121,9 @@ def shared_memory(processes: Iterable[psutil.Process]) -> set[str]:
     found: set[str] = set()
     for process in processes:
         with suppress(OSError):
-            lines = Path(f"/proc/{process.pid}/maps").read_text(errors="replace").splitlines()
+            lines = (
+                Path(f"/proc/{process.pid}/maps").read_text("utf-8", errors="replace").splitlines()
+            )
             found |= {line[line.index(_SHARED) :].split()[0] for line in lines if _SHARED in line}
     return found
 
