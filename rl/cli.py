@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from rl.commands import Commands, require
+from rl.commands import Commands, CommandWithSettings, require
 from rl.config_error import ConfigError
 from rl.env_tools.cli import app as env_app
 from rl.jobs.cli import app as jobs_app
@@ -27,6 +27,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # which takes what stands in square brackets for its own
     help="Asynchronous reinforcement learning for Mixture-of-Experts language models.",
 )
 model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
@@ -59,7 +60,7 @@ def options(
     """Take the options that stand before a command."""
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
 def train(
     context: typer.Context,
     config: ConfigPath,
@@ -92,7 +93,7 @@ def train(
     raise typer.Exit(train_or_say_why(settings, going_on, read_origins(config, context.args)))
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
 def sft(
     context: typer.Context,
     config: ConfigPath,
@@ -125,7 +126,7 @@ def sft(
         progress.note(f"policy: {folder}")
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
 def compare_modes(
     context: typer.Context,
     config: ConfigPath,
@@ -258,7 +259,7 @@ TraceOption = Annotated[
 ]
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
 def simulate(
     context: typer.Context,
     config: ConfigPath,
@@ -288,7 +289,7 @@ def simulate(
         Console().print(table(result))
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
 def plan(
     context: typer.Context,
     config: ConfigPath,

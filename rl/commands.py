@@ -4,16 +4,18 @@ One sentence on standard error, in place of a traceback, and exit code 2, or 130
 SIGHUP. Whatever else a command raises passes through.
 """
 
+import difflib
 import importlib.util
+import re
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from rl.config_error import ConfigError
 
@@ -48,6 +50,33 @@ class Commands(TyperGroup):
             if not package or package in OWN:
                 raise
             raise _bad_input(_missing(package)) from None
+
+
+class CommandWithSettings(TyperCommand):
+    """A command that takes any setting as an option, so that a misspelt option of its own looks like one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Raises ConfigError where an option is nearly one of the command's, and is no setting."""
+        own = [name for option in self.params for name in option.opts if name.startswith("--")]
+        for given in ctx.args:
+            name = given.partition("=")[0]
+            if re.match(r"-{1,2}[A-Za-z][^.]*$", name) and (meant := _meant(name, own)):
+                raise ConfigError(f"command line: there is no option {name}; did you mean {meant}?")
+        return super().invoke(ctx)
+
+
+def _meant(name: str, options: Sequence[str]) -> str | None:
+    from rl.config import RunConfig
+
+    bare = _bare(name)
+    if bare in {_bare(setting) for setting in RunConfig.model_fields}:
+        return None
+    close = difflib.get_close_matches(bare, [_bare(one) for one in options], n=1, cutoff=0.8)
+    return next((one for one in options if _bare(one) in close), None)
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def on_signals(act: Callable[[], object]) -> None:

@@ -8,9 +8,13 @@ import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from rl.cli import app
 
 pytestmark = pytest.mark.process
 
@@ -148,6 +152,54 @@ def test_help_loads_nothing_heavy(command):
     )
     assert "Usage: dorado" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def _commands(group, *above: str):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, *above, name)
+        else:
+            yield [*above, name], command
+
+
+def test_help_has_every_text_as_it_was_written():
+    extra = typer.Typer()
+
+    @extra.command()
+    def bracketed(some: Annotated[int, typer.Option(help="As [model.init] has it.")] = 1) -> None:
+        """Install dorado-rl[dashboard], or set [learner]."""
+
+    whole = typer.Typer(rich_markup_mode=app.rich_markup_mode)
+    whole.add_typer(app, name="dorado")
+    whole.add_typer(extra, name="extra")
+    for path, command in _commands(typer.main.get_command(whole)):
+        done = CliRunner().invoke(whole, [*path, "--help"], terminal_width=400)
+        said = " ".join(done.stdout.split())
+        texts = [command.help, *(getattr(option, "help", None) for option in command.params)]
+        for text in filter(None, texts):
+            assert " ".join(text.split()) in said, (path, text)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["train", "--dryrun"], "--dry-run"),
+        (["train", "--dry_run=true"], "--dry-run"),
+        (["train", "-dry-run"], "--dry-run"),
+        (["train", "--steps", "3", "--resum", "demo"], "--resume"),
+        (["submit", "--dry-rn"], "--dry-run"),
+        (["submit", "--folow"], "--follow"),
+        (["sft", "--outt", "x"], "--out"),
+        (["compare-modes", "--jsn"], "--json"),
+    ],
+)
+def test_a_misspelt_option_is_named_with_what_was_meant(given, meant):
+    command, *rest = given
+    config = str(ROOT / "configs" / "quickstart.toml")
+    done = CliRunner().invoke(app, [command, config, *rest])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: command line: there is no option ")
+    assert done.stderr.endswith(f"; did you mean {meant}?\n")
 
 
 def test_version_and_completion(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import socket
@@ -207,6 +208,46 @@ async def test_more_charts_than_anybody_reads_are_not_drawn(user, folder):
     await user.open("/run/demo/metrics?match=.")
     assert len(charts(user)) == MAX_CHARTS
     await user.should_see(f"100 of 100 keys; the first {MAX_CHARTS} are drawn")
+
+
+async def test_of_too_many_keys_each_kind_is_drawn(user, folder):
+    keys = {f"{kind}/k{i:02}": 1.0 for kind in ("loss", "staleness") for i in range(20)}
+    make_run(folder / "demo", [{"step": 1, **keys, "time/total_seconds": 1.0}])
+    await user.open("/run/demo/metrics?match=.")
+    drawn = list(charts(user))
+    assert len(drawn) == MAX_CHARTS and "time/total_seconds" in drawn
+    table = await user.http_client.get("/run/demo/metrics.csv?match=.")
+    assert {line.split(",")[1] for line in table.text.splitlines()[1:]} == set(drawn)
+
+
+async def test_what_is_not_finite_is_an_alert(user, folder):
+    bad = {
+        "loss/loss": math.nan,
+        "loss/grad_norm": math.inf,
+        "loss/kl": -math.inf,
+        "reward": math.nan,
+    }
+    make_run(folder / "demo", [step_metrics(1), step_metrics(2, **bad), step_metrics(3)])
+    await user.open("/run/demo")
+    await user.should_see(
+        "loss/grad_norm, loss/kl, loss/loss and 1 more are nan or infinite at step 2; the charts leave"
+    )
+
+
+async def test_each_page_has_its_title_and_an_address_that_leads_nowhere_has_a_page(user, folder):
+    make_run(folder / "demo", [step_metrics(1)])
+    for address, title in (
+        ("/", "Dorado"),
+        ("/run/demo", "Overview · demo · Dorado"),
+        ("/run/demo/metrics", "Metrics · demo · Dorado"),
+        ("/run/demo/health", "Health · demo · Dorado"),
+    ):
+        assert f"<title>{title}</title>" in (await user.http_client.get(address)).text
+    for address in ("/nowhere", "/run", "/run/demo/nothing", f"/{HOSTILE}"):
+        answer = await user.http_client.get(address)
+        assert answer.status_code == 404 and "There is no page" in answer.text
+        assert "All runs" in answer.text and "<img" not in answer.text
+    assert (await user.http_client.get("/_nicegui/x/libraries/y")).status_code == 404
 
 
 async def test_what_is_hostile_is_text_on_every_page(user, folder):

@@ -211,7 +211,7 @@ def test_a_run_is_submitted_followed_listed_stopped_and_goes_on(
     request = ("submit", str(project / "job.toml"), "--model.path", str(checkpoint))
 
     code, said = cluster.done(*request, "--engine.count", "7")
-    assert code == 2 and "asks for 7 CPUs" in said and "the cluster has 2 on 1 nodes" in said
+    assert code == 2 and "asks for 7 CPUs" in said and "the cluster has 2 on 1 node\n" in said
 
     follower = cluster.command(*request, "--runs_dir", str(runs), "--follow")
     first = read_until(follower, "run folder: ")

@@ -141,7 +141,7 @@ def test_what_the_cluster_does_not_have_is_one_sentence_and_nothing_is_sent(
     done = dorado("submit", config_in(tmp_path), "--engine.count", "20")
     assert (done.exit_code, server.submitted) == (2, [])
     assert done.stderr.startswith("error: engine.count: the run asks for 20 CPUs")
-    assert "the cluster has 8 on 1 nodes" in done.stderr
+    assert "the cluster has 8 on 1 node\n" in done.stderr
 
 
 def test_a_bad_setting_is_one_sentence_and_nothing_is_sent(

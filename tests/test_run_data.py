@@ -279,6 +279,16 @@ def test_keys_are_found_by_expression_and_a_bad_one_is_a_sentence():
         matching(["a"], "(")
 
 
+def test_a_tooltip_has_seven_digits_of_a_value_at_most():
+    series: dict[str, Series] = {}
+    add(series, {"step": 1, "loss/loss": 0.1 + 0.2, "big": 1234567.891, "small": 1.23456789e-9})
+    shown = [one["data"] for one in charts.lines("", list(series.items()))["series"]]
+    assert shown == [[[1, 0.3]], [[1, 1234568.0]], [[1, 1.234568e-9]]]
+    points = [[0.5, 2 / 3]]
+    curves = charts.curves("", [charts.Curve("a", points)])["series"]
+    assert curves[0]["data"] == [[0.5, 0.6666667]]
+
+
 def test_no_name_of_a_run_folder_is_a_key_in_a_chart():
     series: dict[str, Series] = {}
     add(series, {"step": 1, ":formatter": 1.0})

@@ -5,7 +5,7 @@ person would want to know; none of them stops anything.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,6 +97,8 @@ def _learner(run: RunData) -> Iterator[Alert]:
             f"The learner waited for batches in {waited / total:.0%} of the last steps' time: rollouts are "
             "the slower side.",
         )
+    if run.not_finite:
+        yield Alert("warning", _not_finite(run.not_finite))
     gap = recent(series, "parity/mean_abs_dlogp")
     if gap is not None and gap > 0.05:
         yield Alert(
@@ -115,6 +117,19 @@ def _learner(run: RunData) -> Iterator[Alert]:
 def _files(run: RunData) -> Iterator[Alert]:
     for problem in run.problems:
         yield Alert("warning", problem[:300])
+
+
+def _not_finite(found: Mapping[str, Sequence[int]]) -> str:
+    """The keys that were nan or infinite last come first."""
+    keys = sorted(found, key=lambda key: (-found[key][-1], key))
+    named = ", ".join(key[:80] for key in keys[:3])
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    steps = {step for key in keys for step in found[key]}
+    when = (
+        f"at step {max(steps)}" if len(steps) == 1 else f"at {len(steps)} steps, last {max(steps)}"
+    )
+    verb = "is" if len(keys) == 1 else "are"
+    return f"{named}{more} {verb} nan or infinite {when}; the charts leave that out."
 
 
 def _ago(seconds: float) -> str:

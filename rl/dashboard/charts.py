@@ -29,7 +29,7 @@ _CLOCK = """(value) => {
   const head = s < 3600 ? Math.floor(s / 60) : Math.floor(s / 3600) + ":" + two(Math.floor(s / 60) % 60);
   return head + ":" + two(rest) + (tenth ? "." + tenth : "");
 }"""
-_CELL = "(cell) => cell.value[2] + ' times the mean'"
+_CELL = "(cell) => Number(cell.value[2].toPrecision(5)) + ' times the mean'"
 _BAR = """(params, api) => {
   const lane = api.value(0), from = api.coord([api.value(1), lane]), to = api.coord([api.value(2), lane]);
   const height = api.size([0, 1])[1] * 0.72, area = params.coordSys;
@@ -72,7 +72,7 @@ def lines(title: str, named: Sequence[tuple[str, Series]], *, share: bool = Fals
         {
             "type": "line",
             "name": name[:_MAX_NAME],
-            "data": thin(one),
+            "data": _rounded(thin(one)),
             "symbolSize": 4,
             "showSymbol": len(one.values) < 30,
             "lineStyle": {"width": 1.6},
@@ -115,7 +115,7 @@ def curves(
         {
             "type": "line",
             "name": curve.name[:_MAX_NAME],
-            "data": [p for p in curve.points if p[1] > 0] if logarithmic else curve.points,
+            "data": _rounded([p for p in curve.points if p[1] > 0 or not logarithmic]),
             "symbolSize": 4,
             "showSymbol": len(curve.points) < 30 and not curve.faint,
             "color": COLOURS[names.index(curve.name) % len(COLOURS)],
@@ -165,7 +165,7 @@ def bars(
         {
             "type": "bar",
             "name": name[:_MAX_NAME],
-            "data": list(values),
+            "data": [_short(value) for value in values],
             **({"stack": "all"} if stacked else {}),
         }
         for name, values in named
@@ -251,12 +251,21 @@ def lanes(names: Sequence[str], bars: Sequence[LaneBar], window: Window) -> Opti
     return options
 
 
+def _rounded(points: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Points as a tooltip says them; the table of the metrics has all digits."""
+    return [[x, _short(value)] for x, value in points]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
 def _held(points: Sequence[Sequence[float]], window: Window) -> list[list[float]]:
     """Cut a stepped line to the window, from edge to edge."""
     before = [value for moment, value in points if moment <= window.start][-1:]
     within = [[moment, value] for moment, value in points if window.start < moment <= window.end]
     shown = [*([window.start, value] for value in before), *within]
-    return [*shown, [window.end, shown[-1][1]]] if shown else []
+    return _rounded([*shown, [window.end, shown[-1][1]]]) if shown else []
 
 
 def _seconds(window: Window) -> Options:

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationErro
 from rl.config_file import ConfigError
 from rl.dashboard.expert_loads import ExpertLoads, held, read_loads
 from rl.dashboard.growing_lines import GrowingLines, Object, lines_of, plain
-from rl.dashboard.series import Series, add, metrics_line, number
+from rl.dashboard.series import Series, add, metrics_line, not_finite, number
 from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
 from rl.record.status import SILENT_SECONDS, STATUS, Status, first_fault
 from rl.record.summary import SUMMARY, Summary
@@ -81,6 +81,8 @@ class RunData:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         self.series: dict[str, Series] = {}
+        # Keys that were nan or infinite, and at which steps.
+        self.not_finite: dict[str, list[int]] = {}
         self.spans: list[Span] = []
         self.config: Object = {}
         self.origins: dict[str, str] = {}
@@ -201,9 +203,12 @@ class RunData:
         series = {
             key: Series([*one.steps], [*one.values], [*one.times]) for key, one in before.items()
         }
+        bad = {} if anew else {key: [*steps] for key, steps in self.not_finite.items()}
         for record in records:
             add(series, record)
-        self.series = series
+            for key in not_finite(record):
+                bad.setdefault(key, []).append(int(number(record.get("step")) or 0))
+        self.series, self.not_finite = series, bad
         self._count_broken("metrics.jsonl", self._metrics.broken)
 
     def _read_events(self) -> None:

@@ -40,6 +40,11 @@ def metrics_line(line: bytes) -> Mapping[str, object] | None:
     return None if record is None or number(record.get("step")) is None else record
 
 
+def not_finite(record: Mapping[str, object]) -> list[str]:
+    """Keys of one line of metrics.jsonl whose value is nan or an infinity."""
+    return [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
+
+
 def add(series: dict[str, Series], record: Mapping[str, object]) -> bool:
     """Take in one line of metrics.jsonl; what is not a finite number is left out. False if it was no line."""
     step, time = number(record.get("step")), number(record.get("time"))

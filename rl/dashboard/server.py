@@ -6,13 +6,18 @@
 import ipaddress
 import socket
 
-from nicegui import app, ui
+from fastapi.exception_handlers import http_exception_handler
+from nicegui import Client, app, ui
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 from rl.config_file import ConfigError
 from rl.dashboard.page import RUN, Page, Site
 from rl.dashboard.pages.config import config_page
 from rl.dashboard.pages.environments import environments_page
 from rl.dashboard.pages.experts import experts_page
+from rl.dashboard.pages.frame import no_such_page
 from rl.dashboard.pages.group import group_page
 from rl.dashboard.pages.health import health_page
 from rl.dashboard.pages.metrics import metrics_page
@@ -25,6 +30,12 @@ from rl.dashboard.password import VARIABLE, AskPassword
 from rl.dashboard.run_data import RunsFolder
 from rl.dashboard.visitor import OwnPagesOnly
 
+# A wave over dark blue, the header's.
+_FAVICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" '
+    'fill="#12263a"/><path d="M5 20c4-9 8-9 11 0s7 9 11-8" fill="none" stroke="#56B4E9" '
+    'stroke-width="3.5" stroke-linecap="round"/></svg>'
+)
 PAGES: tuple[Page, ...] = (
     Page("/", "", runs_page),
     Page(RUN, "Overview", overview_page),
@@ -45,6 +56,14 @@ def add_pages(runs: RunsFolder) -> None:
     site = Site(runs, PAGES)
     for page in PAGES:
         page.register(site, page.route)
+
+    @app.exception_handler(404)
+    async def nowhere(request: Request, error: Exception) -> Response:
+        if request.scope.get("endpoint") is not None and isinstance(error, HTTPException):
+            return await http_exception_handler(request, error)  # a file of a page, not a page
+        with Client(ui.page(""), request=request) as client:
+            no_such_page(site, request.url.path)
+        return client.build_response(request, 404)
 
 
 def check_address(host: str, port: int, password: str | None) -> None:
@@ -81,6 +100,7 @@ def serve(runs: RunsFolder, host: str, port: int, password: str | None = None) -
         host=host,
         port=port,
         title="Dorado",
+        favicon=_FAVICON,
         dark=None,
         reload=False,
         show=False,

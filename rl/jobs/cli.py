@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rl.commands import CommandWithSettings
 from rl.config_error import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ AddressOption = Annotated[
 JobId = Annotated[str, typer.Argument(help="As `dorado submit` and `dorado jobs` print it.")]
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    cls=CommandWithSettings,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def submit(
     context: typer.Context,
     config: ConfigPath,
@@ -81,7 +85,7 @@ def list_jobs(
     if as_json:
         typer.echo(json.dumps({"jobs": [asdict(job) for job in found]}, indent=1))
     else:
-        Console().print(jobs.table(found) if found else "no job was submitted yet")
+        Console(markup=False).print(jobs.table(found) if found else "no job was submitted yet")
 
 
 @app.command()

@@ -193,9 +193,10 @@ def check_resources(config: RunConfig, nodes: Sequence[Mapping[str, float]]) -> 
         there = [node.get(resource, 0.0) for node in nodes]
         if asked > sum(there):
             parts = " and ".join(f"{n} of {each:g} ({name})" for name, (n, each) in actors.items())
+            on = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
             raise ConfigError(
                 f"engine.count: the run asks for {asked:g} {resource}s, {parts}; the cluster has "
-                f"{sum(there):g} on {len(nodes)} nodes"
+                f"{sum(there):g} on {on}"
             )
         for name, (_, each) in actors.items():
             if each > max(there, default=0.0):

@@ -21,16 +21,20 @@ _ICONS = {"error": "error", "warning": "warning", "note": "info"}
 _TONES = {"error": "negative", "warning": "warning", "note": "primary"}
 _STYLE = """
 .nicegui-content { padding: 0; }
-.page { width: 100%; max-width: 1800px; margin: 0 auto; padding: 16px 24px 40px; }
+.page { width: 100%; max-width: 1800px; margin: 0 auto; padding: 16px clamp(8px, 2vw, 24px) 40px; }
+.q-header { flex-wrap: wrap; row-gap: 4px; }
+.body--dark .nicegui-link, .body--dark td a { color: #7cc4ff; }
+.body--light td a { color: #0067a0; }
 .panel { border: 1px solid #80879240; border-radius: 8px; padding: 12px; }
-.quiet { color: #7a818c; font-size: 12px; }
+.quiet { color: #636a75; font-size: 12px; }
+.body--dark .quiet { color: #9aa1ac; }
 .number { font-size: 22px; font-weight: 600; line-height: 1.2; }
 .halves { display: grid; gap: 12px; width: 100%; }
-.halves { grid-template-columns: repeat(auto-fit, minmax(520px, 1fr)); }
+.halves { grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); }
 .panel td { white-space: normal; overflow-wrap: anywhere; }
 .charts, .tiles { display: grid; gap: 12px; width: 100%; }
-.charts { grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)); }
-.tiles { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+.charts { grid-template-columns: repeat(auto-fill, minmax(min(380px, 100%), 1fr)); }
+.tiles { grid-template-columns: repeat(auto-fill, minmax(min(150px, 100%), 1fr)); }
 .log { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 480px; overflow: auto;
   font: 12px/1.45 ui-monospace, monospace; display: flex; flex-direction: column-reverse; }
 .settings td { font: 12px/1.45 ui-monospace, monospace; }
@@ -48,7 +52,8 @@ def run_address(name: str, page: str = "", query: Sequence[tuple[str, str]] = ()
 @contextmanager
 def frame(site: Site, name: str = "", page: str = "") -> Iterator[None]:
     """The page around its content. name: of the run that it is about; page: its own name."""
-    ui.page_title("Dorado")
+    titles = [one.title for one in site.pages if one.title and one.below == page and name]
+    ui.page_title(" · ".join([*titles, *([name[:60]] if name else []), "Dorado"]))
     ui.add_css(_STYLE)
     ui.colors(primary="#0072B2", negative="#D55E00", warning="#B57A00", positive="#009E73")
     dark = ui.dark_mode(None)
@@ -102,6 +107,13 @@ def no_such_run(site: Site, name: str) -> None:
             "An earlier run gets its date added to its name when a new one takes the name.",
             "search_off",
         )
+        ui.link("All runs", "/")
+
+
+def no_such_page(site: Site, address: str) -> None:
+    """The page of an address that leads nowhere."""
+    with frame(site):
+        notice(f"There is no page {address[:200]!r}.", "The address may be mistyped.", "search_off")
         ui.link("All runs", "/")
 
 

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Annotated
 
 from fastapi import Query, Response
@@ -88,7 +89,7 @@ def metrics_page(site: Site, route: str) -> None:
         choice = Choice([run, *_others(site, run, also)], match)
         await read(*choice.runs)
         try:
-            table = as_csv(choice.runs, wanted(choice)[:MAX_CHARTS])
+            table = as_csv(choice.runs, drawn_of(wanted(choice)))
         except ValueError as error:
             return Response(f"{error}\n", 400, media_type="text/plain")
         headers = {"Content-Disposition": 'attachment; filename="metrics.csv"'}
@@ -135,7 +136,7 @@ def _content(site: Site, choice: Choice) -> None:
             more = "" if len(keys) <= MAX_CHARTS else f"; the first {MAX_CHARTS} are drawn"
             ui.label(f"{len(keys)} of {every} keys{more}").classes("quiet")
         with ui.element("div").classes("charts"):
-            for key in keys[:MAX_CHARTS]:
+            for key in drawn_of(keys):
                 with ui.element("div").classes("panel"):
                     drawn[key] = ui.echart(chart(choice, key)).style("height: 230px")
 
@@ -150,7 +151,7 @@ def _content(site: Site, choice: Choice) -> None:
 
     async def refresh() -> None:
         await read(*choice.runs)
-        if list(drawn) != _keys(choice)[:MAX_CHARTS]:
+        if list(drawn) != drawn_of(_keys(choice)):
             panels.refresh()
         for key, shown in drawn.items():
             redraw(shown, chart(choice, key))
@@ -187,6 +188,17 @@ def _controls(site: Site, choice: Choice) -> _Controls:
 def wanted(choice: Choice) -> list[str]:
     """Keys of any of the runs that match. Raises ValueError with one sentence."""
     return matching({key for run in choice.runs for key in run.series}, choice.match)
+
+
+def drawn_of(keys: list[str]) -> list[str]:
+    """The keys that are drawn: all, or the first of each kind (`loss/`, `time/`, …) by turns."""
+    if len(keys) <= MAX_CHARTS:
+        return keys
+    kinds: dict[str, list[str]] = {}
+    for key in keys:
+        kinds.setdefault(key.partition("/")[0], []).append(key)
+    by_turns = [key for row in zip_longest(*kinds.values()) for key in row if key is not None]
+    return sorted(by_turns[:MAX_CHARTS])
 
 
 def chart(choice: Choice, key: str) -> charts.Options:
