@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from rl.commands import Commands, CommandWithSettings, require
+from rl.commands import Commands, require
 from rl.config_error import ConfigError
 from rl.env_tools.cli import app as env_app
+from rl.jobs.cli import RunCommand
 from rl.jobs.cli import app as jobs_app
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def options(
     """Take the options that stand before a command."""
 
 
-@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=_OVERRIDES)
 def train(
     context: typer.Context,
     config: ConfigPath,
@@ -93,7 +94,7 @@ def train(
     raise typer.Exit(train_or_say_why(settings, going_on, read_origins(config, context.args)))
 
 
-@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=_OVERRIDES)
 def sft(
     context: typer.Context,
     config: ConfigPath,
@@ -126,7 +127,7 @@ def sft(
         progress.note(f"policy: {folder}")
 
 
-@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=_OVERRIDES)
 def compare_modes(
     context: typer.Context,
     config: ConfigPath,
@@ -259,7 +260,7 @@ TraceOption = Annotated[
 ]
 
 
-@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=_OVERRIDES)
 def simulate(
     context: typer.Context,
     config: ConfigPath,
@@ -289,7 +290,7 @@ def simulate(
         Console().print(table(result))
 
 
-@app.command(cls=CommandWithSettings, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=_OVERRIDES)
 def plan(
     context: typer.Context,
     config: ConfigPath,

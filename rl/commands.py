@@ -9,7 +9,7 @@ import importlib.util
 import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -60,18 +60,20 @@ class CommandWithSettings(TyperCommand):
         own = [name for option in self.params for name in option.opts if name.startswith("--")]
         for given in ctx.args:
             name = given.partition("=")[0]
-            if re.match(r"-{1,2}[A-Za-z][^.]*$", name) and (meant := _meant(name, own)):
+            if not re.match(r"-{1,2}[A-Za-z][^.]*$", name):
+                continue
+            if (meant := _meant(name, own)) and _bare(name) not in map(_bare, self.settings()):
                 raise ConfigError(f"command line: there is no option {name}; did you mean {meant}?")
         return super().invoke(ctx)
 
+    def settings(self) -> Iterable[str]:
+        """Names of the settings that it takes, as far as they could be taken for a misspelt option."""
+        return ()
+
 
 def _meant(name: str, options: Sequence[str]) -> str | None:
-    from rl.config import RunConfig
-
-    bare = _bare(name)
-    if bare in {_bare(setting) for setting in RunConfig.model_fields}:
-        return None
-    close = difflib.get_close_matches(bare, [_bare(one) for one in options], n=1, cutoff=0.8)
+    bare = [_bare(one) for one in options]
+    close = difflib.get_close_matches(_bare(name), bare, n=1, cutoff=0.8)
     return next((one for one in options if _bare(one) in close), None)
 
 

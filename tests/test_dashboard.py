@@ -228,6 +228,9 @@ async def test_what_is_not_finite_is_an_alert(user, folder):
         "reward": math.nan,
     }
     make_run(folder / "demo", [step_metrics(1), step_metrics(2, **bad), step_metrics(3)])
+    (folder / "demo/not_finite.jsonl").write_text(
+        '{"step": 2, "keys": ["loss/loss"]}\n{"step": 2, "ke'
+    )
     await user.open("/run/demo")
     await user.should_see(
         "loss/grad_norm, loss/kl, loss/loss and 1 more are nan or infinite at step 2; the charts leave"

@@ -54,6 +54,17 @@ def test_without_a_terminal_every_step_is_one_line():
     assert "\x1b" not in out.getvalue(), "no control sequences in a file"
 
 
+def test_each_environment_has_its_reward_whatever_slashes_its_name_has():
+    names = {"math/easy": 0.25, "math/hard": 0.5, "x/all/y": 0.75, "all/z": 1.0}
+    shared = {key: value for key, value in METRICS.items() if not key.startswith("rollout/")}
+    progress, out = plain()
+    with progress:
+        rewards = {f"rollout/{env}/reward": value for env, value in names.items()}
+        progress.step(1, 3, shared | rewards | {"rollout/all/reward": 9.0})
+    said = " ".join(out.getvalue().split())
+    assert "reward math/easy 0.25 math/hard 0.50 x/all/y 0.75 all/z 1.00 1,234 tok/s" in said
+
+
 def test_a_step_without_comparable_logprobs_or_rewards_is_shown_all_the_same():
     progress, out = plain()
     progress.step(1, 3, {k: v for k, v in METRICS.items() if k.startswith(("time", "staleness"))})

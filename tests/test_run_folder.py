@@ -93,6 +93,22 @@ def test_metrics_are_one_json_line_per_step_without_what_is_no_number(folder):
     first, second = lines(folder.path / "metrics.jsonl")
     assert first.keys() - {"optim/big"} == {"step", "time", "loss/loss"}
     assert (second["step"], second["loss/loss"]) == (2, 0.25)
+    (named,) = lines(folder.path / "not_finite.jsonl")
+    assert named == {"step": 1, "keys": ["parity/mean_abs_dlogp", "optim/big"]}
+
+
+def test_the_evaluation_before_is_that_of_each_environment_whatever_slashes_it_has(folder):
+    rates = {
+        "math": 0.1,
+        "math/easy": 0.2,
+        "math/hard/pass_rate": 0.3,
+        "eval/x": 0.4,
+        "a/all/b": 0.5,
+    }
+    folder.metrics(
+        0, {f"eval/{env}/pass_rate": rate for env, rate in rates.items()} | {"eval/n": 1}
+    )
+    assert folder.eval_before() == rates
 
 
 def test_events_are_spans_in_lanes(folder):

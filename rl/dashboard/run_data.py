@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationErro
 from rl.config_file import ConfigError
 from rl.dashboard.expert_loads import ExpertLoads, held, read_loads
 from rl.dashboard.growing_lines import GrowingLines, Object, lines_of, plain
-from rl.dashboard.series import Series, add, metrics_line, not_finite, number
+from rl.dashboard.series import Series, add, metrics_line, not_finite, not_finite_line, number
 from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
 from rl.record.status import SILENT_SECONDS, STATUS, Status, first_fault
 from rl.record.summary import SUMMARY, Summary
@@ -36,7 +36,14 @@ _MAX_SPANS = 200_000
 LATEST = 1e11
 _INDEX_FILES = ("trajectories.sqlite", "trajectories.sqlite-wal")
 _WRITTEN = ("status.json", "metrics.jsonl", "events.jsonl", "summary.json")
-_FILES = ("config.toml", "origins.json", "experts.jsonl", *_WRITTEN, *_INDEX_FILES)
+_FILES = (
+    "config.toml",
+    "origins.json",
+    "experts.jsonl",
+    "not_finite.jsonl",
+    *_WRITTEN,
+    *_INDEX_FILES,
+)
 
 
 def _text(value: object) -> str:
@@ -93,6 +100,7 @@ class RunData:
         self.problems: list[str] = []
         self.experts: list[ExpertLoads] = []
         self._metrics = GrowingLines(folder / "metrics.jsonl", metrics_line)
+        self._not_finite = GrowingLines(folder / "not_finite.jsonl", not_finite_line)
         self._events = GrowingLines(folder / "events.jsonl", read_span)
         self._loads = GrowingLines(folder / "experts.jsonl", read_loads)
         self._lock = threading.Lock()
@@ -208,6 +216,9 @@ class RunData:
             add(series, record)
             for key in not_finite(record):
                 bad.setdefault(key, []).append(int(number(record.get("step")) or 0))
+        for line in self._not_finite.read()[0]:
+            for key in line.keys:
+                bad.setdefault(key, []).append(line.step)
         self.series, self.not_finite = series, bad
         self._count_broken("metrics.jsonl", self._metrics.broken)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Strict, TypeAdapter, ValidationError
 
 from rl.dashboard.expression import found_in
-from rl.dashboard.growing_lines import parse
+from rl.dashboard.growing_lines import lines_of, parse
 
 _NUMBERS = TypeAdapter(dict[str, Annotated[float, Strict()]])
 
@@ -40,8 +40,19 @@ def metrics_line(line: bytes) -> Mapping[str, object] | None:
     return None if record is None or number(record.get("step")) is None else record
 
 
+@dataclass(frozen=True)
+class NotFinite:
+    """One line of not_finite.jsonl: keys that were nan or infinite at a step, and so have no value."""
+
+    step: int
+    keys: list[str]
+
+
+not_finite_line = lines_of(TypeAdapter(NotFinite))
+
+
 def not_finite(record: Mapping[str, object]) -> list[str]:
-    """Keys of one line of metrics.jsonl whose value is nan or an infinity."""
+    """Keys of one line of metrics.jsonl whose value is nan or an infinity, as others may write it."""
     return [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
 
 

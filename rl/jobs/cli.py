@@ -1,7 +1,7 @@
 """`dorado submit | jobs | logs | stop`: the commands; what they do is in rl/jobs/client.py."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,8 +27,17 @@ AddressOption = Annotated[
 JobId = Annotated[str, typer.Argument(help="As `dorado submit` and `dorado jobs` print it.")]
 
 
+class RunCommand(CommandWithSettings):
+    """A command that takes the settings of a run."""
+
+    def settings(self) -> Iterable[str]:
+        from rl.config import RunConfig
+
+        return RunConfig.model_fields
+
+
 @app.command(
-    cls=CommandWithSettings,
+    cls=RunCommand,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def submit(

@@ -19,6 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rl.samples.metrics import per_env
+
 # Usual seconds of the quickstart's stages on two cores: the first guess at a time left, before a stage has a
 # rate. The time of training is that of its steps.
 COLD_START_SECONDS, ENGINES_SECONDS, EVALUATION_SECONDS, STEP_SECONDS = 75.0, 25.0, 10.0, 5.0
@@ -176,11 +178,8 @@ class Progress:
         if self.first_step is None:
             self.first_step, self.steps_before = now - metrics["time/total_seconds"], step - 1
         self.left.set((now - self.first_step) / (step - self.steps_before) * (steps - step))
-        rewards = {
-            key.split("/")[1]: value
-            for key, value in metrics.items()
-            if key.startswith("rollout/") and key.endswith("/reward") and "/all/" not in key
-        }
+        rewards = per_env(metrics, "rollout", "reward")
+        rewards.pop("all", None)
         said = "  ".join(f"{env} {value:.2f}" for env, value in rewards.items())
         line = (
             f"step {step}/{steps}  reward {said}  {metrics['time/tokens_per_second']:,.0f} tok/s  "

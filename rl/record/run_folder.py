@@ -32,6 +32,7 @@ import tomli_w
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.samples.group import GroupReport
+from rl.samples.metrics import per_env
 from rollout.trajectory import ScoredTrajectory
 from trainer.checkpoint_folder import steps
 from trainer.sample import TokenScores
@@ -237,15 +238,19 @@ class RunFolder:
         """Read the pass rates of the evaluation before training; none where there was none."""
         with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
             first = next((json.loads(line) for line in lines), {"step": 1})
-        parts = ((key.split("/"), value) for key, value in first.items() if first["step"] == 0)
-        return {key[1]: value for key, value in parts if key[0] == "eval"}
+        return per_env(first, "eval", "pass_rate") if first["step"] == 0 else {}
 
     def metrics(self, step: int, values: Mapping[str, object]) -> None:
-        """Write one line of metrics.jsonl; infinite numbers and those that are none are left out."""
-        finite = {
-            k: v for k, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))
-        }
+        """Write one line of metrics.jsonl; infinite numbers and those that are none are left out.
+
+        not_finite.jsonl names them.
+        """
+        bad = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+        finite = {k: v for k, v in values.items() if k not in bad}
         self._line(self._metrics, {"step": step, "time": time.time(), **finite})
+        if bad:
+            with (self.path / "not_finite.jsonl").open("a", encoding="utf-8") as file:
+                self._line(file, {"step": step, "keys": bad})
 
     def experts(self, step: int, computing: int, loads: Sequence[Sequence[float]]) -> None:
         """Write one line of experts.jsonl: the share of tokens that chose each expert, per layer.

@@ -36,6 +36,16 @@ def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
     return metrics
 
 
+def per_env(metrics: Mapping[str, float], kind: str, name: str) -> dict[str, float]:
+    """Values of `kind/ENV/name` by environment, whose name may have slashes of its own."""
+    start, end = f"{kind}/", f"/{name}"
+    return {
+        key[len(start) : -len(end)]: value
+        for key, value in metrics.items()
+        if key.startswith(start) and key.endswith(end) and len(key) > len(start) + len(end)
+    }
+
+
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """Median and maximum, as the summary gives them."""
     if not values:
