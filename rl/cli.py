@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from rl.commands import Commands, require
+from rl.commands import Commands, not_here, require
 from rl.config_error import ConfigError
 from rl.env_tools.cli import app as env_app
 from rl.jobs.cli import RunCommand
@@ -88,6 +88,8 @@ def train(
         from rl.record.run_folder import dump_toml
 
         typer.echo(dump_toml(resolved(settings)), nl=False)
+        if said := not_here("torch", "transformers", "ray", "vllm"):
+            typer.echo(f"note: the settings are right, but {said}", err=True)
         raise typer.Exit(0)
     from rl.launch import train_or_say_why
 

@@ -127,6 +127,15 @@ def require(*packages: str) -> None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
+def not_here(*packages: str) -> str:
+    """The sentence that `require` would end with; "" where all of them are installed."""
+    try:
+        require(*packages)
+    except ModuleNotFoundError as error:
+        return _missing((error.name or "").partition(".")[0])
+    return ""
+
+
 def _missing(package: str) -> str:
     """Say how to install a package that a command needs."""
     how = (

@@ -108,6 +108,11 @@ def test_a_plain_installation_has_the_commands_for_environments_and_settings(tmp
     ]
     ends = without(commands, tmp_path)
     assert [end[0] for end in ends] == [0] * len(commands), ends
+    note = ends[-1][2]
+    assert note.startswith(
+        "note: the settings are right, but this command needs torch, which is not"
+    )
+    assert note.count("\n") == 1 and "make setup" in note
     assert (tmp_path / "my_world" / "pyproject.toml").is_file()
 
 
