@@ -56,7 +56,7 @@ def test_a_run_has_that_room_before_it_starts_anything(tmp_path):
 def test_what_is_left_goes_before_anything_is_written(tmp_path, monkeypatch):
     left = killed_run(tmp_path / "dorado-1" / "a")
 
-    def no_room(*_: object) -> None:
+    def no_room(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", no_room)
