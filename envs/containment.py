@@ -11,6 +11,8 @@ from typing import Any
 
 from envs.text import told
 
+_Act = Coroutine[Any, Any, Any] | Generator[Any, Any, Any]
+
 
 class PluginExit(Exception):
     """An exit in a task that a plugin has begun; the message says which."""
@@ -25,7 +27,7 @@ def contain_exits() -> None:
 
 def _task(
     loop: asyncio.AbstractEventLoop,
-    act: Coroutine[Any, Any, Any] | Generator[Any, Any, Any],
+    act: _Act,
     **how: Any,
 ) -> asyncio.Task[Any]:
     return asyncio.Task(_Contained(act), loop=loop, **how)
@@ -35,7 +37,7 @@ class _Contained(Coroutine[Any, Any, Any]):
     """A coroutine whose exits are exceptions. An `async def` around it would not do: in a task that is
     cancelled before its first step it would never begin to await."""
 
-    def __init__(self, act: Coroutine[Any, Any, Any] | Generator[Any, Any, Any]) -> None:
+    def __init__(self, act: _Act) -> None:
         self.act = act
 
     def send(self, value: Any) -> Any:

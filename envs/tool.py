@@ -104,8 +104,8 @@ class Tool:
         """Call the method of this environment with what `parse` returned; its result may be awaitable."""
         method = cast(Any, self.method)
         bound = method.__get__(env, type(env)) if hasattr(method, "__get__") else method
-        by_place: list[Any] = []
-        by_name: dict[str, Any] = {}
+        by_place: list[object] = []
+        by_name: dict[str, object] = {}
         for one in self.arguments:
             name = one.parameter.name
             if one.parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
@@ -138,7 +138,7 @@ class Tool:
             read = {n: _from_text(v) if n in wrong else v for n, v in arguments.items()}
             return self.model.model_validate(read)
 
-    def _data_in_text(self, arguments: JsonObject) -> Iterator[tuple[str, Any]]:
+    def _data_in_text(self, arguments: JsonObject) -> Iterator[tuple[str, object]]:
         """Texts that are JSON of another type, where a hint takes that as well as text: `null` for
         `str | None`, `5` for `int | str`."""
         for name, adapter in self._adapters.items():

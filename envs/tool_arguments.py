@@ -37,15 +37,15 @@ class Argument:
 
     parameter: inspect.Parameter
     name: str
-    hint: Any
+    hint: object
 
-    def adapter(self) -> TypeAdapter[Any]:
+    def adapter(self) -> TypeAdapter[object]:
         """Check values of this argument alone."""
         return _adapter(self.hint)
 
 
 def arguments_of(
-    method: object, function: Callable[..., Any], owner: type | None, where: str
+    method: object, function: Callable[..., object], owner: type | None, where: str
 ) -> tuple[Argument, ...]:
     """The arguments that a policy has to give. method: the class's member, which `function` is inside of.
 
@@ -75,8 +75,8 @@ def arguments_of(
 
 
 def _hint(
-    parameter: inspect.Parameter, names: dict[str, Any], owner: type | None, where: str
-) -> Any:
+    parameter: inspect.Parameter, names: dict[str, object], owner: type | None, where: str
+) -> object:
     where = f"{where}: argument {parameter.name!r}"
     if parameter.annotation is inspect.Parameter.empty:
         raise ToolMistake(
@@ -98,7 +98,7 @@ def _hint(
     raise UnknownHint(f"{where}: its hint {parameter.annotation!r} is not known: {failure}")
 
 
-def _takes_none(hint: Any) -> bool:
+def _takes_none(hint: object) -> bool:
     """True also for what is no type at all, of which the model tells."""
     try:
         _adapter(hint).validate_python(None)
@@ -109,13 +109,13 @@ def _takes_none(hint: Any) -> bool:
     return True
 
 
-def _adapter(hint: Any) -> TypeAdapter[Any]:
+def _adapter(hint: Any) -> TypeAdapter[object]:
     with warnings.catch_warnings():  # `Field(alias=...)` is no matter of a single value
         warnings.simplefilter("ignore")
         return TypeAdapter(hint)
 
 
-def _public_name(parameter: inspect.Parameter, hint: Any, owner: type | None) -> str:
+def _public_name(parameter: inspect.Parameter, hint: object, owner: type | None) -> str:
     """The name of `Field(alias=...)`, or else the parameter's own as it was written."""
     marks = [parameter.default, *(get_args(hint)[1:] if get_origin(hint) is Annotated else ())]
     for mark in marks:
@@ -169,18 +169,18 @@ def _made(arguments: Sequence[Argument]) -> tuple[type[BaseModel], JsonObject]:
         return model, model.model_json_schema()
 
 
-def _field(argument: Argument) -> tuple[Any, Any]:
+def _field(argument: Argument) -> tuple[object, object]:
     """Type and default for `create_model`; a text in `Annotated[int, "..."]` is a description."""
     hint, marks = argument.hint, ()
     if get_origin(hint) is Annotated:
         hint, *marks = get_args(hint)
     described = [Field(description=one) if isinstance(one, str) else one for one in marks]
-    annotated: Any = Annotated[(hint, Field(alias=argument.name), *described)]
+    annotated: object = Annotated[(hint, Field(alias=argument.name), *described)]
     default = argument.parameter.default
     return annotated, ... if default is inspect.Parameter.empty else default
 
 
-def _shown(hint: Any) -> str:
+def _shown(hint: object) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint)[:_SHOWN]
 
 

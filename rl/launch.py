@@ -182,6 +182,13 @@ def _cold_start(config: RunConfig, progress: Progress) -> tuple[str, bool]:
     return checkpoint, made
 
 
+def _keep_error(folder: Path, context: Mapping[str, object]) -> None:
+    """Write down the error of a task that nobody waits for any more; the terminal has its cause."""
+    error = context.get("exception")
+    traced = traceback.format_exception(error) if isinstance(error, BaseException) else []
+    _write_error(folder, f"{context.get('message')}\n{''.join(traced)}\n")
+
+
 async def _run(
     config: RunConfig,
     cluster: Cluster,
@@ -209,13 +216,7 @@ async def _run(
             "a second time ends the run at once"
         )
 
-    def keep(_: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
-        """Write down the error of a task that nobody waits for any more; the terminal has its cause."""
-        error = context.get("exception")
-        traced = traceback.format_exception(error) if isinstance(error, BaseException) else []
-        _write_error(folder.path, f"{context.get('message')}\n{''.join(traced)}\n")
-
-    loop.set_exception_handler(keep)
+    loop.set_exception_handler(lambda _, context: _keep_error(folder.path, context))
     # Not the loop's own handlers, which leave the default ones behind when it ends.
     on_signals(lambda: loop.call_soon_threadsafe(stop))
     status: Outcome = "failed"

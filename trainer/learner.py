@@ -55,6 +55,16 @@ from trainer.weights import (
 )
 
 
+def _prepare_process(config: LearnerConfig) -> None:
+    """Set what holds for the whole process."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        make_deterministic()
+    if config.device == "cpu":
+        keep_freed_memory()
+
+
 class Learner:
     """One policy, its optimizer, and of the versions that samples may still come from the trained weights."""
 
@@ -72,12 +82,7 @@ class Learner:
         Raises ValueError where the policy cannot be shared out over the ranks, or nothing can compile, and
         Unsupported where the learner would compute another function than the policy's own code.
         """
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        if config.deterministic:
-            make_deterministic()
-        if config.device == "cpu":
-            keep_freed_memory()
+        _prepare_process(config)
         self.config = config
         self.keep_versions = keep_versions
         self.device = torch.device(config.device)

@@ -232,6 +232,22 @@ def summary(played: Sequence[ScoredTrajectory]) -> JsonObject:
     }
 
 
+def _choose_tasks(table: EnvTable, model: str, limits: Limits, tasks: int) -> list[Task]:
+    """Return the held-out tasks to play. Raises ConfigError where they cannot be played or judged."""
+    if table.make().reward_names == () and not table.judges:
+        raise ConfigError(
+            f"--judge: environment {table.label!r} gives no reward of its own: name a judge, such as "
+            "--judge mathematics, or a run's TOML that does, with --run"
+        )
+    check_rewards([table])
+    if not is_url(model):
+        check_tokenizer(Path(model), [table], limits.episode, key="--model")
+    try:
+        return heldout_tasks(table, tasks)
+    except OutOfTasks as error:
+        raise ConfigError(str(error)) from None
+
+
 def evaluate_and_report(
     table: EnvTable,
     model: str,
@@ -246,18 +262,7 @@ def evaluate_and_report(
 ) -> bool:
     """Evaluate and print; returns True if any episode could be judged. Raises ConfigError before anything
     has started."""
-    if table.make().reward_names == () and not table.judges:
-        raise ConfigError(
-            f"--judge: environment {table.label!r} gives no reward of its own: name a judge, such as "
-            "--judge mathematics, or a run's TOML that does, with --run"
-        )
-    check_rewards([table])
-    if not is_url(model):
-        check_tokenizer(Path(model), [table], limits.episode, key="--model")
-    try:
-        chosen = heldout_tasks(table, tasks)
-    except OutOfTasks as error:
-        raise ConfigError(str(error)) from None
+    chosen = _choose_tasks(table, model, limits, tasks)
     path = out or Path("runs") / f"eval-{table.label}-{time.strftime('%Y%m%d-%H%M%S')}"
     if path.exists():
         raise ConfigError(f"--out: {path} exists already")
