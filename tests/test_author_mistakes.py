@@ -10,6 +10,8 @@ from rl.cli import app
 from rl.config_file import ConfigError
 from rl.env_tools.check.run import check
 
+pytestmark = pytest.mark.process
+
 AT_ONCE = 2
 
 

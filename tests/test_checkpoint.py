@@ -27,6 +27,8 @@ from trainer.learner import Learner
 from trainer.policy import build_policy
 from trainer.weights import write_checkpoint
 
+pytestmark = pytest.mark.process
+
 CONFIG = PreTrainedConfig(hidden_size=6)
 HEAVY = [
     "torch.distributed.checkpoint",

@@ -13,6 +13,8 @@ from rl.config_file import ConfigError
 from rl.jobs import request as job_request
 from rl.jobs.request import Request, check_resources, check_size, prepare, project_of
 
+pytestmark = pytest.mark.process
+
 CONFIG = 'name = "tiny"\n[model.init]\nfamily = "qwen3_moe"\n[[env]]\nid = "calculator"\n'
 ENV = """
 from envs.env import Env, say

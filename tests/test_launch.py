@@ -23,6 +23,8 @@ from rl.fleet.weight_sync import SyncError
 from rl.loop.run_error import RunError
 from rl.record.status import read_status
 
+pytestmark = pytest.mark.process
+
 CONFIG = """
 name = "demo"
 model = { init = {} }

@@ -21,6 +21,8 @@ from rl.dashboard.trajectory_filter import TrajectoryFilter
 from rl.dashboard.trajectory_index import find
 from rl.env_tools.replay import find_record
 
+pytestmark = pytest.mark.process
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 LIST = "/run/demo/trajectories"
 
