@@ -82,7 +82,8 @@ def same_start() -> None:
         numpy.random.seed(SEED)
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(SEED)
-        torch.use_deterministic_algorithms(False)
+        if torch.are_deterministic_algorithms_enabled():  # setting it takes 20 ms, each time
+            torch.use_deterministic_algorithms(False)
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
 
