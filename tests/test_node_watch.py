@@ -176,3 +176,23 @@ async def test_without_rays_control_service_the_run_cannot_go_on(alive, monkeypa
     sentence = rf"Ray's control service \(GCS at 127.0.0.1:{port}\) is gone"
     with pytest.raises(NodesLost, match=sentence):
         await asyncio.wait_for(watching, 5)
+
+
+async def test_a_control_service_that_is_silent_on_a_busy_machine_is_not_gone(alive, monkeypatch):
+    monkeypatch.setattr(node_watch, "LOOK_SECONDS", 0.01)
+    asked: list[str] = []
+
+    async def answers(address: str, seconds: float) -> str:
+        asked.append(address)
+        return "refuses" if len(asked) % 10 == 0 else "silent"
+
+    monkeypatch.setattr(node_watch, "control_answers", answers)
+    run = Run()
+    run.watch.control, run.watch.control_seconds = "127.0.0.1:1", 0.02
+    watching = asyncio.create_task(run.watch.watch())
+    while len(asked) < 30:
+        await asyncio.sleep(0.01)
+    assert not watching.done()
+    monkeypatch.setattr(node_watch, "SILENT_SECONDS", 0.1)
+    with pytest.raises(NodesLost, match="is gone"):
+        await asyncio.wait_for(watching, 5)

@@ -20,6 +20,8 @@ LOOK_SECONDS = 2.0
 # Ray's control service is gone once nobody has listened at its address for so long. Ray itself ends the
 # process without a word after 60 s. On a cluster the service may be started anew by then.
 CONTROL_SECONDS, CLUSTER_CONTROL_SECONDS = 2.0, 30.0
+# Or once it has been silent for so long: a busy machine makes it so for seconds.
+SILENT_SECONDS = 45.0
 # For Ray's control service to say which nodes there are.
 ANSWER_SECONDS = 60.0
 # For it to notice that a node is gone; its own settings say 25 s or so.
@@ -102,11 +104,15 @@ class NodeWatch:
     async def _watch_control(self) -> None:
         """Raise NodesLost once Ray's control service is gone; without it Ray ends this process."""
         heard = time.monotonic()
+        refused = 0  # times in a row
         while self.control:
             await asyncio.sleep(min(LOOK_SECONDS, self.control_seconds))
-            if await control_answers(self.control, LOOK_SECONDS):
+            answer = await control_answers(self.control, LOOK_SECONDS)
+            if answer == "answers":
                 heard = time.monotonic()
-            elif time.monotonic() - heard > self.control_seconds:
+            refused = refused + 1 if answer == "refuses" else 0
+            away = time.monotonic() - heard
+            if (refused > 1 and away > self.control_seconds) or away > SILENT_SECONDS:
                 raise ControlLost(
                     f"Ray's control service (GCS at {self.control}) is gone: it died or was killed; "
                     "without it the run cannot go on"

@@ -7,7 +7,7 @@ gone.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
@@ -30,15 +30,24 @@ def alive_nodes() -> dict[str, str]:
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
-async def control_answers(address: str, seconds: float) -> bool:
-    """True if something listens at host:port, the address of Ray's control service (GCS)."""
+Answer = Literal["answers", "refuses", "silent"]
+
+
+async def control_answers(address: str, seconds: float) -> Answer:
+    """Try host:port, the address of Ray's control service (GCS).
+
+    "refuses": nobody listens there. "silent": no answer in time, which says little: this process, or the
+    machine, may be busy.
+    """
     host, _, port = address.rpartition(":")
     try:
         _, writer = await within(asyncio.open_connection(host.strip("[]"), int(port)), seconds)
-    except (OSError, TimeoutError):
-        return False
+    except TimeoutError:
+        return "silent"
+    except OSError:
+        return "refuses"
     writer.close()
-    return True
+    return "answers"
 
 
 def control_address() -> str:
