@@ -4,7 +4,6 @@
 2. The patches of each model family in `rollout.families`.
 3. On CPU, vLLM's processes sleep while they wait for each other. By default each spins for up to a second
    after its last message: with two engines and a learner on a few cores, most of the machine's time.
-   And an engine gives way to a learner on the same cores: requests that wait share its next step.
 4. Adapters on CPU: the experts keep their kernel, and an adapter is two matrix products: vLLM copies it for
    every token, at ten times the cost and more.
 5. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
@@ -23,10 +22,6 @@ from rollout.families.registry import FAMILIES
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
-
-# On a CPU, below the other actors (Ray starts all of them at 15): a core is then shared about two to one
-# between a learner and an engine.
-NICE = 4
 
 
 def register() -> None:
@@ -48,7 +43,6 @@ def register() -> None:
     for family in FAMILIES.values():
         family.patch_vllm()
     if current_platform.is_cpu():
-        _give_way()
         _wait_without_spinning()
         _experts_without_adapters()
         _multiply_by_adapters()
@@ -65,12 +59,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
-
-
-def _give_way() -> None:
-    """Lower the priority of vLLM's own processes. A step costs milliseconds before its first request."""
-    if multiprocessing.parent_process() is not None:
-        os.nice(NICE)
 
 
 def _wait_without_spinning() -> None:
