@@ -145,7 +145,7 @@ def questions(folder: Path) -> dict[str, float]:
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """What it takes."""
+    """Seconds that an act takes."""
     start = time.perf_counter()
     act()
     return time.perf_counter() - start

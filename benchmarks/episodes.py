@@ -185,7 +185,7 @@ class StandInLearner(LearnerActor):
 
     @actor_method
     def lost(self, groups: Sequence[ObjectRef[list[TrainSample]]]) -> list[int]:
-        """Of one node, none ever is."""
+        """None: on one node no group is ever lost."""
         return []
 
     @actor_method
@@ -244,7 +244,7 @@ class StandInCluster(Cluster):
 
 
 def turns(renderer: Renderer) -> tuple[list[list[int]], list[int]]:
-    """What the engines write: five first turns with a tool call, one of which is refused; an answer."""
+    """Ids that the engines write: five first turns with a tool call, one of which is refused; an answer."""
 
     def ids(said: Message) -> list[int]:
         tokens, learn = renderer.demonstration([Message("user", "?")], (), [said])
@@ -296,7 +296,7 @@ class Memory:
 
 @dataclass
 class Result:
-    """What was measured. idle_gb: with all actors started. fill_seconds: until all were in progress.
+    """Figures of a measurement. idle_gb: with all actors started. fill_seconds: until all were in progress.
 
     cpu_ms: CPU time of all processes per trajectory dispatched; driver_cpu_ms: of the run's own process,
     Ray's part included.

@@ -43,7 +43,7 @@ SECONDS = 10.0
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Of the values, the one that this share of them is below."""
+    """The value that this share of them is below."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 

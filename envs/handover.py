@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from numbers import Real
-from typing import cast
+from typing import TypeVar, cast
 
 from envs.dynamic_tool import DynamicTool
 from envs.message import Message
 from envs.text import encodable, shown
+
+T = TypeVar("T")
 
 
 async def result_of(name: str, act: Callable[[], object]) -> object:
@@ -64,22 +66,20 @@ def facts(value: object) -> dict[str, str]:
 def messages(value: object, act: str) -> tuple[Message, ...]:
     """The messages that an act hands to the policy. Raises TypeError."""
     wanted = f'{act} has to return a list of messages, such as [Message("user", "...")]'
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise TypeError(f"{wanted}, not {shown(cast(object, value))}")
-    found = tuple(cast(Iterable[object], value))
-    for one in found:
-        if not isinstance(one, Message):
-            raise TypeError(f"{wanted}; one of them is {shown(one)}")
-    return cast(tuple[Message, ...], found)
+    return _all_of(Message, value, wanted)
 
 
 def offered_tools(value: object) -> tuple[DynamicTool, ...]:
     """The tools that are known only at reset. Raises TypeError."""
-    wanted = "dynamic_tools() has to return a list of DynamicTools"
+    return _all_of(DynamicTool, value, "dynamic_tools() has to return a list of DynamicTools")
+
+
+def _all_of(kind: type[T], value: object, wanted: str) -> tuple[T, ...]:
+    """The members of a list, each of this kind. Raises TypeError, which says what is wanted."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TypeError(f"{wanted}, not {shown(cast(object, value))}")
     found = tuple(cast(Iterable[object], value))
     for one in found:
-        if not isinstance(one, DynamicTool):
+        if not isinstance(one, kind):
             raise TypeError(f"{wanted}; one of them is {shown(one)}")
-    return cast(tuple[DynamicTool, ...], found)
+    return cast(tuple[T, ...], found)

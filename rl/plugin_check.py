@@ -39,18 +39,23 @@ Doing = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class EnvLook:
-    """Imports an environment, makes it with its settings, and asks its `probe`."""
+class _OfTable:
+    """Looks at what a run's table names, for as long as the table allows."""
 
     table: EnvTable
 
     @property
-    def who(self) -> str:
-        return f"env {self.table.label!r}"
-
-    @property
     def seconds(self) -> float:
         return max(ACT_SECONDS, self.table.deadlines.reset_seconds)
+
+
+@dataclass(frozen=True)
+class EnvLook(_OfTable):
+    """Imports an environment, makes it with its settings, and asks its `probe`."""
+
+    @property
+    def who(self) -> str:
+        return f"env {self.table.label!r}"
 
     @property
     def ours(self) -> bool:
@@ -74,19 +79,14 @@ class EnvLook:
 
 
 @dataclass(frozen=True)
-class JudgeLook:
+class JudgeLook(_OfTable):
     """Finds a judge of an environment."""
 
-    table: EnvTable
     judge: str
 
     @property
     def who(self) -> str:
         return f"env {self.table.label!r}: judges: {self.judge!r}"
-
-    @property
-    def seconds(self) -> float:
-        return max(ACT_SECONDS, self.table.deadlines.reset_seconds)
 
     @property
     def ours(self) -> bool:

@@ -1,8 +1,8 @@
 """The dashboard's password: nothing passes without it, neither pages nor live connections."""
 
 import pytest
+from guarded_pages import page, socket
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
@@ -14,20 +14,10 @@ from rl.dashboard.password import VARIABLE, AskPassword, read_password
 WORD = "a long pässword"
 
 
-async def _page(request):
-    return PlainTextResponse("the runs")
-
-
-async def _socket(websocket):
-    await websocket.accept()
-    await websocket.send_text("live")
-    await websocket.close()
-
-
 @pytest.fixture
 def client(monkeypatch):
     monkeypatch.setattr(password, "_WRONG_SECONDS", 0.0)
-    routes = [Route("/run/{name}", _page), WebSocketRoute("/socket", _socket)]
+    routes = [Route("/run/{name}", page), WebSocketRoute("/socket", socket)]
     app = Starlette(routes=routes)
     app.add_middleware(AskPassword, password=WORD)
     with TestClient(app, base_url="http://here:8080", follow_redirects=False) as client:

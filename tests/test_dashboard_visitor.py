@@ -1,8 +1,8 @@
 """Requests of other web pages to the dashboard: refused by Host, Origin and what a browser says of itself."""
 
 import pytest
+from guarded_pages import page, socket
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
@@ -12,19 +12,9 @@ from rl.dashboard.visitor import OwnPagesOnly
 HERE = "http://127.0.0.1:8080"
 
 
-async def _page(request):
-    return PlainTextResponse("the runs")
-
-
-async def _socket(websocket):
-    await websocket.accept()
-    await websocket.send_text("live")
-    await websocket.close()
-
-
 @pytest.fixture(scope="module")
 def client():
-    app = Starlette(routes=[Route("/", _page), WebSocketRoute("/socket", _socket)])
+    app = Starlette(routes=[Route("/", page), WebSocketRoute("/socket", socket)])
     app.add_middleware(OwnPagesOnly, hosts=frozenset({"localhost", "127.0.0.1"}))
     with TestClient(app, base_url=HERE) as client:
         yield client
