@@ -18,7 +18,7 @@ from trainer.cpu.allocator import VARIABLES
 from trainer.cpu.row_kernel import RowKernel, compile_kernels
 from trainer.mla import _Rotate
 from trainer.norm import rms_norm
-from trainer.scorer import LOGITS, _TokenLogprobs
+from trainer.scorer import LOGITS, LogitShape, _TokenLogprobs
 from trainer.swiglu import swiglu
 
 pytestmark = pytest.mark.process
@@ -64,7 +64,14 @@ def turn(x_THD: Tensor, angle_TR: Tensor) -> Tensor:
 def logprobs(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
     """Of one token after the other."""
     target_N = torch.arange(len(hidden_ND)) % len(head_VD)
-    return _TokenLogprobs.apply(hidden_ND, head_VD, target_N, 0.7)[0]  # pyright: ignore
+    return _TokenLogprobs.apply(hidden_ND, head_VD, target_N, LogitShape(0.7))[0]  # pyright: ignore
+
+
+def bent_logprobs(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
+    """With a scale and a soft cap."""
+    target_N = torch.arange(len(hidden_ND)) % len(head_VD)
+    shape = LogitShape(0.7, scale=0.5, softcap=30.0)
+    return _TokenLogprobs.apply(hidden_ND, head_VD, target_N, shape)[0]  # pyright: ignore
 
 
 # Function, and the shapes of what it is given but for their first dimension; None: as it stands.
@@ -75,6 +82,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int | None, ...], ...]
     "turn": (turn, ((None, 4, 96), (None, 32))),
     "turn_all": (turn, ((None, 1, 64), (None, 32))),
     "logprobs": (logprobs, ((None, 64), (500, 64))),
+    "bent_logprobs": (bent_logprobs, ((None, 64), (500, 64))),
 }
 
 
@@ -97,7 +105,7 @@ def test_compiled_kernels_give_the_same_values_and_gradients(case, dtype, monkey
         sizes = [[rows if n is None else n for n in shape] for shape in shapes]
         given = [torch.randn(size, generator=draw) for size in sizes]
         given[0] = given[0].to(dtype)
-        if case == "logprobs":
+        if function in (logprobs, bent_logprobs):
             given[1] = given[1].to(dtype)
         plain = values_and_gradients(function, given)
         compile_kernels(CPU)
