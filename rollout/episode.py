@@ -55,6 +55,23 @@ class Rendering(Protocol):
     def split(self, completion: Sequence[int]) -> tuple[str, str]: ...
 
 
+# The phases of an episode; the judges' comes from its controller.
+PHASES = frozenset(
+    (
+        "created",
+        "reset",
+        "between",
+        "generate",
+        "tool",
+        "reply",
+        "render",
+        "score",
+        "judge",
+        "close",
+    )
+)
+
+
 @dataclass
 class PhaseClock:
     """Which phase an episode is in, since when, and all phases before."""
@@ -67,7 +84,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str, acts: int = 1):
-        """Stamp what is awaited inside; acts: tool calls, which have a deadline each."""
+        """Stamp what is awaited inside; name: of PHASES; acts: tool calls, which have a deadline each."""
         start = time.time()
         self.current, self.since, self.acts = name, start, acts
         try:

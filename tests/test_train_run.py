@@ -16,6 +16,8 @@ import torch
 from dorado_command import Command, lines
 from safetensors.torch import load_file
 
+from rollout.episode import PHASES
+
 pytestmark = [pytest.mark.run, pytest.mark.timeout(600)]
 
 COMMON = """
@@ -316,7 +318,7 @@ def test_a_dora_run_lends_an_engine_gives_up_old_versions_and_says_what_it_waits
     _assert_nothing_left(command)
     assert state["live"] and set(state["engines"]) == {"engine-0", "engine-1"}
     assert sum(state["counts"]["slow"].values()) >= len(state["waiting"]) > 0
-    assert {row["phase"] for row in state["waiting"]} <= {"tool", "generate", "reset", "between"}
+    assert {row["phase"] for row in state["waiting"]} <= PHASES
     summary = _summary(tmp_path, "elastic")
     _assert_books_balance(summary["ledger"])
     assert summary["ledger"]["slow"].get("stale:evicted", 0) > 0, "15 s are more than two steps"
