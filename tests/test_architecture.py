@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -98,20 +99,27 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """(dotted module, line) of every import in a file, nested ones included."""
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def imports(source: str) -> list[tuple[str, int]]:
+    """(dotted module, line) of every import in a file's text, nested ones included."""
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            yield node.module or "", node.lineno
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            found.append((node.module or "", node.lineno))
+    return found
 
 
 def imports_under(root: Path, package: str) -> list[tuple[str, str, int]]:
     """(file, dotted module, line) of every import in a package of a checkout."""
     files = sorted((root / package).rglob("*.py"))
-    return [(f.relative_to(root).as_posix(), *found) for f in files for found in imports(f)]
+    return [
+        (file.relative_to(root).as_posix(), *found)
+        for file in files
+        for found in imports(file.read_text(encoding="utf-8"))
+    ]
 
 
 IMPORTS = [found for package in PACKAGES for found in imports_under(ROOT, package)]

@@ -190,7 +190,7 @@ def test_with_the_engines_logprobs_as_behaviour_the_present_values_are_used(chec
 def test_a_constant_reward_is_learned_at_the_default_rates(checkpoint):
     """The policy's usual rate of 1e-6 would leave the value where it was."""
     ours = learner(checkpoint, loss=LossConfig(kind="ppo"), optim=OptimConfig())
-    batch = [replace(s, reward=1.0) for s in samples()]
+    batch = [replace(s, reward=1.0) for s in samples()[:3]]
     errors = []
     for version in range(30):
         now = [replace(s, versions=(version,) * len(s.versions)) for s in batch]

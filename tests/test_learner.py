@@ -315,16 +315,26 @@ def fresh(ours: Learner) -> list[TrainSample]:
     return with_rollout_logprobs(samples(), ours.logprobs(samples()), ours.version)
 
 
+@pytest.fixture(scope="module")
+def without_the_first(checkpoint):
+    """The samples of a fresh learner, its loss in a step without their first, its log-probs thereafter."""
+    ours = learner(checkpoint)
+    batch = fresh(ours)
+    loss = ours.step(batch[1:]).metrics["loss/loss"]
+    return batch, loss, ours.logprobs(samples())
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["reward", "advantages", "rollout_logprobs"])
-def test_a_sample_that_is_not_finite_is_set_aside_and_the_others_train(checkpoint, name, value):
-    ours, without = learner(checkpoint), learner(checkpoint)
-    first, *rest = fresh(ours)
+def test_a_sample_that_is_not_finite_is_set_aside_and_the_others_train(
+    checkpoint, without_the_first, name, value
+):
+    (first, *rest), loss, logprobs = without_the_first
+    ours = learner(checkpoint)
     metrics = ours.step([with_number(first, name, value), *rest]).metrics
     assert (metrics["learner/samples_set_aside"], metrics["learner/updates_set_aside"]) == (1, 0)
-    wanted = without.step(rest).metrics
-    assert metrics["loss/loss"] == wanted["loss/loss"]
-    assert ours.logprobs(samples()) == without.logprobs(samples())
+    assert metrics["loss/loss"] == loss
+    assert ours.logprobs(samples()) == logprobs
 
 
 def test_a_batch_of_which_nothing_is_left_changes_nothing_and_the_run_ends_after_many(checkpoint):

@@ -230,7 +230,7 @@ import sys
 from pathlib import Path
 from rl.record.progress import Progress
 with Progress(log=Path(sys.argv[1])) as progress:
-    for number in range(20000):
+    for number in range(5000):
         progress.note(f"line {number}")
 """
     log = tmp_path / "terminal.log"
@@ -241,4 +241,4 @@ with Progress(log=Path(sys.argv[1])) as progress:
     run.stdout.readline()
     run.stdout.close()
     assert run.wait(60) == 0
-    assert "line 19999" in log.read_text()
+    assert "line 4999" in log.read_text()
