@@ -38,7 +38,23 @@ app.add_typer(jobs_app)
 FAILED = 1
 Number = TypeVar("Number", int, float)
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-ConfigPath = Annotated[Path, typer.Argument(help="A TOML file, such as configs/quickstart.toml.")]
+
+
+def _find_config(path: Path) -> Path:
+    from rl.config_file import find_config
+
+    found = find_config(path)
+    if found != path:
+        typer.echo(f"config: {found}", err=True)
+    return found
+
+
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(
+        callback=_find_config, help="A TOML file, or one of Dorado's own, such as quickstart.toml."
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:

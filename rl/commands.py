@@ -23,7 +23,9 @@ BAD_INPUT, INTERRUPTED = 2, 130
 # What asks a command to end: Ctrl-C, a scheduler or `kill`, a terminal that was closed.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OWN = ("envs", "reward", "rl", "rollout", "trainer")
-# Packages that an extra of its own brings, rather than the lock or the extra `gpu`.
+# Where the CPU build of torch is, which PyPI does not have.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# Packages that an extra of its own brings, rather than the lock or the extras `cpu` and `gpu`.
 EXTRAS = {
     "nicegui": "dashboard",
     "httpx": "interop",
@@ -141,8 +143,8 @@ def _missing(package: str) -> str:
     how = (
         f"pip install 'dorado-rl[{EXTRAS[package]}]'"
         if package in EXTRAS
-        else "on a CPU machine `make setup` in a clone of Dorado installs requirements/cpu.lock, "
-        "on a GPU machine pip install 'dorado-rl[gpu]' does it"
+        else f"on a CPU machine pip install 'dorado-rl[cpu]' --extra-index-url {CPU_INDEX}, or `make setup` "
+        "in a clone of Dorado; on a GPU machine pip install 'dorado-rl[gpu]'"
     )
     return f"this command needs {package}, which is not installed: {how}"
 

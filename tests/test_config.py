@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from rl.cli import app
 from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config
-from rl.config_file import ConfigError, flat, read_origins
+from rl.config_file import ConfigError, find_config, flat, read_origins
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.preflight import _check_settings, check_run, own_settings, with_own_deadlines
@@ -299,6 +299,30 @@ def test_a_missing_key_is_named(tmp_path):
     assert "env: this key is required" in sentence(
         tmp_path, 'name = "demo"\n[model.init]\nfamily = "qwen3_moe"\n'
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["quickstart.toml", "configs/quickstart.toml", "./quickstart.toml", "sim/dora_testbed.toml"],
+)
+def test_dorados_own_configurations_are_found_by_name_wherever_one_is(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(Path(name)) == ROOT / "configs" / Path(name).relative_to(
+        "configs" if name.startswith("configs/") else "."
+    )
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("", encoding="utf-8")
+    assert find_config(Path(name)) == Path(name), "a file that is there goes first"
+
+
+def test_a_config_that_is_not_there_is_said_with_the_one_that_is_meant(tmp_path):
+    for name in ("quikstart.toml", "quickstart.toml"):
+        with pytest.raises(ConfigError, match=rf"{name}: .* Dorado brings /.*/quickstart\.toml$"):
+            load_config(tmp_path / name)
+    for name in ("config.toml", "x.toml"):
+        with pytest.raises(ConfigError, match=r"the file does not exist$"):
+            load_config(tmp_path / name)
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):

@@ -36,7 +36,7 @@ def test_a_plain_installation_lists_checks_and_begins_environments(version, tmp_
     # A copy: a build leaves folders behind in the tree.
     tree = tmp_path / "tree"
     tree.mkdir()
-    for name in PACKAGES:
+    for name in (*PACKAGES, "configs"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
@@ -53,5 +53,9 @@ def test_a_plain_installation_lists_checks_and_begins_environments(version, tmp_
     assert dorado("env", "new", "my_world").returncode == 0
     for name in ("calculator", "my_world/my_world/environment.py:MyWorld"):
         assert dorado("env", "check", name).returncode == 0
+    checked = dorado("train", "quickstart.toml", "--dry-run")
+    assert checked.returncode == 0 and 'name = "quickstart"' in checked.stdout
+    assert f"config: {tmp_path}/venv/share/dorado/configs/quickstart.toml" in checked.stderr
+    assert dorado("simulate", "sim/dora_testbed.toml", "--json").returncode == 0
     refused = dorado("sft", str(ROOT / "configs" / "quickstart.toml"))
     assert refused.returncode == 2 and "needs torch, which is not installed" in refused.stderr
