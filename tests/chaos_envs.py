@@ -86,7 +86,7 @@ class Breaks(Calculator):
     def how(self) -> str:
         """What the file says."""
         file = Path(self.config.file)
-        return file.read_text() if file.exists() else ""
+        return file.read_text(encoding="utf-8") if file.exists() else ""
 
     async def reset(self, task: Task) -> list[Message]:
         if self.how() == "raise":

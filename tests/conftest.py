@@ -142,7 +142,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "episode = { max_turns = 3, max_tokens = 128 }\n"
         "learner = { micro_batch_tokens = 4096 }\n"
         "sft = { demonstrations = 200, steps = 70, optim = { lr = 2e-3, warmup_steps = 10 } }\n"
-        '[[env]]\nid = "calculator"\n'
+        '[[env]]\nid = "calculator"\n',
+        encoding="utf-8",
     )
     code, output = Command(folder, "sft", str(config), "--out", "policy").wait()
     assert code == 0, output

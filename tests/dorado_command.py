@@ -36,6 +36,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
         )
         self.started.append(self)
 
@@ -107,4 +108,4 @@ def _writes_to(process: psutil.Process, log: Path) -> bool:
 
 def lines(file: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -22,7 +22,7 @@ def foreign_python(requirements: Sequence[str], without_dependencies: Sequence[s
     folder = CACHE / hashlib.sha256(wanted.encode()).hexdigest()[:16]
     python = folder / "bin" / "python"
     CACHE.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "w") as lock:
+    with open(f"{folder}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / "ready").exists():
             return str(python)
@@ -38,7 +38,7 @@ def foreign_python(requirements: Sequence[str], without_dependencies: Sequence[s
 def _install(python: Path, arguments: Sequence[str]) -> None:
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
     command = [*pip, "install", "--quiet", "--no-compile", "--retries", "1", "--timeout", "20"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, encoding="utf-8")
     if done.returncode == 0:
         return
     last = done.stderr.strip().splitlines()[-1]

@@ -194,7 +194,7 @@ def _children() -> dict[str, str]:
 def _own_processes() -> list[psutil.Process]:
     """The child processes; by the kernel's own list where it keeps one: a search takes 30 times as long."""
     try:
-        lists = [p.read_text() for p in Path("/proc/self/task").glob("*/children")]
+        lists = [p.read_text(encoding="utf-8") for p in Path("/proc/self/task").glob("*/children")]
     except OSError:  # of a thread that has ended meanwhile
         lists = []
     if not lists:

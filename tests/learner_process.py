@@ -60,7 +60,7 @@ def train(checkpoint: Path, folder: Path, log: Path) -> None:
     last = latest(folder, lambda said: None)
     if last is not None:
         learner.load_state(last)
-    with log.open("a") as out:
+    with log.open("a", encoding="utf-8") as out:
         while learner.version < STEPS:
             step = learner.version + 1
             out.write(
@@ -147,7 +147,7 @@ def rank(number: int, ranks: int, folder: Path, act: str) -> None:
         try:
             writer.start(folder / "step_1", state, config, updates=3, version=3, beside=print)
         except CheckpointError as error:
-            (folder / f"refused-{number}").write_text(str(error))
+            (folder / f"refused-{number}").write_text(str(error), encoding="utf-8")
     else:
         load(folder / "step_1", state, config, past_like=dict(model.named_parameters()))
         saved = whole(state)

@@ -46,7 +46,7 @@ class _Stopwatch:
 def _stalled() -> float:
     """Seconds since the start in which something waited for a core; 0 where the kernel does not say."""
     try:
-        pressure = Path("/proc/pressure/cpu").read_text()
+        pressure = Path("/proc/pressure/cpu").read_text(encoding="utf-8")
     except OSError:
         return 0.0
     return float(pressure.split("total=")[1].split()[0]) / 1e6

@@ -62,7 +62,10 @@ def _holder() -> subprocess.Popen[bytes]:
     while holder.poll() is None and time.monotonic() < deadline:
         # First the namespaces, then the command: its name says that both are there.
         inside = os.readlink(f"/proc/{holder.pid}/ns/net") != ours
-        if inside and Path(f"/proc/{holder.pid}/comm").read_text().strip() == "sleep":
+        if (
+            inside
+            and Path(f"/proc/{holder.pid}/comm").read_text(encoding="utf-8").strip() == "sleep"
+        ):
             return holder
         time.sleep(0.02)
     holder.kill()
@@ -72,7 +75,7 @@ def _holder() -> subprocess.Popen[bytes]:
 
 def _do(*command: str) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, encoding="utf-8")
     except OSError as error:
         raise NotPermitted(f"{command[0]}: {error.strerror}") from None
     if done.returncode != 0:

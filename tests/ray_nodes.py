@@ -112,9 +112,10 @@ class RayNodes:
             [*self.node_of[number].enter, *arguments],
             cwd=folder,
             env=environment,
-            stdout=subprocess.PIPE if log is None else log.open("w"),
+            stdout=subprocess.PIPE if log is None else log.open("w", encoding="utf-8"),
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
         )
 
     def train(self, config: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -157,7 +158,9 @@ class RayNodes:
 
     def logs(self) -> str:
         """What the nodes have printed."""
-        return "\n".join(log.read_text() for log in sorted(self.folder.glob("node-*.log")))
+        return "\n".join(
+            log.read_text(encoding="utf-8") for log in sorted(self.folder.glob("node-*.log"))
+        )
 
     def end(self) -> None:
         """End every node, and whatever is left of them."""

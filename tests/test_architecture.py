@@ -92,6 +92,11 @@ FLOORS = (
     {"env_tools", "jobs", "launch"},
     {"cli"},
 )
+BESIDE = [
+    path
+    for folder in ("benchmarks", "docs", "scripts", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -195,7 +200,7 @@ def test_a_room_that_is_broken_into_is_found(tmp_path, file, planted, rule):
     copy = tmp_path / file
     shutil.copytree(ROOT / "rl", tmp_path / "rl", ignore=shutil.ignore_patterns("__pycache__"))
     before = rule(imports_under(tmp_path, "rl"))
-    copy.write_text(f"{copy.read_text()}\n{planted}\n")
+    copy.write_text(f"{copy.read_text(encoding='utf-8')}\n{planted}\n", encoding="utf-8")
     [found] = set(rule(imports_under(tmp_path, "rl"))) - set(before)
     assert found.startswith(f"{file}:")
 
@@ -258,13 +263,18 @@ def test_settings_environments_and_rewards_load_nothing_heavy():
         f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        encoding="utf-8",
     )
     assert json.loads(done.stdout) == []
 
 
 def test_a_file_opens_with_what_it_is_and_a_package_is_no_more_than_that():
-    trees = {path: ast.parse(path.read_text()) for path in FILES}
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
     assert [name_of(path) for path, tree in trees.items() if not ast.get_docstring(tree)] == []
     packages = {path: tree for path, tree in trees.items() if path.name == "__init__.py"}
     assert [name_of(path) for path, tree in packages.items() if len(tree.body) != 1] == []
@@ -276,7 +286,7 @@ def test_a_docstring_opens_with_what_its_subject_does_or_is():
     wrong = [
         f"{name_of(path)}:{getattr(node, 'lineno', 1)} opens with {found[1]!r}"
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         and (found := pointing.match(ast.get_docstring(node) or ""))
     ]
@@ -285,24 +295,37 @@ def test_a_docstring_opens_with_what_its_subject_does_or_is():
 
 def texts_without_encoding(tree: ast.AST) -> Iterator[int]:
     """Lines of calls that read or write text in the locale's encoding."""
-    for call in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    awaited = {id(one.value) for one in nodes if isinstance(one, ast.Await)}
+    for call in nodes:
         if not isinstance(call, ast.Call) or any(
             k.arg in ("encoding", None) for k in call.keywords
         ):
             continue
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         is_open = isinstance(call.func, ast.Name) and name == "open"
+        on = getattr(getattr(call.func, "value", None), "id", "")
         given = {k.arg: k.value for k in call.keywords}
-        places = dict(zip((*(["file"] if is_open else []), "mode"), call.args, strict=False))
-        mode = getattr(given.get("mode", places.get("mode")), "value", None)
-        as_text = isinstance(mode, str) and "b" not in mode and set(mode) <= set("rwaxt+")
+        # `open(path, "w")`, `path.open("w")`, `gzip.open(path, "wt")`, `os.fdopen(1, "w")`
+        modes = [given["mode"]] if "mode" in given else call.args[int(is_open) : 2]
+        as_text = any(
+            isinstance(mode := getattr(one, "value", None), str)
+            and mode
+            and set(mode) <= set("rwaxt+")
+            for one in modes
+        )
         methods = (name == "read_text" and not call.args) or (
             name == "write_text" and len(call.args) < 2
         )
         opens = name in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile") and as_text
-        plain = is_open and mode is None
+        opens = opens and on != "tarfile"
+        bare = (is_open and len(call.args) < 2) or (
+            name == "open" and not call.args and id(call) not in awaited
+        )
+        plain = bare and "mode" not in given
         streams = name in ("TextIOWrapper", "FileHandler") and isinstance(call.func, ast.Attribute)
-        lines = any(k in ("text", "universal_newlines") for k in given) and name in ("run", "Popen")
+        ends = name in ("run", "Popen", "check_output")
+        lines = any(k in ("text", "universal_newlines") for k in given) and ends
         if methods or opens or plain or streams or lines:
             yield call.lineno
 
@@ -310,7 +333,7 @@ def texts_without_encoding(tree: ast.AST) -> Iterator[int]:
 def test_text_is_read_and_written_in_utf_8_whatever_the_locale_is():
     wrong = [
         f"{name_of(path)}:{line} names no encoding"
-        for path in FILES
+        for path in (*FILES, *BESIDE)
         for line in texts_without_encoding(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert wrong == []
@@ -333,7 +356,14 @@ def test_text_is_read_and_written_in_utf_8_whatever_the_locale_is():
         ("path.write_text(text, 'utf-8')", False),
         ("subprocess.run(command, text=True)", True),
         ("subprocess.run(command)", False),
+        ("subprocess.check_output(command, text=True)", True),
+        ("path.open()", True),
+        ("await page.open()", False),
+        ("gzip.open(path, 'rt')", True),
+        ("gzip.open(path)", False),
+        ("os.fdopen(1, 'w')", True),
         ("os.fdopen(1)", False),
+        ("tarfile.open(path, 'w')", False),
         ("session.open(task)", False),
         ("tarfile.open(path, 'r:xz')", False),
     ],
@@ -352,7 +382,7 @@ def test_no_function_is_longer_than_a_main_loop_may_be():
     long = [
         f"{name_of(path)}:{node.lineno} {node.name}"
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno >= 100
     ]

@@ -17,7 +17,7 @@ AT_ONCE = 2
 
 def written(folder, name: str, source: str) -> str:
     file = folder / f"{name}.py"
-    file.write_text(PRELUDE + "\n\n" + source)
+    file.write_text(PRELUDE + "\n\n" + source, encoding="utf-8")
     return f"{file}:Mine"
 
 

@@ -142,8 +142,8 @@ def test_a_learner_killed_at_any_moment_goes_on_with_the_losses_of_one_that_was_
     for process in (last, unkilled):
         process.join(60)
         assert process.exitcode == 0
-    wanted = dict(json.loads(line) for line in whole_log.read_text().splitlines())
-    found = [json.loads(line) for line in log.read_text().splitlines()]
+    wanted = dict(json.loads(line) for line in whole_log.read_text(encoding="utf-8").splitlines())
+    found = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert set(wanted) == {step for step, _ in found} == set(range(1, STEPS + 1))
     assert len(found) > STEPS, "steps whose save was killed were made again"
     assert all(losses == wanted[step] for step, losses in found)
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_some_ranks_is_read_by_another_number(tmp_path, processe
 
     saved, loaded = on(before, "save"), on(after, "load")
     for n in range(before):
-        assert "step_1 exists already" in (tmp_path / f"refused-{n}").read_text()
+        assert "step_1 exists already" in (tmp_path / f"refused-{n}").read_text(encoding="utf-8")
     assert {"weight 0.weight", "exp_avg 0.weight", "step 1.weight"} <= set(saved)
     assert "version 1 1.weight" in saved
     assert set(saved) == set(loaded)
@@ -222,14 +222,14 @@ def test_broken_checkpoints_are_passed_over_with_a_sentence_each(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"updates": 3}', '{"schema": 1, "odd": 2}'])
 def test_a_record_that_cannot_be_read_is_named(tmp_path, text):
     save_toy(tmp_path / "step_1")
-    (tmp_path / "step_1" / "learner.json").write_text(text)
+    (tmp_path / "step_1" / "learner.json").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"step_1/learner\.json cannot be read"):
         read_record(tmp_path / "step_1")
 
 
 def test_a_record_of_another_schema_is_refused(tmp_path):
     save_toy(tmp_path / "step_1")
-    (tmp_path / "step_1" / "learner.json").write_text('{"schema": 99}')
+    (tmp_path / "step_1" / "learner.json").write_text('{"schema": 99}', encoding="utf-8")
     with pytest.raises(CheckpointError, match="has schema 99; this release reads 1"):
         read_record(tmp_path / "step_1")
 

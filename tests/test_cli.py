@@ -77,7 +77,7 @@ def hidden() -> list[str]:
 
 
 def _main_dependencies() -> list[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [re.split(r"[<>=\[]", one)[0] for one in project["dependencies"]]
 
 
@@ -93,6 +93,7 @@ def without(commands: list[list[str]], folder: Path) -> list[list[Any]]:
         text=True,
         cwd=folder,
         timeout=120,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -171,7 +172,12 @@ def test_help_loads_nothing_heavy(command):
         "main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        encoding="utf-8",
     )
     assert "Usage: dorado" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == []
@@ -228,6 +234,8 @@ def test_a_misspelt_option_is_named_with_what_was_meant(given, meant):
 def test_version_and_completion(tmp_path):
     commands = [["--version"], ["--show-completion", "bash"]]
     (code, said, _, _), (_, script, _, _) = without(commands, tmp_path)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
     assert (code, said) == (0, f"dorado {version}\n")
     assert "COMPREPLY" in script

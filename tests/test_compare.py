@@ -63,7 +63,7 @@ def test_each_mode_is_a_run_of_its_own_and_a_failing_one_is_named(monkeypatch):
 def test_a_prediction_that_fails_costs_no_row(monkeypatch, tmp_path, capsys):
     def run(command, **_):
         folder = write_run(tmp_path / command[-1], groups=6, group_size=4, learner_seconds=2.0)
-        (folder / "summary.json").write_text(json.dumps(SUMMARY))
+        (folder / "summary.json").write_text(json.dumps(SUMMARY), encoding="utf-8")
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -89,7 +89,7 @@ def test_every_mode_is_predicted_from_the_trace_of_the_first(monkeypatch, tmp_pa
     def run(command, **_):
         name = command[-1]
         folder = write_run(tmp_path / name, groups=6, group_size=8, learner_seconds=2.0)
-        (folder / "summary.json").write_text(json.dumps(SUMMARY))
+        (folder / "summary.json").write_text(json.dumps(SUMMARY), encoding="utf-8")
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", run)

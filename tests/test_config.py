@@ -41,7 +41,7 @@ name = "radio"
 
 def write(folder: Path, text: str = BASE) -> Path:
     path = folder / "demo.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -88,7 +88,8 @@ def test_where_each_value_comes_from(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
         'name = "a"\nsteps = 3\n[model.init]\npreset = "tiny"\n[learner.optim]\nlr = 1.0\n'
-        '[[env]]\nid = "calculator"\n[env.deadlines]\ntool_seconds = 5\n'
+        '[[env]]\nid = "calculator"\n[env.deadlines]\ntool_seconds = 5\n',
+        encoding="utf-8",
     )
     overrides = [
         "--learner.optim.lr",
@@ -353,7 +354,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
 def test_the_resolved_settings_load_again_to_the_same(tmp_path, overrides):
     config = load_config(write(tmp_path), overrides)
     again = tmp_path / "again.toml"
-    again.write_text(dump_toml(config))
+    again.write_text(dump_toml(config), encoding="utf-8")
     assert load_config(again) == config
 
 
@@ -415,15 +416,15 @@ def test_an_override_that_is_not_utf_8_is_refused(tmp_path):
 
 def test_rows_are_seen_from_the_folder_of_the_configuration(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "rows.jsonl").write_text("")
-    (tmp_path / "here.jsonl").write_text("")
+    (tmp_path / "there" / "rows.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "here.jsonl").write_text("", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     table = '[[env]]\nid = "dataset"\n[env.config]\nheldout_path = "PATH"\n'
     head = 'name = "t"\n[model.init]\n'
 
     def seen(path: str) -> object:
         file = tmp_path / "there" / "run.toml"
-        file.write_text(head + table.replace("PATH", path))
+        file.write_text(head + table.replace("PATH", path), encoding="utf-8")
         return load_config(file).env[0].config["heldout_path"]
 
     assert seen("rows.jsonl") == f"{tmp_path}/there/rows.jsonl"
@@ -450,7 +451,7 @@ def run(tmp_path, checkpoint):
 def test_a_dry_run_prints_settings_that_load_again_and_starts_nothing(run, tmp_path):
     result = run("--dry-run", "--seed", "4", "--learner.optim.lr=1e-4")
     assert (result.exit_code, result.stderr) == (0, "")
-    (tmp_path / "printed.toml").write_text(result.stdout)
+    (tmp_path / "printed.toml").write_text(result.stdout, encoding="utf-8")
     wanted = load_config(tmp_path / "demo.toml", ["--seed", "4", "--learner.optim.lr=1e-4"])
     assert load_config(tmp_path / "printed.toml") == wanted
     assert RunConfig.model_validate(tomllib.loads(result.stdout)) == wanted
@@ -463,10 +464,11 @@ def test_a_reference_that_the_mathematics_judge_cannot_read_is_refused_before_th
     rows = [
         {"question": f"what is {n}?", "answer": n if n != 7 else r"\frac{1}{"} for n in range(60)
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "sums.toml").write_text(
         f'name = "sums"\nmodel = {{ path = "{tmp_path}" }}\n[[env]]\nid = "dataset"\n'
-        f'config = {{ path = "{tmp_path}/rows.jsonl" }}\njudges = ["mathematics"]\n'
+        f'config = {{ path = "{tmp_path}/rows.jsonl" }}\njudges = ["mathematics"]\n',
+        encoding="utf-8",
     )
     with pytest.raises(ConfigError) as caught:
         check_run(load_config(tmp_path / "sums.toml", []))
@@ -479,7 +481,7 @@ def test_a_reference_that_the_mathematics_judge_cannot_read_is_refused_before_th
 def checked(path: Path, *options: str) -> str:
     """The sentence of the check of settings, "" where there is none."""
     text = 'name = "x"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n'
-    (path / "x.toml").write_text(text)
+    (path / "x.toml").write_text(text, encoding="utf-8")
     try:
         _check_settings(load_config(path / "x.toml", options))
     except ConfigError as error:
@@ -587,14 +589,14 @@ def model_folder(source: Path, target: Path, change) -> str:
 
 
 def masked(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["architectures"] = ["BertForMaskedLM"]
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def with_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
 
 
 def cut(folder: Path) -> None:
@@ -604,7 +606,7 @@ def cut(folder: Path) -> None:
 
 def index_of_a_missing_file(folder: Path) -> None:
     names = {"weight_map": {"model.norm.weight": "model-2.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(names))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(names), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -612,8 +614,11 @@ def index_of_a_missing_file(folder: Path) -> None:
     [
         (masked, "holds a BertForMaskedLM, not a causal language model"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
+        (
+            lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"),
+            "is not valid JSON",
+        ),
+        (lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"), "config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no *.safetensors weights"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
@@ -630,7 +635,12 @@ def index_of_a_missing_file(folder: Path) -> None:
             "asks for 9 layers",
         ),
         (index_of_a_missing_file, "has no model-2.safetensors, which model.safetensors.index.json"),
-        (lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"), "chat_template"),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text(
+                "{% if %}", encoding="utf-8"
+            ),
+            "chat_template",
+        ),
     ],
 )
 def test_a_folder_that_is_no_policy_is_one_line(run, tmp_path, checkpoint, change, wanted):
@@ -644,7 +654,7 @@ def test_a_cold_start_needs_its_section_and_experts(run, tmp_path, checkpoint):
     demo = str(tmp_path / "demo.toml")
     result = CliRunner().invoke(app, ["sft", demo])
     assert (result.exit_code, "there is no [sft] section" in result.stderr) == (2, True)
-    (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n', encoding="utf-8")
     dataset = ["--env.1.id", "dataset", "--env.1.config.path", str(tmp_path / "rows.jsonl")]
     result = CliRunner().invoke(app, ["sft", demo, "--sft.steps", "1", *dataset])
     assert result.exit_code == 2 and "offers no expert" in result.stderr
@@ -697,7 +707,9 @@ def test_every_seed_derives_seeds_that_all_libraries_take(seed):
 )
 def test_a_truth_for_a_number_and_a_negative_seed_are_refused(tmp_path, key, value):
     file = tmp_path / "demo.toml"
-    file.write_text('name = "demo"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n')
+    file.write_text(
+        'name = "demo"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n', encoding="utf-8"
+    )
     with pytest.raises(ConfigError, match=key.rpartition(".")[2]) as raised:
         load_config(file, [f"--{key}", value])
     said = str(raised.value)
@@ -706,7 +718,9 @@ def test_a_truth_for_a_number_and_a_negative_seed_are_refused(tmp_path, key, val
 
 def test_a_truth_where_one_is_wanted_is_taken(tmp_path):
     file = tmp_path / "demo.toml"
-    file.write_text('name = "demo"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n')
+    file.write_text(
+        'name = "demo"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n', encoding="utf-8"
+    )
     given = [
         "--eval.before",
         "false",
@@ -743,7 +757,8 @@ def test_a_chat_template_that_loses_a_tools_result_is_refused_before_a_run(check
     deaf = each.replace("messages", "messages if message.role != 'tool'")
     template.write_text(written.replace(each, deaf), encoding="utf-8")
     (tmp_path / "run.toml").write_text(
-        f'name = "t"\nmodel = {{ path = "{tmp_path / "policy"}" }}\n[[env]]\nid = "calculator"\n'
+        f'name = "t"\nmodel = {{ path = "{tmp_path / "policy"}" }}\n[[env]]\nid = "calculator"\n',
+        encoding="utf-8",
     )
     wanted = (
         r"model\.path: .*policy: the chat template leaves out the empty result of the tool called in turn 1 "

@@ -86,7 +86,7 @@ async def test_the_overview_shows_the_run_and_follows_it(user, folder):
         "wait for policy",
         "forward and backward",
     ]
-    with (run.folder / "metrics.jsonl").open("a") as file:
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(step_metrics(2, **{"rollout/units/reward": 0.75})) + "\n")
         file.write(json.dumps(step_metrics(3, **{"env/units/breaker": 1.0})) + "\n")
     await user.should_see("units: its breaker is open", retries=50)
@@ -229,7 +229,7 @@ async def test_what_is_not_finite_is_an_alert(user, folder):
     }
     make_run(folder / "demo", [step_metrics(1), step_metrics(2, **bad), step_metrics(3)])
     (folder / "demo/not_finite.jsonl").write_text(
-        '{"step": 2, "keys": ["loss/loss"]}\n{"step": 2, "ke'
+        '{"step": 2, "keys": ["loss/loss"]}\n{"step": 2, "ke', encoding="utf-8"
     )
     await user.open("/run/demo")
     await user.should_see(
@@ -256,17 +256,20 @@ async def test_each_page_has_its_title_and_an_address_that_leads_nowhere_has_a_p
 async def test_what_is_hostile_is_text_on_every_page(user, folder):
     bad = {f"rollout/{HOSTILE}/reward": 1.0, f"eval/{HOSTILE}/pass_rate": 0.5, ":on": 1.0}
     run = make_run(folder / HOSTILE, [step_metrics(1, **bad)], status=STATUS)
-    (run.folder / "config.toml").write_text(f'mode = "{HOSTILE}"\nsteps = "{HOSTILE}"\n')
+    (run.folder / "config.toml").write_text(
+        f'mode = "{HOSTILE}"\nsteps = "{HOSTILE}"\n', encoding="utf-8"
+    )
     status = STATUS | {"silent": [HOSTILE], "stage": HOSTILE}
-    (run.folder / "status.json").write_text(json.dumps(status))
-    with (run.folder / "metrics.jsonl").open("a") as file:
+    (run.folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('"' + "x" * 2**20 + '"\n{"step": 2, "half')
     everything = run_address(HOSTILE, "metrics", [("match", HOSTILE), ("also", HOSTILE)])
     span = {"lane": HOSTILE, "name": HOSTILE, "what": HOSTILE, "start": 1.0, "end": 2.0}
     (run.folder / "events.jsonl").write_text(
         "".join(
             json.dumps(span | {"lane": lane}) + "\n" for lane in (HOSTILE, "rollout", "learner")
-        )
+        ),
+        encoding="utf-8",
     )
     pages = [run_address(HOSTILE, page) for page in PAGES]
     for address in ("/", *pages, everything, run_address(f"no {HOSTILE}")):
@@ -288,7 +291,7 @@ async def test_the_timeline_follows_the_run_and_its_zoom_is_in_the_address(user,
     run = make_run(folder / "demo")
     await user.open("/run/demo/timeline")
     await user.should_see("No events yet.")
-    with (run.folder / "events.jsonl").open("w") as file:
+    with (run.folder / "events.jsonl").open("w", encoding="utf-8") as file:
         for step in range(1, 5):
             span = {"lane": "learner", "name": f"step {step}", "start": 10.0 * step}
             file.write(json.dumps(span | {"end": 10.0 * step + 5}) + "\n")
@@ -316,7 +319,9 @@ async def test_the_environments_page_has_the_books_and_follows_the_run(user, fol
     await user.open("/run/demo/environments")
     await user.should_see("Nothing has been played yet.")
     counts = {"dispatched": 8, "in_flight": 4, "filtered:zero_variance": 4}
-    (run.folder / "status.json").write_text(json.dumps(STATUS | {"ledger": {"units": counts}}))
+    (run.folder / "status.json").write_text(
+        json.dumps(STATUS | {"ledger": {"units": counts}}), encoding="utf-8"
+    )
     await user.should_not_see("Nothing has been played yet.", retries=50)
     assert "filtered: zero variance 4" in [row.get("reasons") for row in rows(user)]
     assert charts(user)["what became of trajectories"] == ["filtered", "in flight"]
@@ -326,7 +331,7 @@ async def test_the_health_page_opens_the_log_that_its_address_names(user, folder
     run = make_run(folder / "demo", status=STATUS)
     (run.folder / "logs").mkdir()
     for name in ("engine-0.log", "learner.log"):
-        (run.folder / "logs" / name).write_text(f"{HOSTILE} said {name}\n")
+        (run.folder / "logs" / name).write_text(f"{HOSTILE} said {name}\n", encoding="utf-8")
     await user.open("/run/demo/health?log=engine-0.log")
     assert f"{HOSTILE} said engine-0.log\n" in shown(user)
     went: list[str] = []
@@ -344,7 +349,9 @@ async def test_the_config_page_says_where_values_come_from_and_what_differs(user
     origins = {"steps": "--steps", "name": "file a.toml"}
     make_run(folder / "demo", origins=origins)
     other = make_run(folder / "other")
-    (other.folder / "config.toml").write_text(f'name = "demo"\nsteps = 9\n"{HOSTILE}" = 1\n')
+    (other.folder / "config.toml").write_text(
+        f'name = "demo"\nsteps = 9\n"{HOSTILE}" = 1\n', encoding="utf-8"
+    )
     await user.open("/run/demo/config")
     found = {row["key"]: (row["value"], row["origin"]) for row in rows(user)}
     assert found == {
@@ -377,7 +384,7 @@ async def test_the_experts_page_draws_each_layer_and_follows_the_run(user, folde
     titles = ["zero-computation experts: share of choices"]
     assert list(charts(user)) == titles
     line = {"step": 1, "computing": 2, "loads": [[0.5, 0.25, 0.25]] * 10}
-    (run.folder / "experts.jsonl").write_text(json.dumps(line) + "\n")
+    (run.folder / "experts.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     await user.should_see("layers 8 to 9", retries=50)
     titles += [f"layer {n}: load over the mean" for n in range(8)]
     assert sorted(charts(user)) == sorted(titles)

@@ -68,10 +68,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def hostile(folder: Path) -> None:
     metrics = [step_metrics(1, **{f"rollout/{HOSTILE}/reward": 1.0, ":constructor": 2.0})]
     make_run(folder, metrics, status={"stage": HOSTILE})
-    (folder / "config.toml").write_text(f"name = '''{HOSTILE}'''\n\"{'x' * 300}\" = 1\n")
+    (folder / "config.toml").write_text(
+        f"name = '''{HOSTILE}'''\n\"{'x' * 300}\" = 1\n", encoding="utf-8"
+    )
     (folder / "events.jsonl").write_text(
         json.dumps({"lane": HOSTILE, "name": HOSTILE, "start": 1.0, "end": 2.0})
-        + '\n{"lane": "half'
+        + '\n{"lane": "half',
+        encoding="utf-8",
     )
     (folder / "trajectories").mkdir()
     message = {"role": "user", "content": HOSTILE + "x" * 2**20, "name": HOSTILE, "calls": []}
@@ -236,7 +239,7 @@ def test_the_charts_go_to_a_table(page):
     page.goto(f"{RUN}/metrics?match=^loss/loss$")
     with page.expect_download() as download:
         page.get_by_text("CSV").click()
-    lines = Path(download.value.path()).read_text().splitlines()
+    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
     assert "loss/loss" in lines[0] or "loss/loss" in lines[1]
     assert len(lines) > 40
 
@@ -326,6 +329,6 @@ def test_a_hostile_trajectory_is_there_to_be_read(page):
 @pytest.mark.parametrize("name", screenshots.ADDRESSES)
 def test_each_screenshot_of_the_docs_is_what_its_page_shows_today(page, runs, name):
     image = f"images/dashboard-{name}.png"
-    assert f"({image})" in (ROOT / "docs/dashboard.md").read_text()
+    assert f"({image})" in (ROOT / "docs/dashboard.md").read_text(encoding="utf-8")
     page.goto(screenshots.address(name, runs))
     assert screenshots.shown(page) == screenshots.text_of(ROOT / "docs" / image)

@@ -88,7 +88,7 @@ def test_the_password_comes_from_a_file_or_the_environment(tmp_path, monkeypatch
     monkeypatch.setenv(VARIABLE, WORD)
     assert read_password(None) == WORD
     file = tmp_path / "password"
-    file.write_text("from the file\nand more\n")
+    file.write_text("from the file\nand more\n", encoding="utf-8")
     assert read_password(file) == "from the file"
 
 

@@ -24,7 +24,7 @@ def write(folder: Path, kind: str, rows: list[dict]) -> str:
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
@@ -148,8 +148,8 @@ def test_a_whole_number_stays_one_beside_fractions_in_a_parquet_column(tmp_path)
 
 def test_a_json_array_and_blank_lines_are_rows_too(tmp_path):
     array, lines = tmp_path / "rows.json", tmp_path / "rows.jsonl"
-    array.write_text(json.dumps(ROWS))
-    lines.write_text("\n\n".join(json.dumps(row) for row in ROWS))
+    array.write_text(json.dumps(ROWS), encoding="utf-8")
+    lines.write_text("\n\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
     wanted = {row["question"]: str(row["answer"]) for row in ROWS}
     assert answers(env(path=str(array))) == answers(env(path=str(lines))) == wanted
 
@@ -170,7 +170,9 @@ def test_a_second_file_is_held_out_and_none_of_its_questions_is_trained_on(tmp_p
 
 def test_a_data_set_in_the_form_of_the_hub_has_splits_of_its_own(tmp_path):
     for name, rows in (("train", ROWS[10:]), ("test", ROWS[:20])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     e = env(hub=str(tmp_path), heldout_split="test")
     assert questions(tasks(e, "heldout", 100)) == {row["question"] for row in ROWS[:20]}
     assert questions(tasks(e, "train", 200)) == {row["question"] for row in ROWS[20:]}
@@ -194,7 +196,7 @@ def test_a_data_set_in_the_form_of_the_hub_has_splits_of_its_own(tmp_path):
 )
 def test_rows_that_cannot_be_tasks_are_one_sentence_that_names_the_file(tmp_path, text, sentence):
     path = tmp_path / "rows.jsonl"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=sentence) as caught:
         tasks(env(path=str(path)), "train", 1)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)

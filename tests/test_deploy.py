@@ -59,7 +59,7 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
         ),
     }
     for name, script in scripts.items():
-        (folder / name).write_text(f"#!/bin/bash\n{note}{script}")
+        (folder / name).write_text(f"#!/bin/bash\n{note}{script}", encoding="utf-8")
         (folder / name).chmod(0o755)
     return os.environ | {
         "PATH": f"{folder}:{os.environ['PATH']}",
@@ -71,7 +71,7 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
 def calls(environment: dict[str, str]) -> list[list[str]]:
     """What was called, in words."""
     file = Path(environment["DORADO_RUNS"]).parent / "calls"
-    return [shlex.split(line) for line in file.read_text().splitlines()]
+    return [shlex.split(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def trained(environment: dict[str, str]) -> tuple[RunConfig, str | None]:
@@ -87,6 +87,7 @@ def sbatch(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        encoding="utf-8",
     )
 
 
@@ -132,14 +133,16 @@ def test_slurms_signal_reaches_the_run_and_its_end_is_the_scripts(stand_ins):
 
 
 def test_the_slurm_script_says_what_it_wants_and_gives_time_for_the_checkpoint():
-    text = SBATCH.read_text()
+    text = SBATCH.read_text(encoding="utf-8")
     subprocess.run(["bash", "-n", str(SBATCH)], check=True, timeout=30)
     [before] = re.findall(r"^#SBATCH --signal=B:TERM@(\d+)$", text, re.MULTILINE)
     assert (
         int(before)
         >= load_config(ROOT / "configs/quickstart.toml").timeouts.stop_seconds + END_SECONDS
     )
-    bare = subprocess.run(["bash", str(SBATCH)], capture_output=True, text=True, timeout=30)
+    bare = subprocess.run(
+        ["bash", str(SBATCH)], capture_output=True, text=True, timeout=30, encoding="utf-8"
+    )
     assert bare.returncode != 0 and "usage: sbatch dorado.sbatch CONFIG" in bare.stderr
 
 
@@ -164,7 +167,7 @@ def test_what_a_gpu_configuration_holds_fits_its_devices_by_count(name):
 
 
 def rayjob() -> dict[str, Any]:
-    return yaml.safe_load((DEPLOY / "rayjob.yaml").read_text())
+    return yaml.safe_load((DEPLOY / "rayjob.yaml").read_text(encoding="utf-8"))
 
 
 def test_the_manifest_is_a_rayjob_with_what_kuberay_needs():
@@ -176,7 +179,7 @@ def test_the_manifest_is_a_rayjob_with_what_kuberay_needs():
     assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] > 0
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
-    lock = (ROOT / "requirements" / "cpu.lock").read_text()
+    lock = (ROOT / "requirements" / "cpu.lock").read_text(encoding="utf-8")
     assert f"ray=={cluster['rayVersion']}" in lock.replace("ray[default]", "ray")
     head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert all(isinstance(v, str) for v in head["rayStartParams"].values())

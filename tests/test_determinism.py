@@ -22,6 +22,7 @@ def run(checkpoints: dict[str, Path], how: str) -> dict[str, list[list[str]]]:
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     return json.loads(done.stdout)
 

@@ -153,7 +153,7 @@ def test_the_built_in_environments_keep_every_promise(built_in, name):
 def test_a_data_set_is_checked_as_far_as_it_can_be(tmp_path):
     rows = [{"question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(400)]
     file = tmp_path / "sums.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     report = check("dataset", {"path": str(file)})
     assert report.passed, str(report)
     skipped = {one.check: one.sentence for one in report.findings if one.outcome == "skip"}

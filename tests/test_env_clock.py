@@ -47,7 +47,12 @@ print(json.dumps({name: second[name] - first[name] for name in first}))
 
 def test_every_source_of_time_is_moved_by_as_much():
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        encoding="utf-8",
     )
     moved = json.loads(done.stdout)
     assert {name: round(seconds / 86400, 1) for name, seconds in moved.items()} == dict.fromkeys(

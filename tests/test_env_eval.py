@@ -108,7 +108,9 @@ def evaluate(tmp_path: Path, *arguments: str) -> Any:
 
 
 def written(folder: Path) -> list[Any]:
-    lines = (folder / "out" / "trajectories" / "eval.jsonl").read_text().splitlines()
+    lines = (
+        (folder / "out" / "trajectories" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     return [read_trajectory(line).trajectory for line in lines]
 
 
@@ -147,7 +149,7 @@ def right(body: dict[str, Any]) -> tuple[int, Any]:
 
 
 def evaluate_rows(tmp_path: Path, url: str, *arguments: str) -> Any:
-    (tmp_path / "rows.jsonl").write_text(ROWS)
+    (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
     config = json.dumps({"path": str(tmp_path / "rows.jsonl")})
     command = ["env", "eval", "dataset", "--model", url, "--tasks", "3", "--out", f"{tmp_path}/out"]
     run = [] if "--run" in arguments else ["--config", config]
@@ -162,12 +164,15 @@ def test_rows_of_a_data_set_are_judged_by_the_judge_that_is_named(serve, tmp_pat
 def test_judges_and_rows_of_a_runs_config_are_those_of_the_evaluation(serve, tmp_path):
     (tmp_path / "run.toml").write_text(
         'name = "t"\n[model.init]\n[[env]]\nid = "dataset"\njudges = ["exact"]\n'
-        'config = { path = "rows.jsonl" }\nrewards = { exact = 0.5 }\n'
+        'config = { path = "rows.jsonl" }\nrewards = { exact = 0.5 }\n',
+        encoding="utf-8",
     )
     done = evaluate_rows(tmp_path, serve(right).url, "--run", str(tmp_path / "run.toml"))
     assert done.exit_code == 0, done.output
     assert "mean reward: 0.5" in done.output
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["judged"] == 3
+    assert (
+        json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["judged"] == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,7 @@ def test_judges_and_rows_of_a_runs_config_are_those_of_the_evaluation(serve, tmp
     ],
 )
 def test_rows_that_cannot_be_judged_are_not_played(tmp_path, arguments, sentence):
-    (tmp_path / "bad.jsonl").write_text('{"question": "a"}')
+    (tmp_path / "bad.jsonl").write_text('{"question": "a"}', encoding="utf-8")
     arguments = [one.replace("PATH", f"{tmp_path}/bad.jsonl") for one in arguments]
     done = evaluate_rows(tmp_path, "http://127.0.0.1:1", *arguments)
     assert (done.exit_code, sentence in " ".join(done.output.split())) == (2, True), done.output
@@ -281,7 +286,7 @@ def test_limits_are_those_of_the_runs_config_where_there_is_one():
     [("<longcat_tool_call>", "longcat"), ("<tool_call>", "hermes")],
 )
 def test_the_checkpoints_template_says_how_tool_calls_are_written(tmp_path, template, style):
-    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
     assert tool_format_of(tmp_path) == style
 
 

@@ -140,7 +140,7 @@ class Plain(Env):
 
 @pytest.fixture
 def plain(tmp_path: Path) -> str:
-    (tmp_path / "plain.py").write_text(UNGRADED)
+    (tmp_path / "plain.py").write_text(UNGRADED, encoding="utf-8")
     return f"{tmp_path}/plain.py:Plain"
 
 

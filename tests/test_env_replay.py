@@ -81,9 +81,10 @@ async def record() -> ScoredTrajectory:
 @pytest.fixture
 def folder(record: ScoredTrajectory, tmp_path: Path) -> Path:
     (tmp_path / "trajectories").mkdir()
-    (tmp_path / "trajectories" / "eval.jsonl").write_text(record.as_json() + "\n")
+    (tmp_path / "trajectories" / "eval.jsonl").write_text(record.as_json() + "\n", encoding="utf-8")
     (tmp_path / "config.toml").write_text(
-        '[[env]]\nid = "test_env_replay:Kitchen"\nname = "kitchen"\nforgotten = 1\n'
+        '[[env]]\nid = "test_env_replay:Kitchen"\nname = "kitchen"\nforgotten = 1\n',
+        encoding="utf-8",
     )
     return tmp_path
 
@@ -178,7 +179,7 @@ def test_a_record_that_cannot_be_played_is_refused_with_a_sentence(folder, name,
 
 
 def test_an_environment_that_the_config_does_not_have_is_refused(folder):
-    (folder / "config.toml").write_text('[[env]]\nid = "calculator"\n')
+    (folder / "config.toml").write_text('[[env]]\nid = "calculator"\n', encoding="utf-8")
     done = CliRunner().invoke(app, ["env", "replay", f"{folder}/e0"])
     assert (done.exit_code, "no environment 'kitchen'; there are calculator" in done.stderr) == (
         2,
@@ -188,7 +189,9 @@ def test_an_environment_that_the_config_does_not_have_is_refused(folder):
 
 def test_a_runs_trajectory_is_found_by_the_runs_index(tmp_path):
     run = write_run(tmp_path / "short", groups=2, group_size=2, learner_seconds=1.0)
-    (run / "config.toml").write_text('[[env]]\nid = "calculator"\nname = "fake"\n')
+    (run / "config.toml").write_text(
+        '[[env]]\nid = "calculator"\nname = "fake"\n', encoding="utf-8"
+    )
     scored, table = find_record(f"{run}/g000001.1")
     assert (scored.trajectory.id, table.id) == ("g000001.1", Calculator.name)
 

@@ -42,6 +42,7 @@ def test_pytest_in_the_new_package_runs_the_check_at_every_difficulty(package):
         cwd=package,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         timeout=200,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
@@ -49,7 +50,10 @@ def test_pytest_in_the_new_package_runs_the_check_at_every_difficulty(package):
 
 def test_pytest_in_the_new_package_fails_with_the_sentence_where_the_environment_is_broken(package):
     file = package / "box_mover" / "environment.py"
-    file.write_text(file.read_text().replace("float(self.boxes == wanted)", "1.0"))
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("float(self.boxes == wanted)", "1.0"),
+        encoding="utf-8",
+    )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x"],
         capture_output=True,
@@ -57,17 +61,20 @@ def test_pytest_in_the_new_package_fails_with_the_sentence_where_the_environment
         cwd=package,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         timeout=200,
+        encoding="utf-8",
     )
     assert done.returncode == 1
     assert "an answer without a word scores {'solved': 1.0}" in done.stdout
 
 
 def test_the_entry_point_names_the_class(package):
-    project = tomllib.loads((package / "pyproject.toml").read_text())
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))
     points = project["project"]["entry-points"]["dorado.envs"]
     assert points == {"box-mover": "box_mover.environment:BoxMover"}
     assert find_env(f"{package}/box_mover/environment.py:BoxMover").name == "box-mover"
-    assert "$" not in "".join(file.read_text() for file in package.rglob("*.*") if file.is_file())
+    assert "$" not in "".join(
+        file.read_text(encoding="utf-8") for file in package.rglob("*.*") if file.is_file()
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,7 @@ def test_nothing_is_overwritten(package):
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     done = new("box-mover", "--in", str(tmp_path / "file"))
     assert done.exit_code == 2
     assert "cannot be written: Not a directory" in done.output

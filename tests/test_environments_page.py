@@ -94,7 +94,9 @@ def test_what_supervision_has_changed_is_told_the_newest_first(tmp_path):
     for n in (1, 2):
         at = {"start": 60.0 * n, "end": 60.0 * n}
         spans.append({"lane": "supervision", "name": "units", "what": f"change {n}", **at})
-    (run.folder / "events.jsonl").write_text("".join(json.dumps(s) + "\n" for s in spans))
+    (run.folder / "events.jsonl").write_text(
+        "".join(json.dumps(s) + "\n" for s in spans), encoding="utf-8"
+    )
     run.refresh()
     assert [(c["at"], c["what"]) for c in changes(run)] == [
         ("2.0 min", "change 2"),

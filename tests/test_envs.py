@@ -261,7 +261,7 @@ def test_an_environment_that_cannot_be_found_is_one_sentence(name, sentence):
 @pytest.mark.parametrize("source", ["1 / 0", "def broken(:"])
 def test_a_plugin_that_fails_to_import_is_one_sentence(tmp_path, monkeypatch, source):
     name = f"plugin_{len(source)}"
-    (tmp_path / f"{name}.py").write_text(source)
+    (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UnknownEnv, match=f"'{name}:World' cannot be imported"):
         find_env(f"{name}:World")

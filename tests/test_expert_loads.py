@@ -73,7 +73,9 @@ def test_a_line_of_any_shape_is_loads_or_nothing(step, computing, found):
 def test_odd_lines_are_counted(tmp_path, odd):
     run = make_run(tmp_path / "demo")
     good = {"step": 1, "computing": 1, "loads": [[1.0]]}
-    (run.folder / "experts.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(odd) + "\n")
+    (run.folder / "experts.jsonl").write_text(
+        json.dumps(good) + "\n" + json.dumps(odd) + "\n", encoding="utf-8"
+    )
     run.refresh()
     assert [one.step for one in run.experts] == [1]
     assert run.problems == ["experts.jsonl: 1 lines could not be read and are left out"]

@@ -134,7 +134,7 @@ def test_a_step_and_adapters_of_its_targets(third):
 
 def test_it_can_be_sharded_and_its_routing_captured(third):
     assert all(p.is_meta for p in outline_policy(third).parameters())
-    config = Qwen2MoeConfig(**json.loads((third / "config.json").read_text()))
+    config = Qwen2MoeConfig(**json.loads((third / "config.json").read_text(encoding="utf-8")))
     assert engine_side.routing_layout(config) == RoutingLayout((0, 1, 2), 2, 6)
 
 
@@ -170,7 +170,7 @@ def test_a_family_is_named_in_its_own_files_and_as_the_default_only():
         path.relative_to(root).as_posix()
         for package in ("envs", "rollout", "reward", "trainer", "rl")
         for path in (root / package).rglob("*.py")
-        if any(name in path.read_text() for name in learner_side.FAMILIES)
+        if any(name in path.read_text(encoding="utf-8") for name in learner_side.FAMILIES)
     }
     records = {
         f"{side}/families/{name}.py"

@@ -29,7 +29,7 @@ def full() -> OSError:
 
 
 def test_a_full_disk_is_known_wherever_it_was_met(tmp_path):
-    with pytest.raises(OSError) as met, open("/dev/full", "w") as file:
+    with pytest.raises(OSError) as met, open("/dev/full", "w", encoding="utf-8") as file:
         file.write("x")
     assert is_disk_full(met.value)
     assert is_disk_full(
@@ -103,7 +103,7 @@ def test_another_error_of_a_file_is_raised_as_it_is(config, monkeypatch):
 def test_a_run_folder_on_a_full_disk_can_be_closed(config):
     folder = RunFolder(config)
     folder._metrics.close()
-    folder._metrics = open("/dev/full", "w")  # noqa: SIM115
+    folder._metrics = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
         folder.metrics(1, {"a": 1.0})
     folder.close()

@@ -145,7 +145,7 @@ def test_what_is_held_and_not_booked_is_an_error_that_names_it():
 def test_the_book_knows_no_ray():
     script = "import sys, rl.loop.group_book; print('ray' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, encoding="utf-8"
     )
     assert done.stdout.strip() == "False"
 

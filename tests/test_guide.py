@@ -16,7 +16,7 @@ from rl.preflight import check_run
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent
-GUIDE = (ROOT / "docs" / "environments.md").read_text()
+GUIDE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -33,7 +33,7 @@ def files(text: str) -> dict[str, str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name, body in files(GUIDE).items():
-        (tmp_path / name).write_text(body)
+        (tmp_path / name).write_text(body, encoding="utf-8")
     return tmp_path
 
 
@@ -51,7 +51,10 @@ def dorado(folder: Path, *arguments: str, **options) -> subprocess.CompletedProc
 
 def test_the_guide_has_its_two_files_and_the_readme_the_same_environment():
     assert list(files(GUIDE)) == ["doubling.py", "doubling.toml"]
-    assert files((ROOT / "README.md").read_text())["doubling.py"] == files(GUIDE)["doubling.py"]
+    assert (
+        files((ROOT / "README.md").read_text(encoding="utf-8"))["doubling.py"]
+        == files(GUIDE)["doubling.py"]
+    )
 
 
 def test_the_environment_has_about_fifteen_lines():
@@ -67,7 +70,10 @@ def test_the_environment_of_the_guide_keeps_every_promise(folder):
 
 def test_the_broken_one_of_the_guide_reads_as_the_guide_says(folder):
     file = folder / "doubling.py"
-    file.write_text(file.read_text().replace("float(self.answer == str(2 * self.n))", "1.0"))
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("float(self.answer == str(2 * self.n))", "1.0"),
+        encoding="utf-8",
+    )
     sheet = check(f"{file}:Doubling")
     shown = next(body for _, body in FENCE.findall(GUIDE) if body.startswith("FAIL"))
     assert [one.check for one in sheet.failures] == ["idle"]
@@ -97,4 +103,6 @@ def test_the_run_of_the_guide_trains_for_ten_steps(folder):
     done = dorado(folder, "train", "doubling.toml", timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 10/10" in done.stdout and "│ doubling.py:Doubling │" in done.stdout
-    assert len((folder / "runs/doubling/metrics.jsonl").read_text().splitlines()) >= 10
+    assert (
+        len((folder / "runs/doubling/metrics.jsonl").read_text(encoding="utf-8").splitlines()) >= 10
+    )

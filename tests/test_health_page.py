@@ -101,7 +101,7 @@ def test_a_log_s_end_is_shown_from_a_line_s_beginning(tmp_path):
 def test_only_plain_files_of_the_log_folder_are_read(tmp_path, name):
     logs = tmp_path / "logs"
     (logs / "folder").mkdir(parents=True)
-    (tmp_path / "config.toml").write_text("secret = 1\n")
+    (tmp_path / "config.toml").write_text("secret = 1\n", encoding="utf-8")
     (logs / "link.log").symlink_to(tmp_path / "config.toml")
     os.mkfifo(logs / "pipe.log")
     assert log_names(tmp_path) == []

@@ -65,7 +65,7 @@ def load():
 @pytest.fixture
 def child(tmp_path: Path) -> Iterator[ChildInterpreter]:
     script = tmp_path / "demo.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, encoding="utf-8")
     made = ChildInterpreter(sys.executable, script, seconds=20)
     yield made
     made.end()
@@ -107,7 +107,9 @@ async def test_a_child_that_gives_no_answer_is_ended_with_all_it_started(
     tmp_path, method, arguments
 ):
     script = tmp_path / "demo.py"
-    script.write_text(SCRIPT.replace('"sleep": time.sleep', '"sleep": lambda: time.sleep(60)'))
+    script.write_text(
+        SCRIPT.replace('"sleep": time.sleep', '"sleep": lambda: time.sleep(60)'), encoding="utf-8"
+    )
     child = ChildInterpreter(sys.executable, script, seconds=0.5)
     with pytest.raises(HostFault, match=r"gave no answer within 0.5 s and was ended"):
         await child.ask(method)
@@ -138,14 +140,14 @@ async def test_an_asker_that_goes_away_costs_the_others_nothing(child):
     ],
 )
 async def test_an_interpreter_that_cannot_serve_says_why(tmp_path, python, script, sentence):
-    (tmp_path / "demo.py").write_text(script)
+    (tmp_path / "demo.py").write_text(script, encoding="utf-8")
     with pytest.raises(HostFault, match=sentence):
         await ChildInterpreter(python, tmp_path / "demo.py", 20).ask("echo", value=1)
 
 
 def test_a_child_ends_with_the_process_that_started_it(tmp_path):
     sleeping = SCRIPT.replace('"sleep": time.sleep', '"sleep": lambda: time.sleep(60)')
-    (tmp_path / "demo.py").write_text(sleeping)
+    (tmp_path / "demo.py").write_text(sleeping, encoding="utf-8")
     program = (
         "import os, sys; from pathlib import Path\n"
         "from envs.interop.interpreter import ChildInterpreter\n"
@@ -607,7 +609,7 @@ class Desk(McpEnv):
 def desk(tmp_path: Path) -> Callable[..., EnvSession]:
     """Makes a session whose server is the stand-in."""
     script = tmp_path / "server.py"
-    script.write_text(MCP)
+    script.write_text(MCP, encoding="utf-8")
 
     def make(mode: str = "", *, tool_seconds: float = 20, **server: Any) -> EnvSession:
         made = {"name": "s", "command": [sys.executable, str(script), mode], **server}
@@ -708,7 +710,7 @@ for line in sys.stdin:
 
 async def test_a_server_with_state_has_a_folder_and_variables_of_each_episode(tmp_path):
     script = tmp_path / "store.py"
-    script.write_text(STATEFUL)
+    script.write_text(STATEFUL, encoding="utf-8")
     server = {
         "name": "s",
         "command": [sys.executable, str(script), "{episode}/data"],
@@ -761,7 +763,7 @@ async def test_servers_that_do_not_end_by_themselves_are_killed_even_where_close
 ):
     monkeypatch.setattr("envs.interop.mcp_connection.END_SECONDS", 20)
     script = tmp_path / "server.py"
-    script.write_text(MCP + "\ntime.sleep(60)")
+    script.write_text(MCP + "\ntime.sleep(60)", encoding="utf-8")
     command = [sys.executable, str(script), ""]
     servers = [
         {"name": n, "command": command, "shared": False, "prefix": n} for n in ("one", "two")

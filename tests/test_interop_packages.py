@@ -274,7 +274,9 @@ uvicorn.run(app, port=THE_PORT, log_level="error")
 
 async def test_an_openenv_server_is_played_to_its_end_by_several_at_once(servers, tmp_path):
     script, port = tmp_path / "server.py", free_port()
-    script.write_text(OPENENV_SERVER.replace("THE_PORT", str(port)).replace("MOST", "9"))
+    script.write_text(
+        OPENENV_SERVER.replace("THE_PORT", str(port)).replace("MOST", "9"), encoding="utf-8"
+    )
     config = OpenEnvConfig(url=f"http://127.0.0.1:{port}", reset={"most": 50})
     tasks = list(itertools.islice(OpenEnv(config).tasks("train", 0), 8))
 
@@ -354,7 +356,7 @@ uvicorn.run(app, port=THE_PORT, log_level="error")
 
 async def test_an_openenv_server_with_tools_offers_them(servers, tmp_path):
     script, port = tmp_path / "server.py", free_port()
-    script.write_text(OPENENV_TOOLS.replace("THE_PORT", str(port)))
+    script.write_text(OPENENV_TOOLS.replace("THE_PORT", str(port)), encoding="utf-8")
     config = OpenEnvConfig(url=f"http://127.0.0.1:{port}")
     with served(servers, script, OpenEnv(config).probe):
         session = EnvSession(OpenEnv(config), Deadlines())
@@ -431,7 +433,7 @@ async def test_tools_of_a_real_server_by_both_transports_and_generations(
 ):
     python: str = request.getfixturevalue(generation)
     script, port = tmp_path / "server.py", free_port() if transport == "http" else 0
-    script.write_text(MCP_SERVER.replace("THE_PORT", str(port)))
+    script.write_text(MCP_SERVER.replace("THE_PORT", str(port)), encoding="utf-8")
     way: dict[str, Any] = {"command": [python, str(script)]}
     if port:
         way = {"url": f"http://127.0.0.1:{port}/mcp"}

@@ -75,7 +75,7 @@ class Cluster:
             "RAY_ADDRESS": "",
         }
         self.log = self.folder / "head.log"
-        with self.log.open("w") as log:
+        with self.log.open("w", encoding="utf-8") as log:
             self.head = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
@@ -102,6 +102,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
         )
 
     def done(self, *arguments: str) -> tuple[int, str]:
@@ -119,6 +120,7 @@ class Cluster:
             capture_output=True,
             text=True,
             timeout=60,
+            encoding="utf-8",
         ).stdout.strip()
 
     def marked(self) -> list[psutil.Process]:
@@ -180,13 +182,13 @@ def cluster() -> Iterator[Cluster]:
     try:
         deadline = time.monotonic() + 90
         while (answer := started.done("jobs"))[0] != 0 and time.monotonic() < deadline:
-            assert started.head.poll() is None, started.log.read_text()
+            assert started.head.poll() is None, started.log.read_text(encoding="utf-8")
             time.sleep(0.5)
-        assert answer[0] == 0, answer[1] + started.log.read_text()
+        assert answer[0] == 0, answer[1] + started.log.read_text(encoding="utf-8")
         # The job server answers before the node is known to it, and a job waits for its agent there.
         while not started.nodes() and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert started.nodes(), started.log.read_text()
+        assert started.nodes(), started.log.read_text(encoding="utf-8")
         yield started
     finally:
         started.end()
@@ -205,8 +207,8 @@ def test_a_run_is_submitted_followed_listed_stopped_and_goes_on(
 ) -> None:
     project = tmp_path / "project"
     (project / "worlds").mkdir(parents=True)
-    (project / "worlds" / "greeting.py").write_text(GREETING)
-    (project / "job.toml").write_text(CONFIG)
+    (project / "worlds" / "greeting.py").write_text(GREETING, encoding="utf-8")
+    (project / "job.toml").write_text(CONFIG, encoding="utf-8")
     runs = tmp_path / "runs"
     request = ("submit", str(project / "job.toml"), "--model.path", str(checkpoint))
 
@@ -229,7 +231,7 @@ def test_a_run_is_submitted_followed_listed_stopped_and_goes_on(
     assert said.endswith(f"{id}: STOPPED\n") and "goes on after step_" in said, said
     rest, _ = follower.communicate(timeout=60)
     assert follower.returncode == 130 and "interrupted; what there is lies in" in rest
-    first = json.loads((runs / "job" / "summary.json").read_text())
+    first = json.loads((runs / "job" / "summary.json").read_text(encoding="utf-8"))
     assert first["status"] == "interrupted" and books_balance(first["ledger"])
     done = first["steps"]
     assert [p.name for p in (runs / "job" / "checkpoints").iterdir()] == [f"step_{done}"]
@@ -237,11 +239,11 @@ def test_a_run_is_submitted_followed_listed_stopped_and_goes_on(
     assert cluster.done("stop", id) == (0, f"{id}: had ended before, STOPPED\n")
 
     # What is sent differs now, and so does the folder in which the job's copy of it lies.
-    (project / "worlds" / "note.txt").write_text("another copy")
+    (project / "worlds" / "note.txt").write_text("another copy", encoding="utf-8")
     going_on = ("--resume", str(runs / "job"), "--steps", str(done + 2))
     code, said = cluster.done(*request, *going_on, "--follow")
     assert code == 0 and f"goes on after step {done}" in said, said
-    last = json.loads((runs / "job" / "summary.json").read_text())
+    last = json.loads((runs / "job" / "summary.json").read_text(encoding="utf-8"))
     assert (last["status"], last["steps"]) == ("finished", done + 2)
     assert last["resumed"]["step"] == done and books_balance(last["ledger"])
     # The engines have the weights that the learner goes on from.

@@ -93,7 +93,7 @@ def dorado(*arguments: str):
 
 
 def config_in(folder: Path) -> str:
-    (folder / "tiny.toml").write_text(CONFIG)
+    (folder / "tiny.toml").write_text(CONFIG, encoding="utf-8")
     return str(folder / "tiny.toml")
 
 
@@ -113,7 +113,7 @@ def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k3y")
-    (tmp_path / "note.txt").write_text("12345")
+    (tmp_path / "note.txt").write_text("12345", encoding="utf-8")
     asked = ("--runs_dir", "/shared/runs", "--env", "WANDB_API_KEY", "--env", "A=b", "--dry-run")
     done = dorado("submit", config_in(tmp_path), *asked)
     assert (done.exit_code, server.submitted) == (0, []), done.output

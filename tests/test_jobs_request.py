@@ -44,7 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "project"
     (folder / "configs").mkdir(parents=True)
     (folder / "pyproject.toml").touch()
-    (folder / "configs" / "tiny.toml").write_text(CONFIG)
+    (folder / "configs" / "tiny.toml").write_text(CONFIG, encoding="utf-8")
     monkeypatch.chdir(folder)
     return folder
 
@@ -103,7 +103,7 @@ def test_a_run_that_is_here_is_looked_into_before_its_job_goes_on_with_it(projec
     with pytest.raises(ConfigError, match=r"there is no run folder runs/tiny"):
         prepare(Path("configs/tiny.toml"), [], "tiny")
     run.mkdir(parents=True)
-    (run / "config.toml").write_text(CONFIG)
+    (run / "config.toml").write_text(CONFIG, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"runs/tiny has no whole checkpoint"):
         prepare(Path("configs/tiny.toml"), [], "tiny")
 
@@ -127,17 +127,17 @@ def test_runs_and_caches_stay_behind(project: Path) -> None:
 
 def test_an_environments_file_is_named_as_the_copy_has_it(project: Path) -> None:
     (project / "worlds").mkdir()
-    (project / "worlds" / "echo.py").write_text(ENV)
+    (project / "worlds" / "echo.py").write_text(ENV, encoding="utf-8")
     config = project / "configs" / "tiny.toml"
-    config.write_text(CONFIG.replace("calculator", "../worlds/echo.py:Echo"))
+    config.write_text(CONFIG.replace("calculator", "../worlds/echo.py:Echo"), encoding="utf-8")
     _, request = prepare(config, [])
     assert words(request)[-2:] == ["--env.0.id", "worlds/echo.py:Echo"]
 
 
 def test_an_environments_file_outside_the_project_is_refused(project: Path, tmp_path: Path) -> None:
-    (tmp_path / "echo.py").write_text(ENV)
+    (tmp_path / "echo.py").write_text(ENV, encoding="utf-8")
     config = project / "configs" / "tiny.toml"
-    config.write_text(CONFIG.replace("calculator", "../../echo.py:Echo"))
+    config.write_text(CONFIG.replace("calculator", "../../echo.py:Echo"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"env 'echo.py:Echo': its file .*/echo.py lies outside"):
         prepare(config, [])
 
@@ -168,7 +168,7 @@ def test_a_project_too_large_to_send_is_refused_by_what_would_be_sent(
     with pytest.raises(ConfigError, match=r"2 MiB of files .* of which data has 2; .* 1 MiB"):
         check_size(project, request.runtime_env["excludes"])
     if in_git:
-        (project / ".gitignore").write_text("data/\n")
+        (project / ".gitignore").write_text("data/\n", encoding="utf-8")
         check_size(project, request.runtime_env["excludes"])
 
 
@@ -185,7 +185,7 @@ HARMLESS = [".env.example", "id_rsa.pub", "secrets.py", "tokenizer.json", "world
 
 def put(project: Path, name: str, text: str = "x") -> None:
     (project / name).parent.mkdir(parents=True, exist_ok=True)
-    (project / name).write_text(text)
+    (project / name).write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("in_git", [False, True], ids=["plain folder", "git repository"])
@@ -199,7 +199,7 @@ def test_a_secret_is_refused_by_name_until_an_ignore_file_names_it(
     with pytest.raises(ConfigError) as error:
         prepare(Path("configs/tiny.toml"), [])
     assert f"would be sent to the cluster: {name}; name them in .rayignore" in str(error.value)
-    (project / (".gitignore" if in_git else ".rayignore")).write_text(f"{name}\n")
+    (project / (".gitignore" if in_git else ".rayignore")).write_text(f"{name}\n", encoding="utf-8")
     _, request = prepare(Path("configs/tiny.toml"), [])
     assert project / name not in request.files
 

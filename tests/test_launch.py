@@ -37,7 +37,7 @@ id = "calculator"
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "demo.toml"
-    file.write_text(CONFIG)
+    file.write_text(CONFIG, encoding="utf-8")
     return file
 
 
@@ -90,7 +90,7 @@ def test_an_error_that_nobody_foresaw_is_a_sentence_too_and_its_traceback_in_the
     ended, said = ends(config, monkeypatch, error)
     assert ended == 1
     assert f"error: {type(error).__name__}: {error}" in said and "runs/demo/logs/error.log" in said
-    assert "Traceback" in Path("runs/demo/logs/error.log").read_text()
+    assert "Traceback" in Path("runs/demo/logs/error.log").read_text(encoding="utf-8")
     assert read_status(Path("runs/demo")).outcome == "failed"
 
 
@@ -135,7 +135,12 @@ except KeyboardInterrupt:
     print("ended whole")
 """
     ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        encoding="utf-8",
     )
     assert (ended.returncode, ended.stdout) == (0, "ended whole\n"), ended.stderr
 
@@ -144,9 +149,11 @@ def test_the_folder_has_what_was_printed_the_command_the_commit_and_the_versions
     config, monkeypatch
 ):
     ends(config, monkeypatch, RunError("learner step 3: the learner died"))
-    printed = Path("runs/demo/logs/terminal.log").read_text()
+    printed = Path("runs/demo/logs/terminal.log").read_text(encoding="utf-8")
     assert "error: learner step 3: the learner died" in printed
-    [start] = map(json.loads, Path("runs/demo/starts.jsonl").read_text().splitlines())
+    [start] = map(
+        json.loads, Path("runs/demo/starts.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     assert start["command"] == sys.argv and start["folder"] == str(config.parent)
     assert {"dorado-rl", "torch", "vllm", "ray"} <= start["versions"].keys()
     assert start["versions"]["ray"] == ray.__version__

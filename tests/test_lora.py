@@ -23,7 +23,7 @@ RANK, ALPHA = 4, 12.0
 
 def lora(folder: Path) -> LoraConfig:
     """Adapters on every layer that may have one."""
-    family = json.loads((folder / "config.json").read_text())["model_type"]
+    family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     return LoraConfig(rank=RANK, alpha=ALPHA, targets=FAMILIES[family].adapter_targets)
 
 
@@ -206,7 +206,7 @@ def test_a_saved_policy_has_its_adapter_beside_it_as_peft_writes_it(family_check
     ours = trained(family_checkpoint)
     ours.save(tmp_path / "out")
     folder = tmp_path / "out" / "adapter"
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", RANK, ALPHA)
     assert config["base_model_name_or_path"] == str(family_checkpoint)
     assert config["target_modules"] == list(lora(family_checkpoint).targets)

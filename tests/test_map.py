@@ -33,13 +33,15 @@ def name_of(path: Path) -> str:
 
 def anchors(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_map_is_made_of_the_docstrings():
     module = script("map")
-    assert module.MAP.read_text() == module.file_map(), "docs/map.md is out of date: run make map"
+    assert module.MAP.read_text(encoding="utf-8") == module.file_map(), (
+        "docs/map.md is out of date: run make map"
+    )
 
 
 def test_the_map_has_a_sentence_for_every_file():
@@ -49,7 +51,7 @@ def test_the_map_has_a_sentence_for_every_file():
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
 def test_every_path_that_a_document_names_exists(page):
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     missing = [path for path in PATH.findall(text) if not (ROOT / path).exists()]
     missing += [test for test in TEST.findall(text) if not (ROOT / "tests" / test).exists()]
     assert missing == []
@@ -57,7 +59,7 @@ def test_every_path_that_a_document_names_exists(page):
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
 def test_every_link_of_a_document_leads_somewhere(page):
-    for target, anchor, here in LINK.findall(page.read_text()):
+    for target, anchor, here in LINK.findall(page.read_text(encoding="utf-8")):
         goal = page.parent / target if target else page
         assert goal.exists(), f"{target} does not exist"
         if (wanted := anchor or here) and goal.suffix == ".md":
@@ -66,4 +68,4 @@ def test_every_link_of_a_document_leads_somewhere(page):
 
 @pytest.mark.parametrize(("page", "most"), [("README.md", 180), ("docs/architecture.md", 150)])
 def test_the_first_pages_stay_short(page, most):
-    assert len((ROOT / page).read_text().splitlines()) <= most
+    assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= most

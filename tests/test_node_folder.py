@@ -171,7 +171,7 @@ def test_what_another_user_keeps_to_himself_is_passed_over(tmp_path, monkeypatch
 )
 def test_where_nobody_can_know_whether_the_owner_lives_its_folder_stays(tmp_path, written):
     left = killed_run(tmp_path / "dorado-1" / "a")
-    (left.parent / "a.owner").write_text(written)
+    (left.parent / "a.owner").write_text(written, encoding="utf-8")
     claim(tmp_path / "dorado-2" / "a")
     assert left.is_dir()
 
@@ -181,7 +181,7 @@ def test_a_folder_without_an_owner_and_other_peoples_files_stay(tmp_path):
     for folder in others:
         folder.mkdir(parents=True)
     (tmp_path / "dorado-x.safetensors").touch()
-    (tmp_path / "torch" / "a.owner").write_text("x")
+    (tmp_path / "torch" / "a.owner").write_text("x", encoding="utf-8")
     claim(tmp_path / "dorado-2" / "a")
     assert all(folder.is_dir() for folder in others)
     assert (tmp_path / "dorado-x.safetensors").exists()

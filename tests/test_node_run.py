@@ -40,7 +40,9 @@ def addresses() -> Iterator[list[Place]]:
 
 def config_in(folder: Path, checkpoint: Path, name: str, rest: str) -> Path:
     file = folder / f"{name}.toml"
-    file.write_text(f'name = "{name}"\nmodel = {{ path = "{checkpoint}" }}\n{CONFIG}{rest}')
+    file.write_text(
+        f'name = "{name}"\nmodel = {{ path = "{checkpoint}" }}\n{CONFIG}{rest}', encoding="utf-8"
+    )
     return file
 
 
@@ -61,19 +63,22 @@ def read_rest(nodes: RayNodes, run: Any, folder: Path, seconds: float) -> str:
     except subprocess.TimeoutExpired:
         nodes.kill(0)  # and the run with it
         status = folder / "status.json"
-        said = status.read_text() if status.exists() else "no status.json"
+        said = status.read_text(encoding="utf-8") if status.exists() else "no status.json"
         pytest.fail(f"no end within {seconds:g} s\n{run.communicate()[0]}\n{said}")
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_node_that_cannot_import_a_plugin_is_named_before_anything_trains(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "only_here").mkdir()
-    (tmp_path / "only_here" / "here_env.py").write_text(PLUGIN)
+    (tmp_path / "only_here" / "here_env.py").write_text(PLUGIN, encoding="utf-8")
     with addresses() as places:
         nodes = RayNodes(places, [3, 3], modules=[tmp_path / "only_here"])
     try:
@@ -130,13 +135,13 @@ def _spread_and_lose_a_node(places: list[Place], checkpoint: Path, tmp_path: Pat
     assert said[0] == sentence and sentence in rest
     anew = {name for name in lost if name.startswith(("host", "controller"))}
     assert {s.split()[0] for s in said if "was started anew on" in s} <= anew
-    status = json.loads((folder / "status.json").read_text())
+    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     assert sentence in status["lost"] and worker not in status["nodes"]
     shown = RunData(folder)
     shown.refresh()
     assert f"{sentence}." in [alert.text for alert in alerts(shown)]
     assert any(sentence in span.what for span in shown.spans if span.lane == "supervision")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["status"], summary["steps"]) == ("finished", 12)
     assert summary["fleet"]["engines_lost"] == sum(name.startswith("engine") for name in lost)
     for counts in summary["ledger"].values():
@@ -170,7 +175,7 @@ def test_a_node_that_joins_gets_an_engine_in_place_of_the_one_that_was_lost(
     finally:
         nodes.end()
     folder = tmp_path / "runs" / "joins"
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["fleet"]["engines_lost"], summary["fleet"]["engines_joined"]) == (1, 1)
     loads = [e["name"] for e in events(folder) if e["lane"] == "engine-2"]
     assert [name for name in loads if name.startswith("load version ")], loads

@@ -26,7 +26,9 @@ from envs.session import Deadlines, EnvFault, EnvSession, HostFault, demonstrate
 from envs.tool import Tool, ToolError, tool, tools_of
 
 ROOT = Path(__file__).parent.parent
-POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "entry-points"
+]
 # Those that come with an expert; `dataset` has none, and no tool either.
 BUILT_IN = [
     name

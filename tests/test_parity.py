@@ -116,7 +116,7 @@ async def _compare_adapters(checkpoint: Path, dtype: str, folder: Path) -> None:
     renderer = Renderer(checkpoint, "longcat")
     prompts = [tuple(p) for p in [await _prompt(renderer, i) for i in range(24)]]
     config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=12, threads=2)  # pyright: ignore
-    family = json.loads((checkpoint / "config.json").read_text())["model_type"]
+    family = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["model_type"]
     lora = LoraConfig(rank=6, alpha=9.0, targets=FAMILIES[family].adapter_targets)
     engine = VllmEngine(
         "engine-0",

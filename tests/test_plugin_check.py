@@ -38,7 +38,7 @@ def quick(monkeypatch):
 
 
 def table(folder: Path, source: str, **more) -> EnvTable:
-    (folder / "world.py").write_text(source)
+    (folder / "world.py").write_text(source, encoding="utf-8")
     return EnvTable(id=f"{folder}/world.py:World", deadlines=QUICK, **more)
 
 
@@ -111,7 +111,7 @@ def test_a_plugin_that_works_may_say_what_it_likes_and_leaves_no_process(tmp_pat
     ],
 )
 def test_a_judge_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch, source, sentence):
-    (tmp_path / "judges_a.py").write_text(source)
+    (tmp_path / "judges_a.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError) as caught:
         check_plugins([EnvTable(id="calculator", judges=("judges_a:kind",), deadlines=QUICK)])
@@ -122,9 +122,11 @@ def package(folder: Path, name: str, **groups: str) -> None:
     """Make an installed package of a name, with entry points."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8"
+    )
     lines = [f"[dorado.{group}]\n{entry}\n" for group, entry in groups.items()]
-    (info / "entry_points.txt").write_text("\n".join(lines))
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def test_a_name_that_two_packages_register_is_refused_with_both(tmp_path, monkeypatch):
@@ -159,9 +161,10 @@ def test_one_thing_registered_twice_is_one_thing(tmp_path, monkeypatch):
 
 
 def test_the_list_goes_on_after_a_plugin_that_ends_its_process(tmp_path, monkeypatch):
-    (tmp_path / "ending.py").write_text("import os; os._exit(3)")
+    (tmp_path / "ending.py").write_text("import os; os._exit(3)", encoding="utf-8")
     (tmp_path / "working.py").write_text(
-        'from envs.env import Env\nclass World(Env):\n    """A world.\n\n    More."""\n    name = "w"\n'
+        'from envs.env import Env\nclass World(Env):\n    """A world.\n\n    More."""\n    name = "w"\n',
+        encoding="utf-8",
     )
     package(tmp_path, "ends", envs="a_ending = ending:World")
     package(tmp_path, "works", envs="b_working = working:World")
@@ -174,9 +177,10 @@ def test_the_list_goes_on_after_a_plugin_that_ends_its_process(tmp_path, monkeyp
 
 
 def test_a_dry_run_with_a_plugin_that_ends_its_process_is_bad_input(tmp_path):
-    (tmp_path / "world.py").write_text("import os; os._exit(0)")
+    (tmp_path / "world.py").write_text("import os; os._exit(0)", encoding="utf-8")
     (tmp_path / "run.toml").write_text(
-        'name = "t"\n[model.init]\n[[env]]\nid = "world.py:World"\n[env.deadlines]\nreset_seconds = 1'
+        'name = "t"\n[model.init]\n[[env]]\nid = "world.py:World"\n[env.deadlines]\nreset_seconds = 1',
+        encoding="utf-8",
     )
     done = CliRunner().invoke(app, ["train", str(tmp_path / "run.toml"), "--dry-run"])
     assert done.exit_code != 0

@@ -241,4 +241,4 @@ with Progress(log=Path(sys.argv[1])) as progress:
     run.stdout.readline()
     run.stdout.close()
     assert run.wait(60) == 0
-    assert "line 4999" in log.read_text()
+    assert "line 4999" in log.read_text(encoding="utf-8")

@@ -102,13 +102,17 @@ def old(tmp_path) -> Path:
     """A run folder of a release that had no `learned` table, no experts, no origins."""
     folder = tmp_path / "runs" / "old"
     (folder / "trajectories").mkdir(parents=True)
-    (folder / "config.toml").write_text('name = "old"\nsteps = 4\nmode = "dora"\n')
+    (folder / "config.toml").write_text(
+        'name = "old"\nsteps = 4\nmode = "dora"\n', encoding="utf-8"
+    )
     lines = "".join(json.dumps(one) + "\n" for one in OLD_METRICS)
-    (folder / "metrics.jsonl").write_text(lines)
+    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
     span = {"lane": "learner", "name": "step 1", "start": 11.0, "end": 16.0, "batch": 7}
-    (folder / "events.jsonl").write_text(json.dumps(span) + "\n")
-    (folder / "status.json").write_text(json.dumps(OLD_STATUS))
-    (folder / "trajectories/controller-0.jsonl").write_text(json.dumps(OLD_TRAJECTORY) + "\n")
+    (folder / "events.jsonl").write_text(json.dumps(span) + "\n", encoding="utf-8")
+    (folder / "status.json").write_text(json.dumps(OLD_STATUS), encoding="utf-8")
+    (folder / "trajectories/controller-0.jsonl").write_text(
+        json.dumps(OLD_TRAJECTORY) + "\n", encoding="utf-8"
+    )
     with sqlite3.connect(folder / "trajectories.sqlite") as index:
         index.execute(OLD_INDEX)
         row = ("g000000.0", "g000000", "calculator", "train", "t0", "completed", 1.0, "sample")
@@ -150,16 +154,20 @@ def test_the_recorded_quickstart_is_read_whole(demo):
     run.refresh()
     assert run.problems == [] and run.state() == "finished" and (run.step, run.steps) == (44, 44)
     count = {
-        name: sum(1 for _ in (demo / name).open()) for name in ("events.jsonl", "experts.jsonl")
+        name: sum(1 for _ in (demo / name).open(encoding="utf-8"))
+        for name in ("events.jsonl", "experts.jsonl")
     }
     assert len(run.spans) == count["events.jsonl"] and len(run.experts) == count["experts.jsonl"]
-    first = json.loads((demo / "metrics.jsonl").read_text().splitlines()[1])
+    first = json.loads((demo / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1])
     for key, value in first.items():
         if key not in ("step", "time"):
             assert run.series[key].values[run.series[key].steps.index(first["step"])] == value
     assert run.status is not None and run.summary is not None
     assert run.status == read_status(demo) and run.status.latency and run.status.actors
-    assert run.summary.ledger == json.loads((demo / "summary.json").read_text())["ledger"]
+    assert (
+        run.summary.ledger
+        == json.loads((demo / "summary.json").read_text(encoding="utf-8"))["ledger"]
+    )
     assert load_config(demo / "config.toml").steps == 44
 
 
@@ -199,5 +207,5 @@ def test_a_folder_of_the_first_releases_is_read_with_defaults_for_what_it_lacks(
 def test_a_position_is_read_back_and_keys_that_are_not_known_are_left_alone(tmp_path):
     stored = {"drawn": {"a": {"0": 12}}, "credit": {"a": 0.5}, "levels": {"a": [1, 0]}}
     more = {"schema": 1, "groups": 7, "later": {}}
-    (tmp_path / POSITION).write_text(json.dumps(stored | more))
+    (tmp_path / POSITION).write_text(json.dumps(stored | more), encoding="utf-8")
     assert read_position(tmp_path) == (7, Position(**stored))

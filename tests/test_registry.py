@@ -48,7 +48,7 @@ def world(tmp_path: Path) -> Path:
 def write(folder: Path, name: str) -> Path:
     folder.mkdir()
     file = folder / "world.py"
-    file.write_text(SOURCE.replace("{name}", name))
+    file.write_text(SOURCE.replace("{name}", name), encoding="utf-8")
     return file
 
 
@@ -93,6 +93,7 @@ def test_another_process_that_has_found_it_reads_its_pickles(world):
         check=True,
         cwd="/",
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        encoding="utf-8",
     )
     assert done.stdout == "one\n"
 
@@ -111,7 +112,7 @@ def test_a_file_that_offers_no_such_environment_is_one_sentence(
     tmp_path, source, attribute, sentence
 ):
     file = tmp_path / "world.py"
-    file.write_text(source)
+    file.write_text(source, encoding="utf-8")
     with pytest.raises(UnknownEnv) as caught:
         find_env(f"{file}:{attribute}")
     assert sentence in str(caught.value)
@@ -125,10 +126,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_a_file_that_failed_can_be_mended(tmp_path):
     file = tmp_path / "world.py"
-    file.write_text("1 / 0")
+    file.write_text("1 / 0", encoding="utf-8")
     with pytest.raises(UnknownEnv):
         find_env(f"{file}:World")
-    file.write_text(SOURCE.replace("{name}", "mended, and longer than before"))
+    file.write_text(SOURCE.replace("{name}", "mended, and longer than before"), encoding="utf-8")
     assert find_env(f"{file}:World").name.startswith("mended")
 
 
@@ -140,7 +141,7 @@ def test_only_a_file_is_anchored():
 
 
 def test_a_configurations_file_is_seen_from_its_own_folder(world, tmp_path, monkeypatch):
-    (tmp_path / "run.toml").write_text(RUN)
+    (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
     monkeypatch.chdir("/")
     table = load_config(tmp_path / "run.toml").env[0]
     assert table.id == f"{world}:World"
@@ -151,7 +152,7 @@ def test_a_configurations_file_is_seen_from_its_own_folder(world, tmp_path, monk
 def test_a_file_on_the_command_line_is_seen_from_the_working_directory(
     world, tmp_path, monkeypatch
 ):
-    (tmp_path / "run.toml").write_text(RUN)
+    (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
     monkeypatch.chdir(world.parent)
     table = load_config(tmp_path / "run.toml", ["--env.0.id", "world.py:World"]).env[0]
     assert table.id == f"{world}:World"
@@ -159,15 +160,15 @@ def test_a_file_on_the_command_line_is_seen_from_the_working_directory(
 
 
 def test_an_edited_file_makes_a_new_cold_start(world, tmp_path):
-    (tmp_path / "run.toml").write_text(RUN)
+    (tmp_path / "run.toml").write_text(RUN, encoding="utf-8")
     config = load_config(tmp_path / "run.toml")
     before = _key(config)
     assert _key(config) == before
-    world.write_text(world.read_text() + "\n")
+    world.write_text(world.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert _key(config) != before
 
 
 def test_a_class_without_a_name_is_refused(world):
-    world.write_text(SOURCE.replace('name = "{name}"', "size = 3"))
+    world.write_text(SOURCE.replace('name = "{name}"', "size = 3"), encoding="utf-8")
     with pytest.raises(UnknownEnv, match="has no name: write `name = "):
         find_playable(f"{world}:World")

@@ -153,7 +153,7 @@ def test_a_demonstration_reads_back_as_the_calls_it_shows(renderer):
 
 def copy_with_template(checkpoint, folder, template: str):
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    (folder / "chat_template.jinja").write_text(template)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return Renderer(folder, "longcat")
 
 
@@ -183,7 +183,9 @@ def test_a_thought_that_the_prompt_opens_is_no_answer(checkpoint, tmp_path):
 def test_the_ends_are_those_that_the_engine_stops_at(checkpoint, tmp_path):
     """vLLM takes those of the generation config beside the tokenizer's."""
     shutil.copytree(checkpoint, tmp_path / "ends")
-    (tmp_path / "ends" / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
+    (tmp_path / "ends" / "generation_config.json").write_text(
+        '{"eos_token_id": [2, 0]}', encoding="utf-8"
+    )
     renderer = Renderer(tmp_path / "ends", "longcat")
     end, other = encode(renderer, END + "<|pad|>")
     assert renderer.eos_ids == (end, other)
@@ -196,7 +198,9 @@ def test_the_ends_are_those_that_the_engine_stops_at(checkpoint, tmp_path):
 
 def test_an_end_token_that_the_tokenizer_does_not_know_ends_nothing_in_a_text(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "ends")
-    (tmp_path / "ends" / "generation_config.json").write_text('{"eos_token_id": [2, 99999]}')
+    (tmp_path / "ends" / "generation_config.json").write_text(
+        '{"eos_token_id": [2, 99999]}', encoding="utf-8"
+    )
     renderer = Renderer(tmp_path / "ends", "longcat")
     assert renderer.eos_ids == (2, 99999)
     assert renderer.completion_text(Message("assistant", "so")) == "so<|end|>"
@@ -206,8 +210,10 @@ def test_an_end_token_that_the_tokenizer_does_not_know_ends_nothing_in_a_text(ch
 def test_without_a_generation_config_the_models_end_counts(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "ends")
     (tmp_path / "ends" / "generation_config.json").unlink(missing_ok=True)
-    config = json.loads((tmp_path / "ends" / "config.json").read_text())
-    (tmp_path / "ends" / "config.json").write_text(json.dumps({**config, "eos_token_id": [2, 1]}))
+    config = json.loads((tmp_path / "ends" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "ends" / "config.json").write_text(
+        json.dumps({**config, "eos_token_id": [2, 1]}), encoding="utf-8"
+    )
     assert Renderer(tmp_path / "ends", "longcat").eos_ids == (2, 1)
 
 
@@ -222,7 +228,7 @@ def with_plain_tokens(checkpoint, folder):
     template = CHAT_TEMPLATE.replace(
         "<|{{ message.role }}|>", "<|{{ message.role }}|>{# <tool_response> #}"
     )
-    (folder / "chat_template.jinja").write_text(template)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return Renderer(folder, "longcat")
 
 

@@ -49,7 +49,7 @@ def checkpoint(run: Path, step: int, position: str | None = None) -> Path:
     partial = folder.with_name(f"{folder.name}.partial")
     make_room(folder, partial)
     if position is not None:
-        (partial / POSITION).write_text(position)
+        (partial / POSITION).write_text(position, encoding="utf-8")
     complete(partial, folder, Record(model={}, updates=step, version=step, past_versions=[]))
     return folder
 
@@ -65,7 +65,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,14 @@ def test_what_cannot_go_on_is_one_sentence(run, tmp_path, what, changes, sentenc
 def test_a_run_that_was_ended_before_its_last_evaluation_goes_on_for_it(run, tmp_path):
     due = {"steps": 3, "eval": {"before": True, "after": True}}
     (run / "metrics.jsonl").write_text(
-        '{"step": 0, "eval/sensors/pass_rate": 0.5}\n{"step": 3, "rollout/all/reward": 1.0}\n'
+        '{"step": 0, "eval/sensors/pass_rate": 0.5}\n{"step": 3, "rollout/all/reward": 1.0}\n',
+        encoding="utf-8",
     )
     _, found = find_resume("demo", settings(tmp_path, **due))
     assert found.step == 3
     with pytest.raises(ConfigError, match="is at step 3 already and steps is 2"):
         find_resume("demo", settings(tmp_path, **due | {"steps": 2}))
-    with (run / "metrics.jsonl").open("a") as file:
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 3, "eval/sensors/pass_rate": 0.75}\n')
     with pytest.raises(ConfigError, match="is at step 3 already and steps is 3"):
         find_resume("demo", settings(tmp_path, **due))
@@ -161,7 +162,7 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     first.summary({"status": "interrupted"})
     first.close()
     for name in ("metrics.jsonl", "trajectories/controller-0.jsonl"):
-        with (run / name).open("a") as file:
+        with (run / name).open("a", encoding="utf-8") as file:
             file.write('{"half": ')
 
     again = RunFolder(settings(tmp_path, steps=9), resume=True)
@@ -183,15 +184,15 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     assert lines(run / "metrics.jsonl")[-1]["loss/loss"] == 30.0
     assert [line["step"] for line in lines(run / "experts.jsonl")] == [1, 2]
     assert [line["loss/loss"] for line in lines(aside / "metrics.jsonl")] == [3.0]
-    assert (run / "trajectories/controller-0.jsonl").read_text() == ""
+    assert (run / "trajectories/controller-0.jsonl").read_text(encoding="utf-8") == ""
     assert [e["name"] for e in lines(run / "events.jsonl")] == ["step 3", "goes on after step 2"]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_2"]
     assert {p.name for p in aside.iterdir()} == {
         *("config.toml", "origins.json", "summary.json"),
         *("metrics.jsonl", "experts.jsonl", "learned_index.jsonl", "step_3"),
     }
-    assert "steps = 9" in (run / "config.toml").read_text()
-    assert "steps = 5" in (aside / "config.toml").read_text()
+    assert "steps = 9" in (run / "config.toml").read_text(encoding="utf-8")
+    assert "steps = 5" in (aside / "config.toml").read_text(encoding="utf-8")
 
 
 def test_a_run_in_progress_cannot_be_gone_on_with(run, tmp_path):
@@ -221,7 +222,7 @@ def test_the_tasks_after_a_position_are_those_of_a_run_that_was_not_interrupted(
     wanted = begun(whole, 0, 6) + begun(whole, 6, 6)
     before = supervision()
     parts = begun(before, 0, 6)
-    (tmp_path / POSITION).write_text(write_position(6, before.position()))
+    (tmp_path / POSITION).write_text(write_position(6, before.position()), encoding="utf-8")
     groups, position = read_position(tmp_path)
     after = supervision()
     after.restore(position)

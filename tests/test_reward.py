@@ -330,7 +330,7 @@ def test_a_judge_that_cannot_be_found_is_one_sentence(name, sentence):
 
 
 def test_a_plugin_that_fails_to_import_is_one_sentence(tmp_path, monkeypatch):
-    (tmp_path / "broken_judges.py").write_text("1 / 0")
+    (tmp_path / "broken_judges.py").write_text("1 / 0", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UnknownJudge, match="'broken_judges:style' cannot be imported"):
         find_judge("broken_judges:style")

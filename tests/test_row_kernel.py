@@ -161,7 +161,9 @@ def test_freed_memory_stays_with_the_process(where, variables):
     def faults(how: str, variables: dict[str, str]) -> int:
         command = [sys.executable, "-c", FAULTS, how, where]
         environment = os.environ | variables
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         return int(ended.stdout)
 
     assert faults("keep", variables) < 100 < 1000 < faults("give back", {})

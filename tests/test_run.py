@@ -233,7 +233,7 @@ async def test_reused_groups_fill_a_step_and_are_booked_once(start, mode, bound,
         seen.update(batch)
     assert max(reused) <= 2 and sum(reused) > 0
     assert totals(run)["trained"] == 2 * len(seen) == 2 * (20 * 4 - sum(reused))
-    lines = (run.folder.path / "metrics.jsonl").read_text().splitlines()
+    lines = (run.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["replay/reused_groups"] for line in lines] == reused
     assert max(run.book.stats.staleness) <= bound
     assert sum(run.book.stats.staleness.values()) == 20 * 4 * 2
@@ -388,11 +388,15 @@ async def test_an_environment_that_fails_for_a_while_rests_and_comes_back(start)
     books = run.summary()["ledger"]["sensors"]
     assert 6 <= books["failed:env_fault"] <= 16
     assert books["trained"] > 20, "before and after"
-    lines = [json.loads(line) for line in (run.folder.path / "metrics.jsonl").open()]
+    lines = [
+        json.loads(line) for line in (run.folder.path / "metrics.jsonl").open(encoding="utf-8")
+    ]
     levels = {line["env/sensors/breaker"] for line in lines if "env/sensors/breaker" in line}
     assert {0.0, 1.0} <= levels
     assert lines[-1]["mix/sensors/asked"] == 0.5
-    events = [json.loads(line) for line in (run.folder.path / "events.jsonl").open()]
+    events = [
+        json.loads(line) for line in (run.folder.path / "events.jsonl").open(encoding="utf-8")
+    ]
     assert sum(event["lane"] == "supervision" for event in events) >= 3
 
 
@@ -498,7 +502,10 @@ async def test_the_run_folder_tells_the_run(start):
     run = start(checkpoint_every=2)
     await asyncio.wait_for(run.main(), 30)
     folder = run.folder.path
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5]
     for values in metrics:
         assert values["rollout/all/reward"] == 0.5
@@ -509,7 +516,10 @@ async def test_the_run_folder_tells_the_run(start):
     acts = [(name, path) for name, path in run.actors.log if name in ("save", "saved")]
     paths = [str(folder.resolve() / "checkpoints" / f"step_{n}") for n in (2, 4, 5)]
     assert acts == [act for path in paths for act in (("save", path), ("saved", None))]
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    events = [
+        json.loads(line)
+        for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     engines = {"engine-0", "engine-1"}
     assert {e["lane"] for e in events} == {"learner", "sync", "rollout", "window", *engines}
     for engine in engines:
@@ -518,7 +528,10 @@ async def test_the_run_folder_tells_the_run(start):
             "version 0",
             *(f"{what} {v}" for v in range(1, 6) for what in ("load version", "version")),
         ]
-    experts = [json.loads(line) for line in (folder / "experts.jsonl").read_text().splitlines()]
+    experts = [
+        json.loads(line)
+        for line in (folder / "experts.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [one["step"] for one in experts] == [1, 2, 3, 4, 5]
     assert experts[0]["loads"] == [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]
     state = read_status(folder)
@@ -588,9 +601,9 @@ async def test_a_run_that_loses_its_learners_node_says_so(start, monkeypatch):
     with pytest.raises(NodesLost, match=r"node a is gone: learner; without its learner"):
         await asyncio.wait_for(run.main(), 30)
     assert_closed(run)
-    assert (
-        '"lane": "supervision", "name": "node a"' in (run.folder.path / "events.jsonl").read_text()
-    )
+    assert '"lane": "supervision", "name": "node a"' in (
+        run.folder.path / "events.jsonl"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -64,12 +64,14 @@ def make_run(folder: Path, metrics: list[dict] | None = None, **files: object) -
     """A run folder with these lines of metrics; files: name without ending, and its content as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(
-        'name = "demo"\nsteps = 4\nmode = "dora"\nmax_staleness = 2\n'
+        'name = "demo"\nsteps = 4\nmode = "dora"\nmax_staleness = 2\n', encoding="utf-8"
     )
     if metrics is not None:
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
+        (folder / "metrics.jsonl").write_text(
+            "".join(json.dumps(m) + "\n" for m in metrics), encoding="utf-8"
+        )
     for name, value in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(value))
+        (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     return RunData(folder)
 
 
@@ -124,7 +126,7 @@ def test_whatever_the_files_hold_a_run_can_be_shown(tmp_path_factory, junk, cut)
 )
 def test_what_is_no_number_is_left_out_and_the_rest_stays(tmp_path, value):
     run = make_run(tmp_path / "demo", [step_metrics(1)])
-    with (run.folder / "metrics.jsonl").open("a") as file:
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(f'{{"step": 2, "rollout/all/reward": {value}}}\n')
         file.write(json.dumps(step_metrics(3)) + "\n")
     run.refresh()
@@ -155,7 +157,7 @@ def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypa
 
 def test_broken_lines_are_counted_and_said(tmp_path):
     run = make_run(tmp_path / "demo", [step_metrics(1)])
-    with (run.folder / "metrics.jsonl").open("a") as file:
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('no json\n[1]\n{"step": "x"}\n{"step": 2, "half')
     run.refresh()
     assert texts(run) == ["metrics.jsonl: 3 lines could not be read and are left out"]
@@ -347,7 +349,7 @@ def test_what_a_page_holds_does_not_change_under_it(tmp_path, monkeypatch):
     held = run.series
     run.refresh()
     assert run.series is held  # nothing new was written, so nothing was read
-    with (run.folder / "metrics.jsonl").open("a") as file:
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(step_metrics(2)) + "\n")
     run.refresh()
     key = "time/total_seconds"

@@ -37,7 +37,9 @@ def folder(config):
 def test_origins_are_beside_the_settings(config):
     opened = RunFolder(config, origins={"steps": "--steps"})
     opened.close()
-    assert json.loads((config.folder / "origins.json").read_text()) == {"steps": "--steps"}
+    assert json.loads((config.folder / "origins.json").read_text(encoding="utf-8")) == {
+        "steps": "--steps"
+    }
 
 
 def test_loads_of_experts_are_written_and_those_of_a_large_model_seldom(folder):
@@ -56,7 +58,10 @@ def lines(path: Path) -> list[dict]:
     def refuse(constant: str):
         raise ValueError(f"{constant} is no JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=refuse)
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_new_folder_holds_the_resolved_settings_and_room_for_the_rest(config, folder):
@@ -223,7 +228,11 @@ def test_the_summary_is_there_whole_or_not_at_all(folder):
     folder.summary({"status": "failed"})
     with pytest.raises(TypeError):
         folder.summary({"status": object()})
-    assert json.loads((folder.path / "summary.json").read_text()) == {"status": "failed"}
+    assert json.loads((folder.path / "summary.json").read_text(encoding="utf-8")) == {
+        "status": "failed"
+    }
     folder.summary({"status": "finished"})
-    assert json.loads((folder.path / "summary.json").read_text()) == {"status": "finished"}
+    assert json.loads((folder.path / "summary.json").read_text(encoding="utf-8")) == {
+        "status": "finished"
+    }
     assert not list(folder.path.glob("*.partial"))

@@ -84,9 +84,18 @@ def test_a_trace_of_another_schema_is_refused(run):
     ("spoil", "message"),
     [
         (lambda run: (run / "trajectories.sqlite").unlink(), "this is no run folder"),
-        (lambda run: (run / "metrics.jsonl").write_text(""), "the run trained nothing"),
-        (lambda run: (run / "metrics.jsonl").write_text("{"), "its records cannot be read"),
-        (lambda run: next(run.glob("trajectories/*")).write_text("[]\n" * 99), "cannot be read"),
+        (
+            lambda run: (run / "metrics.jsonl").write_text("", encoding="utf-8"),
+            "the run trained nothing",
+        ),
+        (
+            lambda run: (run / "metrics.jsonl").write_text("{", encoding="utf-8"),
+            "its records cannot be read",
+        ),
+        (
+            lambda run: next(run.glob("trajectories/*")).write_text("[]\n" * 99, encoding="utf-8"),
+            "cannot be read",
+        ),
         (lambda run: next(run.glob("trajectories/*")).unlink(), "cannot be read"),
     ],
 )

@@ -134,9 +134,9 @@ def host(directory: Path):
             stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)).bind(address)
         for name in ("raylet", "datagrams"):
             os.chmod(directory / name, 0o777)
-        (directory / "auth_token").write_text(secret)
-        (directory / "victim").write_text("here")
-        (directory / "mine").write_text("")
+        (directory / "auth_token").write_text(secret, encoding="utf-8")
+        (directory / "victim").write_text("here", encoding="utf-8")
+        (directory / "mine").write_text("", encoding="utf-8")
         yield attempts(directory, tcp.getsockname()[1], secret)
 
 
@@ -671,7 +671,10 @@ def name_of(pid: int) -> str:
 
 def children() -> list[int]:
     table = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True
+        ["ps", "-o", "pid=", "--ppid", str(os.getpid())],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     ).stdout
     return [int(pid) for pid in table.split() if Path(f"/proc/{pid}").exists()]
 

@@ -47,6 +47,7 @@ def killed_run(parent: Path) -> tuple[str, psutil.Process, Path]:
         stderr=subprocess.DEVNULL,
         text=True,
         timeout=60,
+        encoding="utf-8",
     )
     name, pid, memory = done.stdout.split()
     return name, psutil.Process(int(pid)), Path("/dev/shm") / memory
@@ -86,7 +87,7 @@ def test_the_folder_of_the_user_s_sessions_is_the_user_s_alone():
 
 def test_nobody_else_reads_the_token_that_ray_made(tmp_path, monkeypatch):
     token = tmp_path / "auth_token"
-    token.write_text("secret")
+    token.write_text("secret", encoding="utf-8")
     token.chmod(0o644)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     guard_token()

@@ -225,7 +225,7 @@ def run(folder: Path, *arguments: str):
     if not path.exists():
         import tomli_w
 
-        path.write_text(tomli_w.dumps(SETTINGS))
+        path.write_text(tomli_w.dumps(SETTINGS), encoding="utf-8")
     return CliRunner().invoke(app, ["simulate", str(path), *arguments])
 
 

@@ -18,7 +18,9 @@ PARTS = ("PARALLEL", "SMOKE", "REST")
 
 def test_every_test_is_in_exactly_one_part_of_the_makefile(request):
     """Of those that were collected; in `make test` that is the whole suite."""
-    lines = re.findall(r"^([A-Z]+) := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^([A-Z]+) := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     parts = {name: Expression.compile(value) for name, value in lines if name in PARTS}
     assert tuple(parts) == PARTS
     for test, own in request.config.stash[MARKERS].items():
@@ -29,7 +31,10 @@ def test_every_test_is_in_exactly_one_part_of_the_makefile(request):
 
 
 def test_the_parts_are_what_make_and_ci_run():
-    makefile, ci = (ROOT / "Makefile").read_text(), (ROOT / ".ci" / "run").read_text()
+    makefile, ci = (
+        (ROOT / "Makefile").read_text(encoding="utf-8"),
+        (ROOT / ".ci" / "run").read_text(encoding="utf-8"),
+    )
     targets = dict(re.findall(r"^(test[\w-]*): (.*)\n", makefile, re.MULTILINE))
     assert targets["test"].split() == ["test-parallel", "test-smoke"]
     assert targets["test-all"].split() == ["test", "test-rest"]
@@ -103,9 +108,9 @@ FAULTS = {
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What pytest says of each planted test that fails, in a process of its own."""
     folder = tmp_path_factory.mktemp("planted")
-    (folder / "test_planted.py").write_text("import torch\n" + PLANTED)
+    (folder / "test_planted.py").write_text("import torch\n" + PLANTED, encoding="utf-8")
     markers = "".join(f"\n    {name}" for name in MAY_TAKE_LONGER)
-    (folder / "pytest.ini").write_text(f"[pytest]\nmarkers ={markers}\n")
+    (folder / "pytest.ini").write_text(f"[pytest]\nmarkers ={markers}\n", encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
         [
@@ -122,6 +127,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         },
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     blocks = re.split(r"^_+ (?:ERROR at \w+ of )?(test_\w+) _+$", done.stdout, flags=re.MULTILINE)
     return dict(zip(blocks[1::2], blocks[2::2], strict=True))

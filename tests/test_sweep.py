@@ -34,7 +34,7 @@ def test_the_frontier_is_what_no_other_outcome_beats(values):
 @pytest.fixture
 def config(tmp_path) -> Path:
     path = tmp_path / "small.toml"
-    path.write_text(tomli_w.dumps(SETTINGS))
+    path.write_text(tomli_w.dumps(SETTINGS), encoding="utf-8")
     return path
 
 

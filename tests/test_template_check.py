@@ -86,9 +86,9 @@ def renderer_of(checkpoint, tmp_path):
     def build(template: str, **generation) -> Renderer:
         folder = tmp_path / "copy"
         shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-        (folder / "chat_template.jinja").write_text(template)
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         if generation:
-            (folder / "generation_config.json").write_text(json.dumps(generation))
+            (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
         return Renderer(folder, "hermes")
 
     return build

@@ -31,7 +31,9 @@ def run_with(folder: Path, *spans: Span, **files: object) -> RunData:
         {"lane": s.lane, "name": s.name, "start": s.start, "end": s.end, "what": s.what}
         for s in spans
     ]
-    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "events.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     run.refresh()
     return run
 

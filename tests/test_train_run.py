@@ -54,12 +54,12 @@ def _config(folder: Path, name: str, text: str) -> str:
     """The path of a configuration with what all have in common; `text`: the rest, environments last."""
     file = folder / f"{name}.toml"
     above, _, envs = text.partition("[[env]]")
-    file.write_text(f'name = "{name}"\n{above}{COMMON}[[env]]{envs}')
+    file.write_text(f'name = "{name}"\n{above}{COMMON}[[env]]{envs}', encoding="utf-8")
     return str(file)
 
 
 def _summary(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads((folder / "runs" / name / "summary.json").read_text())
+    return json.loads((folder / "runs" / name / "summary.json").read_text(encoding="utf-8"))
 
 
 def _assert_books_balance(ledger: dict[str, dict[str, int]]) -> None:
@@ -100,7 +100,7 @@ def _assert_the_new_engine_played(run: Path, summary: dict[str, Any]) -> None:
     assert (summary["fleet"]["engines_lost"], summary["fleet"]["engines_joined"]) == (1, 1)
     served = [e for e in lines(run / "events.jsonl") if e["lane"] == "engine-2"]
     assert [e["name"] for e in served if e["name"].startswith("load version ")], served
-    written = [p.read_text() for p in (run / "trajectories").glob("*.jsonl")]
+    written = [p.read_text(encoding="utf-8") for p in (run / "trajectories").glob("*.jsonl")]
     assert any('"engine-2"' in text for text in written), "it has played"
     # Its weights were those that the learner had.
     assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
@@ -260,7 +260,7 @@ def test_a_run_goes_on_while_an_environment_rests_and_an_engine_is_replaced_not_
     )
     command = Command(tmp_path, "train", config, *RANKS)
     output = command.read_until("step 2/1000")
-    switch.write_text("raise")
+    switch.write_text("raise", encoding="utf-8")
     output += command.read_until("gets no new groups")
     output += command.read_until("one group tries whether it works again")
     switch.unlink()
@@ -284,7 +284,7 @@ def test_a_run_goes_on_while_an_environment_rests_and_an_engine_is_replaced_not_
         "select count(*), count(reward) from trajectories where stop_reason = 'env_fault'"
     )
     assert rows.fetchone() == (ledger["breaks"]["failed:env_fault"], 0)
-    assert (run / "events.jsonl").read_text().count('"lane": "supervision"') >= 3
+    assert (run / "events.jsonl").read_text(encoding="utf-8").count('"lane": "supervision"') >= 3
     # The engines, which hold whole weights, agree with the ranks that made them from parts.
     _assert_the_new_engine_played(run, summary)
     assert sum(summary["staleness"].values()) == ledger["all"]["trained"]

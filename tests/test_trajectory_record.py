@@ -287,7 +287,7 @@ def test_whatever_the_learner_left_the_tokens_can_be_shown(tmp_path_factory, fie
     recorded = RecordedRun(tmp_path_factory.mktemp("learned"))
     recorded.group("a", [whole()])
     path = recorded.path / "trajectories" / "learned.jsonl"
-    path.write_text(json.dumps({"id": "a.0", **fields}) + "\n")
+    path.write_text(json.dumps({"id": "a.0", **fields}) + "\n", encoding="utf-8")
     recorded.execute("insert into learned values ('a.0', 1, 0)")
     recorded.close()
     learned = read_learned(recorded.path, hit(recorded), 5)
@@ -342,7 +342,7 @@ def test_a_run_keeps_the_tokenizer_that_it_began_with(run, tmp_path):
 def test_a_tokenizer_that_is_none_leaves_the_ids(run):
     folder = run.path / "checkpoints" / "step_1" / "model"
     folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     assert token_texts(run.path, [0]) is None
-    (run.path / "config.toml").write_text('[model]\npath = "/nothing\\u0000here"')
+    (run.path / "config.toml").write_text('[model]\npath = "/nothing\\u0000here"', encoding="utf-8")
     assert token_texts(run.path, [0]) is None

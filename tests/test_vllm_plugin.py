@@ -33,10 +33,12 @@ if __name__ == "__main__":
 @pytest.mark.timeout(240)
 def test_vllms_core_ends_when_the_process_that_started_it_is_killed(checkpoint, tmp_path):
     script = tmp_path / "engine.py"
-    script.write_text(ENGINE)
+    script.write_text(ENGINE, encoding="utf-8")
     command = [sys.executable, str(script), str(checkpoint)]
     root = Path(__file__).parent.parent
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
         assert process.stdout is not None
         line = next((line for line in process.stdout if line.startswith("started ")), "")
         started = [psutil.Process(int(pid)) for pid in line.split()[1:]]

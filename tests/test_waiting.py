@@ -234,7 +234,7 @@ def test_a_run_that_does_not_write_any_more_is_suspected_itself():
 )
 def test_a_folder_without_a_status_is_one_sentence(tmp_path, content, message):
     if content is not None:
-        (tmp_path / "status.json").write_text(content)
+        (tmp_path / "status.json").write_text(content, encoding="utf-8")
     result = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert result.exit_code == 2
     assert message in result.stderr and result.stderr.count("\n") == 1

@@ -72,11 +72,11 @@ async def test_a_run_without_a_key_is_offline_and_sync_brings_its_metrics_to_the
 
     server, code, said = await synced(offline)
     assert code == 0, said
-    assert server.runs == {(folder.path / "wandb.id").read_text().strip()}, said
+    assert server.runs == {(folder.path / "wandb.id").read_text(encoding="utf-8").strip()}, said
     rows = [{k: v for k, v in row.items() if k[0] != "_"} for row in server.history]
     assert rows == STEPS, server.asked
     assert [row["_step"] for row in server.history] == [1, 2]
-    written = (folder.path / "metrics.jsonl").read_text().splitlines()
+    written = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for line, row in zip(map(json.loads, written), rows, strict=True):
         assert row.items() <= line.items()
 

@@ -38,7 +38,9 @@ def another(folder: Path):
 def changed_copy(source: Path, target: Path, change) -> Path:
     """The checkpoint with its tensors changed by `change(tensors)`."""
     target.mkdir()
-    (target / "config.json").write_text((source / "config.json").read_text())
+    (target / "config.json").write_text(
+        (source / "config.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     tensors = load_file(source / "model.safetensors")
     change(tensors)
     save_file(tensors, target / "model.safetensors")
@@ -105,7 +107,7 @@ def test_a_folder_that_stock_transformers_wrote_loads_here(family_checkpoint, tm
 
 
 def test_a_written_longcat_config_has_the_published_keys(checkpoint):
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["LongcatFlashForCausalLM"]
     assert config["zero_expert_type"] == "identity"
     assert config["mla_scale_q_lora"] is config["mla_scale_kv_lora"] is True
