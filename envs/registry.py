@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from pydantic import ValidationError
-
 from envs.declaration import mistake_of
 from envs.entry_point import TwoRegister, entry_point, registered
 from envs.env import Env, EnvConfig
 from envs.message import JsonObject
+from envs.settings import BadSettings, read_settings
 from envs.text import told
 
 GROUP = "dorado.envs"
@@ -26,10 +25,6 @@ GROUP = "dorado.envs"
 
 class UnknownEnv(ValueError):
     """No environment of that name; the message says which there are."""
-
-
-class BadSettings(ValueError):
-    """Settings that an environment does not take; the message names the key."""
 
 
 def env_names() -> list[str]:
@@ -76,16 +71,7 @@ def find_playable(name: str) -> type[Env]:
 
 def settings_of(env_class: type[Env], values: JsonObject) -> EnvConfig:
     """An environment's own settings. Raises BadSettings with one sentence."""
-    try:
-        return env_class.config_type.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in ("config", *first["loc"]))
-        known = ", ".join(env_class.config_type.model_fields) or "none"
-        detail = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            detail = f"unknown key; known here are {known}"
-        raise BadSettings(f"{key}: {detail}") from None
+    return read_settings(env_class.config_type, values)
 
 
 def make_env(name: str, values: JsonObject) -> Env:

@@ -18,6 +18,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
+from envs.process_end import ends_refused
 from envs.text import encodable
 from rl.actors.handles import StartError, by_node
 from rl.cluster import Cluster
@@ -48,6 +49,7 @@ CODES: dict[Outcome, int] = {"finished": OK, "failed": FAILED, "interrupted": IN
 SENTENCES = (RunError, CheckpointError, SyncError, NodesLost, LedgerError, OutOfTasks)
 
 
+@ends_refused()
 def train(
     config: RunConfig, resume: Resume | None = None, origins: Mapping[str, str] | None = None
 ) -> int:

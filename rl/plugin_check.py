@@ -20,6 +20,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+import psutil
+
 from envs.entry_point import TwoRegister, entry_point
 from envs.registry import GROUP as ENVS
 from envs.registry import UnknownEnv, find_env, split_file
@@ -30,8 +32,14 @@ from reward.registry import UnknownJudge, find_judge
 from rl.config import EnvTable
 from rl.config_error import ConfigError
 
-# Until an act of a plugin has ended; `deadlines.reset_seconds` of its table, where that is longer.
+# Until an act of a plugin has ended; `deadlines.reset_seconds` of its table, where that is longer. One that
+# is at work, on a machine that is busy perhaps, has up to MOST_SECONDS.
 ACT_SECONDS = 30.0
+MOST_SECONDS = 120.0
+# At work is who has had so much of a CPU since the last look.
+WORKING_SHARE = 0.03
+# That an act is waited for is said after so long.
+SAID_SECONDS = 10.0
 # Until the process is there and has read what to look at.
 START_SECONDS = 120.0
 OUR_PACKAGES = ("envs", "reward")
@@ -230,34 +238,37 @@ class _Looker:
 
     def next(self, look: Look) -> tuple[Answer, bool]:
         """The answer to this look, and whether the process can look on."""
-        act, seconds = "starting the process that looks at it", START_SECONDS
+        act, wait = "starting the process that looks at it", _Wait(self.process.pid, START_SECONDS)
         while True:
-            line = self._line(seconds)
+            line = self._line(wait, f"{look.who}: {act}".removeprefix(": "))
             if line is None:
                 ended = self.process.poll()
                 how = (
                     f"ended the process {_ending(ended)}{self._last_words()}"
                     if ended is not None
                     else (
-                        f"took over {seconds:g} s; if it is only slow, raise its deadlines.reset_seconds"
+                        f"took over {wait.allowed:g} s; if it is only slow, raise its "
+                        "deadlines.reset_seconds"
                     )
                 )
                 return Answer(bad=f"{look.who}: {act} {how}"), False
             if "doing" in line:
-                act, seconds = line["doing"], look.seconds
+                act, wait = line["doing"], _Wait(self.process.pid, look.seconds)
             else:
                 return Answer(line["text"], line["bad"]), True
 
-    def _line(self, seconds: float) -> dict[str, str] | None:
-        """The next line; None where the process ends without one, or says nothing for so long."""
-        until = time.monotonic() + seconds
+    def _line(self, wait: "_Wait", what: str) -> dict[str, str] | None:
+        """The next line; None where the process ends without one, or is waited for in vain.
+
+        what: who is waited for at what.
+        """
         while b"\n" not in self.unread:
             # Asked before: what a process that has ended had to say is in the pipe by then.
             over = self.process.poll() is not None
             ready, _, _ = select.select([self.reading], [], [], 0.0 if over else 0.1)
             data = os.read(self.reading, 65536) if ready else b""
             self.unread += data
-            if not data and (over or time.monotonic() > until):
+            if not data and (over or wait.over(what)):
                 return None
             if not data and ready:  # it has closed its end, and is about to end
                 time.sleep(0.01)
@@ -269,6 +280,45 @@ class _Looker:
         lines = self.log.read().decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         return f" ({said[-1][:200]})" if said else ""
+
+
+class _Wait:
+    """The wait for one act of the process: so many seconds, and more of them while it is at work."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        self.pid = pid
+        self.seconds = self.allowed = seconds
+        self.began = self.looked = time.monotonic()
+        self.worked = self._work()
+        self.said = False
+
+    def over(self, what: str) -> bool:
+        """True once it has been long enough; says once that it goes on."""
+        now, most = time.monotonic(), max(self.seconds, MOST_SECONDS)
+        if now - self.began > SAID_SECONDS and not self.said:
+            self.said = True
+            print(
+                f"{what} has taken {SAID_SECONDS:g} s; it may take {self.seconds:g} s, and {most:g} s if it "
+                "is at work",
+                file=sys.stderr,
+                flush=True,
+            )
+        if now - self.looked < self.seconds and now - self.began < most:
+            return False
+        worked = self._work()
+        at_work = worked - self.worked >= WORKING_SHARE * (now - self.looked)
+        self.looked, self.worked = now, worked
+        if at_work and now - self.began >= most:
+            self.allowed = most
+        return not at_work or now - self.began >= most
+
+    def _work(self) -> float:
+        """CPU seconds of the process and of what it has started."""
+        with contextlib.suppress(psutil.Error):
+            us = psutil.Process(self.pid)
+            times = [one.cpu_times() for one in (us, *us.children(recursive=True))]
+            return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+        return 0.0
 
 
 def _ending(code: int) -> str:

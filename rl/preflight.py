@@ -23,6 +23,7 @@ from envs.dataset import DatasetEnv
 from envs.declaration import mistake_of
 from envs.env import Env, Split
 from envs.message import Role
+from envs.process_end import ends_refused
 from envs.session import EnvFault, EnvSession, HostFault
 from envs.tool import tools_of
 from reward.answer import check_references, mathematics
@@ -48,6 +49,7 @@ OPENINGS_CHECKED, ACTOR_MIB = 4, 100
 OF_DISTRIBUTION = {"logprobs_mode", "logits_processors", "override_generation_config"}
 
 
+@ends_refused()
 def check_run(config: RunConfig) -> None:
     """Raise ConfigError with one sentence for the first thing that cannot work."""
     check_plugins(config.env)

@@ -22,7 +22,7 @@ from rl.actors.heartbeat import Heartbeat
 from rl.actors.learner import LearnerActor
 from rl.actors.local_handle import local_handle
 from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
-from rl.loop.dispatcher import Played
+from rl.loop.dispatcher import Lost, Played
 from rl.record.run_folder import RunFolder, TrajectoryWriter
 from rl.record.waiting import Waiting, WaitingTable, worst
 from rl.samples.group import GroupReport, GroupSpec, MemberReport, member_report
@@ -474,7 +474,7 @@ class FakePool(Actors):
 class FakeDispatcher:
     """Plays groups (`rl.loop.dispatcher.Dispatcher`): the first member of each succeeds, the others do not.
 
-    `outcome(spec)` says how a group ends: "samples", "filtered", "fault", "lost" or "hang".
+    `outcome(spec)` says how a group ends: "samples", "filtered", "fault", "lost", "dead" or "hang".
     """
 
     def __init__(
@@ -498,7 +498,7 @@ class FakeDispatcher:
         self.given_up: set[str] = set()
         self.pace = 0.0  # seconds of each turn of a group
 
-    async def play(self, spec: GroupSpec) -> Played | None:
+    async def play(self, spec: GroupSpec) -> Played | Lost | None:
         version = self.served_version() if spec.version is None else spec.version
         outcome = self.outcome(spec)
         self.played.append((version, spec))
@@ -520,6 +520,8 @@ class FakeDispatcher:
             del self.playing[spec.id]
         if spec.id in self.given_up:
             return None
+        if outcome == "dead":
+            return Lost("controller-0: it died")
         return None if outcome == "lost" else Played(self._report(spec, version, outcome), spec.id)
 
     def give_up(self, group: str) -> None:

@@ -1,6 +1,7 @@
 """`dorado env replay`: the same plugin says the same, another one is caught at its first other word."""
 
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from rl.config import EnvTable
 from rl.env_tools.replay import find_record, replay
 from rl.env_tools.soak.expert_policy import ExpertPolicy
 from rl.env_tools.soak.run import EPISODE
+from rl.plugin_check import check_plugins
 from rollout.episode import Episode
 from rollout.trajectory import Phase, ScoredTrajectory, Trajectory
 from rollout.trajectory_file import NoRecord, read_trajectory
@@ -58,6 +60,12 @@ class Kitchen(Env):
 
 
 TABLE = EnvTable(id="test_env_replay:Kitchen", name="kitchen")
+
+
+@pytest.fixture(autouse=True)
+def looked_at(monkeypatch):
+    """Importing this file in another process takes long; nothing in it needs a look."""
+    monkeypatch.setattr("rl.env_tools.replay.check_plugins", lambda tables: None)
 
 
 @pytest.fixture
@@ -223,3 +231,33 @@ def test_any_text_and_noise_come_back(said, argument, noise):
 def test_a_line_that_is_no_record_is_refused(line):
     with pytest.raises(NoRecord):
         read_trajectory(line)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("os._exit(3)", "importing it ended the process with exit status 3: let it raise"),
+        ("sys.exit(2)", "cannot be imported: SystemExit: 2"),
+        ("time.sleep(99)", "importing it took over 1 s; if it is only slow, raise its deadlines"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_any_more_is_a_sentence(
+    folder, monkeypatch, body, sentence
+):
+    monkeypatch.setattr("rl.env_tools.replay.check_plugins", check_plugins)
+    monkeypatch.setattr("rl.plugin_check.ACT_SECONDS", 1.0)
+    (folder / "world.py").write_text(f"import os, sys, time\n{body}")
+    (folder / "config.toml").write_text(
+        f'[[env]]\nid = "{folder}/world.py:World"\nname = "kitchen"\n'
+        "deadlines = { reset_seconds = 0.5 }\n"
+    )
+    done = CliRunner().invoke(app, ["env", "replay", f"{folder}/e0"])
+    assert done.exit_code == 2 and sentence in done.output and "Traceback" not in done.output
+
+
+def test_an_environment_that_ends_its_process_parts_and_is_named(folder, monkeypatch):
+    monkeypatch.setattr(Kitchen, "score", lambda self: os._exit(3))
+    done = CliRunner().invoke(app, ["env", "replay", f"{folder}/e0"])
+    assert done.exit_code == 1
+    assert "environment 'kitchen', score: SystemExit: it called _exit(3)" in done.output

@@ -89,6 +89,18 @@ def test_a_plugin_that_cannot_be_used_is_one_sentence(tmp_path, source, sentence
     assert time.monotonic() - start < 20
 
 
+def test_an_import_that_is_at_work_has_longer_and_is_said(tmp_path, monkeypatch, capfd):
+    """As on a busy machine; one that goes on for ever has its end too."""
+    monkeypatch.setattr("rl.plugin_check.SAID_SECONDS", 0.5)
+    works = "import time\nend = time.monotonic() + {}\nwhile time.monotonic() < end: pass\n"
+    check_plugins([table(tmp_path, works.format(2.5) + world("pass"))])
+    said = capfd.readouterr().err
+    assert said.count("importing it has taken 0.5 s; it may take 1 s, and 120 s if") == 1
+    monkeypatch.setattr("rl.plugin_check.MOST_SECONDS", 2.0)
+    with pytest.raises(ConfigError, match="importing it took over 2 s; if it is only slow"):
+        check_plugins([table(tmp_path, works.format(99))])
+
+
 def test_a_plugin_that_works_may_say_what_it_likes_and_leaves_no_process(tmp_path, capfd):
     source = (
         "import subprocess, sys, threading\nprint('hello')\n"

@@ -1,14 +1,19 @@
 """Environments in a file of their own: found by path, told apart by path, and the same in every process."""
 
+import math
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from pydantic import Field, field_validator
 
+from envs.env import EnvConfig
 from envs.registry import UnknownEnv, anchored, find_env, find_playable
+from envs.settings import BadSettings, read_settings
 from rl.cold_start import _key
 from rl.config import EnvTable, load_config
 
@@ -38,6 +43,80 @@ path = "policy"
 [[env]]
 id = "worlds/world.py:World"
 """
+
+
+class Inner(EnvConfig):
+    count: int = 1
+
+
+class Settings(EnvConfig):
+    size: int = 1
+    share: float = 1.0
+    on: bool = False
+    pair: tuple[int, ...] = ()
+    costs: dict[str, float] = {}
+    choice: Literal[1, 2] = 1
+    either: int | str = 1
+    maybe: int | None = None
+    more: dict[str, object] = {}
+    anything: Any = None
+    seed: int = 0
+    world_seed: int | None = None
+    chance_seed: int = -1
+    limit: float = Field(default=1.0, allow_inf_nan=True)
+    inner: Inner = Inner()
+    workers: int = 1
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _or_auto(cls, given: object) -> object:
+        return 8 if given == "auto" else given
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"size": True}, "config.size: true and false are no numbers, got true"),
+        ({"size": "2"}, "config.size: it has to be a number, got the text '2'"),
+        ({"share": "0.5"}, "config.share: it has to be a number, got the text '0.5'"),
+        ({"share": False}, "config.share: true and false are no numbers, got false"),
+        ({"share": math.nan}, "config.share: Input should be a finite number"),
+        ({"on": "yes"}, "config.on: it has to be true or false, got 'yes'"),
+        ({"on": 1}, "config.on: it has to be true or false, got 1"),
+        ({"pair": [1, "2"]}, "config.pair.1: it has to be a number"),
+        ({"costs": {"a": True}}, "config.costs.a: true and false are no numbers"),
+        ({"choice": True}, "config.choice: true and false are no numbers"),
+        ({"either": True}, "config.either: true and false are no numbers"),
+        ({"maybe": "3"}, "config.maybe: it has to be a number"),
+        ({"more": {"a": [1, math.inf]}}, "config.more.a.1: it has to be a finite number"),
+        ({"anything": math.nan}, "config.anything: it has to be a finite number"),
+        ({"seed": -1}, "config.seed: a seed is a whole number from 0 on, got -1"),
+        ({"world_seed": -2}, "config.world_seed: a seed is a whole number from 0 on, got -2"),
+        ({"inner": {"count": "1"}}, "config.inner.count: it has to be a number"),
+        ({"workers": "4"}, "config.workers: it has to be a number"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_with_their_key(values, sentence):
+    with pytest.raises(BadSettings) as caught:
+        read_settings(Settings, values)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ({"size": 2.0}, {"size": 2}),
+        ({"share": 2}, {"share": 2.0}),
+        ({"pair": [1, 2]}, {"pair": (1, 2)}),
+        ({"either": "2"}, {"either": "2"}),
+        ({"chance_seed": -1}, {"chance_seed": -1}),
+        ({"limit": math.inf}, {"limit": math.inf}),
+        ({"workers": "auto"}, {"workers": 8}),
+        ({"more": {"a": "\ud800", "b": True}}, {"more": {"a": "\ud800", "b": True}}),
+    ],
+)
+def test_settings_of_the_kind_that_is_asked_for_are_read(values, read):
+    assert read_settings(Settings, values).model_dump(exclude_unset=True) == read
 
 
 @pytest.fixture

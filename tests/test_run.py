@@ -368,6 +368,14 @@ async def test_a_run_of_nothing_but_faults_ends_with_the_last_of_them(start):
     assert_closed(run)
 
 
+async def test_controllers_that_die_under_every_group_end_the_run_with_where_to_look(start):
+    run = start(outcome=lambda spec: "dead")
+    sentence = r"the last 50 groups all ended in faults, most recently: .*logs/controller-"
+    with pytest.raises(RunError, match=sentence):
+        await asyncio.wait_for(run.main(), 30)
+    assert_closed(run)
+
+
 async def test_an_environment_that_fails_for_a_while_rests_and_comes_back(start):
     """Nothing of it is trained on while it fails; the others go on, and the books balance."""
     ends = Counter()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from envs.process_end import refuse_ends
 from reward.registry import find_judge
 from reward.score import JudgeFault, score
 from rl.actors.actor_method import Handle, actor_method, actor_method_pair, find_actor
@@ -49,6 +50,7 @@ class ControllerActor:
         """Engines and hosts are named, not handed over: Ray cannot start an actor anew whose
         arguments hold handles."""
         log_to(f"{folder}/logs/{name}.log")
+        refuse_ends()
         self.name = name
         self.config = config
         self.namespace = namespace

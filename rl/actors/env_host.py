@@ -15,6 +15,7 @@ import psutil
 
 from envs.env import Task
 from envs.message import ToolCall
+from envs.process_end import refuse_ends
 from envs.session import EnvFault, EnvSession, HostFault, Opening, StepResult
 from envs.text import told
 from rl.actors.actor_method import actor_method
@@ -33,6 +34,7 @@ class EnvHost:
 
     def __init__(self, tables: Sequence[EnvTable], log: str) -> None:
         log_to(log)
+        refuse_ends()
         # What is loaded stays: the collector need not walk it while tool calls wait.
         gc.collect()
         gc.freeze()

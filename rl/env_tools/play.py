@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from envs.dynamic_tool import as_object
 from envs.env import Env, EnvConfig, Task
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
+from envs.process_end import ends_refused
 from envs.registry import BadSettings, UnknownEnv, find_playable, made, settings_of
 from envs.session import Deadlines, EnvSession
 from envs.text import told
@@ -52,6 +53,7 @@ class Command:
     name: str
 
 
+@ends_refused()
 def find_task(
     name: str, config: Mapping[str, Any], seed: int, difficulty: int | None
 ) -> tuple[type[Env], EnvConfig, Task]:
@@ -185,6 +187,7 @@ class Player:
         self.tools: dict[str, ToolSchema] = {}
         self.loop = asyncio.new_event_loop()
 
+    @ends_refused()
     def play(self, task: Task) -> dict[str, float]:
         """Play until the episode or the person ends it; returns the rewards. Raises EnvFault, HostFault."""
         thread = threading.Thread(target=self.loop.run_forever, daemon=True, name="dorado-play")

@@ -2,7 +2,8 @@
 
 A record is named `file.jsonl:id`, or `FOLDER/id` with a run's folder (or an evaluation's). The
 environment and its settings come from the folder's config.toml, and the task from the record; so what can
-differ is the plugin. Judges judge again what the environment says now.
+differ is the plugin, which is looked at before as a run looks at its own. Judges judge again what the
+environment says now.
 
 Left out: what a policy wrote in a turn that a fault ended; the record has no such turn.
 """
@@ -18,11 +19,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from envs.message import JsonObject, Message, ToolSchema
+from envs.process_end import ends_refused
 from envs.session import EnvFault, EnvSession, HostFault
 from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score
 from rl.config import EnvTable
 from rl.config_file import ConfigError, read_toml
+from rl.plugin_check import check_plugins
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
 from rollout.trajectory_file import NoRecord, read_trajectory
 
@@ -126,7 +129,6 @@ def _table(config: Path, label: str) -> EnvTable:
             known = ", ".join(t.label for t in tables) or "none"
             raise ConfigError(f"{config} has no environment {label!r}; there are {known}")
         table = matching[0]
-    table.make()
     return table
 
 
@@ -239,9 +241,11 @@ def lines_of(message: Message) -> list[str]:
     return [f"{who}: {first}".rstrip(), *(f"  {line}" for line in others), *calls]
 
 
+@ends_refused()
 def replay_and_report(what: str, turn: int | None) -> bool:
     """Print it. Whether the two are the same; raises ConfigError."""
     scored, table = find_record(what)
+    check_plugins([table])
     found = asyncio.run(replay(scored, table, turn))
     print("\n".join(report(found, turn)))
     return found.parting is None

@@ -105,11 +105,18 @@ class Rollouts:
     async def play(self, spec: GroupSpec) -> Played | None:
         """Play a group; None where it was given up, or lost, which is told and counted.
 
-        Raises RunError where the settings weigh a reward that nobody gives."""
+        Raises RunError where the settings weigh a reward that nobody gives, and where controllers die under
+        all groups.
+        """
         ended = await self.dispatcher.play(spec)
         if isinstance(ended, Lost):
             self.book.stats.lost(ended.why)
             self.progress.note(f"group {spec.id} ({spec.env}) was lost: {ended.why}")
+            if self.book.stats.failed_in_a_row >= self.limit:
+                raise RunError(
+                    f"the last {self.limit} groups all ended in faults, most recently: {ended.why}; the "
+                    "controllers' logs (logs/controller-*.log) end with where, in a judge perhaps"
+                )
             return None
         if ended is not None and (wrong := self.task_source.reward_names.book(ended.report)):
             raise RunError(wrong)

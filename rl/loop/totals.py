@@ -55,6 +55,7 @@ class RunStats:
     def lost(self, why: str) -> None:
         """Count a group that its controller has lost."""
         self.faults[why] += 1
+        self.failed_in_a_row += 1
 
     def trained(
         self, groups: Iterable[BufferedGroup], version: int, metrics: dict[str, float]

@@ -20,6 +20,7 @@ import tomli_w
 
 from envs.env import Task
 from envs.message import JsonObject
+from envs.process_end import ends_refused
 from envs.session import EnvSession
 from reward.registry import find_judge
 from reward.score import JudgeFault, score
@@ -248,6 +249,7 @@ def _choose_tasks(table: EnvTable, model: str, limits: Limits, tasks: int) -> li
         raise ConfigError(str(error)) from None
 
 
+@ends_refused()
 def evaluate_and_report(
     table: EnvTable,
     model: str,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from envs.process_end import ends_refused
 from envs.registry import env_names
 from rl.config import EnvTable
 from rl.config_file import ConfigError
@@ -16,6 +17,7 @@ from rl.env_tools.soak.figures import Figures, Plan, checks, deadlines_toml, res
 from rl.env_tools.soak.run import SoakError, check_expert, own_ray, soak
 
 
+@ends_refused()
 def soak_and_report(
     name: str,
     config: str,
@@ -34,11 +36,19 @@ def soak_and_report(
     if write is not None and not write.absolute().parent.is_dir():
         raise ConfigError(f"--write: the folder {write.absolute().parent} does not exist")
     found: list[Figures] = []
+    broken: list[str] = []
     try:
         # Ray tells this process's output of each worker that we kill.
         with own_ray(), contextlib.redirect_stdout(io.StringIO()):
             for table in tables:
-                figures = soak(table, plan, lambda text, t=table: _say(notes, t, text))
+                try:
+                    figures = soak(table, plan, lambda text, t=table: _say(notes, t, text))
+                except SoakError as error:
+                    if not every:
+                        raise
+                    broken.append(table.label)
+                    notes.print(f"error: {error}", markup=False)
+                    continue
                 found.append(figures)
                 if not as_json:
                     console.print(result_table(figures, factor), "")
@@ -52,9 +62,9 @@ def soak_and_report(
     if write is not None:
         write.write_text(deadlines_toml(found, factor), encoding="utf-8")
         notes.print(f"deadlines: {write}", markup=False)
-    failed = [one.env for one in found if not all(check.passed for check in checks(one))]
+    failed = [one.env for one in found if not all(check.passed for check in checks(one))] + broken
     if every and not as_json:
-        console.print(f"{len(found) - len(failed)} of {len(found)} passed", *failed, markup=False)
+        console.print(f"{len(tables) - len(failed)} of {len(tables)} passed", *failed, markup=False)
     return not failed
 
 

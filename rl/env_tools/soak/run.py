@@ -28,6 +28,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from envs.env import Env, Task
+from envs.text import told
 from rl.actors.host_pool import HostPool, HostSession
 from rl.config import EnvTable
 from rl.config_file import ConfigError
@@ -113,7 +114,11 @@ class _Soak:
 
     def _some_tasks(self) -> list[Task]:
         """Draw tasks; from an endless stream so many that hardly two of a round are the same."""
-        return list(itertools.islice(self.env.tasks("train", self.plan.seed), self.plan.episodes))
+        stream = self.env.tasks("train", self.plan.seed)
+        try:
+            return list(itertools.islice(stream, self.plan.episodes))
+        except (Exception, SystemExit) as error:  # an author's code
+            raise SoakError(f"env {self.table.label!r}: tasks() raises {told(error)}") from None
 
     async def run(self) -> Figures:
         self.hosts = self._place()
