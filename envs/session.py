@@ -12,6 +12,7 @@ import inspect
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -30,6 +31,16 @@ T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
 # Latency that noise adds to a call comes before its deadline begins, and is at most this share of it.
 LATENCY_SHARE = 0.1
+
+
+# When the act in progress is over its deadline, by the event loop's clock.
+_over_at: ContextVar[float] = ContextVar("over_at")
+
+
+def seconds_left() -> float | None:
+    """Seconds until the act that asks is over its deadline; None outside of a session's acts."""
+    over_at = _over_at.get(None)
+    return None if over_at is None else over_at - asyncio.get_running_loop().time()
 
 
 class EnvFault(Exception):
@@ -228,6 +239,7 @@ class EnvSession:
         assert task is not None, "asyncio.timeout needs a task as well"
         cancels = task.cancelling()
         self._acting = (task, ended)
+        over_at = _over_at.set(asyncio.get_running_loop().time() + limit)
         try:
             async with deadline:
                 return await act
@@ -252,6 +264,7 @@ class EnvSession:
             trace = traceback.format_exc()
             raise EnvFault(kind, f"{where}: {told(error)}", trace) from None
         finally:
+            _over_at.reset(over_at)
             self._acting = None
             ended.set()
 

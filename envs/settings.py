@@ -19,6 +19,7 @@ from envs.text import encodable_json, shown
 
 # pydantic's errors where a value is of another kind and could have been read all the same.
 _OF_KIND = {"int_type", "float_type", "decimal_type", "bool_type"}
+_ANYTHING: tuple[object, ...] = (Any, object)
 
 
 class BadSettings(ValueError):
@@ -88,8 +89,7 @@ def _unusable(
         number = isinstance(read, int | float) and not isinstance(read, bool)
         if number and isinstance(value, bool):  # as a choice of numbers takes it
             yield (name,), _no_number(value)
-        kind: object = field.annotation if field is not None else None
-        if not number or kind in (Any, object):
+        if not number or field is None or field.annotation in _ANYTHING:
             # A field of numbers that takes an infinite one has a use for it.
             for place in _infinite(value, (name,)):
                 yield place, "it has to be a finite number"

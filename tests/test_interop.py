@@ -300,7 +300,7 @@ async def openenv(
         port = server.sockets[0].getsockname()[1]
         session = EnvSession(
             OpenEnv(OpenEnvConfig(url=f"http://127.0.0.1:{port}/", instructions="guess")),
-            Deadlines(tool_seconds=0.5),
+            Deadlines(reset_seconds=4.0, tool_seconds=0.5),
         )
         yield session
         await session.close()
@@ -414,8 +414,9 @@ async def test_a_server_that_is_full_is_infrastructure_and_a_slow_one_misses_the
         return seen(text="go")
 
     async with openenv(full) as session:
-        with pytest.raises(HostFault, match="CAPACITY_REACHED: 8 of 8 sessions"):
+        with pytest.raises(HostFault, match="CAPACITY_REACHED: 8 of 8 sessions") as lost:
             await session.open(START)
+        assert "none became free within 3 s" in str(lost.value), "just before the deadline"
     async with openenv(slow) as session:
         await session.open(START)
         with pytest.raises(EnvFault, match=r"tool 'guess': no answer within 0.5 s") as caught:
@@ -452,6 +453,24 @@ async def test_episodes_wait_for_a_session_of_a_server_that_has_few():
 
         await asyncio.gather(*(episode() for _ in range(8)))
     assert (now, most) == (0, 2)
+
+
+async def test_a_host_without_a_session_waits_until_another_host_lets_one_go(monkeypatch):
+    """All sessions are of another process, for longer than a reset outside of a run would wait."""
+    monkeypatch.setattr("envs.interop.openenv.LONGEST_SECONDS", 0.0)
+    free = asyncio.Event()
+
+    async def speak(message: dict[str, Any]) -> Any:
+        if message["type"] == "reset" and not free.is_set():
+            return refused("CAPACITY_REACHED", "2 of 2 sessions")
+        return seen(text="go")
+
+    async with openenv(speak) as session:
+        opening = asyncio.create_task(session.open(START))
+        await asyncio.sleep(0.7)
+        assert not opening.done()
+        free.set()
+        assert (await opening).messages[-1].content == "guess\n\ngo"
 
 
 async def test_why_a_server_hung_up_is_read_although_the_connection_is_gone():

@@ -29,7 +29,7 @@ from envs.env import Deadlines, Env, EnvConfig, Task
 from envs.interop.blocking import run_now
 from envs.message import JsonObject, Message, ToolSchema
 from envs.optional import needed_by
-from envs.session import HostFault
+from envs.session import HostFault, seconds_left
 from envs.tool import ToolError
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ LONGEST_MESSAGE = 16 * 2**20
 _OURS = ("reward", "done", "metadata")
 
 
-# A full server is asked again so often; and so long where none of its sessions is of this process.
+# A full server is asked again so often, until so long before the reset's deadline.
 ASK_AGAIN_SECONDS = 0.5
-ELSEWHERE_SECONDS = 5.0
+LAST_SECONDS = 1.0
+# A reset outside of a session has no deadline.
+LONGEST_SECONDS = 5.0
 # The protocol's code for a full server, the WebSocket's ("try again later"), HTTP's.
 _FULL = ("CAPACITY_REACHED", "1013", "HTTP 503", "HTTP 429")
 
@@ -52,15 +54,12 @@ class Full(HostFault):
 
 @dataclass
 class _Line:
-    """The episodes of an event loop that have, or wait for, a session of one server. held: how many have
-    one."""
+    """The episodes of an event loop that have, or wait for, a session of one server."""
 
-    held: int = 0
     freed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def let_go(self) -> None:
         """Give a session back, and let those that wait ask again."""
-        self.held -= 1
         self.freed.set()
         self.freed = asyncio.Event()
 
@@ -115,10 +114,12 @@ class OpenEnv(Env):
     async def _begin(self, data: JsonObject) -> JsonObject:
         """Connect and reset the world, once the server has a session to give.
 
-        A server without one is asked again as long as an episode of this process has one, and otherwise for
-        ELSEWHERE_SECONDS, since another process may let one go. Raises HostFault.
+        A server without one is asked again until the reset's deadline: an episode of this process lets one
+        go, or one of another host. Raises HostFault.
         """
         began = time.monotonic()
+        left = seconds_left()
+        longest = LONGEST_SECONDS if left is None else left - LAST_SECONDS
         line = _LINES.setdefault(asyncio.get_running_loop(), {}).setdefault(
             self.config.url, _Line()
         )
@@ -129,13 +130,15 @@ class OpenEnv(Env):
                 world = await self._ask("reset", data)
             except Full as full:
                 await self._hang_up()
-                if not line.held and time.monotonic() - began > ELSEWHERE_SECONDS:
-                    raise HostFault(str(full)) from None
+                if (waited := time.monotonic() - began) > longest:
+                    raise HostFault(
+                        f"{full}; none became free within {waited:.0f} s: let the server have more sessions, "
+                        "or fewer episodes run at once (concurrency)"
+                    ) from None
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(ASK_AGAIN_SECONDS):
                         await freed.wait()
                 continue
-            line.held += 1
             self.line = line
             return world
 
