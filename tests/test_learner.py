@@ -272,7 +272,8 @@ def test_only_as_many_past_weights_are_kept_as_asked_for(checkpoint):
 
 def test_each_token_of_a_sequence_of_two_versions_is_scored_under_its_own(checkpoint):
     """As when an engine's weights change half-way: it reads what it wrote with the new weights."""
-    ours = learner(checkpoint, keep_versions=1, optim=OptimConfig(lr=1e-3))
+    loss = LossConfig(max_completion_tokens=20, behaviour="learner")
+    ours = learner(checkpoint, keep_versions=1, loss=loss, optim=OptimConfig(lr=1e-3))
     said = [ours.logprobs(samples())]
     ours.step(with_rollout_logprobs(samples(), said[0], 0))
     said.append(ours.logprobs(samples()))

@@ -38,7 +38,8 @@ def test_each_policy_token_has_its_numbers_in_order(checkpoints, family):
 
 def test_a_token_of_an_earlier_version_has_that_versions_log_prob_or_none(checkpoint):
     batch = samples()
-    keeps = learner(checkpoint, keep_versions=1)
+    again = LossConfig(max_completion_tokens=20, behaviour="learner")
+    keeps = learner(checkpoint, keep_versions=1, loss=again)
     first = keeps.logprobs(batch)
     keeps.step(batch)
     result = keeps.step(with_rollout_logprobs(batch, first, version=0))

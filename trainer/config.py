@@ -32,7 +32,8 @@ class LossConfig(Section):
     max_completion_tokens: T_max, the constant denominator of a trajectory's sum over tokens (`longcat`,
     `dr_grpo`, `hispo`).
     behaviour: whose log-probs the ratio's denominator is: the `learner`'s, computed again with the
-    weights that wrote the token (LongCat), or the `engine`'s as they came.
+    weights that wrote the token (LongCat), or the `engine`'s as they came; `auto` is the learner's, of which
+    each update computes a part and takes the engine's for the rest where the two agree (`trainer.behaviour`).
     correction: of the gap between learner and engine; where it is missing, the loss's usual one.
     """
 
@@ -41,7 +42,7 @@ class LossConfig(Section):
 
     kind: LossName = "longcat"
     max_completion_tokens: PositiveInt = 128
-    behaviour: Literal["learner", "engine"] = "learner"
+    behaviour: Literal["auto", "learner", "engine"] = "auto"
     correction: CorrectionName = "tis"
 
     @classmethod

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES
 from trainer.agreement import check_agreement
 from trainer.batch import PackedBatch, pack, plan_micro_batches
+from trainer.behaviour import BehaviourPass
 from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
 from trainer.config import LearnerConfig
 from trainer.cpu.allocator import keep_freed_memory
@@ -168,11 +169,12 @@ class Learner:
         all_tokens = sum(len(s.token_ids) for s in samples)
         watch = self._watch(samples)
         recorder = TokenRecorder(samples) if self.config.record_tokens else None
+        behaviour = BehaviourPass(self.config.loss.behaviour, self._past_logprobs, self.ranks)
         behaviour_seconds = 0.0
         self.optimizer.forget()
         for batch in self._micro_batches(samples):
             before = time.perf_counter()
-            past_N = self._past_logprobs(batch)
+            past_N = behaviour.logprobs(batch, self.version, self.past_weights)
             behaviour_seconds += time.perf_counter() - before
             scores = self._score(batch)
             past_N = torch.where(
@@ -222,14 +224,19 @@ class Learner:
         targets: Sequence[Targets],
     ) -> LossInputs:
         """Build the objective's inputs for a micro-batch. past_N: log-probs under the versions that wrote the
-        tokens. tokens_S, num_tokens: policy tokens of each sample, and of the whole batch."""
-        own = self.config.loss.behaviour == "learner"
+        tokens, NaN where the engine's stand for them. tokens_S, num_tokens: policy tokens of each sample, and
+        of the whole batch."""
+        own_N = past_N
+        if self.config.loss.behaviour == "auto":
+            own_N = torch.where(past_N.isnan(), batch.rollout_logprobs_N, past_N)
+        elif self.config.loss.behaviour == "engine":
+            own_N = batch.rollout_logprobs_N
         critic = None
         if scores.values_N is not None:
             critic = value_inputs(scores.values_N, batch.sample_N, targets)
         return LossInputs(
             learner_logprobs_N=scores.logprobs_N,
-            behaviour_logprobs_N=past_N if own else batch.rollout_logprobs_N,
+            behaviour_logprobs_N=own_N,
             # One update per batch: the policy that it starts from is the present one.
             proximal_logprobs_N=scores.logprobs_N.detach(),
             rollout_logprobs_N=batch.rollout_logprobs_N,
@@ -300,7 +307,7 @@ class Learner:
         """(N,): the value at each token under the version that wrote it; the present version's where no
         weights are kept."""
         values_N = self._values(batch)
-        if self.config.loss.behaviour == "learner":
+        if self.config.loss.behaviour != "engine":
             for version in sorted(batch.versions & set(self.past_weights)):
                 past_N = self._values(batch, self.past_weights[version])
                 values_N = torch.where(batch.versions_N == version, past_N, values_N)
@@ -431,22 +438,8 @@ class Learner:
                 mine = every.pop(self.ranks.rank)
                 yield pack(samples, mine, self.device, beside=[i for other in every for i in other])
 
-    @torch.no_grad()
-    def _past_logprobs(self, batch: PackedBatch) -> Tensor:
-        """(N,): the log-prob of each token under the version that wrote it, NaN for the present one
-        (the training pass gives it) and where no weights were kept."""
-        past_N = torch.full_like(batch.rollout_logprobs_N, math.nan)
-        if self.config.loss.behaviour == "engine":
-            return past_N
-        for version in sorted(batch.versions - {self.version}):
-            if version not in self.past_weights:
-                raise ValueError(
-                    f"a sample of version {version} came when the weights of "
-                    f"{sorted(self.past_weights)} and {self.version} are kept"
-                )
-            values_N = self._score(batch, self.past_weights[version]).logprobs_N
-            past_N = torch.where(batch.versions_N == version, values_N, past_N)
-        return past_N
+    def _past_logprobs(self, batch: PackedBatch, weights: dict[str, Tensor]) -> Tensor:
+        return self._score(batch, weights).logprobs_N
 
     def _values(self, batch: PackedBatch, weights: dict[str, Tensor] | None = None) -> Tensor:
         values_N = self._score(batch, weights).values_N
@@ -507,4 +500,5 @@ def _means(sums: dict[str, float], num_tokens: int) -> dict[str, float]:
         **{name: value / num_tokens for name, value in rest.items()},
         "parity/mean_abs_dlogp": gap / compared if compared else math.nan,
         "parity/tokens": compared,
+        "parity/share": compared / num_tokens,
     }

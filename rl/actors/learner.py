@@ -79,7 +79,7 @@ class LearnerActor:
                 device=config.learner.device,
                 seconds=config.timeouts.step_seconds,
             )
-        keep = config.rules.max_staleness if config.learner.loss.behaviour == "learner" else 0
+        keep = config.rules.max_staleness if config.learner.loss.behaviour != "engine" else 0
         self.learner = Learner(
             self.checkpoint,
             config.learner,

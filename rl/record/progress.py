@@ -183,8 +183,7 @@ class Progress:
         said = "  ".join(f"{env} {value:.2f}" for env, value in rewards.items())
         line = (
             f"step {step}/{steps}  reward {said}  {metrics['time/tokens_per_second']:,.0f} tok/s  "
-            f"staleness {metrics['staleness/mean']:.1f}  "
-            f"|dlogp| {metrics.get('parity/mean_abs_dlogp', float('nan')):.0e}"
+            f"staleness {metrics['staleness/mean']:.1f}  |dlogp| {_parity(metrics, 0)}"
         )
         self.stage_text = "training"
         self._bars.update(self._bar, completed=step, total=steps, description="steps")
@@ -242,13 +241,19 @@ def _step_rows(
         both.add_row(ProgressBar(total=1.0, completed=value, width=20), f"{value:.2f}")
         rows.append((f"reward {env}", both))
     stale = f"{metrics['staleness/mean']:.2f} mean, {metrics['staleness/max']:.0f} max"
-    parity = f"|dlogp| {metrics.get('parity/mean_abs_dlogp', float('nan')):.1e}"
     return [
         *rows,
         ("tokens/s", f"{metrics['time/tokens_per_second']:,.0f}"),
         ("staleness", stale),
-        ("engine-learner", parity),
+        ("engine-learner", f"|dlogp| {_parity(metrics, 1)}"),
     ]
+
+
+def _parity(metrics: Mapping[str, float], digits: int) -> str:
+    """The mean gap of engine and learner, and of which share of the tokens it is, where not of all."""
+    text = f"{metrics.get('parity/mean_abs_dlogp', float('nan')):.{digits}e}"
+    share = metrics.get("parity/share", 1.0)
+    return text if share > 0.995 else f"{text} of {share:.0%}"
 
 
 def _clock(seconds: float) -> str:

@@ -79,7 +79,9 @@ def devices(config: RunConfig) -> int:
 def _mode(config: RunConfig, mode: Mode) -> ModeSpec:
     run = config.model_copy(update={"mode": mode})
     rules, limits = run.rules, run.limits
-    again = run.learner.loss.behaviour == "learner"
+    float32 = {run.learner.dtype, run.engine.dtype} == {"float32"}
+    behaviour = run.learner.loss.behaviour
+    again = behaviour == "learner" or (behaviour == "auto" and not float32)
     engines = config.engine.count
     standalone = {"disaggregated": engines, "colocated": 1, "elastic": run.standalone_engines}
     return ModeSpec(
