@@ -363,6 +363,8 @@ def with_own_deadlines(table: EnvTable) -> EnvTable:
 
 def check_model_folder(folder: Path) -> None:
     """Raise ConfigError unless the folder holds a causal language model with a tokenizer."""
+    from trainer.weights_fit import check_fit
+
     if not folder.is_dir():
         raise ConfigError(
             f"model.path: the folder {folder} does not exist; "
@@ -385,7 +387,8 @@ def check_model_folder(folder: Path) -> None:
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"model.path: {folder} has no *.safetensors weights")
     try:
-        check_weights(folder, settings)
+        shapes = check_weights(folder, settings)
+        check_fit(folder, shapes)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path: {error}") from None
     if not (folder / "tokenizer_config.json").is_file():

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rl.cli import app
@@ -604,6 +605,12 @@ def cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def with_tensors(folder: Path, kept) -> None:
+    """Leave the tensors out whose names are not `kept`."""
+    file = folder / "model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if kept(name)}, file)
+
+
 def index_of_a_missing_file(folder: Path) -> None:
     names = {"weight_map": {"model.norm.weight": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(names), encoding="utf-8")
@@ -633,6 +640,20 @@ def index_of_a_missing_file(folder: Path) -> None:
         (
             lambda folder: with_config(folder, num_layers=9, num_hidden_layers=9),
             "asks for 9 layers",
+        ),
+        (
+            lambda folder: with_tensors(folder, lambda name: ".layers.1.self_attn" not in name),
+            "no file holds model.layers.1.self_attn.",
+        ),
+        (
+            lambda folder: with_tensors(
+                folder, lambda name: ".layers.1.mlp.experts.2." not in name
+            ),
+            "no file holds model.layers.1.mlp.experts.2.down_proj.weight, which config.json asks for",
+        ),
+        (
+            lambda folder: with_config(folder, expert_ffn_hidden_size=96),
+            "and config.json asks for [",
         ),
         (index_of_a_missing_file, "has no model-2.safetensors, which model.safetensors.index.json"),
         (

@@ -2,7 +2,7 @@
 
 In: a folder with config.json and *.safetensors. Out: nothing, or a ValueError with one sentence. No tensor is
 read, and no torch: a folder of hundreds of gigabytes takes milliseconds. The families' own names are not
-known here; the start of a run finds what this leaves.
+known here; `trainer.weights_fit` holds the rest against the model that config.json describes.
 """
 
 import json
@@ -15,14 +15,18 @@ INDEX = "model.safetensors.index.json"
 MOST_HEADER_BYTES = 100_000_000
 
 
-def check_weights(folder: Path, settings: Mapping[str, object]) -> None:
-    """Raise ValueError for the first file or tensor that is wrong. settings: of config.json."""
+def check_weights(folder: Path, settings: Mapping[str, object]) -> dict[str, list[int]]:
+    """Raise ValueError for the first file or tensor that is wrong. settings: of config.json.
+
+    Returns the shapes of all tensors, by name.
+    """
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         shapes |= read_shapes(file)
     _check_index(folder, shapes)
     text = settings.get("text_config")
     _check_sizes(folder, shapes, text if isinstance(text, dict) else settings)
+    return shapes
 
 
 def read_shapes(file: Path) -> dict[str, list[int]]:

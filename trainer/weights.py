@@ -149,6 +149,12 @@ def read_checkpoint(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder}: no weights for {min(missing)} ({len(missing)} missing in all)")
 
 
+def published_shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of each tensor that `read_checkpoint` asks a folder for."""
+    for name, target in _targets(model):
+        yield name, target.shape
+
+
 @dataclass(frozen=True)
 class _Target:
     """Memory for a published tensor of this shape: `held` are its rows from `first` on, all of them where the
