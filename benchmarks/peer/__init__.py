@@ -1,0 +1,1 @@
+"""The sides of `benchmarks/against_trl.py`: the same work in Dorado and in TRL."""
