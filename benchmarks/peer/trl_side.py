@@ -1,4 +1,4 @@
-"""TRL's side of the comparison: one job played by its `GRPOTrainer`, in an interpreter that has TRL.
+"""TRL's side of the comparison: one job played by its `GRPOTrainer`, where TRL is installed.
 
     python -m peer.trl_side JOB.json OUTCOME.json        # from benchmarks/
 
