@@ -22,6 +22,7 @@ where it is missed, with 2 where a side cannot be played. Figures are of use on 
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -223,6 +224,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--cache", type=Path, default=default_cache())
     asked, overrides = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is played ends with us
     with tempfile.TemporaryDirectory(prefix="against-trl-") as folder:
         try:
             plays = play_all(asked, overrides, Path(folder))

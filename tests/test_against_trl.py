@@ -84,7 +84,7 @@ def test_cpu_seconds_between_two_looks_are_in_proportion():
     ("command", "kind"),
     [
         ("ray::LearnerActor.step", "learner"),
-        ("ray::EngineActor", "engine actor"),
+        ("ray::engine-0:EngineActor.__init__", "engine actor"),
         ("VLLM::EngineCore", "engine core"),
         ("ray::IDLE", "Ray"),
         ("bash", "other"),

@@ -9,15 +9,16 @@ from collections import defaultdict
 import psutil
 
 SAMPLE_SECONDS = 0.5
-# How a process is called, and what it is. The first match counts.
+# What stands in a process's command line, and which part of the run it is; the first match counts. Ray calls
+# an actor's process `ray::engine-0:EngineActor.generate`, say.
 _KINDS = (
     ("VLLM::EngineCore", "engine core"),
     ("VLLM::Worker", "engine worker"),
     ("VLLM", "engine worker"),
-    ("ray::EngineActor", "engine actor"),
-    ("ray::LearnerActor", "learner"),
-    ("ray::ControllerActor", "controller"),
-    ("ray::EnvHost", "host"),
+    ("EngineActor", "engine actor"),
+    ("LearnerActor", "learner"),
+    ("ControllerActor", "controller"),
+    ("EnvHost", "host"),
     ("ray::", "Ray"),
     ("raylet", "Ray"),
     ("gcs_server", "Ray"),

@@ -91,7 +91,8 @@ def policy(kind: str, cache: Path, folder: Path) -> Path:
     made = cache / f"policy-{name.lower()}-{key.hexdigest()[:12]}"
     if made.exists():
         return made
-    print(f"making the first policy of {kind} (with a cold start: minutes, once)", file=sys.stderr)
+    what = "random weights" if kind == "single" else "a cold start: minutes"
+    print(f"making the first policy of {kind} ({what}, once)", file=sys.stderr)
     cache.mkdir(parents=True, exist_ok=True)
     partial = folder / made.name
     config = folder / f"{made.name}.toml"
