@@ -11,6 +11,7 @@ from typing import cast
 from envs.env import Env, Expert, Task, call, say
 from envs.message import JsonObject, Message
 from envs.tool import tool
+from rollout.trajectory import Trajectory
 
 from .work import CHAIN_STEPS, Data, apply, digit_share, draw, expected, opening, slow_seconds
 
@@ -24,10 +25,10 @@ def data_of(task: Task) -> Data:
 
 
 class Digits(Env):
-    """A calculation as prompt, and digits as reward, whichever they are."""
+    """A calculation as prompt; `digits` judges the completion."""
 
     name = "digits"
-    reward_names = ("digits",)
+    reward_names = ()
 
     def sample(self, rng: random.Random) -> JsonObject:
         return dict(draw(rng, CHAIN_STEPS[-1]))
@@ -36,10 +37,12 @@ class Digits(Env):
         return [Message("user", opening(data_of(task)))]
 
     async def score(self) -> dict[str, float]:
-        return {"digits": digit_share(self.answer or "")}
+        return {}
 
-    def expert(self, task: Task) -> Expert:
-        yield say(str(expected(data_of(task))))
+
+async def digits(task: Task, trajectory: Trajectory) -> dict[str, float]:
+    """Judge a completion by its digits, whichever they are."""
+    return {"digits": digit_share([id for turn in trajectory.turns for id in turn.completion_ids])}
 
 
 class Chain(Env):

@@ -21,9 +21,6 @@ BENCHMARKS = Path(__file__).parent.parent
 # An opening is 20 to 60 tokens here, tools included.
 OPENING_TOKENS = 80
 _ENVIRONMENTS = {"single": "Digits", "instant": "Chain", "slow": "SlowChain"}
-# Parts of a learner's step that its metrics tell apart; the rest of the step is one line.
-LEARNER_PARTS = ("forward", "backward", "behaviour", "optimizer", "records")
-Span = tuple[float, float]
 
 
 class SideFailed(Exception):
@@ -70,12 +67,12 @@ def policy(kind: str, cache: Path, folder: Path) -> Path:
 
     For one turn it has random weights, for several turns a cold start, so that it calls tools.
     """
-    name = "Digits" if kind == "single" else "Chain"
+    name = "digits" if kind == "single" else "chain"
     values: dict[str, object] = {
         "name": "policy",
         "runs_dir": str(folder),
         "model": {"init": {"family": "qwen3_moe", "preset": "tiny"}},
-        "env": [{"id": f"peer.arithmetic:{name}"}],
+        "env": [{"id": "peer.arithmetic:Chain"}],
     }
     if kind != "single":
         optim = {"lr": 2e-3, "warmup_steps": 20, "decay_steps": 260}
@@ -88,7 +85,7 @@ def policy(kind: str, cache: Path, folder: Path) -> Path:
         }
     sources = "".join(Path(str(m.__file__)).read_text() for m in (arithmetic, work))
     key = hashlib.sha256((json.dumps(values["model"]) + str(values.get("sft")) + sources).encode())
-    made = cache / f"policy-{name.lower()}-{key.hexdigest()[:12]}"
+    made = cache / f"policy-{name}-{key.hexdigest()[:12]}"
     if made.exists():
         return made
     what = "random weights" if kind == "single" else "a cold start: minutes"
@@ -115,7 +112,13 @@ def settings(job: Job, name: str, runs_dir: Path) -> dict[str, object]:
         "seed": job["seed"],
         "steps": job["updates"],
         "model": {"path": job["policy"]},
-        "env": [{"id": environment(job["kind"]), "name": "work"}],
+        "env": [
+            {
+                "id": environment(job["kind"]),
+                "name": "work",
+                "judges": ["peer.arithmetic:digits"] if job["kind"] == "single" else [],
+            }
+        ],
         "batch": {
             "groups": job["groups"],
             "group_size": job["group_size"],
@@ -175,16 +178,14 @@ def read_run(run_folder: Path, job: Job, seconds: CpuSeconds) -> tuple[Outcome, 
 def _learner_parts(
     total: float, stepping: float, steps: list[dict[str, float]]
 ) -> dict[str, float]:
-    """Split the learner's CPU seconds by its steps' metrics of wall seconds."""
+    """Split the learner's CPU seconds, some of them in its steps, by what its metrics of wall seconds say."""
     wall = sum(m["time/step_seconds"] for m in steps)
-    parts: dict[str, float] = {}
-    for part in LEARNER_PARTS:
-        spent = sum(m.get(f"time/{part}_seconds", 0.0) for m in steps)
-        if spent:
-            parts[f"learner: {part}"] = stepping * spent / wall
-    parts["learner: rest of the step"] = stepping - sum(parts.values())
-    parts["learner: between steps"] = total - stepping
-    return parts
+    behaviour = stepping * sum(m["time/behaviour_seconds"] for m in steps) / wall
+    return {
+        "learner: behaviour": behaviour,
+        "learner: rest of the step": stepping - behaviour,
+        "learner: between steps": total - stepping,
+    }
 
 
 def _lines(file: Path) -> list[dict]:

@@ -137,9 +137,9 @@ ENVIRONMENTS = {"single": None, "instant": Chain, "slow": SlowChain}
 Completions = list[list[dict[str, str]]]
 
 
-def digits(completions: Completions, **_: object) -> list[float]:
-    """Reward of `peer.arithmetic.Digits`."""
-    return [digit_share(messages[-1]["content"]) for messages in completions]
+def digits(completion_ids: list[list[int]], **_: object) -> list[float]:
+    """`peer.arithmetic.digits` as TRL wants a reward."""
+    return [digit_share(ids) for ids in completion_ids]
 
 
 def solved(

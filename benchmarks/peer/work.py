@@ -5,6 +5,7 @@ A task is `{"a": 4, "steps": [["multiply", "times", 7], ["add", "plus", 5]]}`, a
 """
 
 import random
+from collections.abc import Sequence
 from typing import TypedDict
 
 WORDS = {"add": ("plus", "added to"), "multiply": ("times", "by"), "subtract": ("minus", "less")}
@@ -13,8 +14,9 @@ LARGEST = 9
 CHAIN_STEPS = (2, 3, 4)
 # Turns of such a calculation, one more than an errorless one needs, and tokens after its opening.
 CHAIN_TURNS, CHAIN_TOKENS = 6, 160
-# Tokens of a completion in one turn.
+# Tokens of a completion in one turn, and the ids of 0 to 9: the small tokenizer keeps digits single.
 DIGITS_TOKENS = 64
+DIGIT_IDS = frozenset(range(29, 39))
 # Seconds of a slow tool call are lognormal: this median, this standard deviation of the logarithm; the
 # 99th percentile is 1 s, the mean 0.11 s.
 SLOW_MEDIAN, SLOW_SIGMA = 0.05, 1.288
@@ -84,13 +86,13 @@ def expected(data: Data) -> int:
     return value
 
 
-def digit_share(text: str) -> float:
-    """How much of the longest completion is digits: their number over its tokens, 1 at most.
+def digit_share(completion_ids: Sequence[int]) -> float:
+    """How much of the longest completion is digits.
 
     A policy with random weights earns some of it, and a completion does not get shorter as it learns: both
-    sides write about as many tokens in every step.
+    sides write about as many tokens in every step. Ids and no text, for a cut-off answer counts as well.
     """
-    return min(1.0, sum(c in "0123456789" for c in text) / DIGITS_TOKENS)
+    return sum(id in DIGIT_IDS for id in completion_ids) / DIGITS_TOKENS
 
 
 def slow_seconds(rng: random.Random) -> float:
