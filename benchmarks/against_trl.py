@@ -148,12 +148,11 @@ def speed_table(plays: Sequence[Play]) -> Table:
         shown.add_column(column)
     for column in (
         "trajectories/s",
-        "from, to",
         "tokens/s",
         "steps/s",
         "turns",
         "held-out reward",
-        "CPU ms a trajectory",
+        "CPU ms each",
         "over TRL's better",
     ):
         shown.add_column(column, justify="right")
@@ -169,8 +168,7 @@ def speed_table(plays: Sequence[Play]) -> Table:
             play["kind"],
             play["side"],
             play["dtype"],
-            f"{rate:.1f}",
-            f"{min(rates):.1f}, {max(rates):.1f}",
+            f"{rate:.1f} ({min(rates):.1f} to {max(rates):.1f})",
             f"{mean_rate(play, 'policy_tokens'):,.0f}",
             f"{rate / GROUPS / GROUP_SIZE:.3f}",
             f"{fmean(o['turns'] for o in outcomes):.2f}",
@@ -237,6 +235,8 @@ def main() -> int:
         print(json.dumps(said, indent=1))
     else:
         console = Console()
+        if not console.is_terminal:  # of a file's width nothing is known
+            console = Console(width=140)
         console.print(speed_table(plays), cost_table(plays), NOT_PLAYED)
         for kind, ratio in reached.items():
             console.print(f"{kind}: {ratio:.2f} times TRL (target {TARGETS[kind]:g})")

@@ -13,8 +13,7 @@ SAMPLE_SECONDS = 0.5
 # an actor's process `ray::engine-0:EngineActor.generate`, say.
 _KINDS = (
     ("VLLM::EngineCore", "engine core"),
-    ("VLLM::Worker", "engine worker"),
-    ("VLLM", "engine worker"),
+    ("VLLM::", "engine worker"),  # where a worker is a process of its own
     ("EngineActor", "engine actor"),
     ("LearnerActor", "learner"),
     ("ControllerActor", "controller"),
