@@ -5,8 +5,10 @@ plugin that exits, crashes, or never returns ends that process and nothing of ou
 looked at in this process: it does none of that.
 """
 
+import asyncio
 import contextlib
 import inspect
+import itertools
 import json
 import os
 import pickle
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 import psutil
@@ -25,7 +27,7 @@ import psutil
 from envs.entry_point import TwoRegister, entry_point
 from envs.registry import GROUP as ENVS
 from envs.registry import UnknownEnv, find_env, split_file
-from envs.session import HostFault
+from envs.session import EnvFault, EnvSession, HostFault, Opening
 from envs.text import told
 from reward.registry import GROUP as JUDGES
 from reward.registry import UnknownJudge, find_judge
@@ -42,6 +44,8 @@ WORKING_SHARE = 0.03
 SAID_SECONDS = 10.0
 # Until the process is there and has read what to look at.
 START_SECONDS = 120.0
+# For the reset of an episode that is only looked at.
+OPENING_SECONDS = 10.0
 OUR_PACKAGES = ("envs", "reward")
 Doing = Callable[[str], None]
 
@@ -131,7 +135,36 @@ class SummaryLook:
             raise ConfigError(str(error)) from None
 
 
-Look = EnvLook | JudgeLook | SummaryLook
+@dataclass(frozen=True)
+class OpeningsLook(EnvLook):
+    """Opens the first episodes of a seed; the openings are handed over pickled, as hexadecimal digits."""
+
+    seed: int
+    count: int
+
+    def look(self, doing: Doing) -> str:
+        """The openings up to the first episode that cannot be opened. Raises ConfigError."""
+        doing("opening its first episodes")
+        return pickle.dumps(asyncio.run(self._opened())).hex()
+
+    async def _opened(self) -> list[Opening]:
+        found: list[Opening] = []
+        deadlines = self.table.deadlines.record
+        # A server that is full now need not be so in the run.
+        soon = replace(deadlines, reset_seconds=min(deadlines.reset_seconds, OPENING_SECONDS))
+        for task in itertools.islice(self.table.make().tasks("train", self.seed), self.count):
+            session = EnvSession(self.table.make(), soon)
+            try:
+                found.append(await session.open(task))
+            except (EnvFault, HostFault):
+                break
+            finally:
+                with contextlib.suppress(EnvFault, HostFault):
+                    await session.close()
+        return found
+
+
+Look = EnvLook | JudgeLook | SummaryLook | OpeningsLook
 
 
 @dataclass(frozen=True)
@@ -151,6 +184,12 @@ def check_plugins(tables: Sequence[EnvTable]) -> None:
         for one in found:
             if one.bad:
                 raise ConfigError(one.bad)
+
+
+def openings(tables: Sequence[EnvTable], seed: int, count: int) -> list[list[Opening]]:
+    """The first openings of each environment; none of one that cannot be opened, which the run will say."""
+    found = answers([OpeningsLook(table, seed, count) for table in tables])
+    return [pickle.loads(bytes.fromhex(one.text)) if one.text else [] for one in found]
 
 
 def summaries(names: Sequence[str]) -> list[str]:

@@ -8,11 +8,9 @@ import ast
 import asyncio
 import difflib
 import importlib.util
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +22,6 @@ from envs.declaration import mistake_of
 from envs.env import Env, Split
 from envs.message import Role
 from envs.process_end import ends_refused
-from envs.session import EnvFault, EnvSession, HostFault
 from envs.tool import tools_of
 from reward.answer import check_references, mathematics
 from reward.registry import find_judge, names_of
@@ -32,7 +29,7 @@ from rl.config import DeadlineConfig, EnvTable, RunConfig
 from rl.config_file import ConfigError
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
-from rl.plugin_check import EnvLook, check_plugins
+from rl.plugin_check import check_plugins, openings
 from rollout.config import EpisodeConfig
 from trainer.checkpoint_files import check_weights
 from trainer.families.registry import FAMILIES
@@ -108,7 +105,7 @@ def check_tokenizer(
         renderer = Renderer(folder, episode.tool_format)
         check_rendering(tables, episode, renderer)
         if seed is not None:
-            asyncio.run(_check_openings(tables, episode, seed, renderer))
+            _check_openings(tables, episode, seed, renderer)
     except ConfigError:
         raise
     except Exception as error:  # a tokenizer of others can be broken in any way
@@ -116,25 +113,13 @@ def check_tokenizer(
         raise ConfigError(f"{key}: {lines[0]}") from None
 
 
-async def _check_openings(
+def _check_openings(
     tables: Sequence[EnvTable], episode: EpisodeConfig, seed: int, renderer: "Renderer"
 ) -> None:
-    """An opening leaves room for an answer; of environments that run no code of others."""
+    """An environment's openings leave room for an answer, as far as the first ones say."""
     limit = episode.max_tokens
-    for table in tables:
-        if not EnvLook(table).ours:
-            continue
-        lengths: list[int] = []
-        for task in itertools.islice(table.make().tasks("train", seed), OPENINGS_CHECKED):
-            session = EnvSession(table.make(), table.deadlines.record)
-            try:
-                opening = await session.open(task)
-                lengths.append(len(renderer.prompt(opening.messages, opening.tools)))
-            except (EnvFault, HostFault):
-                continue
-            finally:
-                with suppress(EnvFault, HostFault):
-                    await session.close()
+    for table, opened in zip(tables, openings(tables, seed, OPENINGS_CHECKED), strict=True):
+        lengths = [len(renderer.prompt(one.messages, one.tools)) for one in opened]
         if lengths and min(lengths) >= limit:
             raise ConfigError(
                 f"env {table.label!r}: its openings leave no room for an answer: the shortest of the first "

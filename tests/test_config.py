@@ -788,3 +788,46 @@ def test_a_chat_template_that_loses_a_tools_result_is_refused_before_a_run(check
     with pytest.raises(ConfigError, match=wanted):
         check_run(load_config(tmp_path / "run.toml", []))
     check_run(load_config(tmp_path / "run.toml", ["--episode.max_turns", "1"]))
+
+
+WORLD = """
+import os, time
+from envs.env import Env
+from envs.message import Message
+
+class World(Env):
+    name = "world"
+    reward_names = ("solved",)
+
+    def sample(self, rng):
+        return {"a": rng.random()}
+
+    def expert(self, task):
+        yield Message("assistant", "4")
+
+    async def reset(self, task):
+        BODY
+        return [Message("user", "count the stones " * 40)]
+
+    async def score(self):
+        return {"solved": 1.0}
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [("pass", 2), ("raise ValueError('no stones')", 0), ("os._exit(3)", 0), ("1 / 0", 0)],
+)
+def test_openings_of_others_are_looked_at_too_and_those_that_fail_are_left_to_the_run(
+    run, checkpoint, tmp_path, body, code
+):
+    file = tmp_path / "world.py"
+    file.write_text(WORLD.replace("BODY", body), encoding="utf-8")
+    short = ["--episode.max_tokens", "64", "--episode.max_completion_tokens", "8"]
+    world = ["--env.0.id", f"{file}:World", "--env.1.id", f"{file}:World", "--env.1.name", "other"]
+    result = run("--dry-run", "--model.path", str(checkpoint), *short, *world)
+    assert result.exit_code == code, result.stderr
+    if code:
+        (line,) = result.stderr.splitlines()
+        assert "env 'world.py:World': its openings leave no room for an answer" in line

@@ -247,10 +247,11 @@ def test_a_plugin_that_cannot_be_imported_any_more_is_a_sentence(
 ):
     monkeypatch.setattr("rl.env_tools.replay.check_plugins", check_plugins)
     monkeypatch.setattr("rl.plugin_check.ACT_SECONDS", 1.0)
-    (folder / "world.py").write_text(f"import os, sys, time\n{body}")
+    (folder / "world.py").write_text(f"import os, sys, time\n{body}", encoding="utf-8")
     (folder / "config.toml").write_text(
         f'[[env]]\nid = "{folder}/world.py:World"\nname = "kitchen"\n'
-        "deadlines = { reset_seconds = 0.5 }\n"
+        "deadlines = { reset_seconds = 0.5 }\n",
+        encoding="utf-8",
     )
     done = CliRunner().invoke(app, ["env", "replay", f"{folder}/e0"])
     assert done.exit_code == 2 and sentence in done.output and "Traceback" not in done.output
