@@ -25,8 +25,8 @@ from rl.actors.learner_ranks import LearnerRanks
 from rl.actors.node_store import NodeStore
 from rl.config import RunConfig
 from rl.nodes.cpus import usable_cpus
-from rl.nodes.deadline import within
-from rl.nodes.local_ray import join_ray, start_local_ray
+from rl.nodes.deadline import in_daemon, within
+from rl.nodes.local_ray import join_ray, messages_to, start_local_ray
 from rl.nodes.node_folder import PREFIX, claim, node_folder, tidy
 from rl.nodes.nodes import alive_nodes, node_of, on_node, own_node, probe
 from rl.nodes.process import end_processes, first_line
@@ -77,13 +77,14 @@ class Cluster:
         """Start Ray on this machine, or join a cluster. Raises StartError."""
         # Ray and vLLM want room in memory too; other nodes are tidied when they get their folders.
         tidy(self.weights.parent)
+        messages_to(self.folder / "logs" / "ray.log")
         try:
             if self.config.cluster.address == "local":
                 self.session = open_session(user_folder())
                 start_local_ray(object_store_mib=512, folder=self.session)
             else:
                 join_ray(self.config.cluster.address)
-        except (ConnectionError, OSError, RayError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises bare ones too
             raise StartError(f"cluster.address: Ray did not start: {first_line(error)}") from None
         self._check_resources()
 
@@ -96,19 +97,18 @@ class Cluster:
         except ValueError as error:
             raise StartError(f"model: {error}") from None
         self._policy = (checkpoint, renderer.eos_ids)
+        # Actors are placed in threads: Ray waits for its control service meanwhile, and whoever notices that
+        # it is gone could not say so.
         # The learner first: where engines spread over the nodes before it, its ranks might not find one.
-        ranks = self._place_learner(checkpoint)
-        self._engines |= {
-            name: self._place_engine(name)
-            for name in (f"engine-{index}" for index in range(config.engine.count))
-        }
+        ranks = await in_daemon(lambda: self._place_learner(checkpoint))
+        await in_daemon(self._place_engines)
         await self._probe(checkpoint, seconds)
-        hosts = self._place_hosts()
+        hosts = await in_daemon(self._place_hosts)
         # Controllers look engines and hosts up by name, so those have to be known first.
         await asyncio.gather(
             *(self._ready(h.ping.remote(), name, seconds) for name, h in hosts.items())
         )
-        controllers = self._place_controllers(checkpoint, list(hosts))
+        controllers = await in_daemon(lambda: self._place_controllers(checkpoint, list(hosts)))
         await asyncio.gather(
             *(
                 self._ready(engine.start.remote(), name, config.engine.start_seconds)
@@ -129,7 +129,7 @@ class Cluster:
             controllers,
             ranks=ranks,
             node_of=where,
-            addresses=alive_nodes(),
+            addresses=await in_daemon(alive_nodes),
             home=home,
             stores=self._stores,
         )
@@ -202,6 +202,10 @@ class Cluster:
         self._processes += psutil.Process().children(recursive=True)
         if self.session is not None:
             note_shared_memory(self.session, shared_memory(self._processes))
+
+    def _place_engines(self) -> None:
+        for name in (f"engine-{index}" for index in range(self.config.engine.count)):
+            self._engines[name] = self._place_engine(name)
 
     def _place_engine(self, name: str) -> Handle[EngineActor]:
         config, (checkpoint, eos_ids) = self.config, self._policy

@@ -232,9 +232,9 @@ class TimeoutConfig(Section):
     """Seconds after which the run ends with a sentence instead of waiting on.
 
     stall_seconds: nothing finished and nothing trained. step_seconds: one learner step.
-    load_seconds: one engine loading weights or going to sleep, or a controller taking requests from it.
-    start_seconds: an actor other than an engine. stop_seconds: from SIGTERM or Ctrl-C to the checkpoint of
-    the last finished step.
+    load_seconds: one engine loading weights, going to sleep or answering at all, or a controller taking
+    requests from it. start_seconds: an actor other than an engine. stop_seconds: from SIGTERM or Ctrl-C to
+    the checkpoint of the last finished step.
     """
 
     stall_seconds: PositiveFloat = 600

@@ -11,27 +11,29 @@ import sqlite3
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from ray.exceptions import RayError
 
 from envs.process_end import ends_refused
 from envs.text import encodable
-from rl.actors.handles import StartError, by_node
+from rl.actors.handles import Actors, StartError, by_node
 from rl.cluster import Cluster
 from rl.cold_start import ColdStartError, first_checkpoint
 from rl.commands import ignore_signals, on_signals
 from rl.config import RunConfig
 from rl.config_file import ConfigError
-from rl.fleet.node_watch import ControlLost, NodesLost
+from rl.fleet.node_watch import ControlLost, NodesLost, control_seconds, watch_control
 from rl.fleet.weight_sync import SyncError
 from rl.loop.resume import Resume
 from rl.loop.run import Interrupted, Run
 from rl.loop.run_error import RunError
-from rl.nodes.deadline import within
+from rl.nodes.deadline import while_watching, within
+from rl.nodes.nodes import control_address, control_answers
 from rl.nodes.process import cause, first_line, is_disk_full
 from rl.preflight import own_settings, resolved
 from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
@@ -45,6 +47,7 @@ from trainer.checkpoint_folder import CheckpointError, latest
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 CODES: dict[Outcome, int] = {"finished": OK, "failed": FAILED, "interrupted": INTERRUPTED}
+T = TypeVar("T")
 # Errors whose message is a sentence for the user.
 SENTENCES = (RunError, CheckpointError, SyncError, NodesLost, LedgerError, OutOfTasks)
 
@@ -222,16 +225,12 @@ async def _run(
     # Not the loop's own handlers, which leave the default ones behind when it ends.
     on_signals(lambda: loop.call_soon_threadsafe(stop))
     status: Outcome = "failed"
-    began = time.time()
     try:
-        actors = await cluster.start(checkpoint)
-        folder.event("run", "engines start", began, time.time())
-        timing["start_seconds"] = round(time.time() - began, 1)
+        act = _started(cluster, checkpoint, folder, progress, timing, resume)
+        actors = await _watched(act, config)
         if len(nodes := by_node(actors)) > 1:
             for node, names in nodes.items():
                 progress.note(f"on node {node}: {', '.join(names)}")
-        if resume is not None:
-            await _go_on(resume, cluster, folder, progress)
         sink.start()
         run = Run(config, cluster, folder, progress, sink, resume)
         await run.main()
@@ -248,6 +247,40 @@ async def _run(
             wall = round(time.time() - start, 1)
             folder.summary({"status": status, "wall_s": wall, **timing, **run.summary()})
     progress.results(evals.get("before", {}), evals.get("after", {}), str(folder.path))
+
+
+async def _watched(act: Coroutine[object, object, T], config: RunConfig) -> T:
+    """The result of `act`. Raises ControlLost where Ray's control service is gone."""
+    address, seconds = control_address(), control_seconds(config.cluster.address)
+    watching = asyncio.create_task(watch_control(address, seconds))
+    try:
+        return await while_watching(act, watching)
+    except (StartError, RayError):
+        # Who asks Ray for something may learn first that it is gone.
+        if address and await control_answers(address, 1.0) == "refuses":
+            await watching
+        raise
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _started(
+    cluster: Cluster,
+    checkpoint: str,
+    folder: RunFolder,
+    progress: Progress,
+    timing: dict[str, float],
+    resume: Resume | None,
+) -> Actors:
+    """Start the actors, and bring what goes on to its checkpoint. Raises StartError, ConfigError."""
+    began = time.time()
+    actors = await cluster.start(checkpoint)
+    folder.event("run", "engines start", began, time.time())
+    timing["start_seconds"] = round(time.time() - began, 1)
+    if resume is not None:
+        await _go_on(resume, cluster, folder, progress)
+    return actors
 
 
 def _goes_on(folder: RunFolder, progress: Progress) -> str:

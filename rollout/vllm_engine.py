@@ -209,6 +209,10 @@ class VllmEngine:
         """True if vLLM has given up, say because its process is gone: nothing will work any more."""
         return self.llm.errored
 
+    async def pulse(self) -> None:
+        """Return once vLLM's process has answered, between two of its steps. Raises what vLLM does."""
+        await self.llm.get_weight_version()
+
     async def generate(self, request: Request) -> Completion:
         """Generate one turn. Raises EngineFault where the engine is dead."""
         from vllm import SamplingParams

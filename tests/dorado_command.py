@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,13 +22,15 @@ class Command:
     # All that were started in this process, for a test that fails half-way.
     started: ClassVar[list["Command"]] = []
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+        """variables: further ones of its environment."""
         self.mark = uuid.uuid4().hex
         self.folder = folder
         environment = os.environ | {
             "DORADO_TEST_MARK": self.mark,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             "WANDB_MODE": "disabled",
+            **variables,
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rl", *arguments],
@@ -70,11 +73,15 @@ class Command:
 
     def kill(self, log: Path, what: str = "") -> None:
         """Kill the actor that writes this log, and what it has started; or what has `what` in its name."""
+        self.signal(log, what, signal.SIGKILL)
+
+    def signal(self, log: Path, what: str, number: signal.Signals) -> None:
+        """Send a signal as `kill` does."""
         victims = [p for p in self._alive() if _writes_to(p, log.resolve())]
         victims = [p for p in victims if what in " ".join(p.cmdline())]
         assert victims
         for victim in victims:
-            victim.kill()
+            victim.send_signal(number)
 
     def await_end(self, log: Path) -> None:
         """Until the rest of what writes this log has ended too: it would keep memory and device."""

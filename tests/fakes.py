@@ -382,6 +382,9 @@ class FakeEngine(EngineActor):
     async def heartbeat(self) -> Heartbeat:
         return Heartbeat(1234, "127.0.0.1")
 
+    async def pulse(self) -> None:
+        await self.pool.act(f"pulse {self.name}", None)
+
 
 class FakeLearner(LearnerActor):
     """The learner of a `FakePool`."""

@@ -60,6 +60,30 @@ async def test_a_group_whose_controller_is_gone_is_lost_by_name_and_no_more(erro
     assert played.busy["controller-0"] == 0 and not played.playing
 
 
+async def test_a_controllers_death_is_told_once_however_many_groups_it_played(monkeypatch):
+    dies = asyncio.Event()
+
+    async def play(spec: GroupSpec) -> None:
+        await dies.wait()
+        raise ActorDiedError()
+
+    two = SimpleNamespace(remote=lambda spec: (asyncio.ensure_future(play(spec)), "samples"))
+    controller = SimpleNamespace(
+        play=two, heartbeat=Remote(AsyncMock(side_effect=ActorDiedError()))
+    )
+    monkeypatch.setattr(dispatcher.ray, "cancel", lambda report: None)
+    actors: Any = SimpleNamespace(controllers={"controller-0": controller})
+    made = Dispatcher(actors, AsyncMock(), 1.0)
+    specs = [GroupSpec(f"g{n}", "probe", SPEC.task, (f"g{n}.0",), train=True) for n in range(8)]
+    groups = [asyncio.create_task(made.play(spec)) for spec in specs]
+    await asyncio.sleep(0.01)
+    dies.set()
+    ends = await asyncio.wait_for(asyncio.gather(*groups), 5)
+    assert [end.told for end in ends if isinstance(end, Lost)] == [False] + 7 * [True]
+    for waits in made.away.values():
+        waits.cancel()
+
+
 async def test_a_group_that_was_given_up_is_not_lost(monkeypatch):
     played = playing(TaskCancelledError(), monkeypatch)
     assert await played.play(SPEC) is None

@@ -31,6 +31,7 @@ class Writer(EngineActor):
         self.deaf = 0
         self.handle = local_handle(self)
         self.aborted: list[str] = []
+        self.hangs = False
 
     async def generate(self, request: Request) -> Completion:
         self.prompts.append(request.prompt_ids)
@@ -64,6 +65,11 @@ class Writer(EngineActor):
 
     async def abort(self, ids: list[str]) -> None:
         self.aborted += ids
+
+    async def pulse(self) -> None:
+        """It hangs while it is told to."""
+        while self.hangs:
+            await asyncio.sleep(0.001)
 
 
 async def pool(
@@ -307,8 +313,8 @@ async def test_an_engine_out_of_reach_gets_no_turns_until_it_answers(monkeypatch
     monkeypatch.setattr("rl.actors.engine_client._REACH_SECONDS", 0.001)
     engines, writers = await pool(a=1, b=1)
     away, handle = failing(ActorUnavailableError("RPC error", b"0" * 16)), writers["a"].handle
-    generate, abort = handle.generate, handle.abort
-    handle.generate = handle.abort = away
+    generate, pulse = handle.generate, handle.pulse
+    handle.generate = handle.pulse = away
     engines.begin("x", 1)
     engines.sessions["x"].engine = "a"
     with pytest.raises(EngineFault, match="engine a could not be reached"):
@@ -317,11 +323,30 @@ async def test_an_engine_out_of_reach_gets_no_turns_until_it_answers(monkeypatch
         await engines.generate(request("x", turn=turn + 1))
     assert len(writers["b"].prompts) == 3
     [reaching] = engines.away.values()
-    handle.generate, handle.abort = generate, abort
+    handle.generate, handle.pulse = generate, pulse
     await reaching
     engines.sessions["x"].engine = "a"
     await engines.generate(request("x", turn=9))
     assert len(writers["a"].prompts) == 1 and not engines.away
+
+
+async def test_an_engine_that_did_not_answer_a_turn_gets_none_until_it_answers(monkeypatch):
+    monkeypatch.setattr("rl.actors.engine_client._REACH_SECONDS", 0.001)
+    engines, writers = await pool(a=1, b=1)
+    hung = writers["a"]
+    hung.hangs, engines.request_seconds = True, 0.05
+    engines.begin("x", 1)
+    engines.sessions["x"].engine = "a"
+    with pytest.raises(EngineFault, match="engine a did not answer within"):
+        await engines.generate(request("x", tokens=10_000))
+    engines.request_seconds = 5.0
+    for turn in range(3):
+        await engines.generate(request("x", turn=turn + 1))
+    assert len(writers["b"].prompts) == 3 and len(hung.prompts) == 1
+    [reaching] = engines.away.values()
+    hung.hangs = False
+    await reaching
+    assert not engines.away
 
 
 async def test_a_cache_on_another_node_is_removed_there(tmp_path):

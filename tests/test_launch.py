@@ -118,6 +118,25 @@ def test_a_signal_while_the_settings_are_checked_is_a_word_and_leaves_nothing(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_command_line_is_imported_is_a_word_too(number):
+    script = f"""
+import os, sys, time
+class AtImport:
+    def find_spec(self, name, *rest):
+        if name == "rl.cli":
+            os.kill(os.getpid(), {int(number)})
+            time.sleep(5)
+sys.meta_path.insert(0, AtImport())
+from rl.__main__ import main
+main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
+
+
 def test_a_second_signal_does_not_disturb_the_ending_and_one_that_was_ignored_stays_so():
     script = """
 import os, signal, time

@@ -68,13 +68,16 @@ class Run:
         self.replaced: list[str] = []
         self.watch = NodeWatch(
             self.actors,
-            SimpleNamespace(lose=self._lose),
+            SimpleNamespace(lose=self._lose, pulse=self._pulse),
             SimpleNamespace(replace=self.replaced.append),
             SimpleNamespace(say=lambda *said: self.told.append(said)),
         )
 
     async def _lose(self, engines: Any) -> None:
         self.lost += engines
+
+    async def _pulse(self, name: str) -> None:
+        await self.handles[name].__ray_call__.remote(None)
 
     async def looks(self, times: int = 3) -> None:
         for _ in range(times):

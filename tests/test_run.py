@@ -19,6 +19,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 from rich.console import Console
 
 from rl.config import RunConfig
+from rl.fleet import node_watch
 from rl.fleet.node_watch import NodesLost
 from rl.fleet.weight_sync import SyncError
 from rl.loop.run import Run
@@ -695,6 +696,37 @@ async def test_an_engine_that_does_not_go_to_sleep_counts_as_dead_too(start):
     assert run.actors.ended == ["engine-1"] and set(run.fleet.serves) == {"engine-0"}
     assert "engine-1 did not sleep within 0.3 s" in said(run)
     assert_closed(run)
+
+
+async def test_an_engine_that_hangs_while_nothing_is_loaded_is_ended_and_replaced_too(
+    start, monkeypatch
+):
+    """As in an evaluation: no version is staged or loaded then."""
+    monkeypatch.setattr(node_watch, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(node_watch, "alive_nodes", lambda: {"a": "10.0.0.5"})
+    run = start(fail={"pulse engine-1": FakePool.HANG}, timeouts={"load_seconds": 0.3})
+    run.actors.node_of = {"engine-0": "a", "engine-1": "a"}
+    started: list[str] = []
+
+    async def add_engine(name: str) -> str:
+        started.append(name)
+        run.actors.add(name)
+        return "10.0.0.5"
+
+    run.restarts.cluster.add_engine = add_engine
+    watching = asyncio.create_task(run.nodes.watch())
+    while not run.actors.ended:
+        await asyncio.sleep(0.01)
+    run.actors.fail["pulse engine-1"] = ActorDiedError()
+    while "has taken the place of engine-1" not in said(run):
+        assert not watching.done(), watching
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    assert run.actors.ended == ["engine-1"] and started == ["engine-2"]
+    assert set(run.fleet.serves) == {"engine-0", "engine-2"}
+    assert said(run).count("engine-1 did not answer within 0.3 s: it hangs, and is ended") == 1
+    await asyncio.gather(watching, return_exceptions=True)
+    await run.restarts.close()
 
 
 async def test_groups_that_never_differ_are_said_and_then_end_the_run(start, monkeypatch):

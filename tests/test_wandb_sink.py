@@ -44,12 +44,12 @@ def run_folder(tmp_path: Path) -> RunFolder:
     return RunFolder(config)
 
 
-async def synced(run: Path) -> tuple[WandbServer, int | None, str]:
-    """What `wandb sync` of an offline run brings to a server; its exit code and output."""
+async def synced(run: Path, *options: str) -> tuple[WandbServer, int | None, str]:
+    """What `wandb sync` of a run brings to a server; its exit code and output."""
     async with wandb_server() as server:
         known = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40}
         sync = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "wandb", "sync", str(run)),
+            *(sys.executable, "-m", "wandb", "sync", *options, str(run)),
             env=os.environ | known,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -176,3 +176,81 @@ def test_a_wandb_that_does_not_end_is_ended(tmp_path, nobody, monkeypatch):
     assert time.monotonic() - began < 10
     assert len(said) == 1 and "did not take everything within 0.3 s" in said[0]
     assert no_process_left(folder)
+
+
+def with_a_key(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[WandbSink, list[str]]:
+    """A sink of a user whom the server knows, and what it says."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    folder, said = run_folder(tmp_path), []
+    return WandbSink(folder.config.wandb, folder, said.append), said
+
+
+def has_every_step(folder: RunFolder) -> bool:
+    """True if metrics.jsonl ends with the last step, whatever W&B has done."""
+    written = (folder.path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in written] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manner", ["refuses", "hangs", "fails"])
+async def test_a_server_that_does_not_take_the_run_is_one_warning_and_every_step_is_offline(
+    tmp_path, nobody, monkeypatch, manner
+):
+    async with wandb_server(manner) as server:
+        sink, said = with_a_key(tmp_path, server, monkeypatch)
+        folder = sink.folder
+        for step, values in enumerate(STEPS, 1):
+            folder.metrics(step, values)
+            sink.look()
+        await asyncio.to_thread(sink.close)
+        assert manner in server.asked, "it was asked"
+    folder.close()
+    [warning] = said
+    assert f"W&B: Failed to authenticate with {server.address}" in warning
+    assert "it goes on offline, and `wandb sync` sends that" in warning
+    assert "Traceback" not in warning and "\n" not in warning
+    assert has_every_step(folder) and no_process_left(folder)
+    assert list((folder.path / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manner", ["gone", "refuses", "hangs", "fails"])
+async def test_a_server_that_is_lost_in_the_middle_is_one_warning_and_sync_sends_what_is_missing(
+    tmp_path, nobody, monkeypatch, manner
+):
+    monkeypatch.setattr(wandb_sink, "CLOSE_SECONDS", 20.0)
+    async with wandb_server() as server:
+        sink, said = with_a_key(tmp_path, server, monkeypatch)
+        folder = sink.folder
+        folder.metrics(1, STEPS[0])
+        sink.look()
+        give_up = time.monotonic() + 60
+        while not server.runs:
+            assert time.monotonic() < give_up, server.asked
+            await asyncio.sleep(0.1)
+        if manner == "gone":
+            await server.gone()
+        else:
+            server.manner = manner
+        folder.metrics(2, STEPS[1])
+        began = time.monotonic()
+        sink.look()
+        assert time.monotonic() - began < 1, "the run does not wait for it"
+        await asyncio.to_thread(sink.close)
+    folder.close()
+    [warning] = said
+    if manner == "refuses":
+        options, kept = ("--no-skip-online",), "run-*"
+        assert warning.startswith("W&B: its server refuses what it is sent, and gets nothing more")
+        assert f"`wandb sync --no-skip-online {folder.path}/wandb/run-*` sends" in warning
+    else:
+        options, kept = (), "offline-run-*"
+        assert warning.startswith("W&B: it did not take everything within 20 s; it goes on offline")
+    assert has_every_step(folder) and no_process_left(folder)
+    [run] = (folder.path / "wandb").glob(kept)
+    again, code, output = await synced(run, *options)
+    assert code == 0, output
+    assert [{k: v for k, v in row.items() if k[0] != "_"} for row in again.history] == STEPS

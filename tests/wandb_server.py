@@ -1,21 +1,42 @@
 """A stand-in for the W&B server on the loopback: takes what `wandb sync` sends, and keeps a run's history."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
+# It answers; refuses every key with 401; takes requests and never answers; fails with 500.
+Manner = Literal["answers", "refuses", "hangs", "fails"]
+
 
 class WandbServer:
-    """What it was sent. history: the rows of all runs, in order. asked: for which operations."""
+    """What it was sent. history: the rows of all runs, in order. asked: for which operations.
 
-    def __init__(self) -> None:
+    manner: how it treats requests from now on."""
+
+    def __init__(self, manner: Manner = "answers") -> None:
+        self.manner: Manner = manner
+        self.ended = asyncio.Event()
         self.history: list[dict[str, Any]] = []
         self.runs: set[str] = set()
         self.asked: list[str] = []
         self.address = ""
+        self.gone: Callable[[], Awaitable[None]]
+
+    @web.middleware
+    async def treat(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Answer as its manner is."""
+        if self.manner == "answers":
+            return await handler(request)
+        self.asked.append(self.manner)
+        if self.manner == "hangs":
+            await self.ended.wait()
+        return web.Response(status=401 if self.manner == "refuses" else 500, text=self.manner)
 
     async def graphql(self, request: web.Request) -> web.Response:
         """The few questions that have to be answered for a run to be uploaded."""
@@ -59,18 +80,20 @@ class WandbServer:
 
 
 @asynccontextmanager
-async def wandb_server() -> AsyncIterator[WandbServer]:
-    """Serves until the block ends."""
-    server = WandbServer()
-    app = web.Application(client_max_size=2**26)
+async def wandb_server(manner: Manner = "answers") -> AsyncIterator[WandbServer]:
+    """Serves until the block ends, or `gone()` is awaited."""
+    server = WandbServer(manner)
+    app = web.Application(client_max_size=2**26, middlewares=[server.treat])
     app.router.add_post("/graphql", server.graphql)
     app.router.add_route("*", "/{rest:.*}", server.take)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     server.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    server.gone = runner.cleanup
     try:
         yield server
     finally:
+        server.ended.set()
         await runner.cleanup()

@@ -107,6 +107,11 @@ class EngineActor:
         return replace(beat, cache_tokens=self.engine.cache_tokens)
 
     @actor_method
+    async def pulse(self) -> None:
+        """Answer once vLLM's own process has: that one may hang while this one is well."""
+        await self._done(self.engine.pulse())
+
+    @actor_method
     async def drop(self, cache: str) -> None:
         """Remove a cache that this engine left and that no request will bring here."""
         Path(cache).unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 A turn goes to an engine that serves the trajectory's version: the one that holds its earlier turns, unless
 it is clearly busier. An engine that changes version is left first: its requests are interrupted, keep what
 they have written, and go on at another engine of the same version. Their caches go with them; what did not
-arrive is computed again, and counted. An engine that cannot be reached gets no turns until it answers again.
+arrive is computed again, and counted. An engine that cannot be reached, or did not answer a turn in time,
+gets no turns until it answers again.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from rl.actors.actor_method import Handle
 from rl.actors.engine import EngineActor
@@ -212,6 +213,7 @@ class EngineClient:
                         raise
         except TimeoutError:
             self._abort(name, request)
+            self._set_aside(name)
             raise EngineFault(
                 f"engine {name} did not answer within {self.request_seconds:g} s"
             ) from None
@@ -239,11 +241,11 @@ class EngineClient:
     async def _reach(self, name: str) -> None:
         while name not in self.gone:
             try:
-                await within(self.engines[name].abort.remote([]), self.request_seconds)
+                await within(self.engines[name].pulse.remote(), self.request_seconds)
                 break
             except ActorDiedError:
                 await self.lose([name])
-            except (TimeoutError, RayActorError):
+            except (TimeoutError, RayError):
                 await asyncio.sleep(_REACH_SECONDS)
         async with self._changed:
             del self.away[name]

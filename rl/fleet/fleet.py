@@ -162,6 +162,15 @@ class Fleet:
             # What they held, of whatever version, goes on elsewhere.
             await self._rebalance("lost")
 
+    async def pulse(self, name: str) -> None:
+        """Wait until an engine answers; one that does not in time is ended, as if it had died.
+
+        Raises RayError where it is dead, or cannot be reached now."""
+        try:
+            await within(self.actors.engines[name].pulse.remote(), self.sync.load_seconds)
+        except TimeoutError:
+            await self.sync.end_hung(name, "answer")
+
     async def join(self, name: str) -> bool:
         """An engine that was started in place of another one; it holds no version of the run yet.
 

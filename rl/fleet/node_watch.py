@@ -1,5 +1,7 @@
 """Watches the nodes of a run: says which one is gone and what was on it; dead engines leave the fleet.
 
+An engine that hangs, whatever the run does meanwhile, is ended and is then a dead one.
+
 Hosts and controllers start anew on another node by themselves (Ray does that). In place of an engine another
 one may be started (`rl.fleet.engine_restarts`); the run goes on with those that are left. Without its learner
 it cannot.
@@ -36,11 +38,40 @@ class ControlLost(NodesLost):
     """Ray's control service is gone: nothing can be asked of Ray any more."""
 
 
+def control_seconds(cluster: str) -> float:
+    """Seconds for which Ray's control service may be away; cluster: `cluster.address`."""
+    return CONTROL_SECONDS if cluster == "local" else CLUSTER_CONTROL_SECONDS
+
+
+async def watch_control(address: str, seconds: float) -> None:
+    """Raise ControlLost once Ray's control service (GCS) at host:port is gone: without it Ray ends this
+    process. address: "" where it is not watched. seconds: for which it may be away."""
+    heard = time.monotonic()
+    refused = 0  # times in a row
+    while address:
+        await asyncio.sleep(min(LOOK_SECONDS, seconds))
+        answer = await control_answers(address, LOOK_SECONDS)
+        if answer == "answers":
+            heard = time.monotonic()
+        refused = refused + 1 if answer == "refuses" else 0
+        away = time.monotonic() - heard
+        if (refused > 1 and away > seconds) or away > SILENT_SECONDS:
+            raise ControlLost(
+                f"Ray's control service (GCS at {address}) is gone: it died or was killed; "
+                "without it the run cannot go on"
+            )
+    await asyncio.Event().wait()
+
+
 class Engines(Protocol):
     """The engines in service."""
 
     async def lose(self, names: Collection[str]) -> None:
         """Take these, which have died, out of service. Raises where none is left."""
+        ...
+
+    async def pulse(self, name: str) -> None:
+        """Wait for an engine's answer; end one that hangs. Raises RayError where it is dead."""
         ...
 
 
@@ -89,7 +120,9 @@ class NodeWatch:
 
     async def watch(self) -> None:
         """Look again and again. Raises NodesLost, and SyncError where no engine is left."""
-        control = self._control = asyncio.create_task(self._watch_control())
+        control = self._control = asyncio.create_task(
+            watch_control(self.control, self.control_seconds)
+        )
         try:
             while True:
                 await asyncio.sleep(LOOK_SECONDS)
@@ -100,24 +133,6 @@ class NodeWatch:
             for asked in self._asked.values():
                 asked.cancel()
             await asyncio.gather(*self._asked.values(), return_exceptions=True)
-
-    async def _watch_control(self) -> None:
-        """Raise NodesLost once Ray's control service is gone; without it Ray ends this process."""
-        heard = time.monotonic()
-        refused = 0  # times in a row
-        while self.control:
-            await asyncio.sleep(min(LOOK_SECONDS, self.control_seconds))
-            answer = await control_answers(self.control, LOOK_SECONDS)
-            if answer == "answers":
-                heard = time.monotonic()
-            refused = refused + 1 if answer == "refuses" else 0
-            away = time.monotonic() - heard
-            if (refused > 1 and away > self.control_seconds) or away > SILENT_SECONDS:
-                raise ControlLost(
-                    f"Ray's control service (GCS at {self.control}) is gone: it died or was killed; "
-                    "without it the run cannot go on"
-                )
-        await asyncio.Event().wait()
 
     async def look(self) -> None:
         """Check that the nodes of the run's actors, and its engines, are there. Raises as `watch`."""
@@ -173,16 +188,24 @@ class NodeWatch:
             self.restarts.replace(engine)
 
     async def _ask(self) -> None:
-        """Ask engines, and what starts anew elsewhere, where they are; take what was answered by now."""
-        actors = self.actors.engines | self.actors.hosts | self.actors.controllers
+        """Ask engines whether they live, and what starts anew elsewhere where it is; take what was answered
+        by now."""
+        actors = self.actors.hosts | self.actors.controllers
         engines = [name for name in self.actors.engines if name in self.actors.node_of]
         for name in (*engines, *self._moving):
             asked = self._asked.get(name)
             if asked is None:
-                self._asked[name] = asyncio.ensure_future(ask_node(actors[name]))
+                question = ask_node(actors[name]) if name in actors else self._pulse(name)
+                self._asked[name] = asyncio.ensure_future(question)
             elif asked.done():
                 del self._asked[name]
                 await self._heard(name, asked)
+
+    async def _pulse(self, engine: str) -> str:
+        """Wait until an engine has answered or was ended; returns its node."""
+        node = self.actors.node_of[engine]
+        await self.fleet.pulse(engine)
+        return node
 
     async def _heard(self, name: str, answer: asyncio.Future[str]) -> None:
         try:

@@ -135,6 +135,8 @@ class WeightSync:
 
     async def end_hung(self, name: str, what: str) -> None:
         """End an engine that did not do `what` in time; from here on it is one that died."""
+        if name in self.hung:
+            return
         why = f"{name} did not {what} within {self.load_seconds:g} s"
         self.hung[name] = why
         self.lost.add(name)

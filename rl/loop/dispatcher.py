@@ -34,9 +34,12 @@ class Played:
 
 @dataclass(frozen=True)
 class Lost:
-    """A group whose controller died or did not answer; Ray starts the controller anew."""
+    """A group whose controller died or did not answer; Ray starts the controller anew.
+
+    told: another group was lost by the same death, and its loss has been told."""
 
     why: str
+    told: bool = False
 
 
 class EngineMap(Protocol):
@@ -80,8 +83,14 @@ class Dispatcher:
             return Lost(f"{name or 'no controller'}: no answer within {self.limit:g} s")
         except (RayActorError, OutOfMemoryError) as error:
             self._cancel(spec.id)
+            told = name in self.away
             self._set_aside(name)
-            return Lost(f"{name}: {first_line(error)}")
+            why = (
+                "it died or is out of reach, and is started anew; what it played is lost"
+                if isinstance(error, RayActorError)
+                else first_line(error)
+            )
+            return Lost(f"{name}: {why}", told)
         finally:
             self.playing.pop(spec.id, None)
 

@@ -3,8 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
 
 from envs.env import Task
 from envs.text import told
@@ -12,6 +11,7 @@ from rl.config import EnvTable
 from rl.loop.dispatcher import Played
 from rl.loop.rollouts import Rollouts
 from rl.loop.watch import Activity
+from rl.nodes.deadline import while_watching
 from rl.record.progress import EVALUATION_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
@@ -21,8 +21,6 @@ from rl.tasks.streams import OutOfTasks
 
 # A small world repeats its tasks: look at so many times the wanted number to find different ones.
 LOOK_AHEAD = 20
-
-T = TypeVar("T")
 
 
 def heldout_tasks(table: EnvTable, count: int) -> list[Task]:
@@ -123,7 +121,7 @@ class Evaluations:
             most=self.most,
         )
         with self.activity.busy("waits for the evaluation"):
-            reports, wanted = await _while_watching(playing, watching)
+            reports, wanted = await while_watching(playing, watching)
         for report in reports:
             self.folder.index(report, f"heldout-{when}")
         judged = sum(m.judged for r in reports for m in r.members)
@@ -135,15 +133,3 @@ class Evaluations:
         self.folder.event("run", f"evaluation {when}", start, time.time())
         said = "  ".join(f"{env} {rate:.2f}" for env, rate in rates.items())
         self.progress.note(f"held-out pass rate {when} training: {said}")
-
-
-async def _while_watching(act: Coroutine[object, object, T], watching: asyncio.Task[None]) -> T:
-    acting = asyncio.create_task(act)
-    try:
-        await asyncio.wait({acting, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not acting.done():
-            watching.result()
-        return await acting
-    finally:
-        acting.cancel()
-        await asyncio.gather(acting, return_exceptions=True)

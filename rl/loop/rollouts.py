@@ -111,7 +111,8 @@ class Rollouts:
         ended = await self.dispatcher.play(spec)
         if isinstance(ended, Lost):
             self.book.stats.lost(ended.why)
-            self.progress.note(f"group {spec.id} ({spec.env}) was lost: {ended.why}")
+            if not ended.told:
+                self.progress.note(f"group {spec.id} ({spec.env}) was lost: {ended.why}")
             if self.book.stats.failed_in_a_row >= self.limit:
                 raise RunError(
                     f"the last {self.limit} groups all ended in faults, most recently: {ended.why}; the "

@@ -22,7 +22,7 @@ from rl.cluster import Cluster
 from rl.config import RunConfig
 from rl.fleet.engine_restarts import EngineRestarts
 from rl.fleet.fleet import Fleet
-from rl.fleet.node_watch import CLUSTER_CONTROL_SECONDS, CONTROL_SECONDS, NodeWatch
+from rl.fleet.node_watch import NodeWatch, control_seconds
 from rl.fleet.transports import TRANSPORTS
 from rl.fleet.weight_sync import WeightSync
 from rl.loop.checkpoints import Checkpoints
@@ -135,7 +135,7 @@ class Run:
             self.restarts,
             self.node_journal,
             control_address(),
-            CONTROL_SECONDS if config.cluster.address == "local" else CLUSTER_CONTROL_SECONDS,
+            control_seconds(config.cluster.address),
         )
 
     def _build_loops(self, first: int) -> None:

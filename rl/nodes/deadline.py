@@ -1,8 +1,9 @@
-"""`within`: an await under a deadline; `in_daemon`: a call that may never return, beside the event loop."""
+"""`within`: an await under a deadline; `while_watching`: an await that a watch may end; `in_daemon`: a call
+that may never return, beside the event loop."""
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import TypeVar, cast
 
@@ -17,6 +18,19 @@ async def within(act: Awaitable[T], seconds: float | None) -> T:
     """
     async with asyncio.timeout(seconds):
         return await act
+
+
+async def while_watching(act: Coroutine[object, object, T], watching: asyncio.Future[None]) -> T:
+    """The result of `act`. Raises what `watching` does, if that comes first."""
+    acting = asyncio.create_task(act)
+    try:
+        await asyncio.wait({acting, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not acting.done():
+            watching.result()
+        return await acting
+    finally:
+        acting.cancel()
+        await asyncio.gather(acting, return_exceptions=True)
 
 
 def in_daemon(act: Callable[[], T]) -> asyncio.Future[T]:

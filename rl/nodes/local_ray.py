@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import services
+from ray._private import services, worker
 
+from envs.text import encodable
 from rl.nodes.cpus import usable_cpus
 from rl.nodes.session_folder import guard_token, user_folder
 
@@ -46,6 +48,16 @@ def _start(object_store_mib: int, folder: Path) -> None:
 def join_ray(address: str) -> None:
     """The cluster at `address`. Raises as `start_local_ray` does."""
     _init(address=address)
+
+
+def messages_to(log: Path) -> None:
+    """Send what Ray says of its workers to a file: who needs to know of one that died hears it from us."""
+
+    def write(data: dict[str, Any], ignore_prefix: bool) -> None:
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:
+            file.writelines(f"{encodable(line)}\n" for line in data["lines"])
+
+    worker.print_to_stdstream = write
 
 
 def _init(**arguments: Any) -> None:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
 from reward.registry import UnknownJudge, find_judge
 from rl.config import EnvTable
-from rl.nodes.deadline import within
+from rl.nodes.deadline import in_daemon, within
 from rl.nodes.process import first_line
 
 # Between two tries to reach an actor of which Ray does not know yet whether it lives.
@@ -115,7 +115,8 @@ async def probe(
 
     tables: whose plugins have to be importable. folders: setting -> folder that has to be seen.
     """
-    others = {node: at for node, at in alive_nodes().items() if node != own_node()}
+    alive = await in_daemon(alive_nodes)
+    others = {node: at for node, at in alive.items() if node != own_node()}
     look = ray.remote(num_cpus=0, max_retries=0)(lacks)
     answers = await asyncio.gather(
         *(

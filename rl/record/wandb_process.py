@@ -85,7 +85,7 @@ def send(order: Order) -> None:
         mode=mode,  # pyright: ignore[reportArgumentType]
         dir=order.folder,
         config=order.config,
-        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS),
+        settings=wandb.Settings(silent=False, console="off", init_timeout=INIT_SECONDS),
     )
     for step, values in lines(Path(order.folder) / "metrics.jsonl", order.begins):
         run.log(values, step=step)

@@ -21,6 +21,8 @@ from rl.record.wandb_process import Order
 
 # For W&B to take what it has not taken by the end of the run.
 CLOSE_SECONDS = 30.0
+# W&B's words, in its log, for a server that refuses what it is sent; it goes on without uploading then.
+REFUSED = b"Fatal error while uploading"
 
 
 def _unheard(sentence: str) -> None:
@@ -40,6 +42,9 @@ class WandbSink:
         self.enabled = config.enabled and os.environ.get("WANDB_MODE") != "disabled"
         self._process: subprocess.Popen[bytes] | None = None
         self._order: Order | None = None
+        self._log = folder.path / "logs" / "wandb.log"
+        # Bytes of the log that have been heard.
+        self._heard = self._log.stat().st_size if self._log.exists() else 0
         self._warned = False
 
     def start(self) -> None:
@@ -76,40 +81,58 @@ class WandbSink:
             self._spawn(self._order)
 
     def close(self) -> None:
-        """Let W&B take the rest, for a while."""
-        if self._process is None:
+        """Let W&B take the rest, for a while; what it does not take it gets offline."""
+        order = self._order
+        if self._process is None or order is None or self._finish(self._process):
             return
-        assert self._process.stdin is not None
+        # What W&B has in memory only goes with its processes.
+        self._warn(
+            f"it did not take everything within {CLOSE_SECONDS:g} s; it goes on offline, and `wandb sync` "
+            "sends that"
+        )
+        if not order.offline:
+            self._spawn(replace(order, offline=True))
+            if self._process is not None:
+                self._finish(self._process)
+
+    def _finish(self, process: subprocess.Popen[bytes]) -> bool:
+        """Have W&B's process end. Returns False where it did not by itself, and was ended."""
+        assert process.stdin is not None and process.stdout is not None
         with suppress(OSError):
-            self._process.stdin.close()
+            process.stdin.close()
+        done = True
         try:
-            self._process.wait(CLOSE_SECONDS)
+            process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._warn(
-                f"it did not take everything within {CLOSE_SECONDS:g} s; `wandb sync` sends the rest from "
-                f"{self.folder.path}/wandb"
-            )
+            done = False
         self._hear()
-        if self._process.returncode:
+        if process.returncode:
             self._warn("its process was ended before it had everything")
         # Its helper too, which is in the same session.
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
         self._process = None
+        return done
+
+    def _refused(self) -> bool:
+        """True if W&B's log has said since the last look that the server refuses the run."""
+        with self._log.open("rb") as log:
+            log.seek(self._heard)
+            new = log.read()
+        self._heard += new.rfind(b"\n") + 1
+        return REFUSED in new
 
     def _spawn(self, order: Order) -> None:
-        log = self.folder.path / "logs" / "wandb.log"
         try:
-            with log.open("ab") as errors:
+            with self._log.open("ab") as errors:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "rl.record.wandb_process", json.dumps(asdict(order))],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
-                    env={**os.environ, "WANDB_SILENT": "true"},
+                    env={**os.environ, "WANDB_SILENT": "false"},
                     # A signal to the run is not for it: it ends when its input does.
                     start_new_session=True,
                 )
@@ -127,9 +150,16 @@ class WandbSink:
         for line in said.decode(errors="replace").splitlines():
             if line.startswith("W&B: "):
                 self._warn(line.removeprefix("W&B: "))
+        if self._refused():
+            # Of a run that was online `wandb sync` alone sends nothing.
+            runs = f"{self.folder.path}/wandb/run-*"
+            self._warn(
+                "its server refuses what it is sent, and gets nothing more; "
+                f"`wandb sync --no-skip-online {runs}` sends what is missing"
+            )
 
     def _warn(self, sentence: str) -> None:
         """Say the first thing that goes wrong; what follows from it is in logs/wandb.log."""
         if not self._warned:
             self._warned = True
-            self.say(f"W&B: {sentence} (log: {self.folder.path}/logs/wandb.log)")
+            self.say(f"W&B: {sentence} (log: {self._log})")
