@@ -78,10 +78,18 @@ def _ends_us(name: str, arguments: tuple[Any, ...], us: int) -> bool:
     """True if the call ends or stops this process."""
     match name, arguments:
         case "kill", (whom, sign):
-            return whom in (us, 0, -1) and sign in _DEADLY
+            return whom in (us, 0, -1) and _is_deadly(sign)
         case "killpg", (whom, sign):
-            return whom in (os.getpgrp(), 0) and sign in _DEADLY
+            return whom in (os.getpgrp(), 0) and _is_deadly(sign)
         case "raise_signal", (sign,):
-            return sign in _DEADLY
+            return _is_deadly(sign)
         case _:
             return name in _ENDS
+
+
+def _is_deadly(sign: int) -> bool:
+    """True unless a handler of ours has an answer to the signal: a run that is interrupted says so."""
+    if sign not in _DEADLY:
+        return False
+    module = str(getattr(signal.getsignal(sign), "__module__", ""))
+    return module.partition(".")[0] != "rl"
