@@ -203,21 +203,37 @@ async def test_what_is_shown_can_be_had_as_csv(user, folder):
         assert (answer.status_code, answer.text.count("\n")) == (status, 1)
 
 
-async def test_more_charts_than_anybody_reads_are_not_drawn(user, folder):
+async def test_more_charts_than_fit_are_drawn_as_they_come_into_view(user, folder):
     make_run(folder / "demo", [{"step": 1, **{f"k{i:03}": 1.0 for i in range(100)}}])
     await user.open("/run/demo/metrics?match=.")
     assert len(charts(user)) == MAX_CHARTS
-    await user.should_see(f"100 of 100 keys; the first {MAX_CHARTS} are drawn")
+    await user.should_see("100 of 100 keys")
+    await user.should_see("others · 100")
+    places = [e for e in user.find(ui.element).elements if e.tag == "q-intersection"]
+    assert len(places) == 100 - MAX_CHARTS
+    [listener] = places[0]._event_listeners.values()
+    for _ in range(2):  # what was drawn once is not drawn again
+        places[0]._handle_event({"listener_id": listener.id, "args": True})
+        assert len(charts(user)) == MAX_CHARTS + 1
+    with (folder / "demo/metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "late/one": 1.0}\n')
+    await user.should_see("101 of 101 keys")
+    assert "late/one" in charts(user)
 
 
-async def test_of_too_many_keys_each_kind_is_drawn(user, folder):
+async def test_every_key_that_matches_has_a_place_under_its_kind(user, folder):
     keys = {f"{kind}/k{i:02}": 1.0 for kind in ("loss", "staleness") for i in range(20)}
     make_run(folder / "demo", [{"step": 1, **keys, "time/total_seconds": 1.0}])
     await user.open("/run/demo/metrics?match=.")
     drawn = list(charts(user))
     assert len(drawn) == MAX_CHARTS and "time/total_seconds" in drawn
+    for heading in ("loss · 20", "staleness · 20", "time · 1"):
+        await user.should_see(heading)
+    places = [e for e in user.find(ui.element).elements if e.tag == "q-intersection"]
+    assert len(places) + len(drawn) == 41
     table = await user.http_client.get("/run/demo/metrics.csv?match=.")
-    assert {line.split(",")[1] for line in table.text.splitlines()[1:]} == set(drawn)
+    named = {line.split(",")[1] for line in table.text.splitlines()[1:]}
+    assert named == {*keys, "time/total_seconds"}
 
 
 async def test_what_is_not_finite_is_an_alert(user, folder):

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from test_run_data import make_run, step_metrics
 
+from rl.dashboard import charts, password
 from rl.dashboard.demo import demo_runs
 from rl.dashboard.page import RUN as RUN_ROUTE
 from rl.dashboard.server import PAGES
@@ -191,10 +192,15 @@ def drawn(page: Page, charts: int) -> None:
     if charts:
         expect(canvases.nth(charts - 1)).to_be_attached()
     for canvas in canvases.all():
-        give_up = time.monotonic() + 10
-        while (inks := canvas.evaluate(INK)) < 3 and time.monotonic() < give_up:
-            page.wait_for_timeout(100)
-        assert inks >= 3, "an empty chart"
+        inked(canvas)
+
+
+def inked(canvas: Locator) -> None:
+    """Something is drawn on it."""
+    give_up = time.monotonic() + 10
+    while (inks := canvas.evaluate(INK)) < 3 and time.monotonic() < give_up:
+        canvas.page.wait_for_timeout(100)
+    assert inks >= 3, "an empty chart"
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -225,6 +231,56 @@ def test_dark_and_light(page):
     )
 
 
+VIEWS = ("logprob", "difference", "advantage", "entropy", "mask", "version", "experts", "ids")
+CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("scheme", "ground"), [("light", "#ffffff"), ("dark", "#000000")])
+def test_every_text_can_be_read_in_light_and_in_dark(page, one, address, scheme, ground):
+    page.emulate_media(color_scheme=scheme)
+    trajectory = where(f"{RUN_ROUTE}/trajectory/{{id:path}}", one)
+    places = [where(route, one) for route in ROUTES]
+    places += [f"{trajectory}?view={view}" for view in VIEWS]
+    places += ["/run/hostile", "/run/hostile/trajectory/h", "/run/gone", f"{RUN}/metrics?match=no"]
+    faint = []
+    for place in places:
+        page.goto(place)
+        expect(page.locator(f".body--{scheme} .page")).to_be_visible()
+        page.wait_for_timeout(300)
+        faint += [(place, *found) for found in page.evaluate(CONTRAST)]
+    assert faint == []
+    # What is drawn on a canvas has one colour on both grounds.
+    assert contrast(page, charts.GREY, ground) >= 4.5
+    on_page = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    wanted = {"#ffffff": "rgb(255, 255, 255)", "#000000": "rgb(0, 0, 0)"}[ground]
+    assert on_page in (wanted, "rgba(0, 0, 0, 0)" if scheme == "light" else wanted)
+
+
+def contrast(page: Page, colour: str, ground: str) -> float:
+    """The contrast of a text of this colour, as it is measured on the pages."""
+    page.goto("about:blank")  # whose scripts touch nothing
+    page.set_content(f"<body style='background: {ground}'><p style='color: {colour}'>x</p></body>")
+    found = page.evaluate(CONTRAST.replace("found < wanted", "true"))
+    return found[0][0]
+
+
+def test_the_contrast_of_a_faint_text_is_found(page):
+    assert contrast(page, "#000", "#fff") == 21
+    assert contrast(page, "#777", "#fff") == pytest.approx(4.48)
+    assert contrast(page, "#fff", "#0072b2") == pytest.approx(5.19)
+    page.set_content("<p style='color: #777'>x</p><p style='opacity: 0'>x</p><b>x</b>")
+    assert [found[0] for found in page.evaluate(CONTRAST)] == [4.48]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_that_asks_for_the_password_can_be_read(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.set_content(password._PAGE.format(query="", said="The password of this dashboard"))
+    ground = "white" if scheme == "light" else "#121212"  # `color-scheme`: the browser's own
+    page.add_style_tag(content=f"html {{ background: {ground} }}")
+    assert page.evaluate(CONTRAST) == []
+
+
 def test_metrics_are_filtered_by_expression_and_the_address_follows(page):
     page.goto(f"{RUN}/metrics?match=^loss/loss$")
     expect(page.locator("canvas")).to_have_count(1)
@@ -233,6 +289,22 @@ def test_metrics_are_filtered_by_expression_and_the_address_follows(page):
     expect(page.locator("canvas")).to_have_count(2)
     page.reload()
     expect(page.get_by_label("keys (regular expression)")).to_have_value("^optim/")
+
+
+def test_metrics_open_on_all_keys_that_match_and_are_drawn_on_the_way_down(page):
+    page.goto(f"{RUN}/metrics")
+    of_all = page.get_by_text(re.compile(r"^\d+ of \d+ keys$"))
+    expect(of_all).to_be_visible()
+    wanted = int(of_all.inner_text().split()[0])
+    places, canvases = page.locator(".charts > .panel"), page.locator("canvas")
+    expect(places).to_have_count(wanted)
+    assert wanted > canvases.count() > 0
+    for kind in ("loss", "rollout", "selection", "staleness", "time"):
+        expect(page.get_by_text(re.compile(rf"^{kind} · \d+$"))).to_have_count(1)
+    for place in places.all():
+        place.scroll_into_view_if_needed()
+        expect(place.locator("canvas")).to_be_visible()
+        inked(place.locator("canvas"))
 
 
 def test_the_charts_go_to_a_table(page):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,7 +152,7 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     first = RunFolder(config, resume=True)
     first.metrics(0, {"eval/calculator/pass_rate": 0.25})
     for step in (1, 2, 3):
-        first.metrics(step, {"loss/loss": float(step)})
+        first.metrics(step, {"loss/loss": float(step), "loss/kl": math.nan})
         first.experts(step, 1, [[1.0]])
         first.learned(step, [("g000041.0", 100 * step), (f"g00000{step}.0", 100 * step + 50)])
     first.event("learner", "step 3", 1.0, 2.0)
@@ -184,12 +185,14 @@ def test_undone_steps_are_moved_aside_and_half_lines_cut_off(run, tmp_path):
     assert lines(run / "metrics.jsonl")[-1]["loss/loss"] == 30.0
     assert [line["step"] for line in lines(run / "experts.jsonl")] == [1, 2]
     assert [line["loss/loss"] for line in lines(aside / "metrics.jsonl")] == [3.0]
+    assert [line["step"] for line in lines(run / "not_finite.jsonl")] == [1, 2]
+    assert [line["step"] for line in lines(aside / "not_finite.jsonl")] == [3]
     assert (run / "trajectories/controller-0.jsonl").read_text(encoding="utf-8") == ""
     assert [e["name"] for e in lines(run / "events.jsonl")] == ["step 3", "goes on after step 2"]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_2"]
     assert {p.name for p in aside.iterdir()} == {
         *("config.toml", "origins.json", "summary.json"),
-        *("metrics.jsonl", "experts.jsonl", "learned_index.jsonl", "step_3"),
+        *("metrics.jsonl", "experts.jsonl", "not_finite.jsonl", "learned_index.jsonl", "step_3"),
     }
     assert "steps = 9" in (run / "config.toml").read_text(encoding="utf-8")
     assert "steps = 5" in (aside / "config.toml").read_text(encoding="utf-8")

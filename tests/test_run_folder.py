@@ -102,6 +102,16 @@ def test_metrics_are_one_json_line_per_step_without_what_is_no_number(folder):
     assert named == {"step": 1, "keys": ["parity/mean_abs_dlogp", "optim/big"]}
 
 
+@pytest.mark.parametrize(("compared", "alerts"), [(0, False), (0.0, False), (3, True)])
+def test_a_mean_over_nothing_is_left_out_and_raises_no_alert(folder, compared, alerts):
+    gap = {"parity/mean_abs_dlogp": math.nan, "parity/tokens": compared}
+    folder.metrics(1, {"loss/loss": 0.5, **gap})
+    folder.close()
+    [written] = lines(folder.path / "metrics.jsonl")
+    assert set(written) == {"step", "time", "loss/loss", "parity/tokens"}
+    assert (folder.path / "not_finite.jsonl").exists() is alerts
+
+
 def test_the_evaluation_before_is_that_of_each_environment_whatever_slashes_it_has(folder):
     rates = {
         "math": 0.1,

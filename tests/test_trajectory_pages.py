@@ -214,7 +214,7 @@ async def test_tokens_are_coloured_by_what_is_chosen_and_the_address_follows(use
     await user.should_see("Trained on in step 2.")
     await user.should_see("The run leads to no tokenizer, so these are ids.")
     assert [row["text"] for row in rows(user)] == ["5", "6", "7"]
-    assert rows(user)[2]["style"] == "background: rgba(0,114,178,0.75)"
+    assert rows(user)[2]["style"] == "background: rgba(0,114,178,0.65)"
     assert "entropy 0.4" in rows(user)[2]["hover"]
     (toggle,) = user.find(ui.toggle).elements
     toggle.set_value("ids")

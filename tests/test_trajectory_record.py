@@ -246,7 +246,7 @@ def test_what_the_learner_made_of_each_token_is_beside_what_the_engine_did(run):
         if row["n"] == 2
     ]
     assert (
-        row["style"] == "background: rgba(230,159,0,0.75)"
+        row["style"] == "background: rgba(230,159,0,0.65)"
     )  # the learner held it to be less likely
     assert "difference -0.5" in row["hover"] and "trained on" in row["hover"]
 

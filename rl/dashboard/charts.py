@@ -15,7 +15,8 @@ from rl.dashboard.series import Series, thin
 # Okabe and Ito's colours, which those who are colour-blind tell apart; on dark and on light ground.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#999999")
 _STEPS = {"minInterval": 1}
-_GREY, _RULE = "#808792", "#80879240"
+# A canvas does not know which ground the page has: this one can be read on white and on black.
+GREY, _RULE = "#6f7782", "#80879240"
 _MAX_NAME = 60
 # Charts one below the other, with the same axis of time.
 _LANE_GRID = {"left": 124, "right": 16, "containLabel": False}
@@ -194,7 +195,7 @@ def heat(
         "bottom": 0,
         "itemHeight": 90,
         "itemWidth": 12,
-        "textStyle": {"color": _GREY},
+        "textStyle": {"color": GREY},
         "inRange": {"color": ["#0072B2", "#56B4E9", "#EDEDED", "#E69F00", "#D55E00"]},
     }
     options["series"] = [{"type": "heatmap", "name": "load", "data": [list(c) for c in cells]}]
@@ -282,14 +283,15 @@ def _frame(title: str, *, legend: bool) -> Options:
             "text": title[:_MAX_NAME],
             "left": 0,
             "top": 0,
-            "textStyle": {"fontSize": 13, "fontWeight": 600, "color": _GREY},
+            "textStyle": {"fontSize": 13, "fontWeight": 600, "color": GREY},
         },
         "legend": {
             "show": legend,
             "type": "scroll",
             "bottom": 2,
             # A line as high as its letters: the scrolling legend cuts off what stands out of it.
-            "textStyle": {"color": _GREY, "fontSize": 11, "lineHeight": 16},
+            "textStyle": {"color": GREY, "fontSize": 11, "lineHeight": 16},
+            "pageTextStyle": {"color": GREY},
             "itemWidth": 14,
             "itemHeight": 8,
             "itemGap": 8,
@@ -308,7 +310,7 @@ def _frame(title: str, *, legend: bool) -> Options:
 def _axis(kind: str, **more: object) -> Options:
     return {
         "type": kind,
-        "axisLabel": {"color": _GREY},
+        "axisLabel": {"color": GREY},
         "axisLine": {"lineStyle": {"color": _RULE}},
         "splitLine": {"lineStyle": {"color": _RULE}},
         **more,

@@ -27,8 +27,8 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Dorado</title>
 <meta name="viewport" content="width=device-width">
 <style>
-body {{ font-family: system-ui, sans-serif; display: grid; place-items: center; min-height: 90vh;
-       color-scheme: light dark; }}
+:root {{ color-scheme: light dark; }}
+body {{ font-family: system-ui, sans-serif; display: grid; place-items: center; min-height: 90vh; }}
 form {{ display: grid; gap: 12px; width: 280px; }}
 input, button {{ font: inherit; padding: 8px; }}
 </style></head>

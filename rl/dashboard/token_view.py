@@ -26,7 +26,8 @@ MAX_TOKENS = 3000
 _BLUE, _ORANGE, _GREEN = "0,114,178", "230,159,0", "0,158,115"
 # At this log-prob, about one in 150, the colour is full.
 _FULL_LOGPROB = 5.0
-_STRONGEST = 0.75
+# More, and a text on it could not be read in the dark.
+_STRONGEST = 0.65
 # Whose experts hovering shows.
 _MOST_LAYERS = 16
 

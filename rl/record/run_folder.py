@@ -55,6 +55,9 @@ create table if not exists learned (
 ) without rowid
 """
 LEARNED = "trajectories/learned.jsonl"
+NOT_FINITE = "not_finite.jsonl"
+# A mean, and the key that counts what it is over: of nothing it is nan, and nothing is wrong.
+MEAN_OVER = {"parity/mean_abs_dlogp": "parity/tokens"}
 
 
 class TrajectoryWriter:
@@ -184,6 +187,8 @@ class RunFolder:
         self._metrics = self._undo(self._metrics, "metrics.jsonl", step, aside)
         self.begins = self._metrics.tell()
         self._experts = self._undo(self._experts, "experts.jsonl", step, aside)
+        if (self.path / NOT_FINITE).exists():
+            self._move_undone(NOT_FINITE, step, aside)
         self._unlearn(step, aside)
         now = time.time()
         self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))
@@ -203,12 +208,15 @@ class RunFolder:
     def _undo(self, file: TextIO, name: str, step: int, aside: Path) -> TextIO:
         """Move the lines of later steps to `aside`; returns the file, open to go on."""
         file.close()
+        self._move_undone(name, step, aside)
+        return (self.path / name).open("a", encoding="utf-8")
+
+    def _move_undone(self, name: str, step: int, aside: Path) -> None:
         lines = (self.path / name).read_text(encoding="utf-8").splitlines(keepends=True)
         undone = [line for line in lines if json.loads(line)["step"] > step]
         (aside / name).write_text("".join(undone), encoding="utf-8")
         kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
         self._replace(name, kept)
-        return (self.path / name).open("a", encoding="utf-8")
 
     def _unlearn(self, step: int, aside: Path) -> None:
         """Move the index's rows of what later steps trained on to `aside`; LEARNED keeps its lines."""
@@ -243,13 +251,14 @@ class RunFolder:
     def metrics(self, step: int, values: Mapping[str, object]) -> None:
         """Write one line of metrics.jsonl; infinite numbers and those that are none are left out.
 
-        not_finite.jsonl names them.
+        not_finite.jsonl names them, but for means over nothing.
         """
-        bad = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
-        finite = {k: v for k, v in values.items() if k not in bad}
+        without = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+        finite = {k: v for k, v in values.items() if k not in without}
+        bad = [k for k in without if k not in MEAN_OVER or values.get(MEAN_OVER[k]) != 0]
         self._line(self._metrics, {"step": step, "time": time.time(), **finite})
         if bad:
-            with (self.path / "not_finite.jsonl").open("a", encoding="utf-8") as file:
+            with (self.path / NOT_FINITE).open("a", encoding="utf-8") as file:
                 self._line(file, {"step": step, "keys": bad})
 
     def experts(self, step: int, computing: int, loads: Sequence[Sequence[float]]) -> None:

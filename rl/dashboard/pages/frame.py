@@ -24,10 +24,13 @@ _STYLE = """
 .page { width: 100%; max-width: 1800px; margin: 0 auto; padding: 16px clamp(8px, 2vw, 24px) 40px; }
 .q-header { flex-wrap: wrap; row-gap: 4px; }
 .body--dark .nicegui-link, .body--dark td a { color: #7cc4ff; }
-.body--light td a { color: #0067a0; }
+.body--light .nicegui-link, .body--light td a { color: #0067a0; }
+.body--dark .q-btn.text-primary { --q-primary: #7cc4ff; }
+.q-field__focusable-action { opacity: 1; }
 .panel { border: 1px solid #80879240; border-radius: 8px; padding: 12px; }
 .quiet { color: #636a75; font-size: 12px; }
 .body--dark .quiet { color: #9aa1ac; }
+.section { font-weight: 600; margin-top: 4px; }
 .number { font-size: 22px; font-weight: 600; line-height: 1.2; }
 .halves { display: grid; gap: 12px; width: 100%; }
 .halves { grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); }
@@ -55,7 +58,13 @@ def frame(site: Site, name: str = "", page: str = "") -> Iterator[None]:
     titles = [one.title for one in site.pages if one.title and one.below == page and name]
     ui.page_title(" · ".join([*titles, *([name[:60]] if name else []), "Dorado"]))
     ui.add_css(_STYLE)
-    ui.colors(primary="#0072B2", negative="#D55E00", warning="#B57A00", positive="#009E73")
+    ui.colors(
+        primary="#0072B2",
+        negative="#D55E00",
+        warning="#B57A00",
+        positive="#009E73",
+        dark_page="#000",
+    )
     dark = ui.dark_mode(None)
     with ui.header().classes("items-center q-py-sm").style("background: #12263a"):
         ui.link("Dorado", "/").classes("text-white text-bold no-underline text-lg")
@@ -92,7 +101,7 @@ def tile(name: str, value: str, remark: str) -> None:
 def notice(text: str, advice: str = "", icon: str = "info") -> None:
     """An empty or an error state: what is the case, and what to do."""
     with ui.row().classes("panel w-full items-center no-wrap"):
-        ui.icon(icon, size="md").classes("text-grey-6")
+        ui.icon(icon, size="md").classes("text-grey-7")
         with ui.column().classes("gap-0"):
             ui.label(text)
             if advice:

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Query, Response
 from nicegui import app, ui
 from nicegui.elements.mixins.value_element import ValueElement
+from nicegui.events import GenericEventArguments
 
 from rl.dashboard import charts
 from rl.dashboard.metrics_table import as_csv
@@ -27,8 +28,9 @@ from rl.dashboard.run_data import RunData
 from rl.dashboard.series import matching, number, smoothed, thin
 
 FIRST_MATCH = "reward$|^loss/|^time/|^staleness/"
-# More charts than this make a page slow, and nobody reads them.
+# Charts that a page has from the beginning; every other one is drawn when its place comes into view.
 MAX_CHARTS = 24
+CHART_HEIGHT = "height: 230px"
 MAX_SMOOTHING = 0.99
 
 
@@ -89,7 +91,7 @@ def metrics_page(site: Site, route: str) -> None:
         choice = Choice([run, *_others(site, run, also)], match)
         await read(*choice.runs)
         try:
-            table = as_csv(choice.runs, drawn_of(wanted(choice)))
+            table = as_csv(choice.runs, wanted(choice))
         except ValueError as error:
             return Response(f"{error}\n", 400, media_type="text/plain")
         headers = {"Content-Disposition": 'attachment; filename="metrics.csv"'}
@@ -117,10 +119,12 @@ def metrics_page(site: Site, route: str) -> None:
 
 
 def _content(site: Site, choice: Choice) -> None:
+    shown: list[str] = []
     drawn: dict[str, ui.echart] = {}
 
     @ui.refreshable
     def panels() -> None:
+        shown.clear()
         drawn.clear()
         try:
             keys = wanted(choice)
@@ -133,12 +137,9 @@ def _content(site: Site, choice: Choice) -> None:
         elif not keys:
             notice(f"None of {every} keys matches.", "Such as reward$ or ^loss/; a dot shows all.")
         else:
-            more = "" if len(keys) <= MAX_CHARTS else f"; the first {MAX_CHARTS} are drawn"
-            ui.label(f"{len(keys)} of {every} keys{more}").classes("quiet")
-        with ui.element("div").classes("charts"):
-            for key in drawn_of(keys):
-                with ui.element("div").classes("panel"):
-                    drawn[key] = ui.echart(chart(choice, key)).style("height: 230px")
+            ui.label(f"{len(keys)} of {every} keys").classes("quiet")
+        shown.extend(keys)
+        _sections(choice, keys, drawn)
 
     async def choose() -> None:
         choice.runs[1:] = _others(site, choice.runs[0], controls.beside.value)
@@ -151,16 +152,41 @@ def _content(site: Site, choice: Choice) -> None:
 
     async def refresh() -> None:
         await read(*choice.runs)
-        if list(drawn) != drawn_of(_keys(choice)):
+        if shown != _keys(choice):
             panels.refresh()
-        for key, shown in drawn.items():
-            redraw(shown, chart(choice, key))
+        for key, one in drawn.items():
+            redraw(one, chart(choice, key))
 
     controls = _controls(site, choice)
     for control in controls.all:
         control.on_value_change(choose)
     panels()
     live(refresh)
+
+
+def _sections(choice: Choice, keys: list[str], drawn: dict[str, ui.echart]) -> None:
+    """A section for each kind of key. Charts that are not among the first are drawn once they are in view."""
+    first = first_of(keys)
+
+    def draw(key: str) -> None:
+        drawn[key] = ui.echart(chart(choice, key)).style(CHART_HEIGHT)
+
+    def later(key: str) -> None:
+        place = ui.element("q-intersection").style(f"min-{CHART_HEIGHT}")
+
+        def seen(event: GenericEventArguments) -> None:
+            if event.args and key not in drawn:
+                with place:
+                    draw(key)
+
+        place.on("visibility", seen)
+
+    for kind, own in kinds_of(keys).items():
+        ui.label(f"{kind[:60]} · {len(own)}").classes("section")
+        with ui.element("div").classes("charts"):
+            for key in own:
+                with ui.element("div").classes("panel"):
+                    (draw if key in first else later)(key)
 
 
 def _controls(site: Site, choice: Choice) -> _Controls:
@@ -190,15 +216,21 @@ def wanted(choice: Choice) -> list[str]:
     return matching({key for run in choice.runs for key in run.series}, choice.match)
 
 
-def drawn_of(keys: list[str]) -> list[str]:
-    """The keys that are drawn: all, or the first of each kind (`loss/`, `time/`, …) by turns."""
-    if len(keys) <= MAX_CHARTS:
-        return keys
+def kinds_of(keys: list[str]) -> dict[str, list[str]]:
+    """Keys by their kind, such as `loss` of `loss/kl`; those without one are of the kind "others"."""
     kinds: dict[str, list[str]] = {}
     for key in keys:
-        kinds.setdefault(key.partition("/")[0], []).append(key)
-    by_turns = [key for row in zip_longest(*kinds.values()) for key in row if key is not None]
-    return sorted(by_turns[:MAX_CHARTS])
+        kind, slash, _ = key.partition("/")
+        kinds.setdefault(kind if slash else "others", []).append(key)
+    return kinds
+
+
+def first_of(keys: list[str]) -> frozenset[str]:
+    """The keys whose charts are there at once: the first of each kind by turns."""
+    by_turns = [
+        key for row in zip_longest(*kinds_of(keys).values()) for key in row if key is not None
+    ]
+    return frozenset(by_turns[:MAX_CHARTS])
 
 
 def chart(choice: Choice, key: str) -> charts.Options:
