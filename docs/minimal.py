@@ -86,7 +86,7 @@ def play(policy: Any, renderer: Renderer, tasks: Sequence[Task], c: RunConfig) -
         trajectories[-1].hear(renderer.prompt(opening.messages, opening.tools))
     for _ in range(c.episode.max_turns):
         playing = [t for t in trajectories if not t.done]
-        turns = generate(policy, [t.ids for t in playing], renderer.eos_ids[0], c)
+        turns = generate(policy, [t.ids for t in playing], renderer.eos_ids, c)
         for trajectory, (ids, logprobs) in zip(playing, turns, strict=True):
             trajectory.write(ids, logprobs)  # the ids themselves: text is never tokenized again
             if ids[-1] not in renderer.eos_ids:
@@ -105,29 +105,31 @@ def play(policy: Any, renderer: Renderer, tasks: Sequence[Task], c: RunConfig) -
 
 @torch.no_grad()
 def generate(
-    policy: Any, prompts: Sequence[Sequence[int]], end: int, c: RunConfig
+    policy: Any, prompts: Sequence[Sequence[int]], ends: Sequence[int], c: RunConfig
 ) -> list[tuple[list[int], list[float]]]:
     """Sample a turn for each prompt: ids and their log-probs. In the run: `rollout/vllm_engine.py`."""
     if not prompts:
         return []
-    width = max(map(len, prompts))
+    width, pad = max(map(len, prompts)), ends[0]
     left = [width - len(prompt) for prompt in prompts]
     found = policy.generate(
-        torch.tensor([[end] * n + [*p] for n, p in zip(left, prompts, strict=True)]),
+        torch.tensor([[pad] * n + [*p] for n, p in zip(left, prompts, strict=True)]),
         attention_mask=torch.tensor([[0] * n + [1] * (width - n) for n in left]),
         max_new_tokens=c.episode.max_completion_tokens,
         do_sample=True,
         temperature=c.sampling.temperature,
         top_k=0,
-        eos_token_id=end,
-        pad_token_id=end,
+        eos_token_id=list(ends),  # all at which an engine stops
+        pad_token_id=pad,
         output_logits=True,
         return_dict_in_generate=True,
     )
     written = found.sequences[:, width:]
     logits = torch.stack(found.logits, 1).float() / c.sampling.temperature
     logprobs = logits.log_softmax(-1).gather(-1, written[..., None])[..., 0].tolist()
-    lengths = [ids.index(end) + 1 if end in ids else len(ids) for ids in written.tolist()]
+    lengths = [
+        next((n for n, id in enumerate(ids, 1) if id in ends), len(ids)) for ids in written.tolist()
+    ]
     return [(written[i, :n].tolist(), logprobs[i][:n]) for i, n in enumerate(lengths)]
 
 

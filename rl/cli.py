@@ -91,7 +91,7 @@ def train(
 ) -> None:
     """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
     from rl.config_file import read_origins
-    from rl.preflight import check_run, resolved
+    from rl.preflight import check_hub_rows, check_run, read_later, resolved
 
     settings = _load(config, context.args)
     going_on = None
@@ -104,9 +104,13 @@ def train(
         from rl.record.run_folder import dump_toml
 
         typer.echo(dump_toml(resolved(settings)), nl=False)
+        for sentence in read_later(settings):
+            typer.echo(f"note: {sentence}", err=True)
         if said := not_here("torch", "transformers", "ray", "vllm"):
             typer.echo(f"note: the settings are right, but {said}", err=True)
         raise typer.Exit(0)
+    require("ray")
+    check_hub_rows(settings)
     from rl.launch import train_or_say_why
 
     raise typer.Exit(train_or_say_why(settings, going_on, read_origins(config, context.args)))
@@ -211,21 +215,19 @@ def dashboard(
     demo: Annotated[bool, typer.Option("--demo", help="A recorded quickstart, no runs.")] = False,
 ) -> None:
     """Show runs on a web page, live. It reads their folders and writes nothing."""
-    from rl.dashboard.demo import demo_runs
+    from rl.dashboard.demo import PART, demo_runs
 
-    if demo:
-        typer.echo(
-            "the demo is a recorded quickstart; it holds a part of its trajectories, and its last checkpoint "
-            "without weights"
-        )
+    note = f"the demo is {PART}" if demo else ""
+    if note:
+        typer.echo(note)
     with demo_runs() if demo else nullcontext(runs_dir) as folder:
-        _serve(folder, host, port, password_file)
+        _serve(folder, note, host, port, password_file)
 
 
-def _serve(folder: Path, host: str, port: int, password_file: Path | None) -> None:
+def _serve(folder: Path, note: str, host: str, port: int, password_file: Path | None) -> None:
     from rl.dashboard.run_data import RunsFolder
 
-    runs = RunsFolder(folder)
+    runs = RunsFolder(folder, note)
     try:
         from rl.dashboard.password import read_password
         from rl.dashboard.server import check_address, serve

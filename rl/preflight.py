@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,13 +241,29 @@ def check_rewards(tables: Sequence[EnvTable]) -> None:
 
 def _check_splits(config: RunConfig) -> None:
     """Local data sets have rows in each split that is wanted."""
-    wanted: list[Split] = ["train"]
-    if config.eval.before or config.eval.after:
-        wanted.append("heldout")
+    for label, env in _data_sets(config):
+        if env.config.path is not None:
+            _check_tasks(label, env, _wanted(config))
+
+
+def _data_sets(config: RunConfig) -> Iterator[tuple[str, DatasetEnv]]:
     for table in config.env:
-        env = table.make()
-        if isinstance(env, DatasetEnv) and env.config.path is not None:
-            _check_tasks(table.label, env, wanted)
+        if isinstance(env := table.make(), DatasetEnv):
+            yield table.label, env
+
+
+def _wanted(config: RunConfig) -> list[Split]:
+    return ["train", "heldout"] if config.eval.before or config.eval.after else ["train"]
+
+
+def read_later(config: RunConfig) -> list[str]:
+    """Say of which environments the check has read no rows, a sentence each."""
+    return [
+        f"env {label!r}: the rows of {env.config.hub} are on the Hugging Face Hub; `dorado train` reads and "
+        "checks them when it begins, this check does not"
+        for label, env in _data_sets(config)
+        if env.config.hub is not None
+    ]
 
 
 def check_hub_rows(config: RunConfig) -> None:
@@ -255,10 +271,9 @@ def check_hub_rows(config: RunConfig) -> None:
 
     Raises ConfigError.
     """
-    for table in config.env:
-        env = table.make()
-        if isinstance(env, DatasetEnv) and env.config.hub is not None:
-            _check_tasks(table.label, env, ("train", "heldout"))
+    for label, env in _data_sets(config):
+        if env.config.hub is not None:
+            _check_tasks(label, env, _wanted(config))
 
 
 def _check_tasks(label: str, env: Env, splits: Sequence[Split]) -> None:

@@ -13,11 +13,11 @@ from rl.dashboard.server import add_pages
 
 
 @asynccontextmanager
-async def simulated_user(runs: Path) -> AsyncIterator[User]:
+async def simulated_user(runs: Path, note: str = "") -> AsyncIterator[User]:
     """A user who can open every page."""
     modules = dict(sys.modules)
     async with user_simulation() as user:
-        add_pages(RunsFolder(runs))
+        add_pages(RunsFolder(runs, note))
         yield user
     # It forgets the modules that have pages and the packages above them; other tests still use those.
     sys.modules.update(modules)

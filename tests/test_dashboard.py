@@ -20,6 +20,7 @@ from test_run_data import STATUS, make_run, step_metrics
 
 from rl.config_file import ConfigError
 from rl.dashboard import run_data, server
+from rl.dashboard.demo import PART
 from rl.dashboard.page import Page, Site
 from rl.dashboard.pages import frame
 from rl.dashboard.pages.frame import run_address
@@ -63,6 +64,14 @@ def charts(user: User) -> dict[str, list[str]]:
 
 def rows(user: User) -> list[dict]:
     return [row for table in user.find(ui.table).elements for row in table.rows]
+
+
+async def test_every_page_of_the_demo_says_that_it_holds_a_part(folder):
+    make_run(folder / "quickstart", [step_metrics(1)])
+    async with simulated_user(folder, f"the demo is {PART}") as user:
+        for address in ("/", "/run/quickstart", "/run/quickstart/trajectories", "/run/gone"):
+            await user.open(address)
+            await user.should_see("a recorded quickstart; it holds a part of its trajectories")
 
 
 async def test_an_empty_folder_says_how_to_begin_and_a_run_shows_by_itself(user, folder):

@@ -15,6 +15,9 @@ from envs.env import Task
 from envs.message import Message
 from envs.session import Deadlines, EnvSession
 from reward.answer import exact
+from rl.config import RunConfig, load_config
+from rl.config_file import ConfigError
+from rl.preflight import check_hub_rows, read_later
 
 ROWS = [{"question": f"what is {n} + 1?", "answer": n + 1} for n in range(60)]
 
@@ -178,6 +181,33 @@ def test_a_data_set_in_the_form_of_the_hub_has_splits_of_its_own(tmp_path):
     assert questions(tasks(e, "train", 200)) == {row["question"] for row in ROWS[20:]}
     with pytest.raises(ValueError, match=rf"{tmp_path}, split tset cannot be read: Unknown split"):
         tasks(env(hub=str(tmp_path), heldout_split="tset"), "heldout", 1)
+
+
+def test_rows_on_the_hub_are_read_by_train_before_anything_starts_and_the_check_says_so(tmp_path):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "train.jsonl").write_text(
+        '{"question": "1 + 1?", "answer": "2"}\n{"question": "2?"}\n', "utf-8"
+    )
+    config = tmp_path / "demo.toml"
+    config.write_text(
+        f'name = "demo"\nruns_dir = "{tmp_path}/runs"\neval = {{ before = false, after = false }}\n'
+        '[model.init]\nfamily = "qwen3_moe"\npreset = "tiny"\n[[env]]\nid = "dataset"\njudges = ["exact"]\n'
+        f'config = {{ hub = "{hub}" }}\n',
+        encoding="utf-8",
+    )
+    plain = {"model": {"init": {}}, "name": "x"}
+    tables = [
+        {"id": "dataset", "judges": ["exact"], "config": {"hub": "a/b"}},
+        {"id": "calculator"},
+    ]
+    [said] = read_later(RunConfig.model_validate({**plain, "env": tables}))
+    assert said.startswith(
+        "env 'dataset': the rows of a/b are on the Hugging Face Hub; `dorado train` reads"
+    )
+    with pytest.raises(ConfigError, match=r"env 'dataset': data set .*hub, split train: row 2: "):
+        check_hub_rows(load_config(config))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,18 @@ def test_a_trajectory_is_what_was_written_token_by_token(policy):
     assert loss.item() == pytest.approx(wanted, abs=1e-4)
 
 
+def test_a_turn_ends_at_any_of_the_end_tokens(policy):
+    config = settings(episode={"max_turns": 1, "max_completion_tokens": 24, "max_tokens": 128})
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    torch.manual_seed(1)
+    ends = tuple(range(0, 40))
+    turns = minimal.generate(model, [[50, 51], [60]] * 8, ends, config)
+    last = [ids[-1] for ids, _ in turns if len(ids) < 24]
+    assert len(set(last)) > 1 and set(last) <= set(ends)
+    for ids, logprobs in turns:
+        assert not set(ids[:-1]) & set(ends) and len(ids) == len(logprobs)
+
+
 def test_a_group_without_variance_gives_no_sample(policy):
     both = [minimal.Trajectory(None, [1, 2], [False, True], [0.0, -1.0], reward=1.0)] * 2
     assert minimal.samples_of(both, "0/0", 0) == []

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PART = "a recorded quickstart; it holds a part of its trajectories, and its last checkpoint without weights"
 ARCHIVE = Path(__file__).parent / "demo.tar.xz"
 
 

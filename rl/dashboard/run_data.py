@@ -257,8 +257,8 @@ class RunData:
 class RunsFolder:
     """The folder that holds run folders, by name."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigError where it is no folder, or a run folder itself."""
+    def __init__(self, path: Path, note: str = "") -> None:
+        """Raises ConfigError where it is no folder, or a run folder itself. note: what every page says."""
         if not path.is_dir():
             raise ConfigError(
                 f"dashboard {path}: there is no such folder; name one that holds run folders, such as runs"
@@ -268,7 +268,7 @@ class RunsFolder:
             raise ConfigError(
                 f"dashboard {path}: this is a run folder; name the one above it: {above}"
             )
-        self.path = path.resolve()
+        self.path, self.note = path.resolve(), note
         self._runs: dict[str, RunData] = {}
 
     def names(self) -> list[str]:

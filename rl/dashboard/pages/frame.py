@@ -78,6 +78,8 @@ def frame(site: Site, name: str = "", page: str = "") -> Iterator[None]:
         ui.label(str(site.runs.path)).classes("text-white ellipsis gt-sm").style("opacity: .6")
         button = ui.button(icon="contrast", on_click=lambda: dark.set_value(not dark.value))
         button.props("flat round dense color=white aria-label='dark or light'")
+        if site.runs.note:
+            ui.label(site.runs.note).classes("text-white w-full text-caption")
     with ui.column().classes("page gap-4"):
         yield
 
