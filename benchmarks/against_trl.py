@@ -91,11 +91,11 @@ def make_job(kind: str, dtype: str, policy: Path, *, quick: bool, repetition: in
 def play_trl(job: Job, name: str, folder: Path, python: Path) -> Outcome:
     """Play a job with TRL in its own interpreter. Raises SideFailed."""
     source, target = folder / f"{name}.json", folder / f"{name}-outcome.json"
-    source.write_text(json.dumps(job))
+    source.write_text(json.dumps(job), encoding="utf-8")
     dorado_side.run(
         [str(python), "-m", "peer.trl_side", str(source), str(target)], folder / f"{name}.log"
     )
-    return json.loads(target.read_text())
+    return json.loads(target.read_text(encoding="utf-8"))
 
 
 def play_all(asked: argparse.Namespace, overrides: Sequence[str], folder: Path) -> list[Play]:

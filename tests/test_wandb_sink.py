@@ -190,7 +190,7 @@ def with_a_key(
 
 def has_every_step(folder: RunFolder) -> bool:
     """True if metrics.jsonl ends with the last step, whatever W&B has done."""
-    written = (folder.path / "metrics.jsonl").read_text().splitlines()
+    written = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["step"] for line in written] == [1, 2]
 
 

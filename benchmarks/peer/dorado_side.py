@@ -42,7 +42,7 @@ def environment(kind: str) -> str:
 def run(command: Sequence[str], log: Path, *, watch: bool = False) -> CpuSeconds | None:
     """Run a command to its end, with `benchmarks` importable. Raises SideFailed."""
     variables = {**os.environ, "PYTHONPATH": str(BENCHMARKS), "TOKENIZERS_PARALLELISM": "false"}
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=variables, cwd=log.parent
         )
@@ -57,7 +57,7 @@ def run(command: Sequence[str], log: Path, *, watch: bool = False) -> CpuSeconds
             if seconds is not None:
                 seconds.stop()
     if code:
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        end = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-15:])
         raise SideFailed(f"{' '.join(command[:4])} … ended with exit code {code}:\n{end}")
     return seconds
 
@@ -83,7 +83,7 @@ def policy(kind: str, cache: Path, folder: Path) -> Path:
             "slip": 0.25,
             "optim": optim,
         }
-    sources = "".join(Path(str(m.__file__)).read_text() for m in (arithmetic, work))
+    sources = "".join(Path(str(m.__file__)).read_text(encoding="utf-8") for m in (arithmetic, work))
     key = hashlib.sha256((json.dumps(values["model"]) + str(values.get("sft")) + sources).encode())
     made = cache / f"policy-{name}-{key.hexdigest()[:12]}"
     if made.exists():
@@ -93,7 +93,7 @@ def policy(kind: str, cache: Path, folder: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     partial = folder / made.name
     config = folder / f"{made.name}.toml"
-    config.write_text(tomli_w.dumps(values))
+    config.write_text(tomli_w.dumps(values), encoding="utf-8")
     command = [sys.executable, "-m", "rl", "sft", str(config), "--out", str(partial)]
     if kind == "single":
         command = [sys.executable, "-m", "rl", "model", "init", str(partial)]
@@ -144,7 +144,7 @@ def settings(job: Job, name: str, runs_dir: Path) -> dict[str, object]:
 def play(job: Job, name: str, folder: Path, overrides: Sequence[str]) -> tuple[Outcome, Cost]:
     """Train for the job's updates, then play its held-out tasks once each. Raises SideFailed."""
     config = folder / f"{name}.toml"
-    config.write_text(tomli_w.dumps(settings(job, name, folder)))
+    config.write_text(tomli_w.dumps(settings(job, name, folder)), encoding="utf-8")
     command = [sys.executable, "-m", "rl", "train", str(config), *overrides]
     seconds = run(command, folder / f"{name}.log", watch=True)
     assert seconds is not None

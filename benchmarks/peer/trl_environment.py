@@ -39,12 +39,18 @@ def trl_python(cache: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
     pip += ["--quiet"]
-    torch = next(line for line in REQUIREMENTS.read_text().splitlines() if line[:7] == "torch==")
+    torch = next(
+        line
+        for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+        if line[:7] == "torch=="
+    )
     for packages, hint in (
         ([torch], "; its index is the one that scripts/setup.sh names: set PIP_EXTRA_INDEX_URL"),
         (["-r", str(REQUIREMENTS)], ""),
     ):
-        made = subprocess.run([*pip, *packages], stderr=subprocess.PIPE, text=True, check=False)
+        made = subprocess.run(
+            [*pip, *packages], stderr=subprocess.PIPE, text=True, check=False, encoding="utf-8"
+        )
         if made.returncode:
             said = next((x for x in made.stderr.splitlines() if "ERROR" in x), "pip failed")
             raise NoEnvironment(f"{' '.join(packages)} cannot be installed: {said}{hint}")

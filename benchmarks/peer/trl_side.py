@@ -255,8 +255,8 @@ def play(job: Job, folder: str) -> Outcome:
 def main() -> None:
     """Play the job, and write what was measured."""
     source, target = map(Path, sys.argv[1:])
-    outcome = play(json.loads(source.read_text()), str(target.parent / "trl"))
-    target.write_text(json.dumps(outcome))
+    outcome = play(json.loads(source.read_text(encoding="utf-8")), str(target.parent / "trl"))
+    target.write_text(json.dumps(outcome), encoding="utf-8")
 
 
 if __name__ == "__main__":
