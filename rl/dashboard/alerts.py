@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rl.dashboard.changes import fall_sentences
 from rl.dashboard.run_data import RunData
 from rl.dashboard.series import environments, mean, recent
 from rl.record.status import sentence
@@ -27,7 +28,7 @@ class Alert:
 def alerts(run: RunData, now: float | None = None) -> list[Alert]:
     """The alerts of a run, errors first."""
     now = time.time() if now is None else now
-    found = [*_state(run, now), *_rollout(run), *_learner(run), *_files(run)]
+    found = [*_state(run, now), *_rollout(run), *_learner(run), *_changes(run), *_files(run)]
     order = ("error", "warning", "note")
     return sorted(found, key=lambda alert: order.index(alert.level))
 
@@ -112,6 +113,11 @@ def _learner(run: RunData) -> Iterator[Alert]:
             f"{dropped.last / played.last:.0%} of what was played was not trained on: tasks that are always "
             "or never solved teach nothing.",
         )
+
+
+def _changes(run: RunData) -> Iterator[Alert]:
+    for said in fall_sentences(run.changes):
+        yield Alert("note", said)
 
 
 def _files(run: RunData) -> Iterator[Alert]:

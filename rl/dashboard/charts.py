@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rl.dashboard.change_points import ChangePoint
 from rl.dashboard.series import Series, thin
 
 # Okabe and Ito's colours, which those who are colour-blind tell apart; on dark and on light ground.
@@ -64,8 +65,15 @@ class LaneBar:
     text: str
 
 
-def lines(title: str, named: Sequence[tuple[str, Series]], *, share: bool = False) -> Options:
-    """One line per name over the steps. share: the values lie between 0 and 1."""
+def lines(
+    title: str,
+    named: Sequence[tuple[str, Series]],
+    *,
+    share: bool = False,
+    marks: Sequence[tuple[str, ChangePoint]] = (),
+) -> Options:
+    """One line per name over the steps. share: the values lie between 0 and 1. marks: upright lines where a
+    series of that name changed."""
     options = _frame(title, legend=len(named) > 1)
     options["xAxis"] = _axis("value", minInterval=1, min="dataMin", max="dataMax")
     options["yAxis"] = _axis("value", scale=not share, **({"min": 0, "max": 1} if share else {}))
@@ -80,7 +88,22 @@ def lines(title: str, named: Sequence[tuple[str, Series]], *, share: bool = Fals
         }
         for name, one in named
     ]
+    for name, point in marks:
+        for (other, _), drawn in zip(named, options["series"], strict=True):
+            if other == name:
+                line = drawn.setdefault("markLine", _mark_line())
+                line["data"].append({"xAxis": point.step, "name": point.how})
     return options
+
+
+def _mark_line() -> Options:
+    return {
+        "silent": True,
+        "symbol": "none",
+        "lineStyle": {"type": "dashed", "width": 1},
+        "label": {"formatter": "{b}", "color": _GREY, "fontSize": 10},
+        "data": [],
+    }
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """The overview of one run as plain data: figures, charts, tables; what the page draws."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rl.dashboard import charts
+from rl.dashboard.change_points import ChangePoint
 from rl.dashboard.run_data import RunData
 from rl.dashboard.series import Series, environments, mean, recent
 
@@ -62,8 +64,15 @@ def overview_charts(run: RunData) -> dict[str, charts.Options]:
     ]
     stale = [(n, series[f"staleness/{n}"]) for n in ("mean", "max") if f"staleness/{n}" in series]
     return {
-        "reward": charts.lines("reward per environment", reward),
-        "held_out": charts.lines("held-out pass rate", held_out, share=True),
+        "reward": charts.lines(
+            "reward per environment", reward, marks=_marks(run, "rollout", envs, "reward")
+        ),
+        "held_out": charts.lines(
+            "held-out pass rate",
+            held_out,
+            share=True,
+            marks=_marks(run, "eval", [env for env, _ in held_out], "pass_rate"),
+        ),
         "throughput": charts.lines("tokens per second", _some(run, "time/tokens_per_second")),
         "staleness": charts.lines("staleness, versions", stale),
         "split": charts.shares("seconds of a step", time_split(run)),
@@ -71,6 +80,12 @@ def overview_charts(run: RunData) -> dict[str, charts.Options]:
             "seconds of a weight sync, beside the next step", _some(run, "time/sync_seconds")
         ),
     }
+
+
+def _marks(
+    run: RunData, kind: str, envs: Sequence[str], name: str
+) -> list[tuple[str, ChangePoint]]:
+    return [(env, point) for env in envs for point in run.changes.get(f"{kind}/{env}/{name}", ())]
 
 
 def time_split(run: RunData) -> list[tuple[str, Series]]:

@@ -20,6 +20,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError
 
 from rl.config_file import ConfigError
+from rl.dashboard.change_points import ChangePoint
+from rl.dashboard.changes import find_changes
 from rl.dashboard.expert_loads import ExpertLoads, held, read_loads
 from rl.dashboard.growing_lines import GrowingLines, Object, lines_of, plain
 from rl.dashboard.series import Series, add, metrics_line, not_finite, not_finite_line, number
@@ -90,6 +92,8 @@ class RunData:
         self.series: dict[str, Series] = {}
         # Keys that were nan or infinite, and at which steps.
         self.not_finite: dict[str, list[int]] = {}
+        # Where metrics changed, as of the last `look_for_changes`.
+        self.changes: dict[str, tuple[ChangePoint, ...]] = {}
         self.spans: list[Span] = []
         self.config: Object = {}
         self.origins: dict[str, str] = {}
@@ -130,6 +134,10 @@ class RunData:
                 self._read_index(seen)
             self.written = max(seen[name][0] for name in _WRITTEN) / 1e9
             self.problems, self._seen = self._found, seen
+
+    def look_for_changes(self) -> None:
+        """Find where pass rates and rewards changed; takes up to seconds, so a page opens without it."""
+        self.changes = find_changes(self.series)
 
     def state(self, now: float | None = None) -> State:
         """Sum up the run in a word: its own at its end, else from its last sign of life."""

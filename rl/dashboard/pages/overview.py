@@ -1,5 +1,6 @@
 """`/run/NAME`: one run at a glance."""
 
+from nicegui import run as ng_run
 from nicegui import ui
 
 from rl.dashboard.alerts import alerts
@@ -86,6 +87,7 @@ def _content(run: RunData) -> None:
 
     async def refresh() -> None:
         await read(run)
+        await ng_run.io_bound(run.look_for_changes)
         if said != (now := [*figures(run), *alerts(run)]):
             said[:] = now
             head.refresh()
