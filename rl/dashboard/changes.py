@@ -68,7 +68,7 @@ def _results(keys: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
 
 
 def _points(one: Series) -> tuple[ChangePoint, ...]:
-    """Of the series without its newest values, so that it is not looked at again at each step."""
+    """Changes of the series without its newest values, so that it is not looked at again at each step."""
     count = len(one.values)
     if count < FEWEST:
         return ()
