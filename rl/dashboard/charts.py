@@ -101,7 +101,7 @@ def _mark_line() -> Options:
         "silent": True,
         "symbol": "none",
         "lineStyle": {"type": "dashed", "width": 1},
-        "label": {"formatter": "{b}", "color": _GREY, "fontSize": 10},
+        "label": {"formatter": "{b}", "color": GREY, "fontSize": 10},
         "data": [],
     }
 
