@@ -57,7 +57,7 @@ def run(command: Sequence[str], log: Path, *, watch: bool = False) -> CpuSeconds
             if seconds is not None:
                 seconds.stop()
     if code:
-        end = "\n".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-15:])
+        end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise SideFailed(f"{' '.join(command[:4])} … ended with exit code {code}:\n{end}")
     return seconds
 

@@ -36,7 +36,9 @@ def trl_python(cache: Path) -> Path:
         return python
     print(f"installing TRL into {folder} (a minute or two, once)", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    venv = [sys.executable, "-m", "venv", str(folder)]
+    if subprocess.run(venv, stdout=sys.stderr, check=False).returncode:
+        raise NoEnvironment(f"{' '.join(venv)} failed: is Python's venv module whole here?")
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-deps"]
     pip += ["--quiet"]
     torch = next(
@@ -49,7 +51,7 @@ def trl_python(cache: Path) -> Path:
         (["-r", str(REQUIREMENTS)], ""),
     ):
         made = subprocess.run(
-            [*pip, *packages], stderr=subprocess.PIPE, text=True, check=False, encoding="utf-8"
+            [*pip, *packages], stderr=subprocess.PIPE, encoding="utf-8", check=False
         )
         if made.returncode:
             said = next((x for x in made.stderr.splitlines() if "ERROR" in x), "pip failed")
