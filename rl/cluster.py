@@ -93,7 +93,7 @@ class Cluster:
         config, seconds = self.config, self.config.timeouts.start_seconds
         renderer = Renderer(checkpoint, config.episode.tool_format)
         try:
-            check_rendering(config.env, config.episode, renderer)
+            check_rendering(config.all_envs, config.episode, renderer)
         except ValueError as error:
             raise StartError(f"model: {error}") from None
         self._policy = (checkpoint, renderer.eos_ids)
@@ -140,7 +140,7 @@ class Cluster:
         folders = {"runs_dir": str(self.folder)}
         if os.path.isdir(checkpoint):
             folders["model.path"] = os.path.abspath(checkpoint)
-        if said := await probe(self.config.env, folders, seconds):
+        if said := await probe(self.config.all_envs, folders, seconds):
             raise StartError(said[0])
 
     async def _where(self, actors: Mapping[str, Handle[object]]) -> dict[str, str]:
@@ -248,7 +248,7 @@ class Cluster:
             name: self._place(
                 EnvHost,
                 name,
-                (self.config.env, self._log(name)),
+                (self.config.all_envs, self._log(name)),
                 max_restarts=-1,
                 scheduling_strategy=on_node(next(nodes), or_elsewhere=True),
             )

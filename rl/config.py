@@ -1,6 +1,7 @@
 """The settings of a run: one frozen tree. Nothing here imports ray, torch or vllm."""
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -210,12 +211,43 @@ class RolloutConfig(Section):
     move_slack: int = Field(default=8, ge=0)
 
 
+class HeldoutSampling(Section):
+    """How tokens of held-out episodes are drawn. temperature: 0 always takes the most likely token."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+
+
 class EvalConfig(Section):
-    """Held-out evaluation before and after: `tasks` per environment, each played once."""
+    """Held-out evaluation: `tasks` per environment, each played `samples_per_task` times.
+
+    every, seconds: an evaluation beside training after so many steps, and after the first step that ends so
+    many seconds after the last one has begun (0: never). share: episodes that it plays at once, of those that
+    training may; they come on top. sampling: its own; as in training where the section is missing. env:
+    environments that are evaluated only.
+    """
 
     tasks: PositiveInt = 100
     before: bool = True
     after: bool = True
+    every: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0, ge=0)
+    share: float = Field(default=0.25, gt=0, le=1)
+    samples_per_task: PositiveInt = 1
+    sampling: HeldoutSampling | None = None
+    env: tuple[EnvTable, ...] = ()
+
+    @property
+    def beside(self) -> bool:
+        """True if evaluations go on beside training."""
+        return self.every > 0 or self.seconds > 0
+
+    def kept(self, concurrency: int) -> int:
+        """Instances of an environment that evaluations beside training may use, of so many."""
+        if not self.beside:
+            return 0
+        samples = self.samples_per_task
+        return samples * max(1, int(self.share * concurrency) // samples)
 
 
 class ClusterConfig(Section):
@@ -389,13 +421,29 @@ class RunConfig(Section):
                     f"environment {table.label!r}: concurrency ({table.concurrency}) has to hold a whole "
                     f"group, batch.group_size ({self.batch.group_size})"
                 )
-        labels = [table.label for table in self.env]
+        samples = self.eval.samples_per_task
+        for table, group in ((t, self.batch.group_size * (t in self.env)) for t in self.all_envs):
+            least = max(samples, (group + samples) * self.eval.beside)
+            if table.concurrency is not None and table.concurrency < least:
+                beside = (
+                    f" beside a group of training, {group}" if self.eval.beside and group else ""
+                )
+                raise ValueError(
+                    f"environment {table.label!r}: concurrency ({table.concurrency}) has to hold a held-out "
+                    f"task's episodes, eval.samples_per_task ({samples}){beside}: at least {least}"
+                )
+        labels = [table.label for table in self.all_envs]
         for label in labels:
             if label == "all":
                 raise ValueError('no environment can be called "all": metrics call the sum so')
             if labels.count(label) > 1:
                 raise ValueError(f"two environments are called {label!r}: give one another name")
         return self
+
+    @property
+    def all_envs(self) -> tuple[EnvTable, ...]:
+        """The environments that are trained on, and those that are evaluated only."""
+        return (*self.env, *self.eval.env)
 
     @property
     def rules(self) -> Rules:
@@ -475,8 +523,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def _anchor_envs(values: dict[str, object], folder: Path) -> None:
     """An environment's file, and the files of a data set, are seen from the folder of the configuration that
     names them."""
-    tables = values.get("env")
-    for table in tables if isinstance(tables, list) else ():
+    evaluated = values.get("eval")
+    sections = (values, evaluated if isinstance(evaluated, dict) else {})
+    lists = [tables for one in sections if isinstance(tables := one.get("env"), list)]
+    for table in itertools.chain(*lists):
         if not isinstance(table, dict):
             continue
         if isinstance(table.get("id"), str):

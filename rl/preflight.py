@@ -49,18 +49,20 @@ OF_DISTRIBUTION = {"logprobs_mode", "logits_processors", "override_generation_co
 @ends_refused()
 def check_run(config: RunConfig) -> None:
     """Raise ConfigError with one sentence for the first thing that cannot work."""
-    check_plugins(config.env)
-    for table in config.env:
+    check_plugins(config.all_envs)
+    for table in config.all_envs:
         env = table.make()
         if mistake := mistake_of(type(env)):
             raise ConfigError(f"env {table.label!r}: {mistake}")
         if mathematics in map(find_judge, table.judges):
-            _check_references(table.label, env)
+            trained = table in config.env
+            _check_references(table.label, env, ("train", "heldout") if trained else ("heldout",))
     if config.model.path is not None:
         check_model_folder(Path(config.model.path))
     _check_adapters(config)
     _check_experts(config)
     check_rewards(config.env)
+    check_rewards(config.eval.env, "eval.env")
     _check_splits(config)
     _check_settings(config)
     _check_engine_arguments(config.engine.vllm)
@@ -71,14 +73,14 @@ def check_run(config: RunConfig) -> None:
         raise ConfigError(f"cluster.address: {why}")
     if config.model.path is not None:
         folder = Path(config.model.path)
-        check_tokenizer(folder, config.env, config.episode, key="model.path", seed=config.seed)
+        check_tokenizer(folder, config.all_envs, config.episode, key="model.path", seed=config.seed)
 
 
-def _check_references(label: str, env: Env) -> None:
+def _check_references(label: str, env: Env, splits: Sequence[Split]) -> None:
     """The mathematics judge can read what it is to compare with, as far as it looks at a file's rows."""
     if not isinstance(env, DatasetEnv) or env.config.path is None:
         return
-    for split in ("train", "heldout"):
+    for split in splits:
         try:
             asyncio.run(check_references(env.named_tasks(split)))
         except ValueError as error:
@@ -203,10 +205,10 @@ def _check_experts(config: RunConfig) -> None:
             )
 
 
-def check_rewards(tables: Sequence[EnvTable]) -> None:
+def check_rewards(tables: Sequence[EnvTable], key: str = "env") -> None:
     """Something gives each environment a reward, and a weight is that of a reward which is given.
 
-    Raises ConfigError, as far as environments and judges say which rewards they give.
+    Raises ConfigError, as far as environments and judges say which rewards they give. key: of the tables.
     """
     for index, table in enumerate(tables):
         own = table.make().reward_names
@@ -226,7 +228,7 @@ def check_rewards(tables: Sequence[EnvTable]) -> None:
             )
         if all(table.rewards.get(name) == 0 for name in known):
             raise ConfigError(
-                f"env.{index}.rewards: every reward of environment {table.label!r} has weight 0 "
+                f"{key}.{index}.rewards: every reward of environment {table.label!r} has weight 0 "
                 f"({', '.join(known)}), so there is nothing to learn: give one a weight"
             )
         for name in table.rewards:
@@ -234,34 +236,36 @@ def check_rewards(tables: Sequence[EnvTable]) -> None:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else "drop it, or name the judge"
                 raise ConfigError(
-                    f"env.{index}.rewards.{name}: neither environment {table.label!r} nor a judge gives a "
+                    f"{key}.{index}.rewards.{name}: neither environment {table.label!r} nor a judge gives a "
                     f"reward of this name; given are {', '.join(known)}: {hint}"
                 )
 
 
 def _check_splits(config: RunConfig) -> None:
     """Local data sets have rows in each split that is wanted."""
-    for label, env in _data_sets(config):
+    for table, env in _data_sets(config):
         if env.config.path is not None:
-            _check_tasks(label, env, _wanted(config))
+            _check_tasks(table.label, env, _wanted(config, table))
 
 
-def _data_sets(config: RunConfig) -> Iterator[tuple[str, DatasetEnv]]:
-    for table in config.env:
+def _data_sets(config: RunConfig) -> Iterator[tuple[EnvTable, DatasetEnv]]:
+    for table in config.all_envs:
         if isinstance(env := table.make(), DatasetEnv):
-            yield table.label, env
+            yield table, env
 
 
-def _wanted(config: RunConfig) -> list[Split]:
-    return ["train", "heldout"] if config.eval.before or config.eval.after else ["train"]
+def _wanted(config: RunConfig, table: EnvTable) -> list[Split]:
+    evaluated = config.eval.before or config.eval.after or config.eval.beside
+    train: list[Split] = ["train"] if table in config.env else []
+    return [*train, "heldout"] if evaluated else train
 
 
 def read_later(config: RunConfig) -> list[str]:
     """Say of which environments the check has read no rows, a sentence each."""
     return [
-        f"env {label!r}: the rows of {env.config.hub} are on the Hugging Face Hub; `dorado train` reads and "
-        "checks them when it begins, this check does not"
-        for label, env in _data_sets(config)
+        f"env {table.label!r}: the rows of {env.config.hub} are on the Hugging Face Hub; `dorado train` "
+        "reads and checks them when it begins, this check does not"
+        for table, env in _data_sets(config)
         if env.config.hub is not None
     ]
 
@@ -271,9 +275,9 @@ def check_hub_rows(config: RunConfig) -> None:
 
     Raises ConfigError.
     """
-    for label, env in _data_sets(config):
+    for table, env in _data_sets(config):
         if env.config.hub is not None:
-            _check_tasks(label, env, _wanted(config))
+            _check_tasks(table.label, env, _wanted(config, table))
 
 
 def _check_tasks(label: str, env: Env, splits: Sequence[Split]) -> None:
@@ -341,14 +345,21 @@ def _check_writable(runs_dir: Path) -> None:
 
 def resolved(config: RunConfig) -> RunConfig:
     """The settings with what environments say of themselves. Raises ConfigError."""
-    return config.model_copy(update={"env": tuple(map(with_own_deadlines, config.env))})
+    evaluated = tuple(map(with_own_deadlines, config.eval.env))
+    return config.model_copy(
+        update={
+            "env": tuple(map(with_own_deadlines, config.env)),
+            "eval": config.eval.model_copy(update={"env": evaluated}),
+        }
+    )
 
 
 def own_settings(config: RunConfig) -> dict[str, str]:
     """Keys whose values `resolved` takes from an environment, with which."""
     return {
-        f"env.{index}.deadlines.{name}": f"environment {table.label}"
-        for index, table in enumerate(config.env)
+        f"{key}.{index}.deadlines.{name}": f"environment {table.label}"
+        for key, tables in (("env", config.env), ("eval.env", config.eval.env))
+        for index, table in enumerate(tables)
         for name in DeadlineConfig.model_fields
         if name not in table.deadlines.model_fields_set
     }

@@ -20,11 +20,19 @@ class VersionSpan:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature: 0 always takes the most likely one."""
+
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True)
 class Request:
     """One turn to generate. `id` is unique; `session` is equal for the turns of one trajectory.
 
-    cache: the KV cache that an engine left for it (`Completion.cache`), or "". num_routed: the prompt's
-    tokens whose routing is known from earlier turns.
+    sampling: the turn's own; None: the engine's. cache: the KV cache that an engine left for it
+    (`Completion.cache`), or "". num_routed: the prompt's tokens whose routing is known from earlier turns.
     """
 
     id: str
@@ -33,6 +41,7 @@ class Request:
     max_tokens: int
     cache: str = ""
     num_routed: int = 0
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvFault, HostFault, Opening, StepResult
 from envs.text import encodable, told
 from rollout.config import EpisodeConfig
-from rollout.engine import EngineFault, Generate, Request
+from rollout.engine import EngineFault, Generate, Request, Sampling
 from rollout.tool_format import MalformedCall
 from rollout.trajectory import Phase, StopReason, Trajectory, Turn
 
@@ -106,6 +106,8 @@ class Episode:
     generate: Generate
     renderer: Rendering
     config: EpisodeConfig
+    # How its tokens are drawn; None: as the engine's are.
+    sampling: Sampling | None = None
     clock: PhaseClock = field(default_factory=PhaseClock)
     opening: tuple[Message, ...] = ()
     turns: list[Turn] = field(default_factory=list)
@@ -197,7 +199,8 @@ class Episode:
         limit = min(room, self.config.max_completion_tokens)
         # The last token of the turn before is computed in this one.
         routed = max(0, len(context) - len(prompt) - 1)
-        request = Request(f"{self.id}/{index}", self.id, context, limit, num_routed=routed)
+        id = f"{self.id}/{index}"
+        request = Request(id, self.id, context, limit, num_routed=routed, sampling=self.sampling)
         completion = await self._in_phase("generate", self.generate(request))
         if completion.finish_reason == "abort":
             raise EngineFault(f"engine {completion.engine} aborted request {request.id}")

@@ -8,7 +8,7 @@ algorithm; no clock, no Ray, no vLLM here, so that the live run and the simulato
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rollout.placement import EngineState, InProgress, Placement, place
@@ -55,13 +55,22 @@ class Limits:
 @dataclass(frozen=True)
 class Backlog:
     """Where a run stands, per version: trajectories in progress (`active`), groups in flight (`groups`) and
-    finished groups that are not yet trained on (`buffered`, those of a step in progress included)."""
+    finished groups that are not yet trained on (`buffered`, those of a step in progress included).
+
+    heldout: trajectories of an evaluation. They hold their version as others do, and take no room from them.
+    """
 
     window: Window
     learner_version: int
     active: Mapping[int, int]
     groups: Mapping[int, int]
     buffered: Mapping[int, int]
+    heldout: Mapping[int, int] = field(default_factory=dict[int, int])
+
+    @property
+    def in_progress(self) -> dict[int, int]:
+        """All trajectories in progress."""
+        return dict(Counter(self.active) + Counter(self.heldout))
 
 
 @dataclass(frozen=True)
@@ -129,18 +138,19 @@ def decide(
     trajectories: those whose place is known; the rest of `backlog.active` has none yet.
     """
     limit = window_limit(rules, len(engines))
-    window, evicted = slide(backlog.window, backlog.active, rules, limit)
+    window, evicted = slide(backlog.window, backlog.in_progress, rules, limit)
     gone = set(evicted)
     active = {v: n for v, n in backlog.active.items() if v not in gone}
     groups = {v: n for v, n in backlog.groups.items() if v not in gone}
-    after = replace(backlog, window=window, active=active, groups=groups)
+    heldout = {v: n for v, n in backlog.heldout.items() if v not in gone}
+    after = replace(backlog, window=window, active=active, groups=groups, heldout=heldout)
     admit = admission(after, rules, limits)
     staying = [one for one in trajectories if one.version not in gone] if gone else trajectories
     if rules.in_place:
         staying = [replace(one, version=window.newest) for one in staying]
     # About to begin: what is admitted now, and what was and is on its way to a controller.
     incoming = Counter({v: count * limits.group_size for v, count in admit.items()})
-    incoming.update(active)
+    incoming.update(after.in_progress)
     incoming.subtract(one.version for one in staying)
     placement = place(
         engines,

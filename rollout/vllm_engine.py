@@ -219,9 +219,10 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        sampling = request.sampling or self.sampling
         parameters = SamplingParams(
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
             max_tokens=request.max_tokens,
             stop_token_ids=list(self.eos_ids),
             logprobs=0,

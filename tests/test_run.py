@@ -22,7 +22,7 @@ from rl.config import RunConfig
 from rl.fleet import node_watch
 from rl.fleet.node_watch import NodesLost
 from rl.fleet.weight_sync import SyncError
-from rl.loop.run import Run
+from rl.loop.run import Interrupted, Run
 from rl.loop.run_error import RunError
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
@@ -580,6 +580,114 @@ async def test_evaluations_stand_before_and_after_and_count_faults(start):
     trained = [spec.task.id for _, spec in run.dispatcher.played if spec.train]
     held_out = {spec.task.id for _, spec in run.dispatcher.played if not spec.train}
     assert held_out.isdisjoint(trained)
+
+
+BESIDE = {"before": False, "after": True, "tasks": 4, "every": 2, "share": 0.5}
+
+
+def rows(run: Run) -> list[dict]:
+    text = (run.folder.path / "evaluations.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mode", ["sync", "one_step", "in_flight", "dora"])
+async def test_evaluations_go_on_beside_training_each_trajectory_on_one_version(start, mode, seed):
+    run = start(mode=mode, seed=seed, steps=9, eval=BESIDE | {"samples_per_task": 2})
+    await asyncio.wait_for(run.main(), 30)
+    assert run.book.learner_version == 9
+    found = rows(run)
+    assert [row["when"] for row in found][-1] == "after"
+    skipped = [line for line in said(run).splitlines() if "is skipped: that of step" in line]
+    assert len(found) + len(skipped) == 5 and len(found) >= 2
+    for row in found:
+        assert row["step"] <= row["version"] <= row["last_version"] <= 9
+        assert 0 <= row["lag"] == row["lag"] and row["tasks"] == 8
+        assert row["env"]["calculator"]["pass_at"] == {"1": 0.5, "2": 1.0}
+    held_out = [(version, spec) for version, spec in run.dispatcher.played if not spec.train]
+    if mode != "in_flight":
+        beside = [(v, s) for v, s in held_out if "after" not in s.id]
+        assert beside and all(spec.version == version for version, spec in beside)
+    assert not run.book.heldout
+    assert len(run.summary()["evaluations"]) == len(found)
+    assert_closed(run)
+
+
+async def test_an_evaluation_plays_no_more_at_once_than_its_share_and_leaves_training_its_own(
+    start,
+):
+    run = start(steps=6, eval=BESIDE | {"tasks": 30})
+    most = {True: 0, False: 0}
+    play = run.dispatcher.play
+
+    async def watched(spec):
+        if "after" not in spec.id:
+            playing = [*run.dispatcher.playing.values(), spec]
+            count = sum(one.train == spec.train for one in playing)
+            most[spec.train] = max(most[spec.train], count)
+        return await play(spec)
+
+    run.dispatcher.play = watched
+    await asyncio.wait_for(run.main(), 30)
+    # Training has 6 groups of 2 at most on their way, two batches of 3.
+    assert most == {True: 6, False: 6}
+    assert_closed(run)
+
+
+async def test_an_evaluation_that_hangs_is_given_up_and_the_run_goes_on(start):
+    run = start(
+        steps=4,
+        outcome=lambda spec: "samples" if spec.train else "hang",
+        eval=BESIDE | {"after": False},
+        timeouts={"stall_seconds": 0.3},
+    )
+    await asyncio.wait_for(run.main(), 30)
+    assert run.book.learner_version == 4
+    sentence = "the evaluation of step 2 is given up: no held-out episode ended for 0.3 s"
+    assert sentence in said(run)
+    assert not (run.folder.path / "evaluations.jsonl").exists()
+    assert_closed(run)
+
+
+async def test_a_run_that_is_asked_to_end_does_not_wait_for_its_evaluation(start):
+    run = start(steps=50, outcome=lambda spec: "samples" if spec.train else "hang", eval=BESIDE)
+    running = asyncio.create_task(run.main())
+    while run.book.learner_version < 4:
+        await asyncio.sleep(0)
+    assert run.stop()
+    with pytest.raises(Interrupted):
+        await asyncio.wait_for(running, 30)
+    assert "is given up: the run was asked to end" in said(run)
+    assert_closed(run)
+
+
+async def test_held_out_groups_on_a_version_that_is_given_up_begin_anew(start):
+    hung: list[str] = []
+
+    def outcome(spec):
+        if not spec.train and not hung:
+            hung.append(spec.id)
+            return "hang"
+        return "samples"
+
+    run = start(
+        mode="dora", live_versions=2, eviction="discard", outcome=outcome, steps=9, eval=BESIDE
+    )
+    await asyncio.wait_for(run.main(), 30)
+    assert hung[0] in run.dispatcher.given_up
+    assert f"{hung[0]}-again" in [spec.id for _, spec in run.dispatcher.played]
+    assert rows(run)[0]["env"]["calculator"]["tasks"] == 4
+    assert_closed(run)
+
+
+async def test_environments_that_are_evaluated_only_are_never_trained_on(start):
+    run = start(eval=BESIDE | {"env": [{"id": "orders", "noise": {"level": 2}}]})
+    await asyncio.wait_for(run.main(), 30)
+    played = [spec for _, spec in run.dispatcher.played if spec.env == "orders"]
+    assert played and not any(spec.train for spec in played)
+    assert {spec.task.noise for spec in played} == {2}
+    assert "orders" in rows(run)[0]["env"]
+    assert_closed(run)
 
 
 async def test_groups_whose_samples_are_gone_with_a_node_are_booked_and_others_take_their_place(

@@ -27,6 +27,7 @@ from rl.record.run_folder import TrajectoryWriter
 from rl.record.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
 from rl.samples.group import GroupReport, GroupSpec, member_report
 from rl.samples.samples import Dropped, group_samples
+from rollout.engine import Sampling
 from rollout.episode import Episode
 from rollout.placement import InProgress
 from rollout.renderer import Renderer
@@ -56,9 +57,9 @@ class ControllerActor:
         self.namespace = namespace
         self.client = EngineClient(_found(engines, namespace), config.engine.request_seconds)
         self.hosts = HostPool([find_actor(EnvHost, host, namespace) for host in hosts], name)
-        self.tables = {table.label: table for table in config.env}
-        self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.env}
-        longest = max(table.deadlines.score_seconds for table in config.env)
+        self.tables = {table.label: table for table in config.all_envs}
+        self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.all_envs}
+        longest = max(table.deadlines.score_seconds for table in config.all_envs)
         self.judge_loop = JudgeLoop(longest + GRACE_SECONDS)
         self.renderer = Renderer(checkpoint, config.episode.tool_format)
         self.writer = TrajectoryWriter(Path(folder), name)
@@ -173,7 +174,8 @@ class ControllerActor:
         return WaitingTable(tuple(worst(rows, count)), counts, latency=latency)
 
     async def _member(self, spec: GroupSpec, id: str) -> ScoredTrajectory:
-        table = self.tables[spec.env]
+        table, own = self.tables[spec.env], self.config.eval.sampling
+        heldout = None if own is None else Sampling(own.temperature, own.top_p)
         session = HostSession(self.hosts, id, table)
         episode = Episode(
             id=id,
@@ -184,6 +186,7 @@ class ControllerActor:
             generate=self.client.generate,
             renderer=self.renderer,
             config=self.config.episode,
+            sampling=None if spec.train else heldout,
         )
         self.episodes[id] = (episode, session)
         self.client.begin(id, spec.version)

@@ -147,7 +147,9 @@ def _run_to_resume(what: str, config: RunConfig) -> tuple[RunConfig, str]:
 def _env_files(config: RunConfig, project: Path) -> list[str]:
     """Overrides that name environments' files as the job sees them: from the project's folder, its own."""
     overrides: list[str] = []
-    for index, table in enumerate(config.env):
+    keyed = [(f"env.{index}", table) for index, table in enumerate(config.env)]
+    keyed += [(f"eval.env.{index}", table) for index, table in enumerate(config.eval.env)]
+    for key, table in keyed:
         source = split_file(table.id)
         if source is None:
             continue
@@ -157,7 +159,7 @@ def _env_files(config: RunConfig, project: Path) -> list[str]:
                 "inside is sent to the cluster"
             )
         file = os.path.relpath(os.path.abspath(source[0]), project)
-        overrides += [f"--env.{index}.id", f"{file}:{source[1]}"]
+        overrides += [f"--{key}.id", f"{file}:{source[1]}"]
     return overrides
 
 

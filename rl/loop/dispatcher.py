@@ -69,7 +69,7 @@ class Dispatcher:
         self.away: dict[str, asyncio.Task[None]] = {}
 
     async def play(self, spec: GroupSpec) -> Played | Lost | None:
-        """Play a group to its end; None where it was given up."""
+        """Play a group to its end; None where it was given up. Cancelled, it ends the group's episodes."""
         self.playing[spec.id] = None
         name = ""
         try:
@@ -78,6 +78,9 @@ class Dispatcher:
                 return await self._played(spec, name)
         except TaskCancelledError:
             return None
+        except asyncio.CancelledError:
+            self._cancel(spec.id)
+            raise
         except TimeoutError:
             self._cancel(spec.id)
             return Lost(f"{name or 'no controller'}: no answer within {self.limit:g} s")

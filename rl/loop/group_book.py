@@ -44,6 +44,8 @@ class GroupBook:
         self.in_flight: dict[str, GroupSpec] = {}
         # Groups of `in_flight` per version: counted as they come and go, for it is asked at every change.
         self.playing: Counter[int | None] = Counter()
+        # Groups of an evaluation beside training: they hold their version, and are in no ledger.
+        self.heldout: dict[str, GroupSpec] = {}
         # The batch of the learner: groups for the first time, which the ledger follows, and reused ones.
         self.training: list[BufferedGroup] = []
         self.reused: list[BufferedGroup] = []
@@ -98,6 +100,19 @@ class GroupBook:
             self._close(spec.ids, "stale", "evicted")
         return evicted
 
+    def evict_heldout(self, versions: Collection[int]) -> list[GroupSpec]:
+        """Give up held-out groups in flight on these versions. Returns them; they are to begin anew."""
+        evicted = [spec for spec in self.heldout.values() if spec.version in versions]
+        for spec in evicted:
+            del self.heldout[spec.id]
+        return evicted
+
+    def drained(self, version: int) -> bool:
+        """True if nothing is in flight on the version."""
+        return not self.playing[version] and not any(
+            spec.version == version for spec in self.heldout.values()
+        )
+
     def drop_stale(self) -> int:
         """Drop buffered groups that have become too old to be trained on. Returns how many."""
         stale = self.queue.drop_stale(self.learner_version)
@@ -151,12 +166,16 @@ class GroupBook:
         groups = {window.newest if v is None else v: n for v, n in self.playing.items()}
         buffered = Counter(count_by_version(self.queue.groups))
         buffered.update(count_by_version(self.training))
+        heldout: Counter[int] = Counter()
+        for spec in self.heldout.values():
+            heldout[window.newest if spec.version is None else spec.version] += len(spec.ids)
         return Backlog(
             window=window,
             learner_version=self.learner_version,
             active={version: n * self.batch.group_size for version, n in groups.items()},
             groups=groups,
             buffered=buffered,
+            heldout=heldout,
         )
 
     def cancel_all(self) -> None:

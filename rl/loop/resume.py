@@ -69,7 +69,9 @@ def evaluation_is_due(run: Path, step: int) -> bool:
     except (OSError, ValueError):
         return False
     return not any(
-        record.get("step") == step and any(key.startswith("eval/") for key in record)
+        record.get("step") == step
+        and record.get("eval/version", step) == step
+        and any(key.startswith("eval/") for key in record)
         for record in records
     )
 

@@ -8,7 +8,7 @@ Admission and eviction are the fleet's decisions (`rollout.scheduler`), the next
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rl.fleet.fleet import Fleet
@@ -80,6 +80,8 @@ class Rollouts:
         self.stopping = False
         self._groups: set[asyncio.Task[None]] = set()
         self._failed: list[asyncio.Task[None]] = []
+        # Who waits for something to be so, and looks each time that something has changed.
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def loop(self) -> None:
         """Admit groups.
@@ -88,6 +90,8 @@ class Rollouts:
         waits for: room in the window   unblocked by: a finished group, a learner step, a new version
         """
         while True:
+            # What changes while it looks is looked at again.
+            self.changed.clear()
             if not all(map(self.fleet.served, self.fleet.admit())):
                 await self.fleet.rebalance("unserved")
             for version, count in self.fleet.admit().items():
@@ -95,7 +99,7 @@ class Rollouts:
                 room = count if self.fleet.served(version) else 0
                 while room and self._begin(version, room):
                     room -= 1
-            self.changed.clear()
+            self._look()
             why = await self._wait_for_change()
             for group in self._failed:
                 group.result()
@@ -123,8 +127,29 @@ class Rollouts:
             raise RunError(wrong)
         return ended
 
+    async def until(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready()`, which is asked each time that something in the run has changed."""
+        while not ready():
+            self._waiting.append(waiting := asyncio.get_running_loop().create_future())
+            await waiting
+
+    async def play_beside(self, spec: GroupSpec) -> tuple[Played | None, bool]:
+        """Play a held-out group while training goes on; its version stays until it has ended.
+
+        Returns what `play` does, and whether it was given up with its version. Raises RunError.
+        """
+        self.book.heldout[spec.id] = spec
+        try:
+            played = await self.play(spec)
+            return played, spec.id not in self.book.heldout
+        finally:
+            self.book.heldout.pop(spec.id, None)
+            self.changed.set()
+
     def evict(self, versions: Sequence[int]) -> None:
         """Give up what is in flight on these versions; their tasks begin anew, as fresh ones."""
+        for spec in self.book.evict_heldout(versions):
+            self.dispatcher.give_up(spec.id)
         for spec in self.book.evict(versions):
             self.task_source.put_back(spec.id)
             self.dispatcher.give_up(spec.id)
@@ -138,6 +163,13 @@ class Rollouts:
             group.cancel()
         await asyncio.gather(*groups, return_exceptions=True)
 
+    def _look(self) -> None:
+        """Wake who waits in `until`."""
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.done():
+                one.set_result(None)
+
     async def _wait_for_change(self) -> str | None:
         """Wait until something has changed. Returns why a rebalance is due, if it is."""
         period = self.rebalance_seconds
@@ -147,8 +179,7 @@ class Rollouts:
         except TimeoutError:
             return self.fleet.due()
         window = self.fleet.window
-        drained = not self.book.playing[window.versions[0]]
-        if window.pending is not None and drained:
+        if window.pending is not None and self.book.drained(window.versions[0]):
             return "drained"
         return self.fleet.due()
 

@@ -97,6 +97,7 @@ class Run:
             config.batch.group_size,
             config.seed_of(config.seed + TASK_SEED_OFFSET),
             Journal(progress, folder).say,
+            config.eval.kept,
         )
         self._build_fleet(cluster, first)
         self._build_loops(first)
@@ -154,14 +155,12 @@ class Run:
             most=config.rollout.max_in_flight_groups,
         )
         self.evaluations = Evaluations(
-            config.env,
+            config,
             self.rollouts,
             self.activity,
             self.folder,
             self.progress,
             self.sink,
-            tasks=config.eval.tasks,
-            most=config.rollout.max_in_flight_groups * config.batch.group_size,
             part=f"-from-{first}" if self.resumed else "",
         )
         logs = self.folder.path / "logs"
@@ -247,6 +246,7 @@ class Run:
                 self._learner_loop(),
                 self._sync_loop(),
                 self.rollouts.loop(),
+                self.evaluations.loop(),
                 self._end_when_stalled(),
                 self._end_without_nodes(),
                 self.restarts.failed(),
@@ -273,6 +273,7 @@ class Run:
             return False
         self.stopping = self.rollouts.stopping = True
         self.book.queue.end()
+        self.evaluations.give_up()
         return True
 
     def summary(self) -> dict[str, object]:
@@ -336,9 +337,13 @@ class Run:
             }
             book.check()
             self.made.put_nowait(PublishedStep(step, version, snapshot_ms, values))
+            self.evaluations.ask(step)
             await self._checkpoint(step)
         await self.made.join()
         await self._checkpoint(book.learner_version)
+        if not self.stopping:
+            self.rollouts.stopping = True
+            await self.evaluations.ended()
 
     async def _sync_loop(self) -> None:
         """Bring versions to the engines while the learner goes on.

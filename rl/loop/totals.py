@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rl.samples.group import GroupReport, MemberReport
+from rl.samples.heldout import Evaluation
 from rl.samples.metrics import histogram, quantiles, rollout_metrics
 from rl.samples.sample_queue import BufferedGroup
 
@@ -26,6 +27,8 @@ class RunStats:
         self.waiting_seconds = 0.0
         self.evals: dict[str, dict[str, float]] = {}
         self.eval_faults: dict[str, int] = {}
+        # One for each evaluation, shortened.
+        self.evaluations: list[dict[str, float | None]] = []
         self._reports: list[GroupReport] = []  # since the last step
         self._pauses_ms: list[float] = []
         self._staging_ms: list[float] = []
@@ -84,10 +87,24 @@ class RunStats:
         self._pauses_ms += pauses_ms
         self._staging_ms += staging_ms
 
-    def evaluated(self, when: str, rates: dict[str, float], faults: int) -> None:
-        """Keep an evaluation's pass rates, and how many of its episodes were not judged."""
-        self.evals[when] = rates
-        self.eval_faults[when] = faults
+    def evaluated(self, when: str, found: Evaluation, step: int, faults: int) -> None:
+        """Keep the result of an evaluation; of those before and after training by that name, too.
+
+        faults: its episodes that were not judged."""
+        if when in ("before", "after"):
+            self.evals[when] = found.pass_rates
+            self.eval_faults[when] = faults
+        mean, low, high = found.mean or (None, None, None)
+        self.evaluations.append(
+            {
+                "step": step,
+                "version": found.version,
+                "lag": found.lag,
+                "pass_rate": mean,
+                "low": low,
+                "high": high,
+            }
+        )
 
     def summary(self) -> dict[str, object]:
         """The totals as summary.json has them."""
@@ -98,6 +115,7 @@ class RunStats:
             "training_s": round(self.training_seconds, 1),
             "rollout_only_share": None if waiting is None else round(waiting, 4),
             "eval": {**self.evals, "faults": self.eval_faults},
+            "evaluations": self.evaluations,
             "staleness": histogram(self.staleness),
             "parity": {
                 "mean_abs_dlogp": _mean(self._parity),

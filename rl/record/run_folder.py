@@ -6,13 +6,14 @@ events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one
 trajectories.sqlite  index of the trajectories  .../learned.jsonl     what training computed of their tokens
 status.json          what the run does now      summary.json          written at the end
 experts.jsonl        the experts' load          origins.json          where settings come from
+evaluations.jsonl    one line per evaluation
 tokenizer.json       to read token ids by       earlier/N/            what the N-th resume took out
 starts.jsonl         command line, commit and versions of each start     logs/terminal.log  what it printed
 
 A run that goes on from a checkpoint (`--resume`) writes on in the same files. Of the steps after that
-checkpoint, which are undone, metrics.jsonl and experts.jsonl lose their lines, the index its rows of what
-they trained on, and checkpoints/ its folders: they lie in earlier/N, with the settings and the summary until
-then. Events and trajectories, which did happen, all stay.
+checkpoint, which are undone, metrics.jsonl, experts.jsonl and evaluations.jsonl lose their lines, the index
+its rows of what they trained on, and checkpoints/ its folders: they lie in earlier/N, with the settings and
+the summary until then. Events and trajectories, which did happen, all stay.
 """
 
 import fcntl
@@ -58,6 +59,7 @@ LEARNED = "trajectories/learned.jsonl"
 NOT_FINITE = "not_finite.jsonl"
 # A mean, and the key that counts what it is over: of nothing it is nan, and nothing is wrong.
 MEAN_OVER = {"parity/mean_abs_dlogp": "parity/tokens"}
+EVALUATIONS = "evaluations.jsonl"
 
 
 class TrajectoryWriter:
@@ -187,8 +189,9 @@ class RunFolder:
         self._metrics = self._undo(self._metrics, "metrics.jsonl", step, aside)
         self.begins = self._metrics.tell()
         self._experts = self._undo(self._experts, "experts.jsonl", step, aside)
-        if (self.path / NOT_FINITE).exists():
-            self._move_undone(NOT_FINITE, step, aside)
+        for name in (NOT_FINITE, EVALUATIONS):
+            if (self.path / name).exists():
+                self._move_undone(name, step, aside)
         self._unlearn(step, aside)
         now = time.time()
         self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))
@@ -270,6 +273,11 @@ class RunFolder:
         if not loads or (len(loads) * len(loads[0]) > MOST_LOADS and step % LOADS_EVERY):
             return
         self._line(self._experts, {"step": step, "computing": computing, "loads": loads})
+
+    def evaluation(self, row: Mapping[str, object]) -> None:
+        """Write one line of evaluations.jsonl: what `rl.loop.evaluation` found, at which version."""
+        with (self.path / EVALUATIONS).open("a", encoding="utf-8") as file:
+            self._line(file, {"time": time.time(), **row})
 
     def event(self, lane: str, name: str, start: float, end: float, **details: object) -> None:
         """Write one line of events.jsonl: a span in a lane of the Gantt chart (unix seconds)."""

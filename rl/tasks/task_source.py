@@ -39,12 +39,16 @@ class TaskSource:
         group_size: int,
         seed: int,
         say: Callable[[str, str], None] = lambda label, sentence: None,
+        kept: Callable[[int], int] = lambda concurrency: 0,
     ) -> None:
-        """envs: an instance of each table. `say(label, sentence)`: tells the user what has changed."""
+        """envs: an instance of each table. `say(label, sentence)`: tells the user what has changed.
+
+        `kept(concurrency)`: how many of an environment's instances are not for training.
+        """
         self.say = say
         self.tasks = TaskStreams(tables, envs, "train", seed)
         self.breakers = {table.label: Breaker(table.breaker) for table in tables}
-        self.mixture = Mixture({table.label: _quota(table, group_size) for table in tables})
+        self.mixture = Mixture({table.label: _quota(table, group_size, kept) for table in tables})
         self.curricula = {
             table.label: _curriculum(table, env) for table, env in zip(tables, envs, strict=True)
         }
@@ -196,8 +200,9 @@ def sentence(label: str, change: Change | Moved) -> str:
             return f"environment {label!r} works again ({failed}) and has its share back"
 
 
-def _quota(table: EnvTable, group_size: int) -> Quota:
-    most = None if table.concurrency is None else table.concurrency // group_size
+def _quota(table: EnvTable, group_size: int, kept: Callable[[int], int]) -> Quota:
+    bound = table.concurrency
+    most = None if bound is None else (bound - kept(bound)) // group_size
     return Quota(table.weight, table.over_sample, most)
 
 
