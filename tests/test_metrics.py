@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from fakes import group_report, member, scored, turn
 
@@ -120,3 +121,36 @@ def test_totals_are_the_sums_over_environments(envs):
     totals = outcome_totals(counts)
     assert totals["all"] == {key: n * len(envs) for key, n in counts["shop"].items()}
     assert {env: totals[env] for env in envs} == counts
+
+
+def test_named_rewards_spreads_and_lengths_are_those_of_numpy():
+    members = [
+        member(
+            f"t{i}",
+            reward=reward,
+            rewards={"solved": reward, **({"polite": 0.5} if i % 2 else {})},
+            num_completion_tokens=tokens,
+        )
+        for i, (reward, tokens) in enumerate(
+            zip((1.0, 0.0, 0.25, 0.25, 0.75, 1.0), (3, 50, 7, 20, 11, 90), strict=True)
+        )
+    ]
+    faulty = member("f", **FAULT, num_completion_tokens=1)
+    groups = [members[:2], members[2:4], [*members[4:], faulty], [faulty]]
+    metrics = rollout_metrics([group_report("shop", group) for group in groups])
+    rewards, tokens = (
+        [getattr(m, n) for m in members] for n in ("reward", "num_completion_tokens")
+    )
+    assert metrics["reward/shop/solved"] == pytest.approx(np.mean(rewards))
+    assert metrics["reward/shop/polite"] == 0.5
+    assert "reward/all/solved" not in metrics
+    for env in ("shop", "all"):
+        assert metrics[f"rollout/{env}/reward_std"] == pytest.approx(np.std(rewards))
+        within = np.mean([np.std(rewards[i : i + 2]) for i in (0, 2, 4)])
+        assert metrics[f"rollout/{env}/group_reward_std"] == pytest.approx(within)
+        assert metrics[f"rollout/{env}/zero_variance"] == pytest.approx(1 / 3)
+        every = sorted([*tokens, 1, 1])
+        assert metrics[f"rollout/{env}/completion_tokens_p10"] == every[0]
+        assert metrics[f"rollout/{env}/completion_tokens_p50"] == every[3]
+        assert metrics[f"rollout/{env}/completion_tokens_p90"] == every[7]
+        assert metrics[f"rollout/{env}/completion_tokens_max"] == 90

@@ -376,3 +376,40 @@ def test_a_folder_that_cannot_be_shown_is_a_sentence(tmp_path):
         RunsFolder(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="this is a run folder; name the one above it"):
         RunsFolder(tmp_path / "demo")
+
+
+def rewarded(step: int, total: float, solved: float, polite: float) -> dict[str, float]:
+    return step_metrics(
+        step,
+        **{
+            "rollout/calculator/reward": total,
+            "reward/calculator/solved": solved,
+            "reward/calculator/polite": polite,
+        },
+    )
+
+
+def test_a_reward_that_rises_without_solving_more_is_an_alert_that_names_what_rose(tmp_path):
+    """A hack of one named reward: the total goes from 0.56 to 0.87, the tasks are solved as before."""
+    rise = [min(1.0, max(0.0, (step - 15) / 20)) for step in range(1, 51)]
+    hacked = [
+        rewarded(step, 0.56 + 0.31 * up, 0.45 + 0.01 * (step % 3), 0.2 + 0.7 * up)
+        for step, up in enumerate(rise, start=1)
+    ]
+    [said] = [
+        text for text in texts(make_run_read(tmp_path / "a", hacked), 151.0) if "solved" in text
+    ]
+    assert said.startswith("calculator: since step ")
+    assert "from 0.56 to 0.87, while solved went from 0.46 to 0.46" in said
+    assert "polite rose most, from 0.20 to 0.90" in said
+    honest = [
+        rewarded(step, 0.56 + 0.31 * up, 0.45 + 0.4 * up, 0.2 + 0.1 * up)
+        for step, up in enumerate(rise, start=1)
+    ]
+    assert not any("solved" in text for text in texts(make_run_read(tmp_path / "b", honest), 151.0))
+
+
+def make_run_read(folder: Path, metrics: list[dict]) -> RunData:
+    run = make_run(folder, metrics)
+    run.refresh()
+    return run

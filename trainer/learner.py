@@ -27,6 +27,7 @@ from trainer.cpu.allocator import keep_freed_memory
 from trainer.cpu.row_kernel import compile_kernels
 from trainer.critic import Targets, mean_error, turn_targets, value_inputs, with_advantages
 from trainer.determinism import make_deterministic
+from trainer.learning_meter import LearningMeter
 from trainer.lora import add_adapters
 from trainer.loss import LOSSES, PpoConfig, objective
 from trainer.loss_inputs import LossInputs
@@ -168,6 +169,7 @@ class Learner:
         num_tokens = int(tokens_S.sum())
         all_tokens = sum(len(s.token_ids) for s in samples)
         watch = self._watch(samples)
+        meter = LearningMeter(samples, self.device)
         recorder = TokenRecorder(samples) if self.config.record_tokens else None
         behaviour = BehaviourPass(self.config.loss.behaviour, self._past_logprobs, self.ranks)
         behaviour_seconds = 0.0
@@ -182,6 +184,7 @@ class Learner:
             )
             inputs = self._loss_inputs(batch, scores, past_N, tokens_S, num_tokens, targets)
             loss, parts = objective(inputs, self.config.loss)
+            meter.note(inputs, scores.entropy_N)
             (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
             if recorder is not None:
                 recorder.note(batch, past_N, scores.entropy_N, self.scorer.routing_record)
@@ -205,6 +208,7 @@ class Learner:
         self._steer(watch)
         metrics = {
             **_means(sums, num_tokens),
+            **meter.metrics(self.ranks),
             "optim/grad_norm": grad_norm,
             "optim/lr": self.optimizer.lr,
             "time/behaviour_seconds": behaviour_seconds,

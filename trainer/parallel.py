@@ -55,6 +55,12 @@ class Ranks:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
+    def greatest(self, tensors: Sequence[Tensor]) -> None:
+        """Maxima over the ranks, in place."""
+        if self.mesh is not None:
+            for tensor in tensors:
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
+
     def norm(self, own: Tensor) -> Tensor:
         """The norm of all ranks' elements from that of this rank's."""
         if self.mesh is None:

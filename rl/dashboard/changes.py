@@ -23,7 +23,7 @@ _BESIDE = {
     "loss/entropy": "entropy",
     "optim/grad_norm": "gradient norm",
     "parity/mean_abs_dlogp": "gap of engine and learner",
-    "learn/kl_behaviour": "KL to the behaviour policy",
+    "learn/all/kl_behaviour": "KL to the behaviour policy",
     "loss/clipped_neg": "share of clipped tokens",
     "router/load_violation": "imbalance of the experts",
     "time/tokens_per_second": "tokens per second",

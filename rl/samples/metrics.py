@@ -2,21 +2,31 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, median, pstdev
+
+import numpy as np
 
 from rl.samples.group import GroupReport, MemberReport
+from trainer.advantage import all_equal
 
 
 def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
-    """Metrics of the groups that finished since the last step: `rollout/<env>/...` and `rollout/all/...`."""
+    """Metrics of the groups that finished since the last step: `rollout/<env>/...` and `rollout/all/...`, and
+    `reward/<env>/<name>` of each named reward."""
     by_env: dict[str, list[MemberReport]] = defaultdict(list)
+    groups: dict[str, list[list[float]]] = defaultdict(
+        list
+    )  # rewards of those with two or more judged
     for report in reports:
-        by_env[report.spec.env] += report.members
-        by_env["all"] += report.members
+        rewards = [m.reward for m in report.members if m.judged]
+        for env in (report.spec.env, "all"):
+            by_env[env] += report.members
+            if len(rewards) > 1:
+                groups[env].append(rewards)
     metrics: dict[str, float] = {}
     for env, members in sorted(by_env.items()):
         judged = [m for m in members if m.judged]
-        values = {
+        values: dict[str, float | None] = {
             "reward": fmean(m.reward for m in judged) if judged else None,
             "trajectories": len(members),
             "faults": len(members) - len(judged),
@@ -27,6 +37,10 @@ def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
             "refused_calls": sum(m.num_bad_calls for m in members),
             "truncated": fmean(m.stop_reason in ("max_turns", "max_tokens") for m in members),
         }
+        values |= _spreads([m.reward for m in judged], groups[env])
+        values |= _lengths([m.num_completion_tokens for m in members])
+        if env != "all":
+            metrics |= _named(env, judged)
         for phase in sorted({p for m in members for p in m.phase_seconds}):
             if " " not in phase:
                 values[f"{phase}_seconds"] = fmean(m.phase_seconds.get(phase, 0) for m in members)
@@ -34,6 +48,33 @@ def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
             if value is not None:
                 metrics[f"rollout/{env}/{name}"] = float(value)
     return metrics
+
+
+def _spreads(rewards: Sequence[float], groups: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Spread of the rewards over all trajectories and within their groups, and the share of groups without:
+    such a group teaches nothing by an advantage that is relative to it."""
+    found = {"reward_std": pstdev(rewards)} if rewards else {}
+    if groups:
+        found["group_reward_std"] = fmean(map(pstdev, groups))
+        found["zero_variance"] = fmean(map(all_equal, groups))
+    return found
+
+
+def _lengths(tokens: Sequence[int]) -> dict[str, float]:
+    """Quantiles of the tokens that a trajectory's policy wrote: values that some trajectory has."""
+    inner = np.quantile(tokens, (0.1, 0.5, 0.9), method="inverted_cdf").tolist()
+    names = ("p10", "p50", "p90")
+    found = {f"completion_tokens_{n}": float(v) for n, v in zip(names, inner, strict=True)}
+    return found | {"completion_tokens_max": float(max(tokens))}
+
+
+def _named(env: str, judged: Sequence[MemberReport]) -> dict[str, float]:
+    """Mean of each named reward, unweighted, over the trajectories that were given it."""
+    given: dict[str, list[float]] = defaultdict(list)
+    for member in judged:
+        for name, value in member.rewards.items():
+            given[name].append(value)
+    return {f"reward/{env}/{name}": fmean(values) for name, values in sorted(given.items())}
 
 
 def per_env(metrics: Mapping[str, float], kind: str, name: str) -> dict[str, float]:
