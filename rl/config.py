@@ -17,6 +17,7 @@ from envs.rows import SUFFIXES
 from envs.text import told
 from rl.config_error import ConfigError
 from rl.config_file import read_config
+from rl.stop_config import StopConfig
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig, Section
 from rollout.scheduler import Limits
 from rollout.window import Eviction, Rules
@@ -328,6 +329,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     sft: SftConfig | None = None
     eval: EvalConfig = EvalConfig()
+    stop: StopConfig = StopConfig()
     cluster: ClusterConfig = ClusterConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     wandb: WandbConfig = WandbConfig()
@@ -432,6 +434,17 @@ class RunConfig(Section):
                     f"environment {table.label!r}: concurrency ({table.concurrency}) has to hold a held-out "
                     f"task's episodes, eval.samples_per_task ({samples}){beside}: at least {least}"
                 )
+        if self.stop.patience and not self.eval.beside:
+            raise ValueError(
+                f"stop.patience ({self.stop.patience}) counts evaluations beside training, and there are "
+                "none: set eval.every or eval.seconds"
+            )
+        if not self.stop.reads([table.label for table in self.all_envs]):
+            known = ("eval/mean_pass_rate", *(f"eval/{t.label}/pass_rate" for t in self.all_envs))
+            raise ValueError(
+                f"stop.metric {self.stop.metric!r} is none of this run's evaluations; such are "
+                f"{', '.join(known)}"
+            )
         labels = [table.label for table in self.all_envs]
         for label in labels:
             if label == "all":

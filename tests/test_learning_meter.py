@@ -37,6 +37,8 @@ def by_hand(now, behaviour, engine, advantages) -> dict[str, float]:
         "ratio_max": float(r.max()),
         "engine_ratio_max": float(w.max()),
         "ess": float(w.sum() ** 2 / (len(w) * (w**2).sum())),
+        # Triplet clipping of the loss `longcat`.
+        "clipped": float(np.mean(np.where(a > 0, r > 1.28, (a < 0) & ((r < 0.8) | (r > 3))))),
         "advantage": float(a.mean()),
         "advantage_std": float(a.std()),
     }
@@ -74,6 +76,8 @@ def test_an_updates_metrics_are_those_of_its_tokens(checkpoint, micro_batch_toke
         assert 0 < metrics[f"learn/{env}/entropy"] < math.log(512)
     assert metrics["learn/all/entropy"] == pytest.approx(metrics["loss/entropy"], rel=1e-6)
     assert metrics["learn/all/kl_behaviour"] > 1e-4, "the policy has moved"
+    clipped = metrics["loss/clipped_pos"] + metrics["loss/clipped_neg"]
+    assert metrics["learn/all/clipped"] == pytest.approx(clipped) and clipped > 0
 
 
 def test_an_environment_without_a_policy_token_has_no_metrics_and_far_ratios_stay_finite():

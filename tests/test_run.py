@@ -863,3 +863,48 @@ async def test_an_environment_that_never_differs_beside_one_that_does_is_said_an
     assert told.count("groups of environment 'calculator' gave nothing to learn from") == 1
     assert "environment 'sensors' gave" not in told
     assert run.book.learner_version == 5
+
+
+async def test_a_collapse_ends_the_run_with_a_checkpoint_and_a_sentence(start):
+    """Every step's mean reward is 0.5, which the floor calls a collapse."""
+    run = start(stop={"on_collapse": "end", "reward": {"below": 0.6, "steps": 2}})
+    with pytest.raises(RunError) as error:
+        await asyncio.wait_for(run.main(), 30)
+    sentence = (
+        "training ends after step 2 of 5: it has collapsed: the mean reward was below 0.6 in each of 2 "
+        "steps, 0.5 at step 2 (stop.reward)"
+    )
+    assert str(error.value).startswith(sentence)
+    saved = [path for name, path in run.actors.log if name == "save"]
+    assert [path.rpartition("/")[2] for path in saved] == ["step_2"]
+    assert run.actors.log.count(("saved", None)) == 1
+    assert run.book.learner_version == 2 and run.summary()["ended_early"] == sentence
+    assert_closed(run)
+
+
+async def test_a_collapse_is_told_once_where_it_only_warns(start):
+    run = start(stop={"reward": {"below": 0.6, "steps": 2}})
+    await asyncio.wait_for(run.main(), 30)
+    assert run.book.learner_version == 5 and run.summary()["ended_early"] == ""
+    assert said(run).count("warning: training may be collapsing at step 2") == 1
+    assert said(run).count("may be collapsing") == 1
+
+
+async def test_a_budget_ends_training_and_the_run_plays_its_last_evaluation(start):
+    run = start(stop={"max_steps": 3}, eval={"before": False, "after": True, "tasks": 4})
+    await asyncio.wait_for(run.main(), 30)
+    assert run.book.learner_version == 3
+    assert "training ends after step 3 of 5: the budget is used up: 3 steps" in said(run)
+    assert [path.rpartition("/")[2] for n, path in run.actors.log if n == "save"] == ["step_3"]
+    assert "after" in run.book.stats.evals
+    assert_closed(run)
+
+
+async def test_training_ends_when_evaluations_get_no_better(start):
+    """All of them have the same pass rate, and the first is the best."""
+    run = start(steps=60, stop={"patience": 2}, eval=BESIDE | {"every": 1, "after": False})
+    await asyncio.wait_for(run.main(), 30)
+    assert run.book.learner_version < 60
+    assert "in 2 evaluations (stop.patience = 2)" in said(run)
+    assert len(rows(run)) >= 3
+    assert_closed(run)

@@ -413,3 +413,12 @@ def make_run_read(folder: Path, metrics: list[dict]) -> RunData:
     run = make_run(folder, metrics)
     run.refresh()
     return run
+
+
+def test_what_a_stop_rule_said_is_an_alert(tmp_path):
+    run = make_run(tmp_path / "a", [step_metrics(1)])
+    what = "training ends after step 1 of 4: the budget is used up: 1 steps (stop.max_steps = 1)"
+    event = {"lane": "supervision", "name": "stop", "start": 101.0, "end": 101.0, "what": what}
+    (run.folder / "events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+    run.refresh()
+    assert f"{what}." in texts(run, 102.0)

@@ -183,9 +183,10 @@ class Learner:
                 batch.versions_N == self.version, scores.logprobs_N.detach(), past_N
             )
             inputs = self._loss_inputs(batch, scores, past_N, tokens_S, num_tokens, targets)
+            scores.logprobs_N.retain_grad()  # read by the meter
             loss, parts = objective(inputs, self.config.loss)
-            meter.note(inputs, scores.entropy_N)
             (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
+            meter.note(inputs, scores.entropy_N)
             if recorder is not None:
                 recorder.note(batch, past_N, scores.entropy_N, self.scorer.routing_record)
             comparable_N = ~past_N.isnan()

@@ -24,6 +24,7 @@ from trainer.sample import TrainSample
 
 # Columns of the sums.
 _TOKENS, _ENTROPY, _KL_BEHAVIOUR, _KL_ENGINE, _WEIGHT, _SQUARE, _ADVANTAGE, _ADVANTAGE_2 = range(8)
+_CLIPPED, _COLUMNS = 8, 9
 
 
 class LearningMeter:
@@ -34,12 +35,16 @@ class LearningMeter:
         numbers = {env: number for number, env in enumerate(self.envs)}
         self._env_S = torch.tensor([numbers[s.env] for s in samples], device=device)
         count = len(self.envs)
-        self._sums_EC = torch.zeros(count, 8, dtype=torch.float64, device=device)
+        self._sums_EC = torch.zeros(count, _COLUMNS, dtype=torch.float64, device=device)
         self._most_ER = torch.full((count, 2), -torch.inf, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def note(self, x: LossInputs, entropy_N: Tensor) -> None:
-        """Take in a micro-batch. entropy_N: of the present policy at each token, in nats."""
+        """Take in a micro-batch after its backward pass, in which its log-probs have kept their gradient.
+
+        entropy_N: of the present policy at each token, in nats. A token whose advantage is not 0 though its
+        gradient is counts as clipped, whichever loss, correction or mask ended it.
+        """
         env_N = self._env_S[x.sample_N]
         present_N = x.learner_logprobs_N.detach().double()
         to_behaviour_N, to_engine_N = (
@@ -47,6 +52,10 @@ class LearningMeter:
             for base_N in (x.behaviour_logprobs_N, x.rollout_logprobs_N)
         )
         weight_N, advantage_N = to_engine_N.exp(), x.advantages_N.double()
+        gradient_N = x.learner_logprobs_N.grad
+        clipped_N = torch.zeros_like(present_N)
+        if gradient_N is not None:
+            clipped_N = ((gradient_N == 0) & (advantage_N != 0)).double()
         columns_NC = torch.stack(
             [
                 torch.ones_like(present_N),
@@ -57,6 +66,7 @@ class LearningMeter:
                 weight_N * weight_N,
                 advantage_N,
                 advantage_N * advantage_N,
+                clipped_N,
             ],
             dim=1,
         )
@@ -92,6 +102,7 @@ def _values(sums: Sequence[float], most: Sequence[float]) -> dict[str, float]:
         "ratio_max": most[0],
         "engine_ratio_max": most[1],
         "ess": sums[_WEIGHT] ** 2 / (tokens * sums[_SQUARE]),
+        "clipped": sums[_CLIPPED] / tokens,
         "advantage": mean,
         "advantage_std": max(sums[_ADVANTAGE_2] / tokens - mean * mean, 0.0) ** 0.5,
     }

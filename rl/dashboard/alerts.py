@@ -35,6 +35,7 @@ def alerts(run: RunData, now: float | None = None) -> list[Alert]:
         *_rewards(run),
         *_learner(run),
         *_changes(run),
+        *_stops(run),
         *_files(run),
     ]
     order = ("error", "warning", "note")
@@ -167,6 +168,13 @@ def _learner(run: RunData) -> Iterator[Alert]:
             f"{dropped.last / played.last:.0%} of what was played was not trained on: tasks that are always "
             "or never solved teach nothing.",
         )
+
+
+def _stops(run: RunData) -> Iterator[Alert]:
+    """The last sentences of the run's stop rules: warnings of the guard, and why training ended early."""
+    told = [s.what for s in run.spans if s.lane == "supervision" and s.name in ("guard", "stop")]
+    for what in told[-3:]:
+        yield Alert("warning", f"{what}.")
 
 
 def _changes(run: RunData) -> Iterator[Alert]:

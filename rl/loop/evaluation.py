@@ -113,10 +113,12 @@ class Evaluations:
         folder: RunFolder,
         progress: Progress,
         sink: WandbSink,
+        heard: Callable[[int, Mapping[str, float]], None],
         *,
         part: str,
     ) -> None:
-        """part: keeps the ids of a run that goes on apart from those of its earlier part."""
+        """`heard(step, metrics)` is told of each result, and of the step after which it began. part: keeps
+        the ids of a run that goes on apart from those of its earlier part."""
         self.config = config
         self.tables = config.all_envs
         self.rollouts = rollouts
@@ -126,6 +128,7 @@ class Evaluations:
         self.folder = folder
         self.progress = progress
         self.sink = sink
+        self.heard = heard
         self.part = part
         bounds = {t.label: t.concurrency for t in self.tables if t.concurrency is not None}
         self.instances = {label: config.eval.kept(bound) for label, bound in bounds.items()}
@@ -305,6 +308,7 @@ class Evaluations:
         self.folder.evaluation(row)
         self.book.stats.evaluated(when, found, step, faults)
         self.folder.metrics(now, found.metrics())
+        self.heard(step, found.metrics())
         self.sink.look()
         self.folder.event("run", f"evaluation {when}", start, time.time())
         said = "  ".join(f"{env} {rate:.2f}" for env, rate in found.pass_rates.items())

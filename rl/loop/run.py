@@ -33,6 +33,7 @@ from rl.loop.learner_client import LearnerClient
 from rl.loop.resume import Resume
 from rl.loop.rollouts import Rollouts
 from rl.loop.run_error import RunError
+from rl.loop.stop_rules import StopRules
 from rl.loop.watch import Activity, Watch
 from rl.nodes.nodes import control_address
 from rl.nodes.process import first_line
@@ -154,6 +155,7 @@ class Run:
             rebalance_seconds=config.rollout.rebalance_seconds,
             most=config.rollout.max_in_flight_groups,
         )
+        self.stops = StopRules(config.stop, config.steps, Journal(self.progress, self.folder).say)
         self.evaluations = Evaluations(
             config,
             self.rollouts,
@@ -161,6 +163,7 @@ class Run:
             self.folder,
             self.progress,
             self.sink,
+            self.stops.evaluated,
             part=f"-from-{first}" if self.resumed else "",
         )
         logs = self.folder.path / "logs"
@@ -195,6 +198,7 @@ class Run:
         # Groups that were in flight at the end of the earlier part left nothing but their trajectories.
         most = self.config.rollout.max_in_flight_groups
         self.book.number = max(resumed.groups, self.folder.groups()) + most
+        self.stops.restore(self.folder.metrics_lines())
         if before := self.folder.eval_before():
             self.book.stats.evals["before"] = before
 
@@ -258,10 +262,14 @@ class Run:
                 task.result()
         finally:
             await self._end(loops)
-        await self.checkpoints.written(stopping=self.stopping)
+        await self.checkpoints.written(stopping=self._ends_early)
         self.stoppable = False
         if self.stopping:
             raise Interrupted
+        if self.stops.collapsed:
+            raise RunError(
+                f"{self.stops.sentence}; go on from an earlier checkpoint with other settings"
+            )
 
     def stop(self) -> bool:
         """Ask training to end after the step in progress, with a checkpoint of the last finished one.
@@ -276,6 +284,11 @@ class Run:
         self.evaluations.give_up()
         return True
 
+    @property
+    def _ends_early(self) -> bool:
+        """True if training ends before its last step."""
+        return self.stopping or bool(self.stops.sentence)
+
     def summary(self) -> dict[str, object]:
         """The run so far, as summary.json has it."""
         resumed, book = self.resumed, self.book
@@ -283,6 +296,7 @@ class Run:
         return {
             "steps": book.learner_version,
             "resumed": from_,
+            "ended_early": self.stops.sentence,
             "trajectories": sum(book.ledger.dispatched.values()),
             **book.stats.summary(),
             "fleet": dict(sorted(self.fleet.counts.items())),
@@ -337,12 +351,17 @@ class Run:
             }
             book.check()
             self.made.put_nowait(PublishedStep(step, version, snapshot_ms, values))
+            if self.stops.step(step, values):
+                self.rollouts.stopping = True
+                break
             self.evaluations.ask(step)
             await self._checkpoint(step)
         await self.made.join()
         await self._checkpoint(book.learner_version)
         if not self.stopping:
             self.rollouts.stopping = True
+            if self.stops.collapsed:
+                self.evaluations.give_up("the run has collapsed")
             await self.evaluations.ended()
 
     async def _sync_loop(self) -> None:
@@ -387,7 +406,7 @@ class Run:
         def position() -> str:
             return write_position(self.book.number, self.task_source.position())
 
-        await self.checkpoints.begin(step, position, stopping=self.stopping)
+        await self.checkpoints.begin(step, position, stopping=self._ends_early)
 
     async def _end_when_stalled(self) -> None:
         raise RunError(await self.watch.until_stalled())

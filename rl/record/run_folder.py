@@ -251,6 +251,11 @@ class RunFolder:
             first = next((json.loads(line) for line in lines), {"step": 1})
         return per_env(first, "eval", "pass_rate") if first["step"] == 0 else {}
 
+    def metrics_lines(self) -> list[dict[str, float]]:
+        """Read the lines of metrics.jsonl, of the earlier parts of a run that goes on."""
+        with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
     def metrics(self, step: int, values: Mapping[str, object]) -> None:
         """Write one line of metrics.jsonl; infinite numbers and those that are none are left out.
 
