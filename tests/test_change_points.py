@@ -86,6 +86,7 @@ def test_what_wanders_spikes_or_climbs_steadily_has_no_change():
 def test_series_that_say_nothing_have_no_change():
     assert found(np.zeros(0)) == found(np.ones(100)) == found(np.arange(10.0)) == ()
     assert found(np.full(100, 0.1)) == found(np.full(100, 1e-300)) == ()
+    assert found(np.arange(100.0)) == ()
 
 
 def test_a_jump_without_any_noise_is_found():

@@ -73,6 +73,25 @@ class _Posterior:
     any_P: Floats
 
 
+@dataclass(frozen=True)
+class _Noise:
+    """One point of the grid: the stretches' residuals and lengths, 1 / s^2, and the price of a stretch.
+
+    scale: taken off per value, so that the best stretches weigh about 1 and no number gets too small or large.
+    """
+
+    costs_PP: Floats
+    length_PP: Floats
+    precision: float
+    scale: float
+    price: float
+
+    def weights(self) -> Floats:
+        """(P, P): of the stretch from one place to another; 0 where it is too short."""
+        fits_PP = self.precision * self.costs_PP - self.scale * self.length_PP
+        return np.exp(-0.5 * fits_PP - self.price)
+
+
 @lru_cache(maxsize=512)
 def change_points(steps: tuple[int, ...], values: tuple[float, ...]) -> tuple[ChangePoint, ...]:
     """Changes of a series that are there with a probability of `SURE` or more, in order.
@@ -149,26 +168,24 @@ def _posterior(y: Floats, places: npt.NDArray[np.int64], shortest: int) -> _Post
     m = len(y) - 1
     allowed = ((places[None, :] - places[:, None]) >= shortest).astype(np.float64)
     ways_K = _forward(allowed)[:, -1]
-    grid: list[tuple[Floats, Floats]] = []  # stretches' weights, and log p(k, y) of each k
+    grid: list[tuple[_Noise, Floats]] = []  # with log p(k, y) of each k
     for correlation in _CORRELATIONS:
         fits, length = _residuals(y[1:] - correlation * y[:-1], places, shortest)
         for columns, costs in enumerate(fits, start=1):
             least = _least(costs)
-            whole = least[0] / m
-            best = max(float(least.min()) / m, 1e-4 * whole, 1e-12)
+            whole = max(float(least[0]) / m, 1e-12)
+            best = max(float(least.min()) / m, 1e-4 * whole)
             log_sizes, step = _grid(best / 1.5, whole * 1.4, m)
             for log_size in log_sizes:
                 precision = float(np.exp(-log_size))
-                # Scaled so that the best stretches weigh about 1: no number gets too small or too large.
-                scale = precision * best
-                price = 0.5 * columns * np.log(1.0 + m * precision)
+                price = 0.5 * columns * float(np.log(1.0 + m * precision))
                 # Correlated noise says less of a level: one that it can do without a change for is cheap.
                 first = 0.5 * columns * np.log(1.0 + m * (1.0 - correlation) ** 2 * precision)
-                weights = np.exp(-0.5 * (precision * costs - scale * length) - price)
+                noise = _Noise(costs, length, precision, precision * best, price)
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    log_K = np.log(_forward(weights)[:, -1] / ways_K)
-                log_K += price - first + np.log(step) - 0.5 * m * (scale + log_size)
-                grid.append((weights, np.where(ways_K > 0, log_K, -np.inf)))
+                    log_K = np.log(_forward(noise.weights())[:, -1] / ways_K)
+                log_K += price - first + np.log(step) - 0.5 * m * (noise.scale + log_size)
+                grid.append((noise, np.where(ways_K > 0, log_K, -np.inf)))
     return _summed(grid, len(places))
 
 
@@ -180,7 +197,7 @@ def _grid(low: float, high: float, m: int) -> tuple[list[float], float]:
     return np.linspace(np.log(low), np.log(high), count).tolist(), span / (count - 1)
 
 
-def _summed(grid: Sequence[tuple[Floats, Floats]], count: int) -> _Posterior:
+def _summed(grid: Sequence[tuple[_Noise, Floats]], count: int) -> _Posterior:
     """Put the grid together by its probabilities."""
     logs = np.stack([log_k for _, log_k in grid])
     shares = np.exp(logs - logs.max())
@@ -188,9 +205,10 @@ def _summed(grid: Sequence[tuple[Floats, Floats]], count: int) -> _Posterior:
     numbers_K = shares.sum(0)
     most = int(numbers_K.argmax())
     places_KP, any_P = np.zeros((most, count)), np.zeros(count)
-    for (weights, _), share_K in zip(grid, shares, strict=True):
+    for (noise, _), share_K in zip(grid, shares, strict=True):
         if share_K.sum() < 1e-4:
             continue
+        weights = noise.weights()
         forward = _forward(weights)
         backward = _forward(np.ascontiguousarray(weights[::-1, ::-1].T))[:, ::-1]
         for k in range(1, MOST + 1):
