@@ -77,7 +77,7 @@ class _Posterior:
 class _Noise:
     """One point of the grid: the stretches' residuals and lengths, 1 / s^2, and the price of a stretch.
 
-    scale: taken off per value, so that the best stretches weigh about 1 and no number gets too small or large.
+    scale: taken off per value, so that the best stretches weigh about 1: no number gets too large or small.
     """
 
     costs_PP: Floats
