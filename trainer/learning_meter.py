@@ -1,4 +1,4 @@
-"""What an update says of its learning, per environment: entropy, KL, ratios, sample size, advantages.
+"""Meter of an update's learning, per environment: entropy, KL, ratios, sample size, advantages.
 
 Consumes each micro-batch's inputs of the objective, as the update computes them anyway. Produces metrics
 `learn/<env>/...` and `learn/all/...`. Sums and maxima stay on the device until the update's end, all
