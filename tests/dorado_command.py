@@ -71,13 +71,14 @@ class Command:
             psutil.wait_procs(alive, timeout=0.5)
         return [" ".join(p.cmdline())[:120] for p in self._alive()]
 
-    def kill(self, log: Path, what: str = "") -> None:
-        """Kill the actor that writes this log, and what it has started; or what has `what` in its name."""
+    def kill(self, log: Path | None, what: str = "") -> None:
+        """Kill the actor that writes this log, and what it has started; or what has `what` in its name, with
+        None as log wherever it writes to."""
         self.signal(log, what, signal.SIGKILL)
 
-    def signal(self, log: Path, what: str, number: signal.Signals) -> None:
+    def signal(self, log: Path | None, what: str, number: signal.Signals) -> None:
         """Send a signal as `kill` does."""
-        victims = [p for p in self._alive() if _writes_to(p, log.resolve())]
+        victims = [p for p in self._alive() if log is None or _writes_to(p, log.resolve())]
         victims = [p for p in victims if what in " ".join(p.cmdline())]
         assert victims
         for victim in victims:

@@ -96,8 +96,33 @@ def _replace_engine(command: Command, run: Path, what: str) -> str:
     return joined + "".join(command.read_until("/1000") for _ in range(4))
 
 
-def _assert_the_new_engine_played(run: Path, summary: dict[str, Any]) -> None:
-    assert (summary["fleet"]["engines_lost"], summary["fleet"]["engines_joined"]) == (1, 1)
+def _go_on_through_kills(command: Command, run: Path) -> str:
+    """Kill W&B's helper and a controller, and stop an engine's process; what was said meanwhile."""
+    command.kill(None, "wandb-core")
+    output = command.read_until("W&B: ")
+    command.kill(run / "logs/controller-0.log")
+    output += command.read_until("was lost: controller-0: ")
+    output += "".join(command.read_until("/1000") for _ in range(3))
+    command.signal(run / "logs/engine-0.log", "EngineCore", signal.SIGSTOP)
+    output += command.read_until("engine-3 has taken the place of engine-0, on node ")
+    return output + "".join(command.read_until("/1000") for _ in range(2))
+
+
+def _assert_a_sentence_for_each_kill(output: str) -> None:
+    for sentence in (
+        "; it goes on offline, and `wandb sync` sends that",
+        "was lost: controller-0: it died or is out of reach",
+        "within 30 s: it hangs, and is ended as if it had died",
+        "engine-0 died; its log says why",
+        "engine-1 died; its log says why",
+    ):
+        assert output.count(sentence) == 1, output
+    assert "Traceback" not in output and "(raylet)" not in output, output
+
+
+def _assert_the_new_engine_played(run: Path, summary: dict[str, Any], engines: int = 1) -> None:
+    fleet = summary["fleet"]
+    assert (fleet["engines_lost"], fleet["engines_joined"]) == (engines, engines)
     served = [e for e in lines(run / "events.jsonl") if e["lane"] == "engine-2"]
     assert [e["name"] for e in served if e["name"].startswith("load version ")], served
     written = [p.read_text(encoding="utf-8") for p in (run / "trajectories").glob("*.jsonl")]
@@ -258,7 +283,8 @@ def test_a_run_goes_on_while_an_environment_rests_and_an_engine_is_replaced_not_
         f'[[env]]\nid = "chaos_envs:Breaks"\nname = "breaks"\nconfig = {{ file = "{switch}" }}\n'
         "breaker = { cooldown_seconds = 2 }\n",
     )
-    command = Command(tmp_path, "train", config, *RANKS)
+    chaos = ("--wandb.enabled=true", "--timeouts.load_seconds=30")
+    command = Command(tmp_path, "train", config, *RANKS, *chaos, WANDB_MODE="offline")
     output = command.read_until("step 2/1000")
     switch.write_text("raise", encoding="utf-8")
     output += command.read_until("gets no new groups")
@@ -267,9 +293,11 @@ def test_a_run_goes_on_while_an_environment_rests_and_an_engine_is_replaced_not_
     output += command.read_until("environment 'breaks' works again")
     assert "works again" in output, output
     output += _replace_engine(command, run, "EngineCore")
+    output += _go_on_through_kills(command, run)
     command.kill(run / "logs/learner-1.log")
     code, rest = command.wait()
     assert code == 1, output + rest
+    _assert_a_sentence_for_each_kill(output + rest)
     errors = [line for line in rest.splitlines() if "error:" in line]
     assert len(errors) == 1 and "rank 1 of the learner (learner-1.log) died" in errors[0], rest
     _assert_nothing_left(command)
@@ -286,7 +314,7 @@ def test_a_run_goes_on_while_an_environment_rests_and_an_engine_is_replaced_not_
     assert rows.fetchone() == (ledger["breaks"]["failed:env_fault"], 0)
     assert (run / "events.jsonl").read_text(encoding="utf-8").count('"lane": "supervision"') >= 3
     # The engines, which hold whole weights, agree with the ranks that made them from parts.
-    _assert_the_new_engine_played(run, summary)
+    _assert_the_new_engine_played(run, summary, engines=2)
     assert sum(summary["staleness"].values()) == ledger["all"]["trained"]
     _assert_two_ranks_trained(run)
 
