@@ -18,6 +18,7 @@ import typer
 from rl.commands import Commands, not_here, require
 from rl.config_error import ConfigError
 from rl.env_tools.cli import app as env_app
+from rl.env_tools.eval.cli import app as eval_app
 from rl.jobs.cli import RunCommand
 from rl.jobs.cli import app as jobs_app
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
 app.add_typer(env_app, name="env")
+app.add_typer(eval_app)
 app.add_typer(jobs_app)
 FAILED = 1
 Number = TypeVar("Number", int, float)
@@ -88,6 +90,9 @@ def train(
         str | None,
         typer.Option(help="Go on: a run folder or a run's name, or either with /step_N."),
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="With --resume: from its best checkpoint, not its last.")
+    ] = False,
 ) -> None:
     """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
     from rl.config_file import read_origins
@@ -95,10 +100,12 @@ def train(
 
     settings = _load(config, context.args)
     going_on = None
+    if best and resume is None:
+        raise ConfigError("--best goes with --resume: say which run goes on")
     if resume is not None:
         from rl.loop.resume import find_resume
 
-        settings, going_on = find_resume(resume, settings)
+        settings, going_on = find_resume(resume, settings, best=best)
     check_run(settings)
     if dry_run:
         from rl.record.run_folder import dump_toml
@@ -249,6 +256,9 @@ def export(
     ],
     folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     run: Annotated[Path | None, typer.Option(help="The run folder, where N is given.")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run folder: its best checkpoint, not its last.")
+    ] = False,
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")
     ] = "float32",
@@ -258,7 +268,7 @@ def export(
 
     if folder.exists():
         raise ConfigError(f"{folder} exists already")
-    source = find_checkpoint(checkpoint, run)
+    source = find_checkpoint(checkpoint, run, best=best)
     record = read_checkpoint(source)
     from trainer.checkpoint_folder import CheckpointError
     from trainer.export import export_policy

@@ -243,13 +243,6 @@ class EvalConfig(Section):
         """True if evaluations go on beside training."""
         return self.every > 0 or self.seconds > 0
 
-    def kept(self, concurrency: int) -> int:
-        """Instances of an environment that evaluations beside training may use, of so many."""
-        if not self.beside:
-            return 0
-        samples = self.samples_per_task
-        return samples * max(1, int(self.share * concurrency) // samples)
-
 
 class ClusterConfig(Section):
     """address: `local` starts Ray on this machine; `auto` or an address joins a cluster.
@@ -303,7 +296,9 @@ class RunConfig(Section):
 
     `checkpoint_every`: steps between checkpoints (0: of the last step alone). `checkpoint_minutes`: after so
     many minutes without one the next step has one too, which goes when a later one is there (0: never).
-    `checkpoint_keep`: how many of the last ones are kept (0: all).
+    `checkpoint_keep`: how many of the last ones are kept (0: all). `checkpoint_best`: keep the one with the
+    highest mean held-out pass rate, and write one of each step that is evaluated (default: where `eval.every`
+    or `eval.seconds` is set).
     """
 
     name: str
@@ -319,6 +314,7 @@ class RunConfig(Section):
     checkpoint_every: int = Field(default=0, ge=0)
     checkpoint_minutes: float = Field(default=10, ge=0)
     checkpoint_keep: int = Field(default=0, ge=0)
+    checkpoint_best: bool | None = None
     model: ModelConfig
     env: tuple[EnvTable, ...] = Field(min_length=1)
     batch: BatchConfig = BatchConfig()
@@ -457,6 +453,19 @@ class RunConfig(Section):
     def all_envs(self) -> tuple[EnvTable, ...]:
         """The environments that are trained on, and those that are evaluated only."""
         return (*self.env, *self.eval.env)
+
+    def kept(self, concurrency: int) -> int:
+        """Instances, of so many of an environment that is trained on, that evaluations beside it may use."""
+        if not self.eval.beside:
+            return 0
+        samples = self.eval.samples_per_task
+        room = min(int(self.eval.share * concurrency), concurrency - self.batch.group_size)
+        return samples * max(1, room // samples)
+
+    @property
+    def keeps_best(self) -> bool:
+        """True if the best checkpoint is kept."""
+        return self.eval.beside if self.checkpoint_best is None else self.checkpoint_best
 
     @property
     def rules(self) -> Rules:

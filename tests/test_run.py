@@ -11,6 +11,8 @@ import json
 import sqlite3
 import time
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +30,7 @@ from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
 from rl.record.status import read_status
 from rl.record.wandb_sink import WandbSink
-from trainer.checkpoint_folder import CheckpointError
+from trainer.checkpoint_folder import CheckpointError, Record, complete, make_room
 
 SETTINGS = {
     "name": "demo",
@@ -677,6 +679,37 @@ async def test_held_out_groups_on_a_version_that_is_given_up_begin_anew(start):
     assert hung[0] in run.dispatcher.given_up
     assert f"{hung[0]}-again" in [spec.id for _, spec in run.dispatcher.played]
     assert rows(run)[0]["env"]["calculator"]["tasks"] == 4
+    assert_closed(run)
+
+
+async def test_the_best_checkpoint_of_the_evaluated_steps_is_kept_and_the_others_go(start):
+    run = start(steps=9, eval=BESIDE | {"after": True}, checkpoint_minutes=0)
+    act, play = run.actors.act, run.dispatcher.play
+
+    async def write(name, detail):
+        await act(name, detail)
+        if name == "save":
+            folder = Path(detail)
+            partial = folder.with_name(f"{folder.name}.partial")
+            make_room(folder, partial)
+            step = int(folder.name.removeprefix("step_"))
+            complete(partial, folder, Record({}, updates=step, version=step, past_versions=[]))
+
+    async def fail(spec):
+        """Held-out tasks pass at the first evaluation beside training alone."""
+        played = await play(spec)
+        if spec.train or "step_2" in spec.id or played is None:
+            return played
+        failed = [replace(m, reward=0.0, rewards={"solved": 0.0}) for m in played.report.members]
+        return replace(played, report=replace(played.report, members=tuple(failed)))
+
+    run.actors.act, run.dispatcher.play = write, fail
+    await asyncio.wait_for(run.main(), 30)
+    checkpoints = run.folder.path / "checkpoints"
+    assert (checkpoints / "best").resolve().name == "step_2"
+    assert {p.name for p in checkpoints.iterdir()} == {"best", "step_2", "step_9"}
+    assert run.summary()["best"] == {"step": 2, "pass_rate": 1.0}
+    assert said(run).count("the best checkpoint is that of step 2") == 1
     assert_closed(run)
 
 

@@ -63,10 +63,17 @@ def steps(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` checkpoints of the highest steps, which have to be whole to count."""
+    """Remove all but the `keep` checkpoints of the highest steps, which have to be whole to count, and those
+    that a link in the folder points at."""
     whole = [p for _, p in sorted(steps(folder)) if p.suffix != PARTIAL and (p / RECORD).is_file()]
-    for path in whole[: max(0, len(whole) - keep)]:
+    for path in set(whole[: max(0, len(whole) - keep)]) - linked(folder):
         remove(path)
+
+
+def linked(folder: Path) -> set[Path]:
+    """The checkpoints that the links in a folder point at."""
+    links = [path for path in folder.iterdir() if path.is_symlink()] if folder.is_dir() else []
+    return {folder / os.readlink(link) for link in links}
 
 
 def remove(checkpoint: Path) -> None:

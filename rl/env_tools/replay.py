@@ -122,14 +122,21 @@ def _table(config: Path, label: str) -> EnvTable:
     if not config.is_file():
         table = EnvTable(id=label)
     else:
-        found = read_toml(config).get("env")
-        tables = [_read_table(config, one) for one in (found if isinstance(found, list) else ())]
+        values = read_toml(config)
+        evaluated = values.get("eval")
+        sections = (values, evaluated if isinstance(evaluated, dict) else {})
+        found = [one for section in sections for one in _list(section.get("env"))]
+        tables = [_read_table(config, one) for one in found]
         matching = [table for table in tables if table.label == label]
         if not matching:
             known = ", ".join(t.label for t in tables) or "none"
             raise ConfigError(f"{config} has no environment {label!r}; there are {known}")
         table = matching[0]
     return table
+
+
+def _list(value: object) -> list[JsonObject]:
+    return value if isinstance(value, list) else []
 
 
 def _read_table(config: Path, values: JsonObject) -> EnvTable:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rl.loop.learner_client import LearnerClient
 from rl.loop.watch import Activity
+from rl.record.best_checkpoint import BestCheckpoint
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
-from trainer.checkpoint_folder import CheckpointError, remove
+from trainer.checkpoint_folder import CheckpointError, linked, remove
 
 
 class Checkpoints:
@@ -21,6 +22,7 @@ class Checkpoints:
         activity: Activity,
         folder: RunFolder,
         progress: Progress,
+        best: BestCheckpoint,
         *,
         every: int,
         minutes: float,
@@ -34,31 +36,35 @@ class Checkpoints:
         self.activity = activity
         self.folder = folder
         self.progress = progress
+        self.best = best
         self.every = every
         self.seconds = 60 * minutes
         self.steps = steps
         self.step = first  # of the last one begun
         self.writing = False
         self._begun = time.monotonic()
-        # The last one begun, and those that the clock alone asked for.
+        # The last one begun, and those that only the clock or an evaluation asked for.
         self._target = Path()
-        self._by_clock: set[Path] = set()
+        self._passing: set[Path] = set()
 
-    async def begin(self, step: int, position: Callable[[], str], *, stopping: bool) -> None:
+    async def begin(
+        self, step: int, position: Callable[[], str], *, stopping: bool, evaluated: bool = False
+    ) -> None:
         """Begin one after this step where it is due, when the one before it has been written.
 
-        position: where the run stands beside the learner. stopping: this is the last step for now.
+        position: where the run stands beside the learner. stopping: this is the last step for now. evaluated:
+        one is due since the step's version is; unless that is the best it goes when a later one is there.
         """
         due = step == self.steps or stopping or (self.every and step % self.every == 0)
         late = bool(self.seconds) and time.monotonic() - self._begun >= self.seconds
-        if not (due or late) or step == self.step:
+        if not (due or late or evaluated) or step == self.step:
             return
         await self.written(stopping=stopping)
         start, self._begun = time.time(), time.monotonic()
         self.step, self.writing = step, True
         self._target = self.folder.path / "checkpoints" / f"step_{step}"
         if not due:
-            self._by_clock.add(self._target)
+            self._passing.add(self._target)
         target = str(self._target.resolve())
         await self._wait(self.learner.save(step, target, position()), stopping)
         self.folder.event("learner", f"checkpoint {step}", start, time.time())
@@ -66,9 +72,15 @@ class Checkpoints:
     async def written(self, *, stopping: bool = False) -> None:
         """Wait for the one in progress, if there is one. Raises CheckpointError where the last one fails."""
         if self.writing and await self._wait(self.learner.saved(self.step), stopping):
-            for earlier in self._by_clock - {self._target}:
-                await asyncio.to_thread(remove, earlier)
-                self._by_clock.discard(earlier)
+            self.best.choose()  # before what nothing points at goes
+            await self.tidy()
+
+    async def tidy(self) -> None:
+        """Remove those that are of no use any more: a later one is there, and no link points at them."""
+        kept = {self._target, *linked(self.folder.path / "checkpoints")}
+        for earlier in self._passing - kept:
+            await asyncio.to_thread(remove, earlier)
+            self._passing.discard(earlier)
 
     async def _wait(self, act: Awaitable[None], stopping: bool) -> bool:
         """Wait for `act`. A checkpoint that fails is told, and the run goes on unless it is the last one.

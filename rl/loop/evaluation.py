@@ -20,11 +20,12 @@ from rl.loop.dispatcher import Played
 from rl.loop.rollouts import Rollouts
 from rl.loop.watch import Activity
 from rl.nodes.deadline import while_watching
+from rl.record.best_checkpoint import BestCheckpoint
 from rl.record.progress import EVALUATION_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink
 from rl.samples.group import GroupReport, GroupSpec
-from rl.samples.heldout import evaluated
+from rl.samples.heldout import Evaluation, evaluated
 from rl.tasks.streams import OutOfTasks
 from rollout.window import admits
 
@@ -54,32 +55,41 @@ def heldout_tasks(table: EnvTable, count: int) -> list[Task]:
     return list(found.values())
 
 
+def heldout_sets(config: RunConfig) -> dict[str, list[Task]]:
+    """The held-out tasks of each environment of a run, the same in every run. Raises OutOfTasks.
+
+    `noise.level` of one that is evaluated only is that of its tasks."""
+    sets = {table.label: heldout_tasks(table, config.eval.tasks) for table in config.all_envs}
+    for table in config.eval.env:
+        if table.noise is not None:
+            level = table.noise.level
+            sets[table.label] = [replace(task, noise=level) for task in sets[table.label]]
+    return sets
+
+
 async def evaluate(
-    tables: Sequence[EnvTable],
+    sets: Mapping[str, Sequence[Task]],
     play: Callable[[GroupSpec], Awaitable[Played | None]],
     when: str,
     progress: Callable[[int, int], None],
     *,
-    tasks: int,
     most: int,
     samples: int = 1,
     instances: Mapping[str, int] | None = None,
-    noise: Mapping[str, int] | None = None,
 ) -> tuple[list[GroupReport], int]:
-    """Play up to `tasks` held-out tasks of each environment. Returns the reports, and how many were wanted.
+    """Play the tasks of each environment. Returns the reports, and how many were wanted.
 
     `play(spec)` plays one; a group that it loses has no report. `progress(done, wanted)`: called after each.
     when: part of the ids. most: episodes at once. samples: episodes of each task, which are a group.
-    instances: of an environment at once, where that is bounded. noise: level of an environment's tasks.
+    instances: of an environment at once, where that is bounded.
     """
     specs: list[GroupSpec] = []
-    for table in tables:
-        for task in heldout_tasks(table, tasks):
+    for env, tasks in sets.items():
+        for task in tasks:
             id = f"eval-{when}-{len(specs)}"
             ids = tuple(f"{id}.{index}" for index in range(samples))
-            task = replace(task, noise=(noise or {}).get(table.label, task.noise))
-            specs.append(GroupSpec(id, table.label, task, ids, train=False))
-    bounds = {table.label: table.concurrency or most for table in tables} | dict(instances or {})
+            specs.append(GroupSpec(id, env, task, ids, train=False))
+    bounds = dict.fromkeys(sets, most) | dict(instances or {})
     room = asyncio.Semaphore(max(1, most // samples))
     own = {label: asyncio.Semaphore(max(1, bound // samples)) for label, bound in bounds.items()}
     done = 0
@@ -114,13 +124,13 @@ class Evaluations:
         progress: Progress,
         sink: WandbSink,
         heard: Callable[[int, Mapping[str, float]], None],
+        best: BestCheckpoint,
         *,
         part: str,
     ) -> None:
         """`heard(step, metrics)` is told of each result, and of the step after which it began. part: keeps
         the ids of a run that goes on apart from those of its earlier part."""
         self.config = config
-        self.tables = config.all_envs
         self.rollouts = rollouts
         self.book = rollouts.book
         self.fleet = rollouts.fleet
@@ -129,10 +139,17 @@ class Evaluations:
         self.progress = progress
         self.sink = sink
         self.heard = heard
+        self.best = best
         self.part = part
-        bounds = {t.label: t.concurrency for t in self.tables if t.concurrency is not None}
-        self.instances = {label: config.eval.kept(bound) for label, bound in bounds.items()}
-        self.noise = {t.label: t.noise.level for t in config.eval.env if t.noise}
+        self.sets: dict[str, list[Task]] = {}
+        # Instances at once, where that is bounded: when nothing else is played, and beside training.
+        bounds = {t.label: t.concurrency for t in config.all_envs if t.concurrency is not None}
+        self.instances = bounds
+        trained = {table.label for table in config.env}
+        self.instances_beside = {
+            label: config.kept(bound) if label in trained else bound
+            for label, bound in bounds.items()
+        }
         # The step of the evaluation beside training that is to begin or goes on, and its version.
         self.step, self.version = 0, 0
         self.begun = time.monotonic()
@@ -142,12 +159,18 @@ class Evaluations:
         self._playing: asyncio.Task[tuple[list[GroupReport], int]] | None = None
         self._why_given_up = ""
 
+    def prepare(self) -> None:
+        """Make the tasks, which may take a while: nothing of a run moves meanwhile. Raises OutOfTasks."""
+        self.sets = self.sets or heldout_sets(self.config)
+
     async def run(self, when: str, watching: asyncio.Task[None]) -> None:
         """Play the held-out tasks once each. Raises what `watching` does, if that comes first."""
         self.progress.stage(f"evaluation {when} training", usual=EVALUATION_SECONDS)
         start, step = time.time(), self.book.learner_version
         most = self.config.rollout.max_in_flight_groups * self.config.batch.group_size
-        playing = self._evaluate(when, self.rollouts.play, self.progress.episodes, most=most)
+        playing = self._evaluate(
+            when, self.rollouts.play, self.progress.episodes, most=most, instances=self.instances
+        )
         with self.activity.busy("waits for the evaluation"):
             reports, wanted = await while_watching(playing, watching)
         self._write(when, step, start, reports, wanted)
@@ -167,6 +190,7 @@ class Evaluations:
                 )
             return False
         self.step, self.begun = step, time.monotonic()
+        self.best.hold(step)
         self._idle.clear()
         self._wanted.set()
         return True
@@ -180,7 +204,10 @@ class Evaluations:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            await self._beside()
+            try:
+                await self._beside()
+            finally:
+                self.best.release()
             self._idle.set()
 
     async def ended(self) -> None:
@@ -206,7 +233,7 @@ class Evaluations:
                 self._play_beside,
                 lambda done, wanted: moved.set(),
                 most=max(1, int(self.config.eval.share * training)),
-                instances=self.instances,
+                instances=self.instances_beside,
             )
         )
         try:
@@ -221,7 +248,12 @@ class Evaluations:
             playing.cancel()
             await asyncio.gather(playing, return_exceptions=True)
             self._playing, self._why_given_up = None, ""
-        self._write(f"step_{step}", step, start, reports, wanted)
+        found = self._write(f"step_{step}", step, start, reports, wanted)
+        if self.best.wanted and not self.best.written(found.version):
+            self.progress.note(
+                f"the evaluation of step {step} played from version {found.version} on, of which there is no "
+                "checkpoint: it does not count for the best one"
+            )
 
     async def _until_done(self, playing: asyncio.Task[object], moved: asyncio.Event) -> None:
         """Wait for the evaluation; give it up where no group of it ends for too long."""
@@ -279,24 +311,22 @@ class Evaluations:
         progress: Callable[[int, int], None],
         *,
         most: int,
-        instances: Mapping[str, int] | None = None,
+        instances: Mapping[str, int],
     ) -> tuple[list[GroupReport], int]:
-        settings = self.config.eval
+        self.prepare()
         return await evaluate(
-            self.tables,
+            self.sets,
             play,
             f"{when}{self.part}",
             progress,
-            tasks=settings.tasks,
             most=most,
-            samples=settings.samples_per_task,
+            samples=self.config.eval.samples_per_task,
             instances=instances,
-            noise=self.noise,
         )
 
     def _write(
         self, when: str, step: int, start: float, reports: Sequence[GroupReport], wanted: int
-    ) -> None:
+    ) -> Evaluation:
         """Write an evaluation down, and say its pass rates."""
         for report in reports:
             self.folder.index(report, f"heldout-{when}")
@@ -313,3 +343,5 @@ class Evaluations:
         self.folder.event("run", f"evaluation {when}", start, time.time())
         said = "  ".join(f"{env} {rate:.2f}" for env, rate in found.pass_rates.items())
         self.progress.note(f"held-out pass rate {WHEN.get(when, f'of step {step}')}: {said}")
+        self.best.choose()
+        return found

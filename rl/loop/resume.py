@@ -14,7 +14,7 @@ from pathlib import Path
 from envs.registry import split_file
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
-from rl.record.checkpoint_choice import read_checkpoint
+from rl.record.checkpoint_choice import best_checkpoint, read_checkpoint
 from rl.record.position import Position, read_position
 from trainer.checkpoint_folder import latest
 
@@ -34,15 +34,21 @@ class Resume:
     notes: tuple[str, ...] = ()
 
 
-def find_resume(what: str, config: RunConfig) -> tuple[RunConfig, Resume]:
+def find_resume(what: str, config: RunConfig, *, best: bool = False) -> tuple[RunConfig, Resume]:
     """Resolve `--resume WHAT`; returns the settings with the name of that run, too.
 
-    what: a run folder, a run's name in `config.runs_dir`, or either followed by /step_N. Raises ConfigError.
+    what: a run folder, a run's name in `config.runs_dir`, or either followed by /step_N. best: its best
+    checkpoint, in place of the last. Raises ConfigError.
     """
     run, step = _run_and_step(what, Path(config.runs_dir))
+    if best and step is not None:
+        raise ConfigError(f"--best goes with a run, and --resume {what} names a step")
     notes: list[str] = []
     folder = run / "checkpoints"
-    found = latest(folder, notes.append) if step is None else folder / f"step_{step}"
+    if best:
+        found = best_checkpoint(run)
+    else:
+        found = latest(folder, notes.append) if step is None else folder / f"step_{step}"
     if found is None:
         told = f" ({'; '.join(notes)})" if notes else ""
         raise ConfigError(f"--resume: {run} has no whole checkpoint{told}")

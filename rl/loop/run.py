@@ -16,7 +16,7 @@ when neither has moved for `timeouts.stall_seconds`, and says what every episode
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rl.cluster import Cluster
 from rl.config import RunConfig
@@ -37,6 +37,7 @@ from rl.loop.stop_rules import StopRules
 from rl.loop.watch import Activity, Watch
 from rl.nodes.nodes import control_address
 from rl.nodes.process import first_line
+from rl.record.best_checkpoint import BestCheckpoint
 from rl.record.journal import Journal
 from rl.record.position import write_position
 from rl.record.progress import STEP_SECONDS, Progress
@@ -98,7 +99,7 @@ class Run:
             config.batch.group_size,
             config.seed_of(config.seed + TASK_SEED_OFFSET),
             Journal(progress, folder).say,
-            config.eval.kept,
+            config.kept,
         )
         self._build_fleet(cluster, first)
         self._build_loops(first)
@@ -156,6 +157,7 @@ class Run:
             most=config.rollout.max_in_flight_groups,
         )
         self.stops = StopRules(config.stop, config.steps, Journal(self.progress, self.folder).say)
+        self.best = BestCheckpoint(self.folder.path, self.progress.note, wanted=config.keeps_best)
         self.evaluations = Evaluations(
             config,
             self.rollouts,
@@ -164,6 +166,7 @@ class Run:
             self.progress,
             self.sink,
             self.stops.evaluated,
+            self.best,
             part=f"-from-{first}" if self.resumed else "",
         )
         logs = self.folder.path / "logs"
@@ -173,6 +176,7 @@ class Run:
             self.activity,
             self.folder,
             self.progress,
+            self.best,
             every=config.checkpoint_every,
             minutes=config.checkpoint_minutes,
             steps=config.steps,
@@ -238,9 +242,12 @@ class Run:
         if self.config.eval.after:
             await self.fleet.settle()
             await self.evaluations.run("after", self.watching)
+            await self.checkpoints.tidy()
 
     async def _train(self, left: int) -> None:
         """Make the `left` steps that the run still has to make."""
+        if self.config.eval.beside:
+            self.evaluations.prepare()
         self.progress.stage("training: first rollouts", usual=left * STEP_SECONDS)
         self.activity.moved()
         self.stoppable = True
@@ -297,6 +304,7 @@ class Run:
             "steps": book.learner_version,
             "resumed": from_,
             "ended_early": self.stops.sentence,
+            "best": None if self.best.best is None else asdict(self.best.best),
             "trajectories": sum(book.ledger.dispatched.values()),
             **book.stats.summary(),
             "fleet": dict(sorted(self.fleet.counts.items())),
@@ -354,8 +362,8 @@ class Run:
             if self.stops.step(step, values):
                 self.rollouts.stopping = True
                 break
-            self.evaluations.ask(step)
-            await self._checkpoint(step)
+            evaluated = self.evaluations.ask(step) and self.config.keeps_best
+            await self._checkpoint(step, evaluated=evaluated)
         await self.made.join()
         await self._checkpoint(book.learner_version)
         if not self.stopping:
@@ -402,11 +410,11 @@ class Run:
             self.progress.note(f"the samples of {len(gone)} groups are gone with their node")
             self.rollouts.changed.set()
 
-    async def _checkpoint(self, step: int) -> None:
+    async def _checkpoint(self, step: int, *, evaluated: bool = False) -> None:
         def position() -> str:
             return write_position(self.book.number, self.task_source.position())
 
-        await self.checkpoints.begin(step, position, stopping=self._ends_early)
+        await self.checkpoints.begin(step, position, stopping=self._ends_early, evaluated=evaluated)
 
     async def _end_when_stalled(self) -> None:
         raise RunError(await self.watch.until_stalled())

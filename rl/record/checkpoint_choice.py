@@ -1,18 +1,26 @@
 """The choice of a checkpoint for `dorado export`, by folder, run or step."""
 
+import os
 from pathlib import Path
 
 from rl.config_file import ConfigError
+from rl.record.best_checkpoint import BEST
 from trainer.checkpoint_folder import PARTIAL, CheckpointError, Record, latest, read_record, steps
 
 RUNS = Path("runs")
 
 
-def find_checkpoint(what: str, run: Path | None) -> Path:
-    """Find the folder of a checkpoint: `what` is one, a run folder (its last), or a step of `run`.
+def find_checkpoint(what: str, run: Path | None, *, best: bool = False) -> Path:
+    """Find the folder of a checkpoint: `what` is one, a run folder (its last or best), or a step of `run`.
 
     Without `run`, a step is one of the only run there is in `runs/`. Raises ConfigError.
     """
+    if best:
+        if what.isdigit() or not (Path(what) / "checkpoints").is_dir():
+            raise ConfigError(
+                f"--best goes with a run folder, such as runs/quickstart, not with {what}"
+            )
+        return best_checkpoint(Path(what))
     if what.isdigit():
         return _of_step(int(what), run or _only_run())
     path = Path(what)
@@ -24,6 +32,17 @@ def find_checkpoint(what: str, run: Path | None) -> Path:
     if found is None:
         raise ConfigError(f"{path} has no whole checkpoint")
     return found
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The checkpoint that `checkpoints/best` points at. Raises ConfigError where there is no such link."""
+    link = run / "checkpoints" / BEST
+    if not link.is_symlink():
+        raise ConfigError(
+            f"--best: {run} has no best checkpoint: one is kept where evaluations go on beside training "
+            "(eval.every), or with checkpoint_best = true, once a step was evaluated"
+        )
+    return link.parent / os.readlink(link)
 
 
 def read_checkpoint(folder: Path) -> Record:

@@ -6,7 +6,7 @@ events.jsonl         spans of time (Gantt)      trajectories/         JSONL, one
 trajectories.sqlite  index of the trajectories  .../learned.jsonl     what training computed of their tokens
 status.json          what the run does now      summary.json          written at the end
 experts.jsonl        the experts' load          origins.json          where settings come from
-evaluations.jsonl    one line per evaluation
+evaluations.jsonl    one line per evaluation    checkpoints/best      a link to the best of them
 tokenizer.json       to read token ids by       earlier/N/            what the N-th resume took out
 starts.jsonl         command line, commit and versions of each start     logs/terminal.log  what it printed
 
@@ -32,6 +32,7 @@ import tomli_w
 
 from rl.config import RunConfig
 from rl.config_file import ConfigError
+from rl.record.best_checkpoint import BEST, EVALUATED, EVALUATIONS, link_best
 from rl.samples.group import GroupReport
 from rl.samples.metrics import per_env
 from rollout.trajectory import ScoredTrajectory
@@ -59,7 +60,6 @@ LEARNED = "trajectories/learned.jsonl"
 NOT_FINITE = "not_finite.jsonl"
 # A mean, and the key that counts what it is over: of nothing it is nan, and nothing is wrong.
 MEAN_OVER = {"parity/mean_abs_dlogp": "parity/tokens"}
-EVALUATIONS = "evaluations.jsonl"
 
 
 class TrajectoryWriter:
@@ -192,6 +192,9 @@ class RunFolder:
         for name in (NOT_FINITE, EVALUATIONS):
             if (self.path / name).exists():
                 self._move_undone(name, step, aside)
+        (self.path / "checkpoints" / EVALUATED).unlink(missing_ok=True)
+        if (self.path / "checkpoints" / BEST).is_symlink():
+            link_best(self.path)
         self._unlearn(step, aside)
         now = time.time()
         self.event("run", f"goes on after step {step}", now, now, earlier=str(aside))

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from rl.record.run_folder import TrajectoryWriter
 from rl.samples.metrics import passed
 from rl.tasks.streams import OutOfTasks
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
-from rollout.engine import EngineFault, Generate
+from rollout.engine import EngineFault, Generate, Sampling
 from rollout.episode import Episode, Rendering
 from rollout.tool_format import ToolFormat
 from rollout.trajectory import ScoredTrajectory
@@ -156,13 +156,23 @@ async def server_players(
         yield player
 
 
+@dataclass(frozen=True)
+class Play:
+    """One episode to be played. Those of one task are a group."""
+
+    id: str
+    group: str
+    table: EnvTable
+    task: Task
+
+
 class EvalFolder:
     """Where an evaluation is written: config.toml, trajectories/eval.jsonl, summary.json."""
 
-    def __init__(self, path: Path, table: EnvTable) -> None:
+    def __init__(self, path: Path, tables: Sequence[EnvTable]) -> None:
         self.path = path
         (path / "trajectories").mkdir(parents=True)
-        values = {"env": [table.model_dump(mode="json", exclude_none=True)]}
+        values = {"env": [table.model_dump(mode="json", exclude_none=True) for table in tables]}
         (path / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
         self.writer = TrajectoryWriter(path, "eval")
 
@@ -174,8 +184,7 @@ class EvalFolder:
 
 
 async def evaluate(
-    table: EnvTable,
-    tasks: Sequence[Task],
+    plays: Sequence[Play],
     player: Callable[[], Player],
     episode: EpisodeConfig,
     *,
@@ -183,31 +192,37 @@ async def evaluate(
     notes: dict[str, str],
     folder: EvalFolder,
     view: EvalView,
+    sampling: Sampling | None = None,
 ) -> list[ScoredTrajectory]:
-    """Play each task once, `at_once` at a time. notes: added to those of each trajectory."""
+    """Play each once, `at_once` at a time. notes: added to those of each trajectory. sampling: not the
+    engine's own."""
     room = asyncio.Semaphore(at_once)
-    judges = [find_judge(name) for name in table.judges]
+    tables = {play.table.label: play.table for play in plays}
+    own = {label: asyncio.Semaphore(one.concurrency or at_once) for label, one in tables.items()}
+    judges = {label: [find_judge(j) for j in one.judges] for label, one in tables.items()}
 
-    async def play(number: int, task: Task) -> ScoredTrajectory:
-        async with room:
+    async def play_one(play: Play) -> ScoredTrajectory:
+        table = play.table
+        async with own[table.label], room:
             generate, rendering = player()
-            session = EnvSession(table.make(), table.deadlines.record)
             one = Episode(
-                id=f"eval-{number}",
-                group=f"eval-{number}",
+                id=play.id,
+                group=play.group,
                 env=table.label,
-                task=task,
-                session=session,
+                task=play.task,
+                session=EnvSession(table.make(), table.deadlines.record),
                 generate=generate,
                 renderer=rendering,
                 config=episode,
+                sampling=sampling,
             )
             view.begins(one)
             trajectory = await one.run()
             trajectory = replace(trajectory, notes={**trajectory.notes, **notes})
             try:
                 seconds = table.deadlines.score_seconds
-                scored = await score(trajectory, judges, table.rewards, seconds=seconds)
+                asked = judges[table.label]
+                scored = await score(trajectory, asked, table.rewards, seconds=seconds)
             except JudgeFault as error:
                 failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
                 scored = ScoredTrajectory(failed, {}, 0.0)
@@ -215,7 +230,48 @@ async def evaluate(
             view.ends(one, scored)
             return scored
 
-    return list(await asyncio.gather(*(play(n, task) for n, task in enumerate(tasks))))
+    return list(await asyncio.gather(*map(play_one, plays)))
+
+
+async def evaluate_with(
+    players: AbstractAsyncContextManager[Callable[[], Player]],
+    plays: Sequence[Play],
+    episode: EpisodeConfig,
+    *,
+    at_once: int,
+    notes: dict[str, str],
+    folder: EvalFolder,
+    view: EvalView,
+    sampling: Sampling | None = None,
+) -> list[ScoredTrajectory]:
+    """Play each once, by players that come and go with it. Raises EngineFault, TimeoutError."""
+    view.stage("starting")
+    async with players as player:
+        view.stage("playing")
+        return await evaluate(
+            plays,
+            player,
+            episode,
+            at_once=at_once,
+            notes=notes,
+            folder=folder,
+            view=view,
+            sampling=sampling,
+        )
+
+
+@asynccontextmanager
+async def players_of(
+    model: str, limits: Limits, *, served: str, at_once: int, temperature: float | None, seed: int
+) -> AsyncIterator[Callable[[], Player]]:
+    """Players of a checkpoint folder, or of a model behind a server."""
+    players = (
+        server_players(model, served, limits, at_once, temperature)
+        if is_url(model)
+        else local_players(model, limits, seed)
+    )
+    async with players as player:
+        yield player
 
 
 def summary(played: Sequence[ScoredTrajectory]) -> JsonObject:
@@ -268,34 +324,31 @@ def evaluate_and_report(
     path = out or Path("runs") / f"eval-{table.label}-{time.strftime('%Y%m%d-%H%M%S')}"
     if path.exists():
         raise ConfigError(f"--out: {path} exists already")
-    folder = EvalFolder(path, table)
+    folder = EvalFolder(path, [table])
+    plays = [Play(f"eval-{n}", f"eval-{n}", table, task) for n, task in enumerate(chosen)]
     notes = {"model": model, **({"tokens": NO_TOKENS} if is_url(model) else {})}
     view = EvalView(f"{table.label}, {len(chosen)} held-out tasks, {model}", len(chosen))
 
-    async def main() -> list[ScoredTrajectory]:
-        view.stage("starting")
-        players = (
-            server_players(model, served, limits, at_once, temperature)
-            if is_url(model)
-            else local_players(model, limits, seed)
-        )
-        async with players as player:
-            view.stage("playing")
-            return await evaluate(
-                table,
-                chosen,
-                player,
+    played: list[ScoredTrajectory] = []
+    try:
+        with view:
+            playing = evaluate_with(
+                players_of(
+                    model,
+                    limits,
+                    served=served,
+                    at_once=at_once,
+                    temperature=temperature,
+                    seed=seed,
+                ),
+                plays,
                 limits.episode,
                 at_once=at_once,
                 notes=notes,
                 folder=folder,
                 view=view,
             )
-
-    played: list[ScoredTrajectory] = []
-    try:
-        with view:
-            played = asyncio.run(main())
+            played = asyncio.run(playing)
     except (EngineFault, TimeoutError) as error:
         view.note(f"error: {error or 'the engine did not start in time'}")
     finally:
