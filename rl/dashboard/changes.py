@@ -34,7 +34,7 @@ _FALLS = ("fell", "turned down")
 def find_changes(series: Mapping[str, Series]) -> dict[str, tuple[ChangePoint, ...]]:
     """Change points of held-out pass rates and rewards, and where one of them fell also of what is beside it.
 
-    Takes some tenths of a second per key, once for each 2 % that a series grows.
+    Takes hundredths of a second per key, once for each 2 % that a series grows.
     """
     found: dict[str, tuple[ChangePoint, ...]] = {}
     for key, env, _ in _results(series):

@@ -136,7 +136,7 @@ class RunData:
             self.problems, self._seen = self._found, seen
 
     def look_for_changes(self) -> None:
-        """Find where pass rates and rewards changed; takes up to seconds, so a page opens without it."""
+        """Find where pass rates and rewards changed; takes a while for many, so a page opens without it."""
         self.changes = find_changes(self.series)
 
     def state(self, now: float | None = None) -> State:
