@@ -9,8 +9,8 @@ STAMP := .venv/.installed
 PARALLEL := not (engine or run or slow or network or compiler)
 SMOKE := smoke
 REST := (engine or run or slow or network or compiler) and not smoke
-# The half of the first one that starts no process.
-FAST := $(PARALLEL) and not process
+# Of the first one what starts no process and is about our own model families.
+FAST := $(PARALLEL) and not (process or families)
 PYTEST := .venv/bin/pytest --durations=25
 # A selection of ARGS that has no test of a kind is no failure (pytest's exit status 5).
 OR_NONE := || [ $$? -eq 5 ]

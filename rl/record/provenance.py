@@ -44,10 +44,13 @@ def provenance() -> Mapping[str, object]:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    """The version of a package; vLLM's build for CPU machines has a name of its own."""
+    for name in (package, f"{package}-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def _commit(folder: Path) -> dict[str, str | bool | None]:
