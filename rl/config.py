@@ -393,6 +393,10 @@ class RunConfig(Section):
                 "learner.router.replay repeats the engine's expert choices: it needs "
                 "engine.capture_routing = true"
             )
+        if self.engine.compile and self.learner.lora is not None:
+            raise ValueError(
+                "engine.compile: on a CPU vLLM compiles no engine with adapters (learner.lora); leave it out"
+            )
         if self.engine.max_model_len < self.episode.max_tokens:
             raise ValueError(
                 f"engine.max_model_len ({self.engine.max_model_len}) has to be at least "

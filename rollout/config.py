@@ -13,6 +13,7 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from rollout.tool_format import ToolFormat
@@ -84,6 +85,8 @@ class EngineConfig(Section):
     then, whatever `move_cache` says.
     start_seconds: until an engine has answered its first request. request_seconds: for one turn.
     max_restarts: engines that are started in place of ones that died, in a run.
+    compile: of engines on a CPU, torch.compile for the model: fewer and larger steps between products. Needs a
+    C++ compiler. On GPUs vLLM compiles by itself.
     vllm: further arguments of vLLM's engine, as vLLM names them.
     """
 
@@ -98,6 +101,7 @@ class EngineConfig(Section):
     kv_cache_gib: PositiveInt = 1
     move_cache: Literal["shared_memory", "none"] = "shared_memory"
     capture_routing: bool = False
+    compile: bool = False
     max_restarts: NonNegativeInt = 4
     start_seconds: PositiveFloat = 180
     request_seconds: PositiveFloat = 120
@@ -110,6 +114,19 @@ class EngineConfig(Section):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} has to be a finite number, not {value}")
         return given
+
+    @model_validator(mode="after")
+    def _compiles_on_a_cpu(self) -> "EngineConfig":
+        if self.compile and self.device != "cpu":
+            raise ValueError(
+                'compile is of engines on a CPU, and device is "cuda": leave it out, on GPUs vLLM compiles '
+                "by itself (vllm.enforce_eager = true: not)"
+            )
+        if self.compile and self.vllm.get("enforce_eager"):
+            raise ValueError(
+                "compile = true and vllm.enforce_eager = true exclude each other: leave one out"
+            )
+        return self
 
 
 class EpisodeConfig(Section):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollout.compile_cache import CompileCache, check_compiler, user_cache
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 from rollout.families.registry import routing_layout
@@ -43,8 +44,11 @@ class LoadTimes:
     staging_ms: float
 
 
-def prepare_process(config: EngineConfig) -> None:
-    """Set what vLLM reads from the environment. Has to run before vllm is imported."""
+def prepare_process(config: EngineConfig, compiled: CompileCache | None = None) -> None:
+    """Set what vLLM reads from the environment. Has to run before vllm is imported.
+
+    compiled: where an engine on a CPU may compile.
+    """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if config.device == "cpu":
@@ -52,10 +56,13 @@ def prepare_process(config: EngineConfig) -> None:
         # Several engines would each bind the same first cores: leave the placing to the kernel.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
-        if config.vllm.get("enforce_eager", True):
+        if not _compiles(config):
             # vLLM compiles small parts of its sampler all the same. That takes a C++ compiler, and one that
             # is killed in the middle leaves a torn library behind that no later start survives.
             os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        elif compiled is not None:
+            os.environ.pop("TORCH_COMPILE_DISABLE", None)
+            os.environ["VLLM_CACHE_ROOT"] = str(compiled.folder)
 
 
 def engine_arguments(
@@ -88,7 +95,7 @@ def engine_arguments(
     }
     if config.device == "cpu":
         arguments |= {
-            "enforce_eager": True,
+            "enforce_eager": not _compiles(config),
             # Rotary embedding on CPU is wrong for the interleaved pairs of MLA (engine and learner
             # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
@@ -138,6 +145,11 @@ def moves_cache(config: EngineConfig) -> bool:
     )
 
 
+def _compiles(config: EngineConfig) -> bool:
+    """True if the model of an engine on a CPU is compiled."""
+    return not config.vllm.get("enforce_eager", not config.compile)
+
+
 def _is_parallel(config: EngineConfig) -> bool:
     """True if an engine has several workers."""
     several = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -162,7 +174,11 @@ class VllmEngine:
 
         adapters: what later versions are, where they are no whole weights.
         """
-        prepare_process(config)
+        self.began = time.perf_counter()
+        if config.compile:
+            check_compiler()
+        self.compiled = CompileCache(user_cache()) if config.compile else None
+        prepare_process(config, self.compiled)
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -194,9 +210,16 @@ class VllmEngine:
         self.routing = routing_layout(hf_config) if config.capture_routing else None
 
     async def start(self) -> None:
-        """Name the first weights version 0 and run one request, which loads the lazy kernels."""
+        """Name the first weights version 0 and run one request, which loads the lazy kernels.
+
+        Keeps what has been compiled, and prints what the start took.
+        """
         await self.llm.update_weight_version("0")
         await self.generate(Request("warm-up", "warm-up", (self.eos_ids[0],), 2))
+        if self.compiled is not None:
+            new, seconds = self.compiled.keep(), time.perf_counter() - self.began
+            how = f"{new} libraries compiled" if new else "with what an earlier start compiled"
+            print(f"engine started in {seconds:.1f} s, {how}: {self.compiled.kept}", flush=True)
 
     @property
     def cache_tokens(self) -> int:
@@ -384,6 +407,8 @@ class VllmEngine:
     def shutdown(self) -> None:
         """End vLLM's processes."""
         self.llm.shutdown(timeout=5)
+        if self.compiled is not None:
+            self.compiled.close()
 
     def _completion(self, output: "RequestOutput", cache: str) -> Completion:
         best = output.outputs[0]

@@ -6,9 +6,11 @@
    after its last message: with two engines and a learner on a few cores, most of the machine's time.
 4. Adapters on CPU: the experts keep their kernel, and an adapter is two matrix products: vLLM copies it for
    every token, at ten times the cost and more.
-5. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
+5. Compiled on CPU: what an earlier start compiled is loaded, for any policy of the same shape.
+6. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
 """
 
+import copy
 import multiprocessing
 import os
 import threading
@@ -46,6 +48,7 @@ def register() -> None:
         _wait_without_spinning()
         _experts_without_adapters()
         _multiply_by_adapters()
+        _load_compiled()
 
 
 def _end_with_parent() -> None:
@@ -125,3 +128,30 @@ def _multiply_by_adapters() -> None:
                 part += (x @ a[0, 0].t()).mul_(scale_T1) @ b[0, 0].t()
 
     PunicaWrapperCPU.add_lora_linear = add_lora_linear
+
+
+def _load_compiled() -> None:
+    """Take up compiled code that is kept.
+
+    vLLM finishes the loading of its own kind of compiled function alone, fails on torch's, and compiles anew;
+    and it names what it keeps after the folder of the weights, which the code has nothing to do with.
+    """
+    from vllm.config import ModelConfig
+
+    load: Any = torch.compiler.load_compiled_function
+    compute_hash = ModelConfig.compute_hash
+
+    def load_compiled_function(*arguments: Any, **options: Any) -> Any:
+        loaded = load(*arguments, **options)
+        function = loaded._artifacts.compiled_fn
+        if not hasattr(function, "finalize_loading"):
+            function.finalize_loading = lambda config: None
+        return loaded
+
+    def compute_hash_of_shape(self: "ModelConfig") -> str:
+        shape = copy.copy(self)
+        shape.model = "policy"
+        return compute_hash(shape)
+
+    torch.compiler.load_compiled_function = load_compiled_function
+    ModelConfig.compute_hash = compute_hash_of_shape

@@ -19,6 +19,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
@@ -31,6 +32,9 @@ from vllm.model_executor.model_loader.reload.meta import (
 )
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
+
+# What vLLM holds of a module's compiled code.
+_COMPILED = ("_compiled_callable", "aot_compiled_fn", "_bytecode_hook_handle", "_compiled_bytecode")
 
 
 class Shadow:
@@ -113,6 +117,8 @@ class Shadow:
         yield from (getattr(layer, "kv_cache", None) for layer in self.context.values())
         for module in self.live.modules():
             yield from (v for v in vars(module).values() if isinstance(v, ProcessGroup))
+            if isinstance(module, TorchCompileWithNoGuardsWrapper):
+                yield from (vars(module)[name] for name in _COMPILED if name in vars(module))
 
 
 def _checkpoint_form(module: nn.Module) -> dict[str, Tensor]:

@@ -248,6 +248,18 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
             "[batch]\nreuse_ratio = 0.75",
             "batch.reuse_ratio (0.75) is too high for a staleness of 1: 8 new groups may be on their way",
         ),
+        (
+            "[engine]\ncompile = true\ndevice = 'cuda'\ngpus = 1",
+            'engine: compile is of engines on a CPU, and device is "cuda": leave it out',
+        ),
+        (
+            "[engine]\ncompile = true\nvllm = { enforce_eager = true }",
+            "engine: compile = true and vllm.enforce_eager = true exclude each other: leave one out",
+        ),
+        (
+            "[engine]\ncompile = true\n[learner.lora]\nrank = 4\nalpha = 8\ntargets = ['o_proj']",
+            "engine.compile: on a CPU vLLM compiles no engine with adapters (learner.lora); leave it out",
+        ),
         ("[[env]]\nid = 'calculator'", "two environments are called 'calculator'"),
         ("[[env]]\nid = 'sensors'\nname = 'all'", "no environment can be called"),
         ("[model]\npath = 'x'", "model: give exactly one of path, hub and init"),

@@ -7,7 +7,7 @@ wrong rotary embeddings or unpacked experts change the log-probs by less than ro
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,7 @@ GROUPS: dict[str, Callable[[str], bool]] = {
     "norms": lambda name: "norm" in name,
     "dense": lambda name: ".mlps." in name,
     "embeddings": lambda name: "embed_tokens" in name or "lm_head" in name,
+    "router bias": lambda name: name.endswith("e_score_correction_bias"),
 }
 
 
@@ -74,10 +75,39 @@ def test_engine_and_learner_agree(trained: Path, dtype: str, tmp_path: Path) -> 
     asyncio.run(_compare(trained, dtype, tmp_path))
 
 
-async def _compare(checkpoint: Path, dtype: str, folder: Path) -> None:
+@pytest.mark.compiler
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("trained", ["longcat_flash", "qwen3_moe"], indirect=True)
+def test_a_compiled_engine_agrees_with_code_that_it_made_and_with_code_that_it_found(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What a layer computes with might be part of the code: the old weights, or an address of them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for groups, said in ((("dense", "router"), "libraries compiled"), (GROUPS, "an earlier start")):
+        asyncio.run(_compare(trained, "float32", tmp_path, compiled=True, groups=groups))
+        assert said in capfd.readouterr().out
+
+
+async def _compare(
+    checkpoint: Path,
+    dtype: str,
+    folder: Path,
+    *,
+    compiled: bool = False,
+    groups: Iterable[str] = GROUPS,
+) -> None:
     renderer = Renderer(checkpoint, "longcat")
     prompts = [tuple(p) for p in [await _prompt(renderer, i) for i in range(24)]]
-    config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=12, threads=2)  # pyright: ignore
+    config = EngineConfig(
+        dtype=dtype,  # pyright: ignore[reportArgumentType]
+        max_model_len=256,
+        max_num_seqs=12,
+        threads=2,
+        compile=compiled,
+    )
     sampling = SamplingConfig()
     engine = VllmEngine("engine-0", str(checkpoint), config, sampling, renderer.eos_ids, seed=0)
     learner = Learner(
@@ -88,13 +118,19 @@ async def _compare(checkpoint: Path, dtype: str, folder: Path) -> None:
     try:
         await engine.start()
         gaps = {"before": await _gap(engine, learner, prompts)}
-        for version, (group, chosen) in enumerate(GROUPS.items(), start=1):
+        for version, group in enumerate(groups, start=1):
             learner.model.load_state_dict(before)
-            if not _disturb(learner, chosen):
+            if not _disturb(learner, GROUPS[group]):
                 continue
             write_weights(learner.snapshot(getattr(torch, dtype)), published)
             await engine.load(str(published), version)
-            gaps[group] = await _gap(engine, learner, prompts)
+            played = await _play(engine, prompts)
+            gaps[group] = _mean_gap(played, learner, version)
+            learner.model.load_state_dict(before)
+            if dtype == "float32":
+                assert _mean_gap(played, learner, version) > 10 * LIMIT[dtype], (
+                    "it changes something"
+                )
         learner.model.load_state_dict(before)
         _disturb(learner, lambda name: True)
         gaps["in flight"] = await _gap_across_update(engine, learner, prompts, published, dtype)
@@ -189,13 +225,20 @@ async def _generate(
 
 
 async def _gap(engine: VllmEngine, learner: Learner, prompts: list[tuple[int, ...]]) -> float:
-    """Mean |engine's log-prob - learner's| over freshly sampled tokens.
+    """Mean |engine's log-prob - learner's| over freshly sampled tokens."""
+    return _mean_gap(await _play(engine, prompts), learner, engine.version)
+
+
+async def _play(
+    engine: VllmEngine, prompts: list[tuple[int, ...]]
+) -> list[tuple[Request, Completion]]:
+    """Fresh tokens, all of the engine's version.
 
     In bfloat16 a router chooses another expert now and then, and a few such tokens are much of a small mean.
     """
     played = await _generate(engine, f"v{engine.version}", prompts * 3, 48)
     assert {s.version for _, c in played for s in c.versions} == {engine.version}
-    return _mean_gap(played, learner, engine.version)
+    return played
 
 
 async def _gap_across_update(
@@ -258,8 +301,10 @@ def _disturb(learner: Learner, chosen: Callable[[str], bool]) -> bool:
     """Change a group of parameters by a tenth of their size; False where the family has none."""
     torch.manual_seed(2)
     found = False
-    for name, parameter in learner.model.named_parameters():
+    for name, value in learner.model.state_dict().items():
         if chosen(name):
-            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+            # A bias of the router begins as zero.
+            value.mul_(1 + 0.1 * torch.randn_like(value))
+            value.add_(0.02 * torch.randn_like(value) if "bias" in name else 0)
             found = True
     return found
