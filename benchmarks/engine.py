@@ -2,9 +2,9 @@
 
     python benchmarks/engine.py [--dtype bfloat16] [--json]
 
-Of each family a `tiny` policy with random weights. A compiled engine starts twice, with an empty folder of
-kept code and with what the first start kept. Then an eager and a compiled engine, one thread each, take turns:
-8, 64 and 128 requests of 64 tokens after 16 to 23 prompt tokens each, TURNS times; medians.
+Of each family a `tiny` policy with random weights. A compiled engine starts twice, with nothing kept and with
+what the first start kept. Then an eager and a compiled engine, one thread each, take turns: 8, 64 and 128
+requests of 64 tokens after 16 to 23 prompt tokens each, TURNS times; medians.
 
 Exits with 1 where a compiled engine is not faster at each number of requests.
 """

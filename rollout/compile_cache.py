@@ -1,9 +1,9 @@
 """Compiled code of CPU engines, kept for this user between runs; what is kept is complete.
 
-torch writes a library at the place where it looks for it: one that is killed in the middle leaves a torn
-library, which no later start survives. So an engine compiles in a folder of its own, which begins with what is
-kept, and what is new there is moved in place once the engine has started. In: the user's cache folder. Out:
-the folder for `VLLM_CACHE_ROOT`. Left out: a bound of what is kept, some megabytes for each policy's shape.
+torch writes a library where it looks for it: killed in the middle it leaves a torn one, which no later start
+survives. So an engine compiles in a folder of its own, which begins with what is kept, and what
+is new there is put in place once the engine has started. In: the user's cache folder. Out: the folder for
+`VLLM_CACHE_ROOT`. Left out: a bound of what is kept, some megabytes for each shape of a policy.
 """
 
 import fcntl

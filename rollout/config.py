@@ -85,8 +85,8 @@ class EngineConfig(Section):
     then, whatever `move_cache` says.
     start_seconds: until an engine has answered its first request. request_seconds: for one turn.
     max_restarts: engines that are started in place of ones that died, in a run.
-    compile: of engines on a CPU, torch.compile for the model: fewer and larger steps between products. Needs a
-    C++ compiler. On GPUs vLLM compiles by itself.
+    compile: of engines on a CPU, torch.compile for the model; it needs a C++ compiler. On GPUs vLLM compiles
+    by itself.
     vllm: further arguments of vLLM's engine, as vLLM names them.
     """
 

@@ -8,6 +8,9 @@ goes into it as on a first load: parameters in the checkpoint's form, then every
 reload into layers that have been converted leaves experts unpacked, and they compute nonsense without an
 error.) A swap exchanges the two models by reference.
 
+Compiled code takes what its layers compute with from the model that it is called for, oneDNN's handles among
+it, at each call: both models share it.
+
 Refuses: weights that do not fill the model. Left out: devices with captured graphs, which hold on to the
 addresses of the weights.
 """
@@ -33,7 +36,7 @@ from vllm.model_executor.model_loader.reload.meta import (
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 from vllm.model_executor.model_loader.reload.utils import get_tensor_load_numel
 
-# What vLLM holds of a module's compiled code.
+# What vLLM holds of a compiled module beside the module: the code.
 _COMPILED = ("_compiled_callable", "aot_compiled_fn", "_bytecode_hook_handle", "_compiled_bytecode")
 
 
