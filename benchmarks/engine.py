@@ -108,8 +108,9 @@ async def started(
     began = time.perf_counter()
     config = EngineConfig(dtype=dtype, max_model_len=256, compile=compiled)
     name = "compiled" if compiled else "eager"
-    engine = VllmEngine(name, checkpoint, config, SamplingConfig(), (), seed=0)
+    engine = VllmEngine(name, checkpoint, config, SamplingConfig(), (0,), seed=0)
     await engine.start()
+    engine.eos_ids = ()  # every request writes all its tokens
     return engine, round(time.perf_counter() - began, 1)
 
 

@@ -101,7 +101,7 @@ def _link(source: Path, target: Path) -> None:
 def _remove_left(root: Path) -> None:
     """Remove the folders whose engine holds its lock no more."""
     for lock in root.glob(f"{_OWN}*{_LOCK}"):
-        with suppress(OSError), lock.open("rb") as file:
+        with suppress(OSError), lock.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink(missing_ok=True)

@@ -126,6 +126,13 @@ class EngineConfig(Section):
             raise ValueError(
                 "compile = true and vllm.enforce_eager = true exclude each other: leave one out"
             )
+        given = self.vllm.get("compilation_config")
+        inductor = given.get("inductor_compile_config") if isinstance(given, dict) else None
+        if self.device == "cpu" and isinstance(inductor, dict) and inductor.get("max_autotune"):
+            raise ValueError(
+                "vllm.compilation_config.inductor_compile_config.max_autotune makes the weights a part of "
+                "the compiled code, and new ones would change nothing; leave it out"
+            )
         return self
 
 

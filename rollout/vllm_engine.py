@@ -6,6 +6,7 @@ engine actor. All that is special about a CPU machine is in `engine_arguments` a
 
 import asyncio
 import os
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -219,7 +220,8 @@ class VllmEngine:
         if self.compiled is not None:
             new, seconds = self.compiled.keep(), time.perf_counter() - self.began
             how = f"{new} libraries compiled" if new else "with what an earlier start compiled"
-            print(f"engine started in {seconds:.1f} s, {how}: {self.compiled.kept}", flush=True)
+            said = f"engine started in {seconds:.1f} s, {how}: {self.compiled.kept}"
+            print(said, file=sys.stderr, flush=True)
 
     @property
     def cache_tokens(self) -> int:

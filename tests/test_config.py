@@ -257,6 +257,10 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
             "engine: compile = true and vllm.enforce_eager = true exclude each other: leave one out",
         ),
         (
+            "[engine.vllm.compilation_config.inductor_compile_config]\nmax_autotune = true",
+            "engine: vllm.compilation_config.inductor_compile_config.max_autotune makes the weights a part",
+        ),
+        (
             "[engine]\ncompile = true\n[learner.lora]\nrank = 4\nalpha = 8\ntargets = ['o_proj']",
             "engine.compile: on a CPU vLLM compiles no engine with adapters (learner.lora); leave it out",
         ),

@@ -93,7 +93,7 @@ def test_a_compiled_engine_agrees_with_code_that_it_made_and_with_code_that_it_f
         (elsewhere, GROUPS, "with what an earlier start compiled"),
     ):
         asyncio.run(_compare(checkpoint, "float32", tmp_path, compiled=True, groups=groups))
-        assert said in capfd.readouterr().out
+        assert said in capfd.readouterr().err
 
 
 async def _compare(
