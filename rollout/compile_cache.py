@@ -27,17 +27,13 @@ def user_cache() -> Path:
 
 
 def check_compiler() -> None:
-    """Raise ValueError where the machine has no C++ compiler."""
-    from torch._inductor import exc
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
+    """Raise ValueError where the machine has no C++ compiler, by the name that torch calls it."""
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
         raise ValueError(
-            "engine.compile needs a C++ compiler on the engine's machine, and none works: install g++ or set "
-            "CXX, or leave engine.compile out"
-        ) from None
+            f"engine.compile needs a C++ compiler on the engine's machine, and there is no {name}: install "
+            "g++ or set CXX, or leave engine.compile out"
+        )
 
 
 class CompileCache:
