@@ -1,7 +1,7 @@
 """Environments that go wrong in one way each; otherwise they are the calculator."""
 
 import asyncio
-import os
+import ctypes
 import random
 import time
 from pathlib import Path
@@ -66,7 +66,7 @@ class HostExits(Calculator):
 
     async def reset(self, task: Task) -> list[Message]:
         if _unlucky(task, 13):
-            os._exit(1)
+            ctypes.string_at(0)  # below Python, where no guard sees it
         return await super().reset(task)
 
 

@@ -167,7 +167,9 @@ def test_a_run_of_adapters_goes_on_through_faults_of_environments_and_counts_the
         tmp_path,
         "chaos",
         f'mode = "in_flight"\nsteps = 6\nmodel = {{ path = "{policy}" }}\ncheckpoint_keep = 2\n'
-        f"rollout = {{ hosts = 2 }}\neval = {{ tasks = 4 }}\n{CALCULATOR}{goes_on}{envs}",
+        f"rollout = {{ hosts = 2 }}\n{CALCULATOR}{goes_on}{envs}"
+        "[eval]\ntasks = 4\nevery = 3\nsamples_per_task = 2\nsampling = { temperature = 0 }\n"
+        '[[eval.env]]\nid = "sensors"\n',
     )
     command = Command(tmp_path, "train", config, *LORA)
     code, output = command.wait()
@@ -189,14 +191,45 @@ def test_a_run_of_adapters_goes_on_through_faults_of_environments_and_counts_the
     for sentence in ("the world is missing", "no answer within 1 s", "inside a tool"):
         assert sentence in output
     _assert_records_agree(run, ledger)
+    _assert_evaluated_beside_training(run)
     # What was exported is a policy that a run can start from, and it is not the one that this run began with.
     saved = sorted(p.name for p in (run / "checkpoints").iterdir())
-    assert saved == ["step_4", "step_6"], "checkpoint_keep = 2, all of them whole"
+    last = {"step_4", "step_6"}
+    kept = last | {"best", f"step_{summary['best']['step']}"}
+    assert set(saved) == kept, "checkpoint_keep = 2, and the best; all of them whole"
     assert Command(tmp_path, "export", "6", "out", "--run", "runs/chaos").wait()[0] == 0
     assert Command(tmp_path, "train", config, "--model.path", "out", "--dry-run").wait()[0] == 0
     weights = [(p / "model.safetensors").read_bytes() for p in (policy, tmp_path / "out")]
     assert len(weights[0]) == len(weights[1]) and weights[0] != weights[1]
     _assert_only_adapters_changed(policy, run, tmp_path / "out")
+    again = Command(tmp_path, "eval", "runs/chaos", "--best", "--out", "again", "--eval.tasks=2")
+    code, output = again.wait()
+    assert code == 0, output
+    found = json.loads((tmp_path / "again" / "summary.json").read_text(encoding="utf-8"))
+    assert found["version"] == summary["best"]["step"]
+    assert {"calculator", "sensors"} <= found["env"].keys()
+    _assert_nothing_left(again)
+
+
+def _assert_evaluated_beside_training(run: Path) -> None:
+    rows = lines(run / "evaluations.jsonl")
+    assert [row["when"] for row in rows] == ["before", "step_3", "after"]
+    for row in rows:
+        assert row["step"] <= row["version"] <= row["last_version"]
+        assert {"calculator", "sensors"} <= row["env"].keys()
+        assert row["env"]["calculator"]["low"] <= row["env"]["calculator"]["pass_rate"]
+    heldout = [
+        json.loads(line)
+        for file in (run / "trajectories").glob("controller-*.jsonl")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if '"eval-before-' in line
+    ]
+    # At temperature 0 both episodes of a task are the same, the faults of environments apart.
+    said: dict[str, set[str]] = {}
+    for one in heldout:
+        if one["env"] in ("calculator", "sensors") and one["turns"]:
+            said.setdefault(one["group"], set()).add(one["turns"][0]["text"])
+    assert said and all(len(texts) == 1 for texts in said.values())
 
 
 def _assert_records_agree(folder: Path, ledger: dict[str, dict[str, int]]) -> None:
