@@ -108,7 +108,7 @@ async def _again_and_again(checkpoint: Path, folder: Path) -> None:
         for version, policy in enumerate("BABBA", start=1):
             path = str(policies.files[policy])
             long = asyncio.create_task(engine.generate(Request(f"l{version}", "", PROMPTS[0], 900)))
-            while _written(engine) < 4:
+            while _written(engine) < 4 and not long.done():
                 await asyncio.sleep(0.002)
             before = _written(engine)
             assert await engine.stage(path, version) > 0
