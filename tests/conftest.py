@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from dorado_command import Command
-from fakes import ENVS
 from hypothesis import settings
 
 pytest_plugins = ["isolation", "markers"]
@@ -71,6 +70,8 @@ if sys.version_info < (3, 11, 8):
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """A small corpus of all built-in environments."""
+    from fakes import ENVS
+
     from rl.cold_start import corpus
     from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
 
