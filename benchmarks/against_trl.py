@@ -40,7 +40,7 @@ from peer.work import CHAIN_TOKENS, CHAIN_TURNS, DIGITS_TOKENS, Job, Outcome
 from rich.console import Console
 from rich.table import Table
 
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 from rl.loop.evaluation import heldout_tasks
 
 KINDS = ("single", "instant", "slow")

@@ -34,7 +34,7 @@ from rl.actors.actor_method import Handle
 from rl.actors.env_host import EnvHost
 from rl.actors.host_pool import HostPool, HostSession
 from rl.cluster import MAX_CALLS
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 
 TARGET_RATE, TARGET_MS = 2_000.0, 5.0
 TABLE = EnvTable(id="calculator")

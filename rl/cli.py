@@ -365,7 +365,8 @@ def model_init(
     """Write a small policy with random weights: config, weights, tokenizer, chat template."""
     from pydantic import ValidationError
 
-    from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+    from rl.config import InitConfig, ModelConfig, RunConfig
+    from rl.env_table import EnvTable
 
     if folder.exists():
         raise ConfigError(f"{folder} exists already")

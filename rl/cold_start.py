@@ -20,7 +20,8 @@ from envs.env import Task, say
 from envs.message import Message, ToolCall
 from envs.registry import split_file
 from envs.session import EnvFault, HostFault, Opening, demonstrate
-from rl.config import EnvTable, RunConfig
+from rl.config import RunConfig
+from rl.env_table import EnvTable
 from trainer.families.family import Unsupported
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from envs.session import EnvFault, EnvSession, HostFault, Opening
 from envs.text import told
 from reward.registry import GROUP as JUDGES
 from reward.registry import UnknownJudge, find_judge
-from rl.config import EnvTable
 from rl.config_error import ConfigError
+from rl.env_table import EnvTable
 
 # Until an act of a plugin has ended; `deadlines.reset_seconds` of its table, where that is longer. One that
 # is at work, on a machine that is busy perhaps, has up to MOST_SECONDS.

@@ -25,8 +25,9 @@ from envs.process_end import ends_refused
 from envs.tool import tools_of
 from reward.answer import check_references, mathematics
 from reward.registry import find_judge, names_of
-from rl.config import DeadlineConfig, EnvTable, RunConfig
+from rl.config import RunConfig
 from rl.config_file import ConfigError
+from rl.env_table import DeadlineConfig, EnvTable
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.plugin_check import check_plugins, openings

@@ -73,7 +73,8 @@ def texts() -> list[str]:
     from fakes import ENVS
 
     from rl.cold_start import corpus
-    from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+    from rl.config import InitConfig, ModelConfig, RunConfig
+    from rl.env_table import EnvTable
 
     found: list[str] = []
     for id in ENVS:

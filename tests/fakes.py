@@ -21,7 +21,8 @@ from rl.actors.handles import Actors
 from rl.actors.heartbeat import Heartbeat
 from rl.actors.learner import LearnerActor
 from rl.actors.local_handle import local_handle
-from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.config import InitConfig, ModelConfig, RunConfig
+from rl.env_table import EnvTable
 from rl.loop.dispatcher import Lost, Played
 from rl.record.run_folder import RunFolder, TrajectoryWriter
 from rl.record.waiting import Waiting, WaitingTable, worst

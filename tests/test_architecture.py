@@ -82,7 +82,7 @@ NOT_IN_ROOM = {
 # The rooms of `rl/`, its folders and single files, from bottom to top: each imports rooms of lower floors.
 FLOORS = (
     {"config_error", "samples", "stop_config"},
-    {"commands", "config_file"},
+    {"commands", "config_file", "env_table"},
     {"config"},
     {"cold_start", "nodes", "plugin_check", "record"},
     {"actors", "dashboard", "preflight", "simulator", "tasks"},

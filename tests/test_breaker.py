@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rl.config import BreakerConfig
+from rl.env_table import BreakerConfig
 from rl.tasks.breaker import Breaker
 
 CONFIG = BreakerConfig(faults=4, share=0.5, window_seconds=60, cooldown_seconds=10)

@@ -9,7 +9,8 @@ from envs.env import call, say
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import Opening
 from rl.cold_start import ColdStartError, demonstrations, first_checkpoint, slip
-from rl.config import EnvTable, ModelConfig, NoiseConfig, RunConfig
+from rl.config import ModelConfig, RunConfig
+from rl.env_table import EnvTable, NoiseConfig
 from trainer.config import LearnerConfig, OptimConfig, SftConfig
 
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rl.cli import app
-from rl.config import DeadlineConfig, EnvTable, RunConfig, load_config
+from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError, find_config, flat, read_origins
+from rl.env_table import DeadlineConfig, EnvTable
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.preflight import _check_settings, check_run, own_settings, with_own_deadlines

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.config import CurriculumConfig, NoiseConfig
+from rl.env_table import CurriculumConfig, NoiseConfig
 from rl.tasks.curriculum import Curriculum, Play
 
 CONFIG = CurriculumConfig(groups=4, extra_groups=2)

@@ -18,7 +18,7 @@ from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvSession, HostFault
 from envs.tool import tool
 from rl.cli import app
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 from rl.env_tools.replay import find_record, replay
 from rl.env_tools.soak.expert_policy import ExpertPolicy
 from rl.env_tools.soak.run import EPISODE

@@ -8,8 +8,9 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from rl import launch
-from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.config import InitConfig, ModelConfig, RunConfig
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 from rl.nodes.process import is_disk_full
 from rl.record.run_folder import RunFolder
 

@@ -20,7 +20,7 @@ from rl.actors import host_pool
 from rl.actors.env_host import EnvHost
 from rl.actors.host_pool import HostPool, HostSession
 from rl.actors.host_rpc import HostServer, Load
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 
 TABLE = EnvTable(id="calculator")
 

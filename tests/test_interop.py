@@ -32,8 +32,8 @@ from envs.interop.reasoning_gym_server import _level as reasoning_gym_level
 from envs.interop.reasoning_gym_server import pack, unpack
 from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault
-from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 
 pytestmark = pytest.mark.process
 

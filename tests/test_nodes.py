@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import NodeDiedError
 
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 from rl.nodes import nodes
 from rl.nodes.nodes import lacks, probe
 

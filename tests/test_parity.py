@@ -16,7 +16,8 @@ import torch
 
 from envs.session import demonstrate
 from rl.cold_start import make_cold_start
-from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.config import InitConfig, ModelConfig, RunConfig
+from rl.env_table import EnvTable
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.renderer import Renderer

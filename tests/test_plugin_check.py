@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from envs.registry import UnknownEnv, find_env
 from reward.registry import UnknownJudge, find_judge
 from rl.cli import app
-from rl.config import DeadlineConfig, EnvTable
 from rl.config_error import ConfigError
+from rl.env_table import DeadlineConfig, EnvTable
 from rl.env_tools.listing import installed
 from rl.plugin_check import check_plugins
 

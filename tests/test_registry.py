@@ -15,7 +15,8 @@ from envs.env import EnvConfig
 from envs.registry import UnknownEnv, anchored, find_env, find_playable
 from envs.settings import BadSettings, read_settings
 from rl.cold_start import _key
-from rl.config import EnvTable, load_config
+from rl.config import load_config
+from rl.env_table import EnvTable
 
 ROOT = Path(__file__).parent.parent
 SOURCE = """

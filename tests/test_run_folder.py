@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from fakes import group_report, scored
 
-from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig, load_config
+from rl.config import InitConfig, ModelConfig, RunConfig, load_config
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 from rl.record.run_folder import LEARNED, LearnedWriter, RunFolder, TrajectoryWriter
 from rl.samples.group import member_report
 from rl.samples.samples import Dropped

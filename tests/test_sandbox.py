@@ -24,8 +24,8 @@ from envs.sandbox.level import GUARANTEES, ISOLATING, LACKS, Guarantee, LevelNam
 from envs.sandbox.limits import MIB, Limits
 from envs.sandbox.result import Result
 from envs.sandbox.sandbox import Sandbox, SandboxUnavailable
-from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 
 pytestmark = pytest.mark.process
 

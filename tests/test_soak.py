@@ -16,8 +16,8 @@ from envs.env import Env, EnvConfig, Expert, Task, call
 from envs.registry import env_names
 from envs.session import Deadlines, EnvSession
 from rl.cli import app
-from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 from rl.env_tools.named_env import named_env
 from rl.env_tools.soak.expert_policy import ExpertPolicy
 from rl.env_tools.soak.figures import (

@@ -8,7 +8,7 @@ from fakes import Counting
 from pydantic import Field
 
 from envs.env import Env, EnvConfig, Task
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 from rl.tasks.streams import OutOfTasks, TaskStreams
 
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from rl.cli import app
-from rl.config import DeadlineConfig, EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.config import InitConfig, ModelConfig, RunConfig
+from rl.env_table import DeadlineConfig, EnvTable
 from rl.loop.dispatcher import Dispatcher
 from rl.record.run_folder import RunFolder
 from rl.record.status import (

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from wandb_server import WandbServer, wandb_server
 
-from rl.config import EnvTable, InitConfig, ModelConfig, RunConfig
+from rl.config import InitConfig, ModelConfig, RunConfig
+from rl.env_table import EnvTable
 from rl.record import wandb_sink
 from rl.record.run_folder import RunFolder
 from rl.record.wandb_sink import WandbSink

@@ -7,7 +7,8 @@ import pytest
 from fakes import FakePool
 
 from rl.cluster import Cluster
-from rl.config import EnvTable, ModelConfig, RunConfig
+from rl.config import ModelConfig, RunConfig
+from rl.env_table import EnvTable
 from rl.fleet.file_transport import FileTransport
 from rl.fleet.weight_sync import SyncError, WeightSync
 

@@ -21,7 +21,7 @@ from envs.text import told
 from rl.actors.actor_method import actor_method
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_rpc import Address, HostServer, Load
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 from rl.nodes.nodes import own_address
 from rl.nodes.process import log_to
 

@@ -20,7 +20,7 @@ from envs.session import HostFault, Opening, StepResult
 from rl.actors.actor_method import Handle, end_actor
 from rl.actors.env_host import EnvHost
 from rl.actors.host_rpc import Address, HostClient, HostLost, Load
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 from rl.nodes.deadline import within
 from rl.nodes.process import first_line
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from envs.message import JsonObject
 from envs.registry import anchored, split_file
-from rl.config import EnvTable, RunConfig
+from rl.config import RunConfig
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 from rl.plugin_check import check_plugins
 from rl.preflight import with_own_deadlines
 

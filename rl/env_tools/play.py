@@ -26,8 +26,8 @@ from envs.process_end import ends_refused
 from envs.registry import BadSettings, UnknownEnv, find_playable, made, settings_of
 from envs.session import Deadlines, EnvSession
 from envs.text import told
-from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 from rl.plugin_check import check_plugins
 
 T = TypeVar("T")

@@ -23,8 +23,8 @@ from envs.process_end import ends_refused
 from envs.session import EnvFault, EnvSession, HostFault
 from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score
-from rl.config import EnvTable
 from rl.config_file import ConfigError, read_toml
+from rl.env_table import EnvTable
 from rl.plugin_check import check_plugins
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
 from rollout.trajectory_file import NoRecord, read_trajectory

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from envs.env import Task
 from envs.text import told
-from rl.config import EnvTable, RunConfig
+from rl.config import RunConfig
+from rl.env_table import EnvTable
 from rl.loop.dispatcher import Played
 from rl.loop.rollouts import Rollouts
 from rl.loop.watch import Activity

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from envs.registry import BadSettings, UnknownEnv, find_env, settings_of
 from reward.registry import UnknownJudge, find_judge
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 from rl.nodes.deadline import in_daemon, within
 from rl.nodes.process import first_line
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rl.config import DeadlineConfig
+from rl.env_table import DeadlineConfig
 from rollout.trajectory import Phase
 
 # So many durations are remembered per phase and environment; fewer than the second say nothing of a p99.

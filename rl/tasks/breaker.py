@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from rl.config import BreakerConfig
+from rl.env_table import BreakerConfig
 
 State = Literal["closed", "open", "half_open"]
 # As metrics give it.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
-from rl.config import CurriculumConfig, NoiseConfig
+from rl.env_table import CurriculumConfig, NoiseConfig
 
 
 @dataclass(frozen=True)

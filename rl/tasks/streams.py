@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from envs.env import Env, Split, Task
 from envs.text import told
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 
 
 class OutOfTasks(Exception):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from envs.env import Env, Task
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 from rl.record.position import Position
 from rl.samples.group import GroupReport
 from rl.samples.metrics import passed

@@ -24,8 +24,9 @@ from envs.process_end import ends_refused
 from envs.session import EnvSession
 from reward.registry import find_judge
 from reward.score import JudgeFault, score
-from rl.config import EnvTable, RunConfig
+from rl.config import RunConfig
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, base_of, request
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_tasks

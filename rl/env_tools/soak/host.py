@@ -23,7 +23,7 @@ from envs.env import Env, Task
 from envs.message import ToolCall
 from envs.session import Opening, StepResult
 from rl.actors.env_host import EnvHost
-from rl.config import EnvTable
+from rl.env_table import EnvTable
 
 # Durations that one host keeps per act.
 _KEPT = 200_000

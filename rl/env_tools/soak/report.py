@@ -10,8 +10,8 @@ from rich.console import Console
 
 from envs.process_end import ends_refused
 from envs.registry import env_names
-from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 from rl.env_tools.named_env import named_env
 from rl.env_tools.soak.figures import Figures, Plan, checks, deadlines_toml, result_table
 from rl.env_tools.soak.run import SoakError, check_expert, own_ray, soak

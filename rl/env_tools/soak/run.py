@@ -30,8 +30,8 @@ from ray.exceptions import RayActorError, RayError
 from envs.env import Env, Task
 from envs.text import told
 from rl.actors.host_pool import HostPool, HostSession
-from rl.config import EnvTable
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
 from rl.env_tools.soak.expert_policy import ExpertPolicy
 from rl.env_tools.soak.figures import Figures, Left, Percentiles, Plan, Played, percentiles
 from rl.env_tools.soak.host import Census, SoakHost

@@ -1,0 +1,158 @@
+"""`[[env]]` and `[[eval.env]]`: an environment of a run, its share, deadlines, rewards and curriculum."""
+
+import itertools
+import os
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import model_validator as validator
+
+from envs.env import Deadlines, Env
+from envs.registry import BadSettings, UnknownEnv, anchored, make_env, split_file
+from envs.rows import SUFFIXES
+from envs.text import told
+from rl.config_error import ConfigError
+from rollout.config import Section
+
+# Settings of an environment that name files of rows.
+DATA_PATHS = ("path", "heldout_path")
+
+
+class DeadlineConfig(Section):
+    """Seconds an environment may take for each act; then it is the environment's fault."""
+
+    reset_seconds: PositiveFloat = 30
+    tool_seconds: PositiveFloat = 30
+    score_seconds: PositiveFloat = 30
+    close_seconds: PositiveFloat = 10
+
+    @property
+    def record(self) -> Deadlines:
+        """As sessions take them."""
+        return Deadlines(**self.model_dump())
+
+
+class BreakerConfig(Section):
+    """When an environment gets no new groups, and for how long.
+
+    It opens when of the last `episodes` (whole groups, and none that ended more than `window_seconds` ago) at
+    least `faults`, and at least this `share`, ended in a fault of the environment or of its host. After
+    `cooldown_seconds` one group probes it; each probe that fails doubles that, up to `max_cooldown_seconds`.
+    """
+
+    faults: PositiveInt = 8
+    share: float = Field(default=0.75, gt=0, le=1)
+    episodes: PositiveInt = 16
+    window_seconds: PositiveFloat = 60
+    cooldown_seconds: PositiveFloat = 10
+    max_cooldown_seconds: PositiveFloat = 300
+
+
+class CurriculumConfig(Section):
+    """Difficulty by pass rate, of environments that have difficulties; more groups for hard tasks.
+
+    groups: so many at the present difficulty decide; above raise_at it rises, below lower_at it falls.
+    extra_groups: played in addition of a task whose group passed in no more than hard_below of its episodes.
+    """
+
+    groups: PositiveInt = 16
+    raise_at: float = Field(default=0.75, ge=0, le=1)
+    lower_at: float = Field(default=0.25, ge=0, le=1)
+    extra_groups: int = Field(default=0, ge=0)
+    hard_below: float = Field(default=0.25, ge=0, le=1)
+
+    @validator(mode="after")
+    def _apart(self) -> "CurriculumConfig":
+        if self.lower_at >= self.raise_at:
+            raise ValueError(
+                f"lower_at ({self.lower_at:g}) has to be below raise_at ({self.raise_at:g})"
+            )
+        return self
+
+
+class NoiseConfig(Section):
+    """Noise of training tasks, which rises from `level` to `max_level` as the policy gets robust.
+
+    pair_share of the tasks is played twice, clean and noisy; the level rises when over the last `pairs` of
+    them the clean ones passed no more than `gap` more often.
+    """
+
+    level: int = Field(default=1, ge=1, le=3)
+    max_level: int = Field(default=3, ge=1, le=3)
+    pair_share: float = Field(default=0.25, ge=0, le=1)
+    pairs: PositiveInt = 16
+    gap: float = Field(default=0.05, ge=0, le=1)
+
+
+class EnvTable(Section):
+    """One environment of the mixture.
+
+    id: entry point name, module:Name or file.py:Name. name: how metrics call it (default: the id).
+    weight: share of the groups. rewards: weight of each named reward in the total (default: all 1).
+    judges: reward functions (name or module:function) besides the environment's own rewards.
+    over_sample: times its share of groups that are begun. concurrency: instances at once, over all hosts.
+    retries: times that an episode whose host fails before the opening is begun on another one.
+    """
+
+    id: str
+    name: str = ""
+    weight: PositiveFloat = 1
+    config: dict[str, object] = {}
+    deadlines: DeadlineConfig = DeadlineConfig()
+    rewards: dict[str, float] = {}
+    judges: tuple[str, ...] = ()
+    over_sample: float = Field(default=1.0, ge=1)
+    concurrency: PositiveInt | None = None
+    retries: int = Field(default=1, ge=0)
+    breaker: BreakerConfig = BreakerConfig()
+    curriculum: CurriculumConfig | None = None
+    noise: NoiseConfig | None = None
+
+    @field_validator("id")
+    @classmethod
+    def _absolute(cls, id: str) -> str:
+        """Every process of the run has to find the same file, wherever it runs."""
+        return anchored(id, Path.cwd())
+
+    @property
+    def label(self) -> str:
+        """The name that metrics and ledger use; of a file without its folder."""
+        file = split_file(self.id)
+        return self.name or (f"{file[0].name}:{file[1]}" if file else self.id)
+
+    def make(self) -> Env:
+        """A fresh instance of this environment. Raises ConfigError."""
+        try:
+            return make_env(self.id, self.config)
+        except UnknownEnv as error:
+            raise ConfigError(f"env.id: {error}") from None
+        except BadSettings as error:
+            raise ConfigError(f"env {self.label!r}: {error}") from None
+        except (Exception, SystemExit) as error:  # its `__init__`, or a check of its settings
+            raise ConfigError(f"env {self.label!r}: it cannot be made: {told(error)}") from None
+
+
+def anchor_tables(values: dict[str, object], folder: Path) -> None:
+    """An environment's file, and the files of a data set, are seen from the folder of the configuration that
+    names them."""
+    evaluated = values.get("eval")
+    sections = (values, evaluated if isinstance(evaluated, dict) else {})
+    lists = [tables for one in sections if isinstance(tables := one.get("env"), list)]
+    for table in itertools.chain(*lists):
+        if not isinstance(table, dict):
+            continue
+        if isinstance(table.get("id"), str):
+            table["id"] = anchored(table["id"], folder)
+        if isinstance(settings := table.get("config"), dict):
+            settings |= _anchored_rows(settings, folder)
+
+
+def _anchored_rows(settings: dict[str, object], folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key in DATA_PATHS:
+        path = settings.get(key)
+        # Another environment may mean something else by the name.
+        if isinstance(path, str) and Path(path).suffix in SUFFIXES:
+            here = (folder / path).exists() or not Path(path).exists()
+            found[key] = os.path.abspath(folder / path) if here else path
+    return found
