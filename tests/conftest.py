@@ -59,9 +59,11 @@ def _undisturbed(parse: Callable[..., ast.AST]) -> Callable[..., ast.AST]:
     return parse_alone
 
 
-# A shell's job in the background ignores it, and so would all that the tests start.
+# A shell's job in the background ignores the one, nohup's the other, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if sys.version_info < (3, 11, 8):
     ast.parse = _undisturbed(ast.parse)  # pyright: ignore

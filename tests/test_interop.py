@@ -416,7 +416,7 @@ async def test_a_server_that_is_full_is_infrastructure_and_a_slow_one_misses_the
     async with openenv(full) as session:
         with pytest.raises(HostFault, match="CAPACITY_REACHED: 8 of 8 sessions") as lost:
             await session.open(START)
-        assert "none became free within 3 s" in str(lost.value), "just before the deadline"
+        assert re.search(r"none became free within [34] s", str(lost.value)), "just before the end"
     async with openenv(slow) as session:
         await session.open(START)
         with pytest.raises(EnvFault, match=r"tool 'guess': no answer within 0.5 s") as caught:
