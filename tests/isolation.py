@@ -55,13 +55,13 @@ def _isolated(request: pytest.FixtureRequest) -> Iterator[None]:
     before, variables = state(), dict(os.environ)
     yield
     of_a_process: str | tuple[str, ...] = OF_A_PROCESS
-    # vLLM sets LD_PRELOAD and more in the process in which an engine is started.
-    if request.node.get_closest_marker("engine"):
-        of_a_process = ""
     # torch.compile sets a variable of its own, and raises the recursion limit.
     if request.node.get_closest_marker("compiler"):
         of_a_process = (*OF_A_PROCESS, "_TORCHINDUCTOR")
         sys.setrecursionlimit(before.settings["the recursion limit"])
+    # vLLM sets LD_PRELOAD and more in the process in which an engine is started.
+    if request.node.get_closest_marker("engine"):
+        of_a_process = ""
     for name in [n for n in {*os.environ, *variables} if n.startswith(of_a_process)]:
         _put_back(name, variables)
     left = left_behind(before)
