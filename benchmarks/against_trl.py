@@ -142,7 +142,7 @@ def ratios(plays: Sequence[Play]) -> dict[str, float]:
 
 
 def speed_table(plays: Sequence[Play]) -> Table:
-    """What both sides did per second, and what they had learned."""
+    """The table of what both sides did per second, and of what they had learned."""
     shown = Table(title="Dorado against TRL", title_justify="left")
     for column in ("work", "side", "dtype"):
         shown.add_column(column)

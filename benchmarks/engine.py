@@ -1,4 +1,4 @@
-"""What `engine.compile` gives and costs: tokens per second of one engine on a CPU, eager and compiled.
+"""Measures what `engine.compile` gives and costs: tokens/s of one engine on a CPU, eager and compiled.
 
     python benchmarks/engine.py [--dtype bfloat16] [--json]
 

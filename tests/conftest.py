@@ -20,7 +20,7 @@ import pytest
 from dorado_command import Command
 from hypothesis import settings
 
-pytest_plugins = ["isolation", "markers"]
+pytest_plugins = ["isolation", "markers", "chat_server"]
 
 # Read by `datasets` when it is imported: its cache goes away with the session.
 _CACHE = tempfile.TemporaryDirectory(prefix="dorado-tests-", ignore_cleanup_errors=True)

@@ -3,9 +3,6 @@
 import asyncio
 import io
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from rollout.trajectory_file import read_trajectory
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent
-Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 
 
 def calls(*named: tuple[str, str], content: str | None = None) -> dict[str, Any]:
@@ -44,54 +40,6 @@ def calls(*named: tuple[str, str], content: str | None = None) -> dict[str, Any]
 def says(text: str, reason: str = "stop") -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
     return {"choices": [{"message": message, "finish_reason": reason}]}
-
-
-class Server(ThreadingHTTPServer):
-    """Answers chat requests by `answer(body)` and keeps what it was asked."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer = answer
-        self.asked: list[dict[str, Any]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "tiny"}]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        self._send(*self.server.answer(body))
-
-    def _send(self, status: int, answer: Any) -> None:
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Answer], Server]]:
-    servers: list[Server] = []
-
-    def start(answer: Answer) -> Server:
-        server = Server(answer)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def stirrer(body: dict[str, Any]) -> tuple[int, Any]:

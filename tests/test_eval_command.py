@@ -1,8 +1,6 @@
 """`dorado eval`: which policy, which tasks, and what is written and shown."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 from fakes import scored
 from test_best_checkpoint import evaluated
-from test_env_eval import Answer, Server, stirrer
+from test_env_eval import stirrer
 from test_resume import EMPTY, checkpoint, settings
 from typer.testing import CliRunner
 
@@ -38,22 +36,6 @@ id = "test_env_replay:Kitchen"
 name = "other"
 noise = { level = 2 }
 """
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Answer], Server]]:
-    servers: list[Server] = []
-
-    def start(answer: Answer) -> Server:
-        server = Server(answer)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture

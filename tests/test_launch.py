@@ -118,6 +118,18 @@ def test_a_signal_while_the_settings_are_checked_is_a_word_and_leaves_nothing(
     assert not Path("runs").exists()
 
 
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    """Python run on a script of a test to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        encoding="utf-8",
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_command_line_is_imported_is_a_word_too(number):
     script = f"""
@@ -131,14 +143,7 @@ sys.meta_path.insert(0, AtImport())
 from rl.__main__ import main
 main()
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        encoding="utf-8",
-    )
+    ended = run_script(script)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
@@ -158,14 +163,7 @@ except KeyboardInterrupt:
         os.kill(os.getpid(), number)
     print("ended whole")
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        encoding="utf-8",
-    )
+    ended = run_script(script)
     assert (ended.returncode, ended.stdout) == (0, "ended whole\n"), ended.stderr
 
 

@@ -27,7 +27,7 @@ Track = list[tuple[float, float]]
 
 
 def kind_of(command: str, *, root: bool) -> str:
-    """What the process of this command line is: a part of the run, or "other"."""
+    """Name the process of this command line: a part of the run, or "other"."""
     if root:
         return "run"
     return next((kind for mark, kind in _KINDS if mark in command), "other")

@@ -152,7 +152,7 @@ def play(job: Job, name: str, folder: Path, overrides: Sequence[str]) -> tuple[O
 
 
 def read_run(run_folder: Path, job: Job, seconds: CpuSeconds) -> tuple[Outcome, Cost]:
-    """What a run folder and the samples of its processes say of its steps."""
+    """Read off a run folder, and the samples of its processes, how its steps went."""
     events = _lines(run_folder / "events.jsonl")
     learner = [e for e in events if e["lane"] == "learner"]
     start, end = min(e["start"] for e in learner), max(e["end"] for e in learner)

@@ -30,7 +30,7 @@ class Data(TypedDict):
 
 
 class Job(TypedDict):
-    """What a side plays: everything that has to be equal on both.
+    """The work of a side: everything that has to be equal on both.
 
     completion_tokens: of a trajectory, after its opening; tool results count. turns: of the policy.
     """
@@ -50,7 +50,7 @@ class Job(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What a side measured. seconds: of all updates, start-up and evaluation left out."""
+    """Measurements of a side. seconds: of all updates, start-up and evaluation left out."""
 
     seconds: float
     trajectories: int

@@ -289,7 +289,9 @@ class Evaluations:
 
     def _choose_version(self) -> int | None:
         """The version of a group that begins now; None where weights change under it."""
-        self.version = self._candidate() or self.version
+        found = self._candidate()
+        assert found is not None, "nothing happens between `until` and this"
+        self.version = found
         return None if self.config.rules.in_place else self.version
 
     def _candidate(self) -> int | None:

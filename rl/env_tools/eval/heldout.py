@@ -8,7 +8,6 @@ so that the result compares with the run's own evaluations. `rl.env_tools.eval.r
 import asyncio
 import itertools
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +20,14 @@ from envs.process_end import ends_refused
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
 from rl.env_tools.eval.run import (
-    NO_TOKENS,
+    RUNS,
     EvalFolder,
     Limits,
     Play,
-    evaluate_with,
+    evaluate,
     is_url,
+    new_path,
+    notes_on,
     players_of,
     summary,
 )
@@ -42,8 +43,6 @@ from rollout.config import EngineConfig
 from rollout.engine import EngineFault, Sampling
 from rollout.trajectory import ScoredTrajectory
 from trainer.checkpoint_folder import CheckpointError
-
-RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -154,9 +153,7 @@ def evaluate_target(
     """Play the held-out sets and write what came of it. Raises ConfigError before anything has started."""
     config = _checked(target)
     plays, samples = plays_of(config), config.eval.samples_per_task
-    path = out or RUNS / f"eval-{target.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if path.exists():
-        raise ConfigError(f"--out: {path} exists already")
+    path = new_path(out, target.name)
     folder = EvalFolder(path, config.all_envs)
     shown = target.model or str(target.checkpoint)
     view = EvalView(f"{len(plays)} held-out episodes, {shown}", len(plays), console)
@@ -174,12 +171,12 @@ def evaluate_target(
                 temperature=(own or config.sampling).temperature,
                 seed=seed,
             )
-            playing = evaluate_with(
+            playing = evaluate(
                 players,
                 plays,
                 config.episode,
                 at_once=at_once,
-                notes={"model": shown, **({"tokens": NO_TOKENS} if is_url(model) else {})},
+                notes=notes_on(shown),
                 folder=folder,
                 view=view,
                 sampling=None if own is None else Sampling(own.temperature, own.top_p),

@@ -45,6 +45,7 @@ MAX_TOKENS = 4096
 GREEDY = SamplingConfig(temperature=1.0, top_p=1e-6)
 # Who plays one episode: where its turns come from, and how they are written.
 Player = tuple[Generate, Rendering]
+RUNS = Path("runs")
 NO_TOKENS = "none: the server returned text, so there are no token ids and no log-probs"
 
 
@@ -185,8 +186,8 @@ class EvalFolder:
 
 
 async def evaluate(
+    players: AbstractAsyncContextManager[Callable[[], Player]],
     plays: Sequence[Play],
-    player: Callable[[], Player],
     episode: EpisodeConfig,
     *,
     at_once: int,
@@ -195,14 +196,17 @@ async def evaluate(
     view: EvalView,
     sampling: Sampling | None = None,
 ) -> list[ScoredTrajectory]:
-    """Play each once, `at_once` at a time. notes: added to those of each trajectory. sampling: not the
-    engine's own."""
+    """Play each once, `at_once` at a time, by players that come and go with it.
+
+    notes: added to those of each trajectory. sampling: not the engine's own. Raises EngineFault,
+    TimeoutError.
+    """
     room = asyncio.Semaphore(at_once)
     tables = {play.table.label: play.table for play in plays}
     own = {label: asyncio.Semaphore(one.concurrency or at_once) for label, one in tables.items()}
     judges = {label: [find_judge(j) for j in one.judges] for label, one in tables.items()}
 
-    async def play_one(play: Play) -> ScoredTrajectory:
+    async def play_one(play: Play, player: Callable[[], Player]) -> ScoredTrajectory:
         table = play.table
         async with own[table.label], room:
             generate, rendering = player()
@@ -231,34 +235,10 @@ async def evaluate(
             view.ends(one, scored)
             return scored
 
-    return list(await asyncio.gather(*map(play_one, plays)))
-
-
-async def evaluate_with(
-    players: AbstractAsyncContextManager[Callable[[], Player]],
-    plays: Sequence[Play],
-    episode: EpisodeConfig,
-    *,
-    at_once: int,
-    notes: dict[str, str],
-    folder: EvalFolder,
-    view: EvalView,
-    sampling: Sampling | None = None,
-) -> list[ScoredTrajectory]:
-    """Play each once, by players that come and go with it. Raises EngineFault, TimeoutError."""
     view.stage("starting")
     async with players as player:
         view.stage("playing")
-        return await evaluate(
-            plays,
-            player,
-            episode,
-            at_once=at_once,
-            notes=notes,
-            folder=folder,
-            view=view,
-            sampling=sampling,
-        )
+        return list(await asyncio.gather(*(play_one(play, player) for play in plays)))
 
 
 @asynccontextmanager
@@ -273,6 +253,20 @@ async def players_of(
     )
     async with players as player:
         yield player
+
+
+def new_path(out: Path | None, name: str) -> Path:
+    """The folder to write: `out`, or one that is called after `name` and the time. Raises ConfigError where
+    it is there."""
+    path = out or RUNS / f"eval-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if path.exists():
+        raise ConfigError(f"--out: {path} exists already")
+    return path
+
+
+def notes_on(model: str) -> dict[str, str]:
+    """The notes of a trajectory that a model played."""
+    return {"model": model, **({"tokens": NO_TOKENS} if is_url(model) else {})}
 
 
 def summary(played: Sequence[ScoredTrajectory]) -> JsonObject:
@@ -322,18 +316,15 @@ def evaluate_and_report(
     """Evaluate and print; returns True if any episode could be judged. Raises ConfigError before anything
     has started."""
     chosen = _choose_tasks(table, model, limits, tasks)
-    path = out or Path("runs") / f"eval-{table.label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if path.exists():
-        raise ConfigError(f"--out: {path} exists already")
+    path = new_path(out, table.label)
     folder = EvalFolder(path, [table])
     plays = [Play(f"eval-{n}", f"eval-{n}", table, task) for n, task in enumerate(chosen)]
-    notes = {"model": model, **({"tokens": NO_TOKENS} if is_url(model) else {})}
     view = EvalView(f"{table.label}, {len(chosen)} held-out tasks, {model}", len(chosen))
 
     played: list[ScoredTrajectory] = []
     try:
         with view:
-            playing = evaluate_with(
+            playing = evaluate(
                 players_of(
                     model,
                     limits,
@@ -345,7 +336,7 @@ def evaluate_and_report(
                 plays,
                 limits.episode,
                 at_once=at_once,
-                notes=notes,
+                notes=notes_on(model),
                 folder=folder,
                 view=view,
             )
