@@ -244,6 +244,7 @@ def test_load_and_gradients_are_watched_as_defined():
     assert found["router/load_violation"] == pytest.approx(
         (load[:6].max() / load[:6].mean() - 1).item()
     )
+    assert found["router/idle_experts"] == (load[:6] < 0.02 * load[:6].mean()).sum()
     [shares] = watch.loads()
     assert shares == pytest.approx((load / 40).tolist(), abs=1e-4)
     assert found["router/ffn_experts"] == pytest.approx(load[:6].sum().item() / 40)
@@ -308,3 +309,12 @@ def test_imitation_moves_the_bias_too(checkpoint):
     for _ in range(40):
         ours.sft_step(samples)
     assert abs(load() - 1.2) < 0.25 * abs(before - 1.2)
+
+
+def test_experts_that_get_no_tokens_are_counted_over_the_layers():
+    watch = RouterWatch(2, EXPERTS, RouterConfig())
+    busy = torch.tensor([50.0, 50, 50, 50, 50, 50, 20, 20])
+    watch.counts_LE[:] = torch.stack([busy, busy])
+    assert watch.metrics()["router/idle_experts"] == 0
+    watch.counts_LE[1, 1:3] = torch.tensor([0.0, 0.5])
+    assert watch.metrics()["router/idle_experts"] == 2

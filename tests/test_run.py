@@ -941,3 +941,31 @@ async def test_training_ends_when_evaluations_get_no_better(start):
     assert "in 2 evaluations (stop.patience = 2)" in said(run)
     assert len(rows(run)) >= 3
     assert_closed(run)
+
+
+@pytest.mark.parametrize("on_collapse", ["end", "warn"])
+async def test_a_policy_after_which_no_batch_fills_has_collapsed_though_no_step_comes(
+    start, on_collapse
+):
+    """From version 2 on all rewards of each group are equal."""
+    run = start(
+        steps=40,
+        outcome=lambda spec: "filtered" if run.book.learner_version >= 2 else "samples",
+        stop={"on_collapse": on_collapse, "zero_variance": {"steps": 5}},
+    )
+    run.rollouts.unused_end = 60
+    with pytest.raises(RunError) as error:
+        await asyncio.wait_for(run.main(), 30)
+    what = "groups since then gave nothing to learn from, so no batch fills (stop.zero_variance)"
+    if on_collapse == "end":
+        assert str(error.value).startswith(
+            f"training ends after step {run.book.learner_version} of 40: it has collapsed: "
+        )
+        assert what in str(error.value)
+        saved = [folder for name, folder in run.actors.log if name == "save"]
+        assert [Path(str(f)).name for f in saved] == [f"step_{run.book.learner_version}"]
+        assert run.stops.collapsed and run.summary()["ended_early"] == run.stops.sentence
+    else:
+        assert "the last 60 groups gave nothing" in str(error.value)
+        assert said(run).count(what) == 1
+    assert_closed(run)

@@ -101,6 +101,19 @@ def test_a_guard_that_warns_says_so_once_and_again_after_it_has_recovered():
     assert not made.collapsed
 
 
+def test_no_step_comes_where_groups_are_played_in_vain_and_that_is_a_collapse():
+    made, said = rules(on_collapse="end", zero_variance={"steps": 3})
+    assert not made.starved(7, groups=10, judged=29, unused=29), "three batches would be 30"
+    assert not made.starved(7, groups=10, judged=40, unused=39), "not above 0.98"
+    assert not made.collapsed and said == []
+    assert made.starved(7, groups=10, judged=100, unused=99) and made.collapsed
+    assert said == [
+        "training ends after step 7 of 100: it has collapsed: 99 of the 100 groups since then gave nothing to "
+        "learn from, so no batch fills (stop.zero_variance)"
+    ]
+    assert made.step(8, HEALTHY) and len(said) == 1, "the step in progress ends, too"
+
+
 def test_a_guard_that_is_off_says_nothing():
     made, said = rules(on_collapse="off")
     assert until_end(made, {"loss/entropy": 0.0}) == 0 and said == []

@@ -5,7 +5,6 @@ person would want to know; none of them stops anything.
 """
 
 import time
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,10 +19,13 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert, such as level "warning", text "calculator: 12 % of its trajectories end in a fault; …"."""
+    """One alert, such as level "warning", text "calculator: 12 % of its trajectories end in a fault; …".
+
+    step: at which it was; None where it is of no one step."""
 
     level: Level
     text: str
+    step: int | None = None
 
 
 def alerts(run: RunData, now: float | None = None) -> list[Alert]:
@@ -32,7 +34,7 @@ def alerts(run: RunData, now: float | None = None) -> list[Alert]:
     found = [
         *_state(run, now),
         *_rollout(run),
-        *_rewards(run),
+        *_learning(run),
         *_learner(run),
         *_changes(run),
         *_stops(run),
@@ -98,50 +100,13 @@ def _rollout(run: RunData) -> Iterator[Alert]:
             )
 
 
-def _rewards(run: RunData) -> Iterator[Alert]:
-    """Rewards that rise though the tasks are solved no more often: perhaps a way around the task."""
-    for env in environments(run.series, "reward", "solved"):
-        total, solved = (
-            run.series.get(key) for key in (f"rollout/{env}/reward", f"reward/{env}/solved")
-        )
-        if total is None or solved is None or total.steps != solved.steps or len(total.steps) < 20:
-            continue
-        start = _hacked_since(total.values, solved.values)
-        if start is None:
-            continue
-        before, after = (mean(total.values[i:][:10]) for i in (start, len(total.steps) - 10))
-        yield Alert(
-            "warning",
-            f"{env}: since step {total.steps[start]} the reward rose from {before:.2f} to {after:.2f}, while "
-            f"solved went from {mean(solved.values[start:][:10]):.2f} to {mean(solved.values[-10:]):.2f}"
-            f"{_most_risen(run, env, total.steps[start])}: look whether the policy earns it without the "
-            "task.",
-        )
-
-
-def _hacked_since(total: Sequence[float], solved: Sequence[float]) -> int | None:
-    """Where ten steps begin since whose mean the total rose by 0.15 or more, and solved by less than a fifth
-    of that; the one of the largest rise."""
-    found: tuple[float, int] | None = None
-    for i in range(len(total) - 19):
-        up, done = (mean(one[-10:]) - mean(one[i : i + 10]) for one in (total, solved))
-        if up >= 0.15 and done < up / 5 and (found is None or up > found[0]):
-            found = up, i
-    return None if found is None else found[1]
-
-
-def _most_risen(run: RunData, env: str, since: int) -> str:
-    """The named reward that rose most since a step, said; "" where none did."""
-    best, said = 0.0, ""
-    for key, one in run.series.items():
-        if not key.startswith(f"reward/{env}/") or len(one.steps) < 20:
-            continue
-        start = min(bisect_left(one.steps, since), len(one.steps) - 10)
-        before, after = mean(one.values[start:][:10]), mean(one.values[-10:])
-        if after - before > best:
-            name = key.removeprefix(f"reward/{env}/")[:60]
-            best, said = after - before, f"; {name} rose most, from {before:.2f} to {after:.2f}"
-    return said
+def _learning(run: RunData) -> Iterator[Alert]:
+    """Alarms of learning, of each metric the last one."""
+    last = {alarm.key: alarm for alarm in run.alarms}
+    for key, alarm in last.items():
+        before = sum(other.key == key for other in run.alarms) - 1
+        more = f", the last of {before + 1} times" if before else ""
+        yield Alert("warning", f"{alarm.text}{more}.", alarm.step)
 
 
 def _learner(run: RunData) -> Iterator[Alert]:

@@ -28,6 +28,7 @@ from rl.dashboard.series import Series, add, metrics_line, not_finite, not_finit
 from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
 from rl.record.status import SILENT_SECONDS, STATUS, Status, first_fault
 from rl.record.summary import SUMMARY, Summary
+from rl.samples.learning_alarms import Alarm, learning_alarms
 
 T = TypeVar("T")
 State = Literal["starting", "running", "silent", "finished", "failed", "interrupted", "ended"]
@@ -92,6 +93,8 @@ class RunData:
         self.series: dict[str, Series] = {}
         # Keys that were nan or infinite, and at which steps.
         self.not_finite: dict[str, list[int]] = {}
+        # What metrics did that they do not in a healthy run, by step.
+        self.alarms: list[Alarm] = []
         # Where metrics changed, as of the last `look_for_changes`.
         self.changes: dict[str, tuple[ChangePoint, ...]] = {}
         self.spans: list[Span] = []
@@ -227,6 +230,8 @@ class RunData:
         for line in self._not_finite.read()[0]:
             for key in line.keys:
                 bad.setdefault(key, []).append(line.step)
+        if records or anew:
+            self.alarms = learning_alarms(series)
         self.series, self.not_finite = series, bad
         self._count_broken("metrics.jsonl", self._metrics.broken)
 

@@ -30,6 +30,7 @@ from rl.loop.dispatcher import Dispatcher
 from rl.loop.evaluation import Evaluations
 from rl.loop.group_book import GroupBook
 from rl.loop.learner_client import LearnerClient
+from rl.loop.learning_watch import LearningWatch
 from rl.loop.resume import Resume
 from rl.loop.rollouts import Rollouts
 from rl.loop.run_error import RunError
@@ -157,6 +158,7 @@ class Run:
             most=config.rollout.max_in_flight_groups,
         )
         self.stops = StopRules(config.stop, config.steps, Journal(self.progress, self.folder).say)
+        self.learning = LearningWatch(Journal(self.progress, self.folder).say)
         self.best = BestCheckpoint(self.folder.path, self.progress.note, wanted=config.keeps_best)
         self.evaluations = Evaluations(
             config,
@@ -202,9 +204,11 @@ class Run:
         # Groups that were in flight at the end of the earlier part left nothing but their trajectories.
         most = self.config.rollout.max_in_flight_groups
         self.book.number = max(resumed.groups, self.folder.groups()) + most
-        self.stops.restore(self.folder.metrics_lines())
-        if before := self.folder.eval_before():
-            self.book.stats.evals["before"] = before
+        before = self.folder.metrics_lines()
+        self.stops.restore(before)
+        self.learning.restore(before)
+        if rates := self.folder.eval_before():
+            self.book.stats.evals["before"] = rates
 
     def backlog(self, window: Window) -> Backlog:
         """Where the run stands, for the fleet."""
@@ -259,6 +263,7 @@ class Run:
                 self.rollouts.loop(),
                 self.evaluations.loop(),
                 self._end_when_stalled(),
+                self._end_when_starved(),
                 self._end_without_nodes(),
                 self.restarts.failed(),
             )
@@ -325,7 +330,7 @@ class Run:
         for step in range(book.learner_version + 1, self.config.steps + 1):
             start = time.time()
             await self._take_batch()
-            if self.stopping:
+            if self._ends_early:
                 break
             ready = time.time()
             self.folder.event("learner", "wait for batch", start, ready)
@@ -359,6 +364,7 @@ class Run:
             }
             book.check()
             self.made.put_nowait(PublishedStep(step, version, snapshot_ms, values))
+            self.learning.step(step, values)
             if self.stops.step(step, values):
                 self.rollouts.stopping = True
                 break
@@ -397,9 +403,9 @@ class Run:
     async def _take_batch(self) -> None:
         """Wait for a step's groups whose samples are all there; those gone with a node are closed."""
         book = self.book
-        while not self.stopping:
+        while not self._ends_early:
             await book.take_batch()
-            if self.stopping:
+            if self._ends_early:
                 return
             batch = [*book.training, *book.reused]
             lost = await self.learner.lost([group.samples for group in batch])
@@ -418,6 +424,19 @@ class Run:
 
     async def _end_when_stalled(self) -> None:
         raise RunError(await self.watch.until_stalled())
+
+    async def _end_when_starved(self) -> None:
+        """End the learner loop where groups are played in vain and no batch fills, if the guard says so."""
+        book, stats = self.book, self.book.stats
+
+        def starved() -> bool:
+            counts = stats.judged_since, stats.unused_since
+            return self.stops.starved(book.learner_version, book.batch.groups, *counts)
+
+        await self.rollouts.until(starved)
+        self.rollouts.stopping = True
+        book.queue.end()
+        await asyncio.Future()
 
     async def _end_without_nodes(self) -> None:
         """Raise what the watch over the nodes does, since before there were loops."""

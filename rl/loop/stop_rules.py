@@ -1,9 +1,9 @@
 """Stop rules of a run: patience with held-out results, a budget, and the guard against collapse.
 
-Consumes the metrics of each step and of each evaluation. Produces, after a step, whether training ends there
-and the sentence that says why. A broken rule of the guard that only warns is told once, and again after it
-has recovered. No clock and no files: the parts of a run before a resume are their lines of metrics.jsonl,
-told in order. The settings are `rl.stop_config`'s.
+Consumes the metrics of each step and of each evaluation, and counts of groups where no step comes.
+Produces whether training ends there and the sentence that says why. A broken rule of a guard that only warns
+is told once, and again after it has recovered. No clock and no files: the parts of a run before a resume are
+their lines of metrics.jsonl, told in order. The settings are `rl.stop_config`'s.
 """
 
 import math
@@ -54,6 +54,8 @@ class StopRules:
     def step(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Take in a step of this part of the run. Returns True if training ends after it."""
         self._note(metrics)
+        if self.sentence:
+            return True
         broken = self._broken(step)
         if self.settings.on_collapse == "end" and broken:
             self.collapsed = True
@@ -65,6 +67,27 @@ class StopRules:
         # The last step ends training anyway.
         if step < self.steps and (why := self._spent(step) or self._impatient()):
             self._end(step, why)
+        return bool(self.sentence)
+
+    def starved(self, step: int, groups: int, judged: int, unused: int) -> bool:
+        """Take in that of `judged` groups since this step `unused` gave no sample, for a batch of `groups`.
+
+        Returns True if training ends for that: as many groups as `stop.zero_variance.steps` batches have were
+        played in vain, and no step comes whose metrics the guard could look at.
+        """
+        rule = self._guard.get("zero_variance")
+        if rule is None or judged < rule.steps * groups or not rule.broken(unused / judged):
+            return False
+        what = (
+            f"{unused} of the {judged} groups since then gave nothing to learn from, so no batch fills "
+            "(stop.zero_variance)"
+        )
+        if self.settings.on_collapse == "end":
+            self.collapsed = True
+            self._end(step, f"it has collapsed: {what}")
+        elif "starved" not in self._warned:
+            self._warned.add("starved")
+            self.say("guard", f"warning: training may have collapsed after step {step}: {what}")
         return bool(self.sentence)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:

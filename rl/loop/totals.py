@@ -21,6 +21,8 @@ class RunStats:
         # Groups in a row that were judged and gave no sample, of each environment and of all.
         self.unused: Counter[str] = Counter()
         self.unused_in_a_row = 0
+        # Groups that were judged since the last step, and those of them that gave no sample.
+        self.judged_since, self.unused_since = 0, 0
         # Versions between the oldest token of a trained trajectory and the learner's.
         self.staleness: Counter[int] = Counter()
         self.training_seconds = 0.0
@@ -40,10 +42,13 @@ class RunStats:
         self.tokens += sum(m.num_tokens for m in report.members)
         self.failed_in_a_row += 1
         env = report.spec.env
+        judged = any(member.judged for member in report.members)
+        self.judged_since += judged
         if report.sample_ids:
             self.unused_in_a_row = self.unused[env] = 0
-        elif any(member.judged for member in report.members):
+        elif judged:
             self.unused_in_a_row += 1
+            self.unused_since += 1
             self.unused[env] += 1
         new: list[MemberReport] = []
         for member in report.members:
@@ -70,6 +75,7 @@ class RunStats:
         if metrics["parity/tokens"]:
             self._parity.append(metrics["parity/mean_abs_dlogp"])
         reports, self._reports = self._reports, []
+        self.judged_since = self.unused_since = 0
         return {
             **rollout_metrics(reports),
             "rollout_tokens": float(sum(m.num_tokens for r in reports for m in r.members)),

@@ -18,6 +18,9 @@ from trainer.config import RouterConfig
 from trainer.families.registry import num_experts, num_zero_experts
 from trainer.moe.router import UNKNOWN, BiasedRouter, Router, RouterRecord
 
+# Share of the mean load below which an expert is idle.
+IDLE = 0.02
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -164,17 +167,20 @@ class RouterWatch:
     def metrics(self) -> dict[str, float]:
         """Metrics of the step; means over layers where the name says nothing else.
 
-        load_violation: the fullest expert's load over the mean, less 1 (arXiv 2408.15664). gradient_ratio:
-        R_g, the balance loss's gradient over the policy loss's, which should stay below 0.1.
+        load_violation: the fullest expert's load over the mean, less 1 (arXiv 2408.15664). idle_experts: how
+        many of all layers' that compute have less than IDLE of their mean load. gradient_ratio: R_g, the
+        balance loss's gradient over the policy loss's, which should stay below 0.1.
         """
         x = self.experts
         load_LN = self.counts_LE[:, : x.computing]
-        violation_L = load_LN.amax(1) / load_LN.mean(1).clamp(min=1e-9) - 1
+        mean_L1 = load_LN.mean(1, keepdim=True).clamp(min=1e-9)
+        violation_L = (load_LN / mean_L1).amax(1) - 1
         computing = (load_LN.sum() / self.counts_LE.sum()).item()
         compared, used, own = self.agreement_3.tolist()
         found = {
             "router/load_violation": violation_L.mean().item(),
             "router/load_violation_max": violation_L.max().item(),
+            "router/idle_experts": float((load_LN < IDLE * mean_L1).sum().item()),
             "router/ffn_experts": computing * x.per_token,
             "router/ffn_experts_wanted": x.wanted,
             "router/zero_share": 1 - computing,

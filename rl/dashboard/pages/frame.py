@@ -133,12 +133,16 @@ def unreadable_index(error: Exception) -> None:
     notice(f"trajectories.sqlite cannot be read now: {error}", "Load the page again.", "error")
 
 
-def alert_rows(found: Sequence[Alert]) -> None:
-    """Draw alerts, one under the other."""
+def alert_rows(found: Sequence[Alert], run: str = "") -> None:
+    """Draw alerts, one under the other. run: its name; an alert of one of its steps leads to the trajectories
+    of the version that the step was made from."""
     for alert in found:
         with ui.row().classes("items-center no-wrap gap-2"):
             ui.icon(_ICONS[alert.level], color=_TONES[alert.level])
             ui.label(alert.text)
+            if run and alert.step is not None:
+                version = str(max(0, alert.step - 1))
+                ui.link("trajectories", run_address(run, "trajectories", [("version", version)]))
 
 
 def table(columns: Sequence[tuple[str, str]], key: str, text: Sequence[str] = ()) -> ui.table:

@@ -66,7 +66,7 @@ def _content(run: RunData) -> None:
                 "the run say how far they are.",
                 "hourglass_empty",
             )
-        alert_rows(alerts(run))
+        alert_rows(alerts(run), run.name)
 
     head()
     drawn: dict[str, ui.echart] = {}
