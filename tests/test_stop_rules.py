@@ -108,8 +108,8 @@ def test_no_step_comes_where_groups_are_played_in_vain_and_that_is_a_collapse():
     assert not made.collapsed and said == []
     assert made.starved(7, groups=10, judged=100, unused=99) and made.collapsed
     assert said == [
-        "training ends after step 7 of 100: it has collapsed: 99 of the 100 groups since then gave nothing to "
-        "learn from, so no batch fills (stop.zero_variance)"
+        "training ends after step 7 of 100: it has collapsed: 99 of the 100 groups since then gave nothing "
+        "to learn from, so no batch fills (stop.zero_variance)"
     ]
     assert made.step(8, HEALTHY) and len(said) == 1, "the step in progress ends, too"
 
