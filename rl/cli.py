@@ -9,7 +9,6 @@ import io
 import json
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -17,6 +16,7 @@ import typer
 
 from rl.commands import Commands, not_here, require
 from rl.config_error import ConfigError
+from rl.dashboard.cli import app as dashboard_app
 from rl.env_tools.cli import app as env_app
 from rl.env_tools.eval.cli import app as eval_app
 from rl.jobs.cli import RunCommand
@@ -36,6 +36,7 @@ model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
 app.add_typer(env_app, name="env")
 app.add_typer(eval_app)
+app.add_typer(dashboard_app)
 app.add_typer(jobs_app)
 FAILED = 1
 Number = TypeVar("Number", int, float)
@@ -193,59 +194,22 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show how a run stands or has ended; of a live one also what its trajectories wait for."""
+    from dataclasses import asdict
+
     from rich.console import Console
 
+    from rl.record.evaluations import read_evaluations
     from rl.record.status import describe, in_progress, read_status
     from rl.record.summary import read_summary
 
     state = read_status(run)
     live = in_progress(run)
     if as_json:
-        typer.echo(json.dumps({"live": live, **state.as_json()}, indent=1))
+        rows = [asdict(row) for row in read_evaluations(run)]
+        typer.echo(json.dumps({"live": live, **state.as_json(), "evaluations": rows}, indent=1))
     else:
-        Console().print(describe(state, live=live, summary=read_summary(run)))
-
-
-@app.command()
-def dashboard(
-    runs_dir: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path(
-        "runs"
-    ),
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
-    host: Annotated[
-        str, typer.Option(help="Others than this machine's own need a password.")
-    ] = "127.0.0.1",
-    password_file: Annotated[
-        Path | None,
-        typer.Option(help="Its first line is asked for; also DORADO_DASHBOARD_PASSWORD."),
-    ] = None,
-    demo: Annotated[bool, typer.Option("--demo", help="A recorded quickstart, no runs.")] = False,
-) -> None:
-    """Show runs on a web page, live. It reads their folders and writes nothing."""
-    from rl.dashboard.demo import PART, demo_runs
-
-    note = f"the demo is {PART}" if demo else ""
-    if note:
-        typer.echo(note)
-    with demo_runs() if demo else nullcontext(runs_dir) as folder:
-        _serve(folder, note, host, port, password_file)
-
-
-def _serve(folder: Path, note: str, host: str, port: int, password_file: Path | None) -> None:
-    from rl.dashboard.run_data import RunsFolder
-
-    runs = RunsFolder(folder, note)
-    try:
-        from rl.dashboard.password import read_password
-        from rl.dashboard.server import check_address, serve
-    except ImportError as error:
-        raise ConfigError(
-            f"dashboard: {error}; install it with pip install 'dorado-rl[dashboard]'"
-        ) from None
-    password = read_password(password_file)
-    check_address(host, port, password)
-    typer.echo(f"dashboard of {runs.path}: http://{host}:{port} (Ctrl-C ends it)")
-    serve(runs, host, port, password)
+        found = read_evaluations(run)
+        Console().print(describe(state, live=live, summary=read_summary(run), evaluations=found))
 
 
 @app.command()

@@ -17,7 +17,7 @@ async def simulated_user(runs: Path, note: str = "") -> AsyncIterator[User]:
     """A user who can open every page."""
     modules = dict(sys.modules)
     async with user_simulation() as user:
-        add_pages(RunsFolder(runs, note))
+        add_pages(RunsFolder(runs, note, cache=runs / ".cache"))
         yield user
     # It forgets the modules that have pages and the packages above them; other tests still use those.
     sys.modules.update(modules)

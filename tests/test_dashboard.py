@@ -89,7 +89,7 @@ async def test_the_overview_shows_the_run_and_follows_it(user, folder):
     run = make_run(folder / "demo", [{"step": 0, **rates}, step_metrics(1)], status=STATUS)
     await user.open("/run/demo")
     assert {"running", "training", "0.25", "before training", "bound 2"} <= set(shown(user))
-    assert charts(user)["reward per environment"] == ["calculator"]
+    assert charts(user)["mean reward"] == ["calculator"]
     assert charts(user)["seconds of a step"] == [
         "wait for batch",
         "wait for policy",
@@ -100,7 +100,7 @@ async def test_the_overview_shows_the_run_and_follows_it(user, folder):
         file.write(json.dumps(step_metrics(3, **{"env/units/breaker": 1.0})) + "\n")
     await user.should_see("units: its breaker is open", retries=50)
     for _ in range(50):
-        if charts(user)["reward per environment"] == ["calculator", "units"]:
+        if charts(user)["mean reward"] == ["mean", "calculator", "units"]:
             return
         await asyncio.sleep(0.1)
     pytest.fail("the chart does not follow the run")
@@ -217,7 +217,7 @@ async def test_more_charts_than_fit_are_drawn_as_they_come_into_view(user, folde
     await user.open("/run/demo/metrics?match=.")
     assert len(charts(user)) == MAX_CHARTS
     await user.should_see("100 of 100 keys")
-    await user.should_see("others · 100")
+    await user.should_see("Others · 100")
     places = [e for e in user.find(ui.element).elements if e.tag == "q-intersection"]
     assert len(places) == 100 - MAX_CHARTS
     [listener] = places[0]._event_listeners.values()
@@ -230,13 +230,13 @@ async def test_more_charts_than_fit_are_drawn_as_they_come_into_view(user, folde
     assert "late/one" in charts(user)
 
 
-async def test_every_key_that_matches_has_a_place_under_its_kind(user, folder):
+async def test_every_key_that_matches_has_a_place_in_its_section(user, folder):
     keys = {f"{kind}/k{i:02}": 1.0 for kind in ("loss", "staleness") for i in range(20)}
     make_run(folder / "demo", [{"step": 1, **keys, "time/total_seconds": 1.0}])
     await user.open("/run/demo/metrics?match=.")
     drawn = list(charts(user))
     assert len(drawn) == MAX_CHARTS and "time/total_seconds" in drawn
-    for heading in ("loss · 20", "staleness · 20", "time · 1"):
+    for heading in ("Stability · 20", "Versions and queues · 20", "Time and throughput · 1"):
         await user.should_see(heading)
     places = [e for e in user.find(ui.element).elements if e.tag == "q-intersection"]
     assert len(places) + len(drawn) == 41
@@ -456,7 +456,7 @@ def test_the_command_serves_runs_to_this_machine_and_writes_nothing(tmp_path):
             )
             with client:
                 page = client.get("/run/demo")
-                assert page.status_code == 200 and "reward per environment" in page.text
+                assert page.status_code == 200 and "mean reward" in page.text
                 assert "https://" not in re.sub(r"https://\S*(w3\.org|nicegui\.io)", "", page.text)
                 assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
                 live = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"

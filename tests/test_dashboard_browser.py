@@ -299,8 +299,8 @@ def test_metrics_open_on_all_keys_that_match_and_are_drawn_on_the_way_down(page)
     places, canvases = page.locator(".charts > .panel"), page.locator("canvas")
     expect(places).to_have_count(wanted)
     assert wanted > canvases.count() > 0
-    for kind in ("loss", "rollout", "selection", "staleness", "time"):
-        expect(page.get_by_text(re.compile(rf"^{kind} · \d+$"))).to_have_count(1)
+    for section in ("Rewards", "Stability", "Versions and queues", "Time and throughput"):
+        expect(page.get_by_text(re.compile(rf"^{section} · \d+$"))).to_have_count(1)
     for place in places.all():
         place.scroll_into_view_if_needed()
         expect(place.locator("canvas")).to_be_visible()

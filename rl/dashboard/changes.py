@@ -5,6 +5,7 @@ together, never why.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from rl.dashboard.change_points import FEWEST, ChangePoint, change_points
 from rl.dashboard.series import Series, environments
@@ -47,16 +48,32 @@ def find_changes(series: Mapping[str, Series]) -> dict[str, tuple[ChangePoint, .
     return {key: points for key, points in found.items() if points}
 
 
-def fall_sentences(changes: Changes) -> list[str]:
-    """One sentence per fall of a pass rate or a reward, such as "held-out of orders fell at step 118 (114 to
-    121) from 0.82 to 0.55, probability 0.97; at the same steps: entropy fell."."""
+@dataclass(frozen=True)
+class Change:
+    """A change of a pass rate or a reward. fell: for the worse. sentence: such as "held-out of orders fell at
+    step 118 (114 to 121) from 0.82 to 0.55, probability 0.97; at the same steps: entropy fell."."""
+
+    key: str
+    env: str
+    step: int
+    fell: bool
+    sentence: str
+
+
+def said_changes(changes: Changes) -> list[Change]:
+    """The changes of pass rates and rewards, those of pass rates first."""
     return [
-        f"{name} {point.how} at step {point.step} ({point.low} to {point.high}) from "
-        f"{point.before:.2f} to {point.after:.2f}, probability {min(point.probability, 0.999):.3g}"
-        f"{_beside(changes, env, point)}."
+        Change(
+            key,
+            env,
+            point.step,
+            point.how in _FALLS,
+            f"{name} {point.how} at step {point.step} ({point.low} to {point.high}) from "
+            f"{point.before:.2f} to {point.after:.2f}, probability {min(point.probability, 0.999):.3g}"
+            f"{_beside(changes, env, point)}.",
+        )
         for key, env, name in _results(changes)
         for point in changes[key]
-        if point.how in _FALLS
     ]
 
 

@@ -1,13 +1,24 @@
 """The overview of one run as plain data: figures, charts, tables; what the page draws."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from rl.dashboard import charts
-from rl.dashboard.change_points import ChangePoint
+from rl.dashboard.learning import (
+    HELD_OUT,
+    MEAN,
+    REWARD,
+    drawn,
+    evaluation_lines,
+    reward_lines,
+    stability_lines,
+)
 from rl.dashboard.run_data import RunData
-from rl.dashboard.series import Series, environments, mean, recent
+from rl.dashboard.series import Series, mean, recent
+from rl.record.evaluations import EvaluationRow, Rate, best_of
 
 NONE = "-"
 
@@ -21,21 +32,70 @@ class Figure:
     remark: str
 
 
-def figures(run: RunData) -> list[Figure]:
+def figures(run: RunData, now: float | None = None) -> list[Figure]:
     """The first line of the page."""
     steps = f"of {run.steps}" if run.steps else "steps"
+    if (left := seconds_left(run)) is not None:
+        steps += f", about {long(left)} left"
     status = run.status
     stage = status.stage if status is not None and run.state() == "running" else ""
     return [
         Figure("state", run.state(), stage or written(run)),
         Figure("step", str(run.step), steps),
+        Figure("started", *_started(run, time.time() if now is None else now)),
+        Figure("held-out", *_held_out(run)),
         Figure(
             "reward", said(recent(run.series, "rollout/all/reward")), "mean of the last 10 steps"
         ),
-        Figure("held-out", *_held_out(run)),
         Figure("tokens/s", said(recent(run.series, "time/tokens_per_second"), 0), "last 10 steps"),
         Figure("staleness", said(recent(run.series, "staleness/mean")), _bound(run)),
     ]
+
+
+def seconds_left(run: RunData) -> float | None:
+    """Seconds until the last step, at the pace of the last 20; None where that is not known, or over."""
+    one = run.series.get("time/total_seconds")
+    if one is None or len(one.times) < 2 or run.state() != "running" or not run.steps:
+        return None
+    times = one.times[-21:]
+    pace = (times[-1] - times[0]) / (len(times) - 1)
+    return max(0, run.steps - run.step) * pace if pace > 0 else None
+
+
+def long(seconds: float) -> str:
+    """A duration for a reader, such as "2.5 h"."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{0 if unit == 'min' else 1}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def duration(run: RunData, now: float) -> float | None:
+    """Seconds from the first sign of life to the last, or to now; None where there is none."""
+    begin = begun_at(run)
+    end = now if run.state(now) in ("starting", "running") else run.written
+    return None if begin is None or end < begin else end - begin
+
+
+def begun_at(run: RunData) -> float | None:
+    """When the run began (unix seconds); None where nothing tells."""
+    told = run.starts[0].time if run.starts else None
+    spans = [span.start for span in run.spans[:1]]
+    return told or min(spans, default=None) or run.begin or None
+
+
+def command(run: RunData) -> str:
+    """The command line of the last start, to be copied; "" where it is not told."""
+    words = run.starts[-1].command if run.starts else None
+    return shlex.join(["dorado", *words[1:]])[:2000] if words else ""
+
+
+def commit(run: RunData) -> str:
+    """The commit of Dorado that the run is of; "" where it is not told."""
+    start = run.starts[-1] if run.starts else None
+    if start is None or not start.commit:
+        return ""
+    return start.commit[:12] + (", with changes" if start.changed else "")
 
 
 def written(run: RunData, now: float | None = None) -> str:
@@ -57,22 +117,11 @@ def said(value: float | None, digits: int = 2) -> str:
 def overview_charts(run: RunData) -> dict[str, charts.Options]:
     """The charts of the page by a name of ours, those without data included."""
     series = run.series
-    envs = environments(series, "rollout", "reward")
-    reward = [(env, series[f"rollout/{env}/reward"]) for env in envs]
-    held_out = [
-        (env, series[f"eval/{env}/pass_rate"]) for env in environments(series, "eval", "pass_rate")
-    ]
     stale = [(n, series[f"staleness/{n}"]) for n in ("mean", "max") if f"staleness/{n}" in series]
     return {
-        "reward": charts.lines(
-            "reward per environment", reward, marks=_marks(run, "rollout", envs, "reward")
-        ),
-        "held_out": charts.lines(
-            "held-out pass rate",
-            held_out,
-            share=True,
-            marks=_marks(run, "eval", [env for env, _ in held_out], "pass_rate"),
-        ),
+        HELD_OUT: drawn(evaluation_lines(run)),
+        REWARD: drawn(reward_lines(run)),
+        **{name: drawn(one) for name, one in stability_lines(run).items()},
         "throughput": charts.lines("tokens per second", _some(run, "time/tokens_per_second")),
         "staleness": charts.lines("staleness, versions", stale),
         "split": charts.shares("seconds of a step", time_split(run)),
@@ -80,12 +129,6 @@ def overview_charts(run: RunData) -> dict[str, charts.Options]:
             "seconds of a weight sync, beside the next step", _some(run, "time/sync_seconds")
         ),
     }
-
-
-def _marks(
-    run: RunData, kind: str, envs: Sequence[str], name: str
-) -> list[tuple[str, ChangePoint]]:
-    return [(env, point) for env in envs for point in run.changes.get(f"{kind}/{env}/{name}", ())]
 
 
 def time_split(run: RunData) -> list[tuple[str, Series]]:
@@ -110,13 +153,41 @@ def time_split(run: RunData) -> list[tuple[str, Series]]:
 
 
 def held_out_rows(run: RunData) -> list[dict[str, str]]:
-    """The held-out table."""
+    """The held-out table: each environment before training and now, with intervals where they are known."""
+    if run.evaluations:
+        return _evaluated_rows(run.evaluations)
     rates = run.held_out
     rows = [{"env": env, **_pair(*pair)} for env, pair in rates.items()]
     whole = [pair for pair in rates.values() if None not in pair]
     if len(whole) > 1 and len(whole) == len(rates):
         first, last = (mean([pair[i] or 0.0 for pair in whole]) for i in (0, 1))
-        rows.append({"env": "mean", **_pair(first, last)})
+        rows.append({"env": MEAN, **_pair(first, last)})
+    return rows
+
+
+def _evaluated_rows(found: Sequence[EvaluationRow]) -> list[dict[str, str]]:
+    """The environments' rows and that of their mean, from evaluations in the order of their ends."""
+    of: dict[str, list[tuple[EvaluationRow, Rate]]] = {}
+    for row in found:
+        for env, rate in sorted(row.env.items()):
+            of.setdefault(env, []).append((row, rate))
+        if row.mean is not None and len(row.env) > 1:
+            of.setdefault(MEAN, []).append((row, row.mean))
+    rows = []
+    for env, rates in sorted(of.items(), key=lambda one: (one[0] == MEAN, one[0])):
+        before = rates[0][1] if rates[0][0].step == 0 else None
+        last = rates[-1][1] if rates[-1][0].step > 0 else None
+        best = max(rates, key=lambda one: one[1].pass_rate)
+        gain = None if before is None or last is None else last.pass_rate - before.pass_rate
+        rows.append(
+            {
+                "env": env,
+                "before": NONE if before is None else str(before),
+                "after": NONE if last is None else str(last),
+                "best": f"{best[1].pass_rate:.2f} at {best[0].version}",
+                "gain": "" if gain is None else f"{gain:+.2f}",
+            }
+        )
     return rows
 
 
@@ -144,7 +215,26 @@ def _pair(before: float | None, after: float | None) -> dict[str, str]:
     }
 
 
+def _started(run: RunData, now: float) -> tuple[str, str]:
+    begin, took = begun_at(run), duration(run, now)
+    try:
+        day = NONE if begin is None else f"{datetime.fromtimestamp(begin):%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):  # no time that a calendar has
+        day = NONE
+    return (
+        day,
+        "" if took is None else f"{long(took)} {'so far' if run.summary is None else 'long'}",
+    )
+
+
 def _held_out(run: RunData) -> tuple[str, str]:
+    rows = [row for row in run.evaluations if row.mean is not None]
+    best = best_of(rows)
+    if best is not None and best.mean is not None:
+        last = str(rows[-1].mean)
+        if len(rows) == 1:
+            return last, f"at version {best.version}"
+        return last, f"best {best.mean.pass_rate:.2f} at version {best.version}"
     before, after = (
         [value for pair in run.held_out.values() if (value := pair[i]) is not None] for i in (0, 1)
     )

@@ -25,7 +25,10 @@ from rl.dashboard.changes import find_changes
 from rl.dashboard.expert_loads import ExpertLoads, held, read_loads
 from rl.dashboard.growing_lines import GrowingLines, Object, lines_of, plain
 from rl.dashboard.series import Series, add, metrics_line, not_finite, not_finite_line, number
+from rl.dashboard.text_index import TextIndex, default_cache
 from rl.dashboard.trajectory_counts import TrajectoryCount, trajectory_counts
+from rl.record.evaluations import EVALUATION, EvaluationRow
+from rl.record.starts import START, Start
 from rl.record.status import SILENT_SECONDS, STATUS, Status, first_fault
 from rl.record.summary import SUMMARY, Summary
 from rl.samples.learning_alarms import Alarm, learning_alarms
@@ -44,6 +47,8 @@ _FILES = (
     "origins.json",
     "experts.jsonl",
     "not_finite.jsonl",
+    "evaluations.jsonl",
+    "starts.jsonl",
     *_WRITTEN,
     *_INDEX_FILES,
 )
@@ -88,8 +93,10 @@ class RunData:
     Its attributes are replaced, never changed, so a page may use them while another thread refreshes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+        """cache: the folder of text indexes, if not the usual one."""
         self.folder, self.name = folder, folder.name
+        self.texts = TextIndex(folder, cache or default_cache())
         self.series: dict[str, Series] = {}
         # Keys that were nan or infinite, and at which steps.
         self.not_finite: dict[str, list[int]] = {}
@@ -106,10 +113,14 @@ class RunData:
         self.written: float = 0.0
         self.problems: list[str] = []
         self.experts: list[ExpertLoads] = []
+        self.evaluations: list[EvaluationRow] = []
+        self.starts: list[Start] = []
         self._metrics = GrowingLines(folder / "metrics.jsonl", metrics_line)
         self._not_finite = GrowingLines(folder / "not_finite.jsonl", not_finite_line)
         self._events = GrowingLines(folder / "events.jsonl", read_span)
         self._loads = GrowingLines(folder / "experts.jsonl", read_loads)
+        self._evaluations = GrowingLines(folder / "evaluations.jsonl", lines_of(EVALUATION))
+        self._starts = GrowingLines(folder / "starts.jsonl", lines_of(START))
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._seen: dict[str, tuple[int, ...]] = {}
@@ -133,6 +144,8 @@ class RunData:
             self._read_metrics()
             self._read_events()
             self._read_experts()
+            self.evaluations = self._grown("evaluations.jsonl", self._evaluations, self.evaluations)
+            self.starts = self._grown("starts.jsonl", self._starts, self.starts)
             if any(seen[name] != self._seen.get(name) for name in _INDEX_FILES):
                 self._read_index(seen)
             self.written = max(seen[name][0] for name in _WRITTEN) / 1e9
@@ -246,6 +259,11 @@ class RunData:
         self.experts = held([*([] if anew else self.experts), *found])
         self._count_broken("experts.jsonl", self._loads.broken)
 
+    def _grown(self, name: str, lines: GrowingLines[T], before: list[T]) -> list[T]:
+        found, anew = lines.read()
+        self._count_broken(name, lines.broken)
+        return [*([] if anew else before), *found]
+
     def _count_broken(self, name: str, lines: int) -> None:
         if lines:
             self._found.append(f"{name}: {lines} lines could not be read and are left out")
@@ -270,8 +288,9 @@ class RunData:
 class RunsFolder:
     """The folder that holds run folders, by name."""
 
-    def __init__(self, path: Path, note: str = "") -> None:
-        """Raises ConfigError where it is no folder, or a run folder itself. note: what every page says."""
+    def __init__(self, path: Path, note: str = "", cache: Path | None = None) -> None:
+        """Raises ConfigError where it is no folder, or a run folder itself. note: what every page says.
+        cache: the folder of text indexes, if not the usual one."""
         if not path.is_dir():
             raise ConfigError(
                 f"dashboard {path}: there is no such folder; name one that holds run folders, such as runs"
@@ -281,7 +300,7 @@ class RunsFolder:
             raise ConfigError(
                 f"dashboard {path}: this is a run folder; name the one above it: {above}"
             )
-        self.path, self.note = path.resolve(), note
+        self.path, self.note, self.cache = path.resolve(), note, cache
         self._runs: dict[str, RunData] = {}
 
     def names(self) -> list[str]:
@@ -302,7 +321,7 @@ class RunsFolder:
         """The run of that name; only a name that the folder lists leads anywhere."""
         if not self._is_run(name):
             return None
-        return self._runs.setdefault(name, RunData(self.path / name))
+        return self._runs.setdefault(name, RunData(self.path / name, self.cache))
 
     def _is_run(self, name: str) -> bool:
         if "/" in name or name in ("", ".", "..") or plain(name) != name:

@@ -34,8 +34,16 @@ def trajectory_counts(folder: Path) -> list[TrajectoryCount]:
     return [TrajectoryCount(str(plain(e)), str(plain(s)), *rest) for e, s, *rest in rows]
 
 
-def ask(folder: Path, question: str, values: Sequence[float | str] = ()) -> list[tuple]:
-    """Rows; none without an index. Raises sqlite3.Error: no such table, or not to be read now."""
+def ask(
+    folder: Path,
+    question: str,
+    values: Sequence[float | str] = (),
+    attached: tuple[Path, str] | None = None,
+) -> list[tuple]:
+    """Rows; none without an index. Raises sqlite3.Error: no such table, or not to be read now.
+
+    attached: another database that is only read, and its name in the question.
+    """
     path = folder / "trajectories.sqlite"
     if not path.is_file():
         return []
@@ -46,6 +54,9 @@ def ask(folder: Path, question: str, values: Sequence[float | str] = ()) -> list
     index = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)
     try:
         index.text_factory = lambda text: text.decode(errors="replace")
+        if attached is not None:
+            other, name = attached
+            index.execute(f"attach ? as {name}", [f"file:{quote(str(other))}?mode=ro"])
         return index.execute(question, values).fetchall()
     finally:
         index.close()

@@ -5,6 +5,7 @@ text is all ours: what the address says is bound as values.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -21,6 +22,12 @@ ORDERS = {
     "version": "coalesce(last_version, -1)",
 }
 _LARGEST = 2**53
+# Name of the text index in a question that is attached to it, and its columns.
+TEXTS = "texts"
+COLUMNS = ("messages", "tools", "errors")
+MOST_TEXT = 200
+# Scripts without spaces between words: each letter is a word, in the index and in what is asked for.
+_LETTERS = re.compile("([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])")
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,10 @@ class TrajectoryFilter:
     """A filter of trajectories; an empty text and None ask for nothing.
 
     outcome: as the index has it, or `none`; fault: `with` or `without`; version: one that wrote some of it.
-    order: of `ORDERS`, the highest first, or the lowest with a minus before it, such as `-reward`.
+    step: one that trained on it; during: one in whose time it was finished. task: its id. text: words that it
+    has to hold, all of them, in its messages, tools or errors as `within` says. order: of `ORDERS`, the
+    highest first, or the lowest with a minus before it, such as `-reward`. span: unix seconds that `during`
+    stands for, or `step` where the run does not say what it trained on; it is in no address.
     """
 
     env: str = ""
@@ -41,14 +51,24 @@ class TrajectoryFilter:
     version: int | None = None
     tokens_min: int | None = None
     tokens_max: int | None = None
+    step: int | None = None
+    during: int | None = None
+    task: str = ""
+    text: str = ""
+    within: str = ""
     order: str = NEWEST
     page: int = 1
+    span: tuple[float, float] | None = None
 
     @property
     def query(self) -> list[tuple[str, str]]:
         """The parameters of an address that asks for the same; what is as always is left out."""
         standard = TrajectoryFilter()
-        values = ((f.name, getattr(self, f.name), getattr(standard, f.name)) for f in fields(self))
+        values = (
+            (f.name, getattr(self, f.name), getattr(standard, f.name))
+            for f in fields(self)
+            if f.name != "span"
+        )
         return [(name, _said(value)) for name, value, usual in values if value != usual]
 
     @property
@@ -77,13 +97,42 @@ class TrajectoryFilter:
             ("last_version >= ?", self.version),
             ("tokens >= ?", self.tokens_min),
             ("tokens <= ?", self.tokens_max),
+            ("task = ?", self.task or None),
+            (
+                f"rowid in (select rowid from {TEXTS}.words where words match ?)",
+                words_query(self.text, self.within) if self.text else None,
+            ),
         ]
+        if self.step is not None and self.span is None:
+            asked.append(("id in (select id from learned where step = ?)", self.step))
+        elif self.step is not None or self.during is not None:
+            begin, end = self.span or (0.0, 0.0)
+            finished = "start + coalesce(seconds, 0)"
+            asked += [(f"{finished} > ?", begin), (f"{finished} <= ?", end)]
         if self.outcome:
             asked.append(("outcome = ?", "" if self.outcome == NO_OUTCOME else self.outcome))
         if self.fault:
             asked.append((f"(coalesce(fault, '') {'!=' if self.fault == WITH else '='} ?)", ""))
         given = [(condition, value) for condition, value in asked if value is not None]
         return " and ".join(c for c, _ in given) or "1", [value for _, value in given]
+
+
+def spaced(text: str) -> str:
+    """A text in which each letter of a script without spaces stands alone."""
+    return text if text.isascii() else _LETTERS.sub(r" \1 ", text)
+
+
+def words_query(text: str, within: str = "") -> str:
+    """The question to FTS5: all words of the text, each as the beginning of one; "words in quotes" as they
+    stand. Nothing of the text is taken for FTS5's own language."""
+    parts = re.findall(r'"[^"]*"|[^\s"]+', text)
+    phrases = [
+        '"' + spaced(part.strip('"')).strip() + '"' + ("" if part.startswith('"') else "*")
+        for part in parts
+        if any(letter.isalnum() for letter in part)
+    ]
+    wanted = " AND ".join(phrases) or '""'
+    return f"{{{within}}} : ({wanted})" if within else wanted
 
 
 def read_filter(query: Mapping[str, str]) -> TrajectoryFilter:
@@ -100,6 +149,11 @@ def read_filter(query: Mapping[str, str]) -> TrajectoryFilter:
         version=_whole(query.get("version")),
         tokens_min=_whole(query.get("tokens_min")),
         tokens_max=_whole(query.get("tokens_max")),
+        step=_whole(query.get("step")),
+        during=_whole(query.get("during")),
+        task=query.get("task", "")[:200],
+        text=query.get("text", "")[:MOST_TEXT],
+        within=within if (within := query.get("within", "")) in COLUMNS else "",
         order=order if order.removeprefix("-") in ORDERS else NEWEST,
         page=max(1, _whole(query.get("page")) or 1),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from rl.dashboard.growing_lines import plain
 from rl.dashboard.series import number
 from rl.dashboard.trajectory_counts import ask
-from rl.dashboard.trajectory_filter import TrajectoryFilter
+from rl.dashboard.trajectory_filter import TEXTS, TrajectoryFilter
 
 PAGE_ROWS = 50
 # Members of a group that are shown; more of them fit on no screen.
@@ -83,12 +83,29 @@ class Choices:
     outcomes: tuple[str, ...] = ()
 
 
-def hits(folder: Path, asked: TrajectoryFilter) -> list[Hit]:
-    """One page of hits in the order that is asked for."""
+def _hits_of(
+    folder: Path,
+    asked: TrajectoryFilter,
+    texts: Path | None,
+    question: str,
+    values: Sequence[float | str],
+) -> list[tuple]:
+    """Rows of a question whose condition is that of the filter; texts: the text index, where there is one."""
+    if not asked.text:
+        return ask(folder, question, values)
+    if texts is None or not texts.is_file():
+        return []
+    return ask(folder, question, values, (texts, TEXTS))
+
+
+def hits(folder: Path, asked: TrajectoryFilter, texts: Path | None = None) -> list[Hit]:
+    """One page of hits in the order that is asked for. texts: the text index, which `text` needs."""
     where, values = asked.where()
     way = "asc" if asked.lowest_first else "desc"
-    rows = ask(
+    rows = _hits_of(
         folder,
+        asked,
+        texts,
         f"select {_COLUMNS} from trajectories where {where} order by {asked.key} {way}, rowid {way} "
         "limit ? offset ?",
         [*values, PAGE_ROWS, (asked.page - 1) * PAGE_ROWS],
@@ -112,12 +129,16 @@ def group(folder: Path, name: str) -> list[Hit]:
     return [_hit(row) for row in rows]
 
 
-def beside(folder: Path, asked: TrajectoryFilter, one: Hit, *, forward: bool) -> str | None:
+def beside(
+    folder: Path, asked: TrajectoryFilter, one: Hit, texts: Path | None = None, *, forward: bool
+) -> str | None:
     """The id of the next trajectory in the filter's order, or of the one before; None at the end."""
     where, values = asked.where()
     up = asked.lowest_first == forward
-    rows = ask(
+    rows = _hits_of(
         folder,
+        asked,
+        texts,
         f"select id from trajectories where {where} and ({asked.key}, rowid) {'>' if up else '<'} "
         f"(select {asked.key}, rowid from trajectories where rowid = ?) "
         f"order by {asked.key} {'asc' if up else 'desc'}, rowid {'asc' if up else 'desc'} limit 1",
@@ -126,25 +147,61 @@ def beside(folder: Path, asked: TrajectoryFilter, one: Hit, *, forward: bool) ->
     return _text(rows[0][0]) if rows else None
 
 
-def tally(folder: Path, asked: TrajectoryFilter) -> Tally:
+def tally(folder: Path, asked: TrajectoryFilter, texts: Path | None = None) -> Tally:
     """Count the hits of a filter, and their rewards by bars."""
+
+    def told(question: str, values: Sequence[float | str]) -> list[tuple]:
+        return _hits_of(folder, asked, texts, question, values)
+
     where, values = asked.where()
-    found = ask(folder, f"select count(*) from trajectories where {where}", values)
+    found = told(f"select count(*) from trajectories where {where}", values)
     any_reward, values = asked.without_rewards().where()
     source = f"from trajectories where {any_reward} and {_FINITE}"
-    ends = ask(folder, f"select min(reward), max(reward) {source}", values)
+    ends = told(f"select min(reward), max(reward) {source}", values)
     low, high = ends[0] if ends else (None, None)
     if low is None or high is None:
         return Tally(found[0][0] if found else 0, ())
     # One value gets one bar; the last bar takes the highest value in.
     scale = BINS / (high - low) if high > low else 0.0
-    rows = ask(
-        folder,
+    rows = told(
         f"select min(cast((reward - ?) * ? as integer), ?) as bar, min(reward), max(reward), count(*) "
         f"{source} group by bar order by bar",
         [low, scale, BINS - 1, *values],
     )
     return Tally(found[0][0], tuple(RewardBar(*rest) for _, *rest in rows))
+
+
+def tries(folder: Path, one: Hit, most: int = 200) -> list[Hit]:
+    """All trajectories of a trajectory's task, those of the oldest policy version first."""
+    rows = ask(
+        folder,
+        f"select {_COLUMNS} from trajectories where task = ? and env = ? "
+        "order by coalesce(last_version, -1), rowid limit ?",
+        [one.task, one.env, most],
+    )
+    return [_hit(row) for row in rows]
+
+
+def says_what_it_trained_on(folder: Path) -> bool:
+    """True if the index knows by step which trajectories were trained on."""
+    if not ask(folder, "select 1 from sqlite_master where name = 'learned'"):
+        return False
+    return bool(ask(folder, "select 1 from learned limit 1"))
+
+
+def fault_counts(folder: Path) -> list[tuple[str, str, str, int, str]]:
+    """(environment, stop reason, fault, how often, the newest trajectory) of faults, the most frequent first.
+
+    A fault's text is its first 300 letters.
+    """
+    rows = ask(
+        folder,
+        "select env, stop_reason, substr(fault, 1, 300), count(*), max(rowid) from trajectories "
+        "where coalesce(fault, '') != '' group by 1, 2, 3 order by 4 desc limit 500",
+    )
+    newest = ",".join(str(row) for *_, row in rows)
+    ids = dict(ask(folder, f"select rowid, id from trajectories where rowid in ({newest})"))
+    return [(_text(e), _text(s), _text(f), n, _text(ids.get(row, ""))) for e, s, f, n, row in rows]
 
 
 def choices(folder: Path) -> Choices:
@@ -160,7 +217,12 @@ def choices(folder: Path) -> Choices:
 
 def mark(folder: Path) -> tuple[tuple[int, int] | None, ...]:
     """Mark of the index and its log: while it stays the same, so does every answer."""
-    return tuple(_written(folder / f"trajectories.sqlite{end}") for end in ("", "-wal"))
+    return mark_of(folder / "trajectories.sqlite")
+
+
+def mark_of(path: Path) -> tuple[tuple[int, int] | None, ...]:
+    """Mark of a database of SQLite and its log."""
+    return tuple(_written(path.with_name(path.name + end)) for end in ("", "-wal"))
 
 
 def _written(path: Path) -> tuple[int, int] | None:

@@ -110,6 +110,20 @@ def read_record(folder: Path, hit: Hit) -> TrajectoryView:
 
 def line_at(folder: Path, file: str, offset: int | None) -> Object:
     """The JSON object that begins there, in a file of the folder's trajectories. Raises Unreadable."""
+    line = bytes_at(folder, file, offset, MAX_LINE + 1)
+    if not line:
+        raise Unreadable(f"{file} ends before byte {offset}, where the index says the record is.")
+    if not line.endswith(b"\n"):
+        size = "longer than can be shown" if len(line) > MAX_LINE else "only half written"
+        raise Unreadable(f"The record in {file} at byte {offset} is {size}.")
+    record = parse(line)
+    if record is None:
+        raise Unreadable(f"The line in {file} at byte {offset} is no JSON object.")
+    return record
+
+
+def bytes_at(folder: Path, file: str, offset: int | None, most: int) -> bytes:
+    """At most so many bytes of the line that begins there. Raises Unreadable."""
     kind, _, name = file.partition("/")
     if kind != "trajectories" or not name or "/" in name or "\0" in name or name == "..":
         raise Unreadable(
@@ -123,18 +137,9 @@ def line_at(folder: Path, file: str, offset: int | None) -> Object:
             raise Unreadable(f"{file} is not there; the index still names it.")
         with path.open("rb") as lines:
             lines.seek(offset)
-            line = lines.readline(MAX_LINE + 1)
+            return lines.readline(most)
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise Unreadable(f"{file} cannot be read: {type(error).__name__}.") from None
-    if not line:
-        raise Unreadable(f"{file} ends before byte {offset}, where the index says the record is.")
-    if not line.endswith(b"\n"):
-        size = "longer than can be shown" if len(line) > MAX_LINE else "only half written"
-        raise Unreadable(f"The record in {file} at byte {offset} is {size}.")
-    record = parse(line)
-    if record is None:
-        raise Unreadable(f"The line in {file} at byte {offset} is no JSON object.")
-    return record
 
 
 class _Checked:

@@ -6,7 +6,7 @@ The run writes it, a last time with its outcome when it ends; `dorado status` re
 import fcntl
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rl.config_file import ConfigError
+from rl.record.evaluations import EvaluationRow, best_of
 from rl.record.summary import Summary, read_summary
 from rl.record.waiting import Latency, Waiting
 
@@ -27,6 +28,8 @@ SILENT_SECONDS = 30.0
 # Rows of the waiting-for table that are written; the counts cover all. A terminal shows the first of them.
 ROWS = 100
 SHOWN_ROWS = 10
+# Evaluations that a terminal shows, and columns of environments.
+SHOWN_EVALUATIONS, MOST_ENVS = 5, 6
 
 # How a run has ended; "" while it has not.
 Outcome = Literal["", "finished", "failed", "interrupted"]
@@ -175,7 +178,12 @@ def in_progress(folder: Path) -> bool:
 
 
 def describe(
-    status: Status, *, live: bool, summary: Summary | None = None, now: float | None = None
+    status: Status,
+    *,
+    live: bool,
+    summary: Summary | None = None,
+    evaluations: Sequence[EvaluationRow] = (),
+    now: float | None = None,
 ) -> Group:
     """For a terminal: the verdict, then the state in a few lines, then results or the waiting-for table."""
     silent = (time.time() if now is None else now) - status.time
@@ -186,7 +194,9 @@ def describe(
         lines += _moment(status)
     lines += [f"noticed   {sentence}" for sentence in status.lost]
     shown: list[RenderableType] = [*map(Text, lines)]
-    if summary is not None and not live and (rates := summary.rates()):
+    if evaluations:
+        shown.append(evaluations_table(evaluations))
+    elif summary is not None and not live and (rates := summary.rates()):
         shown.append(rates_table(rates))
     if status.waiting:
         shown.append(waiting_table(status.waiting[:SHOWN_ROWS]))
@@ -241,6 +251,25 @@ def rates_table(rates: Mapping[str, tuple[float | None, float | None]]) -> Table
         shown.add_column(column, justify="right")
     for env, both in sorted(rates.items()):
         shown.add_row(env, *("-" if rate is None else f"{rate:.2f}" for rate in both))
+    return shown
+
+
+def evaluations_table(rows: Sequence[EvaluationRow]) -> Table:
+    """Table of held-out pass rates with their 95 % intervals, by version: the best and the last ones."""
+    best = best_of(rows)
+    last = rows[-SHOWN_EVALUATIONS:]
+    kept = [*([best] if best is not None and best not in last else []), *last]
+    shown = Table(title="held-out pass rate (95 % interval)", title_justify="left")
+    for column in ("version", "lag", "mean"):
+        shown.add_column(column, justify="right")
+    envs = sorted({env for row in kept for env in row.env})[:MOST_ENVS]
+    for env in envs:
+        shown.add_column(env, justify="right")
+    shown.add_column("")
+    for row in kept:
+        rates = (row.env.get(env) for env in envs)
+        cells = ("-" if rate is None else str(rate) for rate in (row.mean, *rates))
+        shown.add_row(str(row.version), str(row.lag), *cells, "best" if row == best else "")
     return shown
 
 

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError, ValidatorFunctionWrapHandler,
 T = TypeVar("T")
 
 
-def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
+def or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """Returns what `read` makes of a value; None where that is of another shape."""
     try:
         return read(value)
     except ValidationError:
@@ -28,10 +29,10 @@ class Summary:
     the evaluation "before" and "after". None: not told.
     """
 
-    status: Annotated[str | None, WrapValidator(_or_none)] = None
-    ledger: Annotated[dict[str, dict[str, int]] | None, WrapValidator(_or_none)] = None
-    steps: Annotated[int | None, WrapValidator(_or_none)] = None
-    eval: Annotated[dict[str, dict[str, float]] | None, WrapValidator(_or_none)] = None
+    status: Annotated[str | None, WrapValidator(or_none)] = None
+    ledger: Annotated[dict[str, dict[str, int]] | None, WrapValidator(or_none)] = None
+    steps: Annotated[int | None, WrapValidator(or_none)] = None
+    eval: Annotated[dict[str, dict[str, float]] | None, WrapValidator(or_none)] = None
 
     def rates(self) -> dict[str, tuple[float | None, float | None]]:
         """Pass rates before and after training, by environment."""

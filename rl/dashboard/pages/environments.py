@@ -1,5 +1,10 @@
 """`/run/NAME/environments`: the ledger, latency, breakers, mixture, noise and selection per environment."""
 
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from urllib.parse import quote
+
 from nicegui import ui
 
 from rl.dashboard.environments import (
@@ -21,9 +26,11 @@ from rl.dashboard.pages.frame import (
     panel,
     read,
     redraw,
+    run_address,
     table,
 )
 from rl.dashboard.run_data import RunData
+from rl.dashboard.tool_tables import used_tools
 
 _LEDGER = (
     ("env", "environment"),
@@ -47,6 +54,35 @@ _SELECTION = (
     ("reward", "reward"),
 )
 _CHANGES = (("at", "after"), ("what", "what has changed"))
+_TOOLS = (
+    ("env", "environment"),
+    ("tool", "tool"),
+    ("calls", "calls"),
+    ("errors", "errors"),
+    ("share", "share of errors"),
+    ("mean", "seconds, mean"),
+    ("longest", "longest"),
+    ("example", "an example"),
+    ("arguments", "its arguments"),
+)
+_ERRORS = (
+    ("env", "environment"),
+    ("tool", "tool"),
+    ("error", "what it answered (# for numbers)"),
+    ("times", "times"),
+    ("example", "an example"),
+)
+_FAULTS = (
+    ("env", "environment"),
+    ("stop", "kind"),
+    ("fault", "fault (# for numbers)"),
+    ("times", "times"),
+    ("example", "an example"),
+)
+# The cell is Vue's: its text is escaped, and the address was made by `run_address`.
+_LINK = '<q-td :props="props"><a class="nicegui-link" :href="props.row.address">{{ props.value }}</a></q-td>'
+# Seconds that a look at the run spends on reading records for the tables of tools.
+_READ_SECONDS = 1.0
 
 
 def environments_page(site: Site, route: str) -> None:
@@ -59,10 +95,10 @@ def environments_page(site: Site, route: str) -> None:
             return no_such_run(site, name)
         await read(run)
         with frame(site, run.name, "environments"):
-            _content(run)
+            await _content(run)
 
 
-def _content(run: RunData) -> None:
+async def _content(run: RunData) -> None:
     empty = ui.column().classes("w-full")
     with empty:
         notice(
@@ -80,8 +116,31 @@ def _content(run: RunData) -> None:
                 latency = table(_LATENCY, "id", ("env", "phase"))
             with panel("selection: who is trained on, and who is not (means)"):
                 selection = table(_SELECTION, "id", ("env", "fate"))
+        with panel(
+            "tools: calls, errors, seconds of a call (a turn's, in equal parts of its calls)"
+        ):
+            progress = ui.label().classes("quiet")
+            tools = _linked(_TOOLS, ("env", "tool", "example", "arguments"))
+        with ui.element("div").classes("halves"):
+            with panel("what tools answered with an error"):
+                errors = _linked(_ERRORS, ("env", "tool", "error", "example"))
+            with panel("faults that are not the policy's, in all"):
+                faults = _linked(_FAULTS, ("env", "stop", "fault", "example"))
         with panel("what supervision has changed"):
             told = table(_CHANGES, "id", ("at", "what"))
+
+    async def look_at_tools() -> None:
+        """Read records for a while, and show what their tools did."""
+        try:
+            await asyncio.to_thread(run.texts.grow, _READ_SECONDS)
+            found = await asyncio.to_thread(used_tools, run)
+        except (sqlite3.Error, OSError) as error:
+            progress.set_text(f"The records cannot be read now: {error}")
+            return
+        progress.set_text(found.progress)
+        fill(tools, [linked(run.name, row) for row in found.tools])
+        fill(errors, [linked(run.name, row) for row in found.errors])
+        fill(faults, [linked(run.name, row) for row in found.faults])
 
     def show() -> None:
         there = bool(names(run))
@@ -108,3 +167,18 @@ def _content(run: RunData) -> None:
 
     show()
     live(refresh)
+    await look_at_tools()
+    live(look_at_tools)
+
+
+def _linked(columns: Sequence[tuple[str, str]], text: Sequence[str]) -> ui.table:
+    """A table whose examples lead to their trajectories."""
+    made = table(columns, "id", text)
+    made.add_slot("body-cell-example", _LINK)
+    return made
+
+
+def linked(name: str, row: dict[str, str]) -> dict[str, str]:
+    """The row with the address of its example."""
+    example = quote(row["example"], safe="")
+    return row | {"address": run_address(name, f"trajectory/{example}")}

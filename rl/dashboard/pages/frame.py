@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 from nicegui import run, ui
 
-from rl.dashboard.alerts import Alert
+from rl.dashboard.alert import Alert
 from rl.dashboard.charts import Options
 from rl.dashboard.page import Site
 from rl.dashboard.run_data import RunData
@@ -31,6 +31,7 @@ _STYLE = """
 .quiet { color: #636a75; font-size: 12px; }
 .body--dark .quiet { color: #9aa1ac; }
 .section { font-weight: 600; margin-top: 4px; }
+.leads { white-space: nowrap; }
 .number { font-size: 22px; font-weight: 600; line-height: 1.2; }
 .halves { display: grid; gap: 12px; width: 100%; }
 .halves { grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); }
@@ -133,16 +134,17 @@ def unreadable_index(error: Exception) -> None:
     notice(f"trajectories.sqlite cannot be read now: {error}", "Load the page again.", "error")
 
 
-def alert_rows(found: Sequence[Alert], run: str = "") -> None:
-    """Draw alerts, one under the other. run: its name; an alert of one of its steps leads to the trajectories
-    of the version that the step was made from."""
+def alert_rows(found: Sequence[Alert], name: str = "") -> None:
+    """Draw alerts, one under the other, each with a link to where one looks next in the run of that name."""
     for alert in found:
         with ui.row().classes("items-center no-wrap gap-2"):
             ui.icon(_ICONS[alert.level], color=_TONES[alert.level])
             ui.label(alert.text)
-            if run and alert.step is not None:
-                version = str(max(0, alert.step - 1))
-                ui.link("trajectories", run_address(run, "trajectories", [("version", version)]))
+            if name and alert.page:
+                step = "" if alert.step is None else f"step {alert.step}: "
+                ui.link(step + alert.page, run_address(name, alert.page, alert.query)).classes(
+                    "leads"
+                )
 
 
 def table(columns: Sequence[tuple[str, str]], key: str, text: Sequence[str] = ()) -> ui.table:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nicegui import run, ui
 
-from rl.dashboard.alerts import Alert
+from rl.dashboard.alert import Alert
 from rl.dashboard.health import (
     actor_rows,
     health_figures,

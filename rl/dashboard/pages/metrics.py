@@ -13,8 +13,11 @@ from nicegui.elements.mixins.value_element import ValueElement
 from nicegui.events import GenericEventArguments
 
 from rl.dashboard import charts
+from rl.dashboard.drill_down import drill_down, nearest
+from rl.dashboard.metric_guide import about_key, by_section
 from rl.dashboard.metrics_table import as_csv
 from rl.dashboard.page import Site
+from rl.dashboard.pages.chart_click import on_place
 from rl.dashboard.pages.frame import (
     frame,
     live,
@@ -27,7 +30,7 @@ from rl.dashboard.pages.frame import (
 from rl.dashboard.run_data import RunData
 from rl.dashboard.series import matching, number, smoothed, thin
 
-FIRST_MATCH = "reward$|^loss/|^time/|^staleness/"
+FIRST_MATCH = "pass_rate$|reward$|^loss/|^time/|^staleness/"
 # Charts that a page has from the beginning; every other one is drawn when its place comes into view.
 MAX_CHARTS = 24
 CHART_HEIGHT = "height: 230px"
@@ -165,11 +168,13 @@ def _content(site: Site, choice: Choice) -> None:
 
 
 def _sections(choice: Choice, keys: list[str], drawn: dict[str, ui.echart]) -> None:
-    """A section for each kind of key. Charts that are not among the first are drawn once they are in view."""
+    """A section for each kind of question. Charts beyond the first are drawn once they are in view."""
     first = first_of(keys)
 
     def draw(key: str) -> None:
         drawn[key] = ui.echart(chart(choice, key)).style(CHART_HEIGHT)
+        if choice.x == "step":
+            on_place(drawn[key], lambda place: _open(choice.runs[0], key, place))
 
     def later(key: str) -> None:
         place = ui.element("q-intersection").style(f"min-{CHART_HEIGHT}")
@@ -181,12 +186,23 @@ def _sections(choice: Choice, keys: list[str], drawn: dict[str, ui.echart]) -> N
 
         place.on("visibility", seen)
 
-    for kind, own in kinds_of(keys).items():
-        ui.label(f"{kind[:60]} · {len(own)}").classes("section")
+    for section, own in by_section(keys).items():
+        with ui.column().classes("gap-0"):
+            ui.label(f"{section.title} · {len(own)}").classes("section")
+            ui.label(section.about).classes("quiet")
         with ui.element("div").classes("charts"):
             for key in own:
                 with ui.element("div").classes("panel"):
                     (draw if key in first else later)(key)
+                    ui.label(about_key(key)).classes("quiet")
+
+
+def _open(run: RunData, key: str, place: float) -> None:
+    """Go to the trajectories behind the value of the run that is nearest to a place in the chart of a key."""
+    steps = run.series[key].steps if key in run.series else []
+    at = nearest(steps, place)
+    if at is not None and (query := drill_down(run, key, steps[at])):
+        ui.navigate.to(run_address(run.name, "trajectories", query))
 
 
 def _controls(site: Site, choice: Choice) -> _Controls:
@@ -216,19 +232,10 @@ def wanted(choice: Choice) -> list[str]:
     return matching({key for run in choice.runs for key in run.series}, choice.match)
 
 
-def kinds_of(keys: list[str]) -> dict[str, list[str]]:
-    """Keys by their kind, such as `loss` of `loss/kl`; those without one are of the kind "others"."""
-    kinds: dict[str, list[str]] = {}
-    for key in keys:
-        kind, slash, _ = key.partition("/")
-        kinds.setdefault(kind if slash else "others", []).append(key)
-    return kinds
-
-
 def first_of(keys: list[str]) -> frozenset[str]:
-    """The keys whose charts are there at once: the first of each kind by turns."""
+    """The keys whose charts are there at once: the first of each section by turns."""
     by_turns = [
-        key for row in zip_longest(*kinds_of(keys).values()) for key in row if key is not None
+        key for row in zip_longest(*by_section(keys).values()) for key in row if key is not None
     ]
     return frozenset(by_turns[:MAX_CHARTS])
 

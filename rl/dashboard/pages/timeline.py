@@ -9,6 +9,7 @@ from fastapi import Query
 from nicegui import events, run, ui
 
 from rl.dashboard import charts
+from rl.dashboard.drill_down import behind_bar
 from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     frame,
@@ -104,14 +105,17 @@ async def _content(view: View) -> None:
             "hourglass_empty",
         )
     said: list[object] = []
+    shown = Timeline((), (), {})
     with ui.column().classes("w-full gap-2") as whole:
         with ui.row().classes("w-full items-center gap-2"):
             _stretches(lambda start: show(start))
-            ui.label("zoom: wheel or slider; drag to move; hover says what").classes("quiet")
+            ui.label(
+                "zoom: wheel or slider; drag to move; hover says what; a click opens the trajectories"
+            ).classes("quiet")
             ui.space()
             _legend()
         with ui.element("div").classes("panel w-full"):
-            lanes = ui.echart({})
+            lanes = ui.echart({}, on_point_click=lambda e: chosen(e))
             lanes.on("chart:datazoom", lambda e: zoomed(e), ["start", "end", "batch"], throttle=0.3)
         with ui.element("div").classes("panel w-full"):
             versions = ui.echart({}).style("height: 220px; width: 100%")
@@ -129,7 +133,17 @@ async def _content(view: View) -> None:
         ui.navigate.history.replace(view.address)
         await draw()
 
+    def chosen(event: events.EChartPointClickEventArguments) -> None:
+        stretch, value = extent(view.run), event.value
+        places = [number(one) for one in value] if isinstance(value, list) else []
+        if stretch is None or len(places) != 3 or places[0] is None or places[1] is None:
+            return
+        lane = shown.lanes[int(places[0])] if 0 <= places[0] < len(shown.lanes) else ""
+        if query := behind_bar(view.run, lane, str(event.name), stretch[0] + places[1]):
+            ui.navigate.to(run_address(view.run.name, "trajectories", query))
+
     async def draw() -> None:
+        nonlocal shown
         stretch = extent(view.run)
         empty.set_visibility(stretch is None)
         whole.set_visibility(stretch is not None)
@@ -140,6 +154,7 @@ async def _content(view: View) -> None:
         found = await run.io_bound(timeline, view.run, begin + window.start, begin + window.end)
         if found is None:  # the server ends
             return
+        shown = found
         _show_idle(tiles, said, idle_figures(found))
         lanes.style(f"height: {70 + 24 * len(found.lanes)}px; width: 100%")
         redraw(lanes, lane_chart(found, begin, window))

@@ -2,18 +2,15 @@
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
-from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from fastapi import Request
 from nicegui import events, ui
 
 from rl.dashboard import charts
+from rl.dashboard.drill_down import in_time
 from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
     fill,
@@ -25,7 +22,10 @@ from rl.dashboard.pages.frame import (
     run_address,
     table,
 )
+from rl.dashboard.pages.question import Question
+from rl.dashboard.row_details import RowDetails, row_details
 from rl.dashboard.run_data import RunData
+from rl.dashboard.trajectory_counts import ask
 from rl.dashboard.trajectory_filter import (
     NEWEST,
     NO_OUTCOME,
@@ -43,23 +43,20 @@ from rl.dashboard.trajectory_index import (
     Tally,
     choices,
     hits,
-    mark,
     tally,
 )
 
-T = TypeVar("T")
-# A question that took long is asked again only after so many times as long: a page must not slow the run.
-# At most after so many seconds, since what is new has to show.
-_REST = 20
-_SETTLED_NS = 10**9
+# Seconds after which a question that took long is asked again at the latest, since what is new has to show.
 _HITS_REST, _TALLY_REST = 1.0, 60.0
 # Names of columns that can be sorted by are those of the orders.
 _COLUMNS = (
     ("id", "trajectory"),
     ("env", "environment"),
     ("split", "split"),
-    ("group", "group"),
+    ("words", "task"),
     ("reward", "reward"),
+    ("rewards", "named rewards"),
+    ("advantage", "advantage"),
     ("stop", "stopped by"),
     ("outcome", "outcome"),
     ("version", "version"),
@@ -69,7 +66,7 @@ _COLUMNS = (
     ("newest", "begun"),
     ("fault", "fault"),
 )
-_TEXT = ("id", "env", "split", "group", "stop", "outcome", "fault")
+_TEXT = ("id", "env", "split", "words", "rewards", "stop", "outcome", "fault")
 # A cell is Vue's: its text is escaped, and its address was made by `run_address`.
 _CELL = (
     '<q-td :props="props"><a class="nicegui-link" :href="props.row.%s">{{ props.value }}</a></q-td>'
@@ -87,7 +84,17 @@ _TYPED = {
     "version": "version",
     "tokens_min": "tokens",
     "tokens_max": "to",
+    "step": "trained in step",
+    "during": "in time of step",
 }
+_WITHIN = {
+    "": "anywhere",
+    "messages": "in messages",
+    "tools": "in tool calls",
+    "errors": "in errors",
+}
+# Seconds that a look at a run spends on reading texts for the search.
+_READ_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ class Answer:
     hits: list[Hit]
     tally: Tally
     choices: Choices
+    details: dict[str, RowDetails]
 
 
 def trajectories_page(site: Site, route: str) -> None:
@@ -116,22 +124,31 @@ class _Page:
 
     def __init__(self, data: RunData, asked: TrajectoryFilter) -> None:
         self.data, self.asked = data, asked
-        self.answer = Answer([], Tally(0, ()), Choices())
-        self._hits: _Question[list[Hit]] = _Question(_HITS_REST)
-        self._tally: _Question[tuple[Tally, Choices]] = _Question(_TALLY_REST)
+        self.answer = Answer([], Tally(0, ()), Choices(), {})
+        self._hits: Question[tuple[list[Hit], dict[str, RowDetails]]] = Question(_HITS_REST)
+        self._tally: Question[tuple[Tally, Choices]] = Question(_TALLY_REST)
         self._controls: dict[str, ui.select | ui.input] = {}
         self._set: TrajectoryFilter | None = None
+        self._unread = ""
 
     async def open(self) -> None:
         """Draw it."""
         ui.add_css(".q-table td { max-width: 240px; overflow: hidden; text-overflow: ellipsis; }")
+        with ui.row().classes("w-full items-center gap-2"):
+            words = ui.input("words in messages, tool calls, errors")
+            words.props("outlined dense debounce=400 clearable")
+            self._controls["text"] = words.classes("grow").style("min-width: min(280px, 100%)")
+            within = ui.select(_WITHIN, label="where", value="").style("min-width: 124px")
+            self._controls["within"] = within.props("outlined dense options-dense")
+            task = ui.input("task").props("outlined dense debounce=500").style("width: 150px")
+            self._controls["task"] = task
         with ui.row().classes("w-full items-center gap-2"):
             for name, label in _PICKED.items():
                 picked = ui.select({"": "any"}, label=label, value="").style("min-width: 112px")
                 self._controls[name] = picked.props("outlined dense options-dense")
             for name, label in _TYPED.items():
                 typed = ui.input(label).props("outlined dense debounce=500 type=number step=any")
-                self._controls[name] = typed.style("width: 88px")
+                self._controls[name] = typed.style(f"width: {max(88, 9 * len(label))}px")
             ui.button("clear", on_click=self._clear).props("flat dense")
         with ui.element("div").classes("panel w-full"):
             self._chart = ui.echart(histogram((), self.asked), on_point_click=self._clicked)
@@ -144,12 +161,20 @@ class _Page:
         for column in self._table.columns:
             column["sortable"] = column["name"] in ORDERS
         self._table.add_slot("body-cell-id", _CELL % "address")
-        self._table.add_slot("body-cell-group", _CELL % "group_address")
+        self._table.add_slot("body-cell-words", _CELL % "group_address")
         self._table.on("request", self._requested)
         await self._read()
         for control in self._controls.values():
             control.on_value_change(self._chosen)
         live(self._read, times=2)
+        live(self._grow)
+
+    async def _grow(self) -> None:
+        """Read texts for the search, for a while."""
+        try:
+            await asyncio.to_thread(self.data.texts.grow, _READ_SECONDS)
+        except (sqlite3.Error, OSError):
+            return  # tried again at the next look; the number of texts that are read stays
 
     async def _ask(self, asked: TrajectoryFilter) -> None:
         """Show something else."""
@@ -161,26 +186,42 @@ class _Page:
 
     async def _read(self) -> None:
         """Read what is new, if anything is, and show it."""
-        asked, folder = self.asked, self.data.folder
+        asked, folder, texts = self.asked, self.data.folder, self.data.texts
+
+        def page() -> tuple[list[Hit], dict[str, RowDetails]]:
+            found = hits(folder, in_time(self.data, asked), texts.path)
+            return found, row_details(folder, texts, found)
+
+        def counts() -> tuple[Tally, Choices]:
+            return tally(folder, in_time(self.data, about), texts.path), choices(folder)
+
         try:
-            found = await self._hits.answer(folder, asked, lambda: hits(folder, asked))
+            found, details = await self._hits.answer(folder, asked, page, texts.path)
             about = replace(asked, order=NEWEST, page=1)  # neither changes what is counted
             more = await self._tally.answer(
-                folder, about, lambda: (tally(folder, about), choices(folder))
+                folder, about, counts, texts.path if asked.text else None
             )
+            self._unread = await asyncio.to_thread(self._texts_unread) if asked.text else ""
         except (sqlite3.Error, OSError) as error:
             self._said.set_text(f"trajectories.sqlite cannot be read now: {error}")
             return
         if asked is self.asked:  # else somebody has asked for something else meanwhile
-            self.answer = Answer(found, *more)
+            self.answer = Answer(found, *more, details)
             self._draw()
 
     def _draw(self) -> None:
         answer, asked = self.answer, self.asked
         self._set_controls()
         redraw(self._chart, histogram(answer.tally.bars, asked))
-        self._said.set_text(f"{answer.tally.hits:,} trajectories")
-        fill(self._table, [row(self.data.name, one, asked) for one in answer.hits])
+        self._said.set_text(f"{answer.tally.hits:,} trajectories{steps_said(asked)}{self._unread}")
+        nothing = RowDetails()
+        fill(
+            self._table,
+            [
+                row(self.data.name, one, asked, answer.details.get(one.id, nothing))
+                for one in answer.hits
+            ],
+        )
         paging = {
             "page": asked.page,
             "rowsPerPage": PAGE_ROWS,
@@ -200,7 +241,7 @@ class _Page:
         """Set the controls to the filter where something else has changed it; a visitor's choice stays."""
         for name, control in self._controls.items():
             value = getattr(self.asked, name)
-            if isinstance(control, ui.select):
+            if isinstance(control, ui.select) and name in _PICKED:
                 options = options_of(name, self.answer.choices, value)
                 if control.options != options:
                     control.set_options(options)
@@ -208,6 +249,12 @@ class _Page:
                 told = value if isinstance(control, ui.select) else _said(value)
                 control.set_value(told)
         self._set = self.asked
+
+    def _texts_unread(self) -> str:
+        """Say how many texts are not read yet, since a search does not find them."""
+        last = ask(self.data.folder, "select max(rowid) from trajectories")
+        whole, there = (last[0][0] or 0) if last else 0, self.data.texts.read()
+        return f"; texts of {there:,} of {whole:,} are read" if there < whole else ""
 
     async def _chosen(self) -> None:
         """A control was used."""
@@ -249,37 +296,23 @@ class _Page:
         await self._ask(TrajectoryFilter(order=self.asked.order))
 
 
-class _Question(Generic[T]):
-    """An answer of the index that is kept while the index and the question stay the same."""
-
-    def __init__(self, most_rest: float) -> None:
-        self._most_rest = most_rest
-        self._kept: tuple[TrajectoryFilter, T] | None = None
-        self._mark: object = None
-        self._rest_until = 0.0
-
-    async def answer(self, folder: Path, asked: TrajectoryFilter, ask: Callable[[], T]) -> T:
-        now, seen = time.monotonic(), mark(folder)
-        kept = self._kept
-        if kept and asked == kept[0] and (seen == self._mark or now < self._rest_until):
-            return kept[1]
-        answer = await asyncio.to_thread(ask)
-        took = time.monotonic() - now
-        # A second commit within a tick of the file system's clock leaves the mark as it is.
-        settled = time.time_ns() - max((one[0] for one in seen if one), default=0) > _SETTLED_NS
-        self._kept, self._mark = (asked, answer), seen if settled else None
-        self._rest_until = time.monotonic() + min(self._most_rest, _REST * took)
-        return answer
+def steps_said(asked: TrajectoryFilter) -> str:
+    """Says which step the filter is about; "" for none."""
+    if asked.during is not None:
+        return f", finished in the time of step {asked.during}"
+    return "" if asked.step is None else f", of step {asked.step}"
 
 
-def row(name: str, one: Hit, asked: TrajectoryFilter) -> dict[str, str]:
+def row(name: str, one: Hit, asked: TrajectoryFilter, details: RowDetails) -> dict[str, str]:
     """One trajectory in the table."""
     return {
         "id": one.id,
         "address": trajectory_address(name, one.id, asked.query),
         "env": one.env,
         "split": one.split,
-        "group": one.group,
+        "words": details.words or one.task,
+        "rewards": details.rewards,
+        "advantage": details.advantage,
         "group_address": run_address(name, f"group/{quote(one.group, safe='')}"),
         "reward": "" if one.reward is None else f"{one.reward:.3g}",
         "stop": one.stop_reason,
@@ -335,9 +368,9 @@ def _range(bar: RewardBar) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _said(value: float | None) -> str:
-    """A number in a field."""
-    return "" if value is None else f"{value:.12g}"
+def _said(value: float | str | None) -> str:
+    """A number or a text in a field."""
+    return value if isinstance(value, str) else "" if value is None else f"{value:.12g}"
 
 
 def _nothing(answer: Answer, asked: TrajectoryFilter) -> None:

@@ -13,6 +13,7 @@ from fastapi import Request
 from nicegui import events, ui
 
 from rl.dashboard.charts import COLOURS
+from rl.dashboard.drill_down import in_time
 from rl.dashboard.learned_record import Learned, read_learned
 from rl.dashboard.page import Site
 from rl.dashboard.pages.frame import (
@@ -31,6 +32,7 @@ from rl.dashboard.pages.message_view import (
     shortened,
     turn_messages,
 )
+from rl.dashboard.pages.other_tries import other_tries
 from rl.dashboard.pages.trajectories import begun, trajectory_address
 from rl.dashboard.run_data import RunData
 from rl.dashboard.token_text import token_texts
@@ -141,6 +143,7 @@ async def _open(data: RunData, hit: Hit, query: Mapping[str, str]) -> None:
     _head(data, hit, lambda: shown.kept)
     _facts(view)
     await _turns(shown)
+    await other_tries(data, hit)
 
 
 def _head(data: RunData, hit: Hit, kept: Callable[[], list[tuple[str, str]]]) -> None:
@@ -180,7 +183,7 @@ def _steps(data: RunData, hit: Hit, kept: Callable[[], list[tuple[str, str]]]) -
         query = kept()
         asked = read_filter(dict(query))
         try:
-            other = await asyncio.to_thread(beside, data.folder, asked, hit, forward=forward)
+            other = await asyncio.to_thread(_beside, data, asked, hit, forward)
         except (sqlite3.Error, OSError) as error:
             ui.notify(f"trajectories.sqlite cannot be read now: {error}")
             return
@@ -209,6 +212,10 @@ def _steps(data: RunData, hit: Hit, kept: Callable[[], list[tuple[str, str]]]) -
     ):
         button = ui.button(label, icon=icon, on_click=partial(go, forward))
         button.props("flat dense no-caps")
+
+
+def _beside(data: RunData, asked: TrajectoryFilter, hit: Hit, forward: bool) -> str | None:
+    return beside(data.folder, in_time(data, asked), hit, data.texts.path, forward=forward)
 
 
 def _copy(text: str) -> None:

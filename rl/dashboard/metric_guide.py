@@ -1,0 +1,150 @@
+"""A guide to the metrics: named sections, in the order in which one asks, and a line on each key.
+
+docs/metrics.md says more. A key that no line is about has its section's line only.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page. pattern: of its keys; the first section whose pattern is found has a key."""
+
+    title: str
+    about: str
+    pattern: str
+
+
+SECTIONS = (
+    Section(
+        "Held-out results",
+        "Tasks that are never trained on, played by one policy version; intervals cover 95 %.",
+        r"^eval/",
+    ),
+    Section(
+        "Rewards",
+        "Rewards of the training tasks, and whether groups of tries differ enough to learn from.",
+        r"^reward/|^rollout/.*(reward|zero_variance)|^learn/.*/advantage",
+    ),
+    Section(
+        "Stability",
+        "How far each update moves the policy, and how much of a batch still carries a gradient.",
+        r"^(loss|learn|optim|parity|critic|learner)/",
+    ),
+    Section(
+        "What the policy writes",
+        "Length, turns, cut-off episodes and calls of the trajectories that were played.",
+        r"^rollout/",
+    ),
+    Section("Experts", "Load of the mixture's experts, and what their routers do.", r"^router/"),
+    Section(
+        "Time and throughput",
+        "Seconds of a step in parts, tokens per second, and weight syncs.",
+        r"^(time|sync|engine|fleet|rollout_tokens)",
+    ),
+    Section(
+        "Versions and queues",
+        "Age of what is trained on, and groups that wait for the learner or are used again.",
+        r"^(staleness|queue|replay|window|reuse)/",
+    ),
+    Section(
+        "Environments and mixture",
+        "Shares of the environments, breakers, retries, difficulty and noise.",
+        r"^(mix|env|tasks)/",
+    ),
+    Section(
+        "Selection",
+        "Who is trained on, against who was played and dropped, since the start of the run.",
+        r"^selection/",
+    ),
+    Section("Others", "Keys of no other section.", ""),
+)
+_KEYS = (
+    (
+        r"^eval/.*/pass_rate$|mean_pass_rate$",
+        "share of held-out tries that pass; the figure to steer by",
+    ),
+    (r"^eval/.*(/|_)(low|high)$", "end of the pass rate's 95 % interval"),
+    (r"^eval/.*/pass_at_", "chance that one of so many tries of a task passes"),
+    (r"^eval/version$", "policy version that was evaluated"),
+    (r"^eval/lag$", "versions that the learner was ahead at the evaluation's end"),
+    (r"^eval/.*/reward$", "mean total reward of held-out tries"),
+    (
+        r"/group_reward_std$",
+        "spread of rewards within a group: what a relative advantage is made of",
+    ),
+    (r"/reward_std$", "spread of the rewards over trajectories"),
+    (r"^rollout/.*/reward$", "mean total reward of what was played in the step"),
+    (r"/zero_variance$", "share of groups whose rewards are all equal: they teach nothing"),
+    (r"^reward/", "mean of one named reward, unweighted"),
+    (r"/advantage_std$", "spread of the advantages over trained tokens; 0 means no signal"),
+    (r"/advantage$", "mean advantage of the trained tokens; near 0"),
+    (r"^loss/loss$", "the objective; its level says little, a jump does"),
+    (r"entropy$", "nats per token; falls slowly; near 0 nothing new is tried"),
+    (r"grad_norm$", "norm of the gradient before clipping; a jump comes before most collapses"),
+    (r"^optim/lr$", "learning rate"),
+    (
+        r"kl_behaviour$",
+        "KL from the version that wrote the tokens; grows with staleness and step size",
+    ),
+    (
+        r"kl_engine$",
+        "KL from the engine's own log-probs; beside staleness it holds numerical differences",
+    ),
+    (r"engine_ratio_max$", "largest probability ratio of a token, policy over engine"),
+    (r"ratio_max$", "largest probability ratio of a token, policy over the version that wrote it"),
+    (r"/ess$", "effective sample size as a share of the tokens; 1 where all weigh alike"),
+    (r"clipped|capped|masked", "share of tokens that clipping or a correction took out or bounded"),
+    (r"policy_tokens$", "tokens that carried a loss"),
+    (
+        r"mean_abs_dlogp$",
+        "difference of engine and learner on the same tokens and weights; below 0.05",
+    ),
+    (r"^parity/(tokens|share)$", "how much the parity is measured on"),
+    (r"set_aside$", "samples or updates that were not finite"),
+    (r"completion_tokens(_\w+)?$", "tokens that the policy wrote in a trajectory"),
+    (r"/truncated$", "share of episodes cut off at a limit of turns or tokens"),
+    (r"/turns$", "exchanges with the environment in a trajectory"),
+    (r"^rollout/.*/tokens$", "all tokens of a trajectory, what it was told included"),
+    (r"/malformed_calls$", "tool calls that could not be read"),
+    (r"/refused_calls$", "tool calls that the environment refused"),
+    (r"/faults$", "trajectories that ended in a fault that is not the policy's"),
+    (r"^rollout/.*/trajectories$", "trajectories that were played in the step"),
+    (r"^rollout/.*_seconds$", "seconds of a trajectory in this phase"),
+    (r"load_violation$", "how far the busiest expert is above the mean"),
+    (r"^time/total_seconds$", "a learner step, from the end of the one before to its own"),
+    (
+        r"wait_for_batch_seconds$",
+        "the learner waits for rollouts: high where these are the slower side",
+    ),
+    (r"learner_seconds$", "forward and backward passes"),
+    (r"sync_seconds$", "a weight sync, beside the next step"),
+    (r"tokens_per_second$", "tokens played per second of the step"),
+    (r"^staleness/", "versions between a trajectory's oldest token and the learner; bounded"),
+    (r"/breaker$", "1 while an environment gets no new episodes, because too many fail"),
+    (r"/noise_gap$", "pass rate of clean tasks less that of noisy ones"),
+    (r"^mix/.*/asked$", "share of groups that the settings ask for"),
+    (r"^mix/.*/begun$", "share of groups that were begun lately"),
+    (r"^mix/.*/trained$", "share of groups that were trained on lately"),
+)
+
+
+@lru_cache(maxsize=10_000)
+def section_of(key: str) -> Section:
+    """The section of a key."""
+    return next(one for one in SECTIONS if re.search(one.pattern, key))
+
+
+@lru_cache(maxsize=10_000)
+def about_key(key: str) -> str:
+    """A line on a key; "" where none is about it."""
+    return next((line for pattern, line in _KEYS if re.search(pattern, key[:300])), "")
+
+
+def by_section(keys: Sequence[str]) -> dict[Section, list[str]]:
+    """The keys by section, in the order of the sections; those without keys are left out."""
+    found = {section: [key for key in keys if section_of(key) == section] for section in SECTIONS}
+    return {section: own for section, own in found.items() if own}
