@@ -225,9 +225,9 @@ async def test_more_charts_than_fit_are_drawn_as_they_come_into_view(user, folde
         places[0]._handle_event({"listener_id": listener.id, "args": True})
         assert len(charts(user)) == MAX_CHARTS + 1
     with (folder / "demo/metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 2, "late/one": 1.0}\n')
+        file.write('{"step": 2, "loss/late": 1.0}\n')
     await user.should_see("101 of 101 keys")
-    assert "late/one" in charts(user)
+    assert "loss/late" in charts(user)
 
 
 async def test_every_key_that_matches_has_a_place_in_its_section(user, folder):

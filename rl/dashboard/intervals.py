@@ -31,6 +31,7 @@ Interval = tuple[float, float, float]
 
 def add_whiskers(options: Options, points: Sequence[Interval], colour: str) -> None:
     """Add an upright bar from low to high at each (x, low, high)."""
+    _lines_only(options)
     options["series"].append(
         {
             "type": "custom",
@@ -47,6 +48,7 @@ def add_whiskers(options: Options, points: Sequence[Interval], colour: str) -> N
 
 def add_band(options: Options, points: Sequence[Interval], colour: str) -> None:
     """Add a pale band between low and high along the (x, low, high)."""
+    _lines_only(options)
     options["series"].append(
         {
             "type": "custom",
@@ -72,3 +74,9 @@ def add_best(options: Options, name: str, x: float, y: float) -> None:
                 "label": {"formatter": "best", "position": "top", "color": GREY, "fontSize": 11},
                 "data": [{"coord": [x, y], "name": "best"}],
             }
+
+
+def _lines_only(options: Options) -> None:
+    """Keep what is added to the lines out of the legend."""
+    lines = [one["name"] for one in options["series"] if one["type"] == "line"]
+    options["legend"]["data"] = [{"name": name} for name in lines]

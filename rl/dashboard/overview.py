@@ -73,7 +73,9 @@ def long(seconds: float) -> str:
 def duration(run: RunData, now: float) -> float | None:
     """Seconds from the first sign of life to the last, or to now; None where there is none."""
     begin = begun_at(run)
-    end = now if run.state(now) in ("starting", "running") else run.written
+    one = run.series.get("time/total_seconds")
+    last = max([one.times[-1] if one else 0.0, *(span.end for span in run.spans[-1:])])
+    end = now if run.state(now) in ("starting", "running") else last
     return None if begin is None or end < begin else end - begin
 
 
@@ -231,10 +233,9 @@ def _held_out(run: RunData) -> tuple[str, str]:
     rows = [row for row in run.evaluations if row.mean is not None]
     best = best_of(rows)
     if best is not None and best.mean is not None:
-        last = str(rows[-1].mean)
-        if len(rows) == 1:
-            return last, f"at version {best.version}"
-        return last, f"best {best.mean.pass_rate:.2f} at version {best.version}"
+        last, _, around = str(rows[-1].mean).partition(" ")
+        more = f"best {best.mean.pass_rate:.2f} at version {best.version}"
+        return last, f"{around} {more if len(rows) > 1 else f'at version {best.version}'}".strip()
     before, after = (
         [value for pair in run.held_out.values() if (value := pair[i]) is not None] for i in (0, 1)
     )

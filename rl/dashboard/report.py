@@ -12,6 +12,7 @@ from html import escape
 
 from rl.dashboard.alerts import alerts
 from rl.dashboard.changes import said_changes
+from rl.dashboard.comparison import flat
 from rl.dashboard.environments import KINDS, ledger_rows
 from rl.dashboard.learning import STABILITY, evaluation_lines, reward_lines, stability_lines
 from rl.dashboard.metric_guide import about_key, by_section
@@ -102,7 +103,7 @@ def _learning(run: RunData) -> Iterator[str]:
     yield _table(columns, held_out_rows(run))
     yield '<h2>Is it stable?</h2><div class="charts">'
     for name, one in stability_lines(run).items():
-        yield svg(replace(one, title=f"{one.title} (good: {STABILITY[name].remark})"))
+        yield svg(replace(one, title=f"{one.title} ({STABILITY[name].remark})"))
     yield "</div>"
 
 
@@ -184,19 +185,10 @@ def _metrics(run: RunData) -> Iterator[str]:
 
 
 def _settings(run: RunData) -> Iterator[str]:
-    rows = [{"key": key, "value": value} for key, value in _flat(run.config)]
+    rows = [{"key": key[:200], "value": value[:500]} for key, value in flat(run.config)]
     yield f"<h2>Settings</h2><details><summary>{len(rows)} settings</summary>"
     yield _table(("key", "value"), rows)
     yield "</details>"
-
-
-def _flat(table: Mapping[str, object], above: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        name = f"{above}.{key}" if above else str(key)
-        if isinstance(value, dict):
-            yield from _flat(value, name)
-        else:
-            yield name[:200], str(value)[:500]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from rl.config_file import ConfigError
 from rl.dashboard.page import RUN, Page, Site
+from rl.dashboard.pages.compare import compare_page
 from rl.dashboard.pages.config import config_page
 from rl.dashboard.pages.environments import environments_page
 from rl.dashboard.pages.experts import experts_page
@@ -38,6 +39,7 @@ _FAVICON = (
 )
 PAGES: tuple[Page, ...] = (
     Page("/", "", runs_page),
+    Page("/compare", "", compare_page),
     Page(RUN, "Overview", overview_page),
     Page(f"{RUN}/metrics", "Metrics", metrics_page),
     Page(f"{RUN}/timeline", "Timeline", timeline_page),

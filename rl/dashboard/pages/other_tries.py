@@ -49,7 +49,8 @@ async def other_tries(data: RunData, hit: Hit) -> None:
             ui.label(f"{len(found)} tries of this task, the oldest version first").classes("quiet")
             query = [("env", hit.env), ("task", hit.task), ("order", "-version")]
             ui.link("all of them", run_address(data.name, "trajectories", query))
-        ui.echart(tries_chart(found, hit)).style("height: 180px")
+        if len({one.last_version for one in found}) > 1:
+            ui.echart(tries_chart(found, hit)).style("height: 180px")
         rows = table(_COLUMNS, "id", _TEXT)
         rows.add_slot("body-cell-id", _CELL)
         fill(

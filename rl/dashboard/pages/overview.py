@@ -94,7 +94,7 @@ def _content(run: RunData) -> None:
                 drawn[name] = ui.echart(options[name]).style(f"height: {height}px")
                 on_place(drawn[name], lambda place, name=name: _open(run, name, place))
                 if name in STABILITY:
-                    ui.label(f"good: {STABILITY[name].remark}").classes("quiet")
+                    ui.label(STABILITY[name].remark).classes("quiet")
 
     ui.label("Is it learning?").classes("section")
     with ui.element("div").classes("learning"):
