@@ -5,13 +5,15 @@
 A run folder of 1,000 steps with 200 keys and 200,000 trajectories, written by what writes a run's
 (`rl.record.run_folder`), then `dorado dashboard` over it as a process of its own. Measured:
 
-    the questions of the list, asked directly: every filter below in every order
+    reading all texts once, for the text index
+    the questions of the list, asked directly: every filter below in every order; every search below, its hits
+    and their number
     pages by HTTP, up to the last byte: trajectories by link, the overview when nothing of it was read yet,
-    the list by filter, a group
+    the list by filter and by search, a group
     the memory of the process at its highest
 
-Targets: overview 2 s, a trajectory 0.5 s, a filter 1 s, 1 GB. Exits with 1 where one is missed. Left out:
-what a browser takes to draw.
+Targets: overview 2 s, a trajectory 0.5 s, a filter 1 s, a search 1 s, 1 GB. Exits with 1 where one is missed.
+Left out: what a browser takes to draw.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from envs.message import Message, ToolCall
 from rl.config import RunConfig
 from rl.dashboard import trajectory_index
 from rl.dashboard.pages.frame import run_address
+from rl.dashboard.text_index import TextIndex
 from rl.dashboard.trajectory_filter import ORDERS, TrajectoryFilter
 from rl.record.run_folder import RunFolder, TrajectoryWriter
 from rl.samples.group import GroupReport, GroupSpec, member_report
@@ -46,7 +49,7 @@ from rollout.trajectory import Phase, ScoredTrajectory, Trajectory, Turn
 STEPS, KEYS, GROUP_SIZE = 1000, 200, 8
 ENVS = tuple(f"env-{n}" for n in range(5))
 PAGES = 20
-TARGETS = {"overview": 2.0, "trajectory": 0.5, "filter": 1.0, "memory_gb": 1.0}
+TARGETS = {"overview": 2.0, "trajectory": 0.5, "filter": 1.0, "search": 1.0, "memory_gb": 1.0}
 FILTERS = (
     TrajectoryFilter(),
     TrajectoryFilter(env=ENVS[1]),
@@ -56,6 +59,18 @@ FILTERS = (
     TrajectoryFilter(fault="with"),
     TrajectoryFilter(tokens_min=10**6),
     TrajectoryFilter(page=500),
+)
+
+
+# A word of every trajectory, a rare one, a phrase, a word of one column, one beside a filter, none at all.
+SEARCHES = (
+    TrajectoryFilter(text="question"),
+    TrajectoryFilter(text="zebra"),
+    TrajectoryFilter(text='"what the policy wrote"'),
+    TrajectoryFilter(text="add", within="tools"),
+    TrajectoryFilter(text="failed", within="errors", order="-reward"),
+    TrajectoryFilter(text="policy wrote", env=ENVS[1], stop="max_turns", order="tokens"),
+    TrajectoryFilter(text="nowhere"),
 )
 
 
@@ -106,7 +121,7 @@ def _scored(draw: random.Random, id: str, group: str, task: Task, version: int) 
                 versions=(VersionSpan(version, 0, size),),
                 finish_reason="stop",
                 engine="engine-0",
-                text="what the policy wrote " * 4,
+                text=_text(draw),
                 calls=(ToolCall("add", {"a": "2", "b": "3"}),),
                 observations=(Message("tool", "5", name="add"),),
             )
@@ -126,6 +141,33 @@ def _scored(draw: random.Random, id: str, group: str, task: Task, version: int) 
         played = replace(played, fault="the environment failed: it was told to")
     reward = draw.choice((0.0, 1.0, draw.random()))
     return ScoredTrajectory(played, {"solved": reward}, reward)
+
+
+def _text(draw: random.Random) -> str:
+    """Some 40 words; one in a thousand texts has a rare one."""
+    words = [f"w{int(20_000 * draw.random() ** 3)}" for _ in range(30)]
+    rare = " zebra" if draw.random() < 0.001 else ""
+    return f"what the policy wrote {' '.join(words)}{rare}"
+
+
+def read_texts(folder: Path, cache: Path) -> TextIndex:
+    """Read all texts of the run into an index in the cache."""
+    texts = TextIndex(folder, cache)
+    while not texts.grow(10.0):
+        pass
+    return texts
+
+
+def search_questions(folder: Path, texts: Path) -> dict[str, float]:
+    """The slowest search: its first page of hits, and their number with their rewards."""
+    return {
+        "search_hits": max(
+            seconds(lambda a=a: trajectory_index.hits(folder, a, texts)) for a in SEARCHES
+        ),
+        "search_tally": max(
+            seconds(lambda a=a: trajectory_index.tally(folder, a, texts)) for a in SEARCHES
+        ),
+    }
 
 
 def questions(folder: Path) -> dict[str, float]:
@@ -152,14 +194,15 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 @contextmanager
-def served(runs: Path) -> Iterator[tuple[httpx.Client, int]]:
+def served(runs: Path, cache: Path) -> Iterator[tuple[httpx.Client, int]]:
     """The dashboard as a process: a client of it, and its process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "rl", "dashboard", str(runs), "--port", str(port)]
     root = Path(__file__).parent.parent
-    process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+    environment = os.environ | {"PYTHONPATH": str(root), "XDG_CACHE_HOME": str(cache)}
+    process = subprocess.Popen(command, cwd=root, env=environment)
     try:
         transport = httpx.HTTPTransport(retries=9)
         base = f"http://127.0.0.1:{port}"
@@ -189,6 +232,7 @@ def pages(client: httpx.Client, trajectories: int) -> dict[str, float]:
         "overview": opened("", []),
         "overview_again": opened("", []),
         "filter": max(opened("trajectories", one.query) for one in FILTERS),
+        "search": max(opened("trajectories", one.query) for one in SEARCHES),
         "group": max(opened(f"group/g{group:06}", []) for group in groups),
     }
 
@@ -206,8 +250,15 @@ def measure(runs: Path, trajectories: int) -> dict[str, Any]:
     folder = runs / "large"
     if not folder.is_dir():
         figures["writing"] = write_run(runs, trajectories)
-    figures["questions"] = questions(folder)
-    with served(runs) as (client, pid):
+    cache = runs / ".cache"
+    started = time.perf_counter()
+    texts = read_texts(folder, cache / "dorado" / "dashboard")
+    figures["text_index"] = {
+        "seconds": time.perf_counter() - started,
+        "gb": texts.path.stat().st_size / 1e9,
+    }
+    figures["questions"] = questions(folder) | search_questions(folder, texts.path)
+    with served(runs, cache) as (client, pid):
         figures["pages"] = pages(client, trajectories)
         figures["pages"]["memory_gb"] = memory_gb(pid)
     return figures

@@ -1,6 +1,6 @@
 """Makes the screenshots of docs/dashboard.md from `dorado dashboard --demo`, in Chromium.
 
-    python scripts/screenshots.py
+    python scripts/screenshots.py [NAME ...]
 
 Each image carries the text that its page showed; a test compares it with what the page shows today.
 """
@@ -19,17 +19,24 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from rl.dashboard.demo import demo_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "images"
-SIZE = {"width": 1280, "height": 800}
+SIZE: ViewportSize = {"width": 1280, "height": 800}
+WIDE: ViewportSize = {"width": 1920, "height": 1080}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 RUN = "/run/quickstart"
 # Of each image: the address, in which GROUP and ID are of a trajectory that was trained on.
 ADDRESSES = {
+    "runs": "/",
     "overview": RUN,
+    "overview-wide": RUN,
+    "overview-phone": RUN,
+    "search": f"{RUN}/trajectories?text=error+sensor&within=errors&order=-reward",
+    "report": "REPORT",
     "metrics": f"{RUN}/metrics",
     "timeline": f"{RUN}/timeline?from=-120",
     "trajectories": f"{RUN}/trajectories",
@@ -42,6 +49,7 @@ ADDRESSES = {
     "config": f"{RUN}/config",
 }
 DARK = ("timeline", "tokens")
+SIZES = {"overview-wide": WIDE, "overview-phone": PHONE}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -61,11 +69,9 @@ def served(runs: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # NiceGUI does not serve where it finds a test around it.
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "NICEGUI"))}
     process = subprocess.Popen(
         [sys.executable, "-m", "rl", "dashboard", str(runs), "--port", str(port)],
-        env=inherited | {"PYTHONPATH": str(ROOT), "TZ": "UTC"},
+        env=variables(runs),
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -81,6 +87,25 @@ def served(runs: Path) -> Iterator[str]:
         process.wait(30)
 
 
+def variables(runs: Path) -> dict[str, str]:
+    """The environment of a command: its clock is UTC, its cache beside the runs."""
+    # NiceGUI does not serve where it finds a test around it.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "NICEGUI"))}
+    return inherited | {
+        "PYTHONPATH": str(ROOT),
+        "TZ": "UTC",
+        "XDG_CACHE_HOME": str(runs / ".cache"),
+    }
+
+
+def write_report(runs: Path) -> Path:
+    """Write the report of the recorded run beside the runs; all texts are then read for the search."""
+    file = runs / "quickstart.html"
+    command = [sys.executable, "-m", "rl", "report", str(runs / "quickstart"), "--out", str(file)]
+    subprocess.run(command, env=variables(runs), check=True, stdout=subprocess.DEVNULL)
+    return file
+
+
 def trained(runs: Path) -> tuple[str, str]:
     """A group of the recorded run, and one of its trajectories that was trained on, of several turns."""
     index = sqlite3.connect(runs / "quickstart/trajectories.sqlite")
@@ -93,6 +118,8 @@ def trained(runs: Path) -> tuple[str, str]:
 def address(name: str, runs: Path) -> str:
     """Where the page of an image is."""
     group, id = trained(runs)
+    if ADDRESSES[name] == "REPORT":
+        return (runs / "quickstart.html").resolve().as_uri()
     return ADDRESSES[name].replace("GROUP", group).replace("ID", id)
 
 
@@ -103,6 +130,7 @@ def shown(page: Page) -> str:
     text = page.locator(".page").inner_text()
     text = re.sub(r"[\d,.]+ (s|min|h|d|days?) ago", "ago", text)
     text = re.sub(r"/\S*/quickstart\b", "runs/quickstart", text)
+    text = re.sub(r"at [\d-]+ [\d:]+ UTC", "at", text)
     return " ".join(text.split())
 
 
@@ -116,10 +144,12 @@ def main() -> None:
     """Write all images."""
     FOLDER.mkdir(exist_ok=True)
     with demo_runs() as runs, served(runs) as server, chromium() as browser:
-        for name in ADDRESSES:
+        write_report(runs)
+        for name in sys.argv[1:] or ADDRESSES:
             scheme = "dark" if name in DARK else "light"
-            page = browser.new_page(viewport=SIZE, color_scheme=scheme)
-            page.goto(server + address(name, runs))
+            page = browser.new_page(viewport=SIZES.get(name, SIZE), color_scheme=scheme)
+            place = address(name, runs)
+            page.goto(place if place.startswith("file:") else server + place)
             about = PngImagePlugin.PngInfo()
             about.add_itxt("shown", shown(page))
             picture = Image.open(BytesIO(page.screenshot())).convert("RGB").quantize(128)

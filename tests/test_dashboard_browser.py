@@ -37,7 +37,8 @@ HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"documen
 # By route: a text on the page over the quickstart, and how many charts it has at least.
 EXPECTED = {
     "/": ("quickstart", 0),
-    RUN_ROUTE: ("held-out", 6),
+    "/compare": ("Choose two runs or more", 0),
+    RUN_ROUTE: ("held-out", 12),
     f"{RUN_ROUTE}/metrics": ("keys", 12),
     f"{RUN_ROUTE}/timeline": ("engine-0", 1),
     f"{RUN_ROUTE}/trajectories": ("trajectories", 1),
@@ -62,6 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("runs")
     with demo_runs() as demo:
         shutil.copytree(demo, folder, dirs_exist_ok=True)
+    screenshots.write_report(folder)
     hostile(folder / "hostile")
     yield folder
 
@@ -171,7 +173,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 
 def at_home(url: str, address: str) -> bool:
-    return url.startswith((address, address.replace("http", "ws"), "data:", "blob:"))
+    return url.startswith((address, address.replace("http", "ws"), "data:", "blob:", "file:"))
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,80 @@ def test_each_page_shows_the_quickstart(page, one, route):
     expect(page.get_by_text(text).locator("visible=true").first).to_be_visible()
     drawn(page, charts)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "it fits 1280 pixels"
+
+
+VIEWPORTS = (screenshots.SIZE, screenshots.WIDE, screenshots.PHONE)
+
+
+@pytest.mark.parametrize("size", VIEWPORTS, ids=lambda size: str(size["width"]))
+def test_the_pages_that_one_steers_by_fit_every_screen(page, runs, one, size):
+    page.set_viewport_size(size)
+    report = screenshots.address("report", runs)
+    trajectory = where(f"{RUN_ROUTE}/trajectory/{{id:path}}", one)
+    compare = "/compare?run=quickstart&run=hostile"
+    for place in ("/", RUN, f"{RUN}/trajectories?step=20", trajectory, compare, report):
+        page.goto(place)
+        expect(page.get_by_text("quickstart").first).to_be_attached()
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], place
+
+
+def middle(canvas: Locator, share: float) -> dict[str, float]:
+    """A place in a chart, so far from the left of its axes."""
+    box = canvas.bounding_box()
+    assert box is not None
+    return {"x": box["width"] * (0.1 + 0.85 * share), "y": box["height"] * 0.5}
+
+
+@pytest.mark.parametrize(
+    ("chart", "query"), [(0, "split=heldout-after"), (1, "during="), (2, "step=")]
+)
+def test_a_place_in_a_chart_opens_the_trajectories_behind_it(page, chart, query):
+    page.goto(RUN)
+    canvas = page.locator("canvas").nth(chart)
+    inked(canvas)
+    canvas.click(position=middle(canvas, 0.8))
+    page.wait_for_url(re.compile(f"/trajectories\\?{query}"))
+    expect(page.locator("tbody tr").first).to_be_visible()
+
+
+def test_a_bar_of_the_timeline_opens_its_trajectories(page):
+    page.goto(f"{RUN}/timeline?from=-60")
+    canvas = page.locator("canvas").first
+    inked(canvas)
+    box = canvas.bounding_box()
+    assert box is not None
+    for lane in range(1, 8):  # one of the lanes has a bar in the middle
+        canvas.click(position={"x": box["width"] * 0.5, "y": 4 + 24 * lane + 12})
+        page.wait_for_timeout(500)
+        if "/trajectories?" in page.url:
+            break
+    page.wait_for_url(re.compile("/trajectories\\?"))
+
+
+def test_words_are_searched_as_they_are_typed(page):
+    page.goto(f"{RUN}/trajectories")
+    page.get_by_label("words in messages").fill("no sensor")
+    page.wait_for_url(re.compile("text=no\\+sensor"))
+    expect(page.get_by_text(re.compile(r"^\d+ trajectories"))).to_be_visible()
+    expect(page.locator("tbody tr").first).to_contain_text("sensors")
+    page.locator("tbody tr a").first.click()
+    expect(page.get_by_text("no sensor").first).to_be_visible()
+    expect(page.get_by_text(re.compile(r"tries of this task|tried once")).first).to_be_visible()
+
+
+def test_runs_are_filtered_and_chosen_to_be_compared(page):
+    page.goto("/")
+    expect(page.get_by_role("link", name="quickstart")).to_be_visible()
+    for name in ("quickstart", "hostile"):
+        page.locator("tr", has=page.get_by_role("link", name=name)).get_by_role("checkbox").click()
+    page.get_by_role("button", name="compare").click()
+    page.wait_for_url(re.compile("/compare\\?run="))
+    expect(page.get_by_text("2 runs compared")).to_be_visible()
+    page.goto("/")
+    page.get_by_label("filter by any column").fill("finished")
+    expect(page.get_by_role("link", name="hostile")).to_have_count(0)
+    expect(page.get_by_role("link", name="quickstart")).to_be_visible()
 
 
 def test_the_pages_lead_to_each_other(page):
@@ -402,5 +478,6 @@ def test_a_hostile_trajectory_is_there_to_be_read(page):
 def test_each_screenshot_of_the_docs_is_what_its_page_shows_today(page, runs, name):
     image = f"images/dashboard-{name}.png"
     assert f"({image})" in (ROOT / "docs/dashboard.md").read_text(encoding="utf-8")
+    page.set_viewport_size(screenshots.SIZES.get(name, screenshots.SIZE))
     page.goto(screenshots.address(name, runs))
     assert screenshots.shown(page) == screenshots.text_of(ROOT / "docs" / image)

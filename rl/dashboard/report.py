@@ -60,7 +60,7 @@ def report(run: RunData, now: float | None = None) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; ',
         "style-src 'unsafe-inline'\">",
-        f"<title>{name} · Dorado</title><style>{_STYLE}</style><h1>{name}</h1>",
+        f"<title>{name} · Dorado</title><style>{_STYLE}</style><body class='page'><h1>{name}</h1>",
         *_head(run, now),
         *_learning(run),
         *_environments(run),
