@@ -37,6 +37,7 @@ h1 { font-size: 22px; } h2 { font-size: 17px; margin: 28px 0 6px; } h3 { font-si
 .quiet { color: #636a75; } .tiles, .charts { display: grid; gap: 12px; }
 .tiles { grid-template-columns: repeat(auto-fill, minmax(min(160px, 100%), 1fr)); }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(380px, 100%), 1fr)); }
+.two { grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); }
 .tiles div, figure { border: 1px solid #80879250; border-radius: 8px; padding: 8px 10px; margin: 0; }
 .tiles b { display: block; font-size: 18px; } svg { width: 100%; height: auto; }
 svg text { font-size: 11px; fill: #6f7782; } .rule { stroke: #80879240; } .mark { stroke: #D55E00;
@@ -93,7 +94,7 @@ def _head(run: RunData, now: float) -> Iterator[str]:
 
 
 def _learning(run: RunData) -> Iterator[str]:
-    yield '<h2>Is it learning?</h2><div class="charts">'
+    yield '<h2>Is it learning?</h2><div class="charts two">'
     yield svg(evaluation_lines(run))
     yield svg(reward_lines(run))
     yield "</div>"

@@ -56,8 +56,8 @@ def svg(chart: Lines) -> str:
         return f'<figure>{title}<p class="quiet">no values</p></figure>'
     axes = _axes(chart, named)
     parts = [*_grid(axes), *_marks(chart, axes)]
-    for number, (_, one) in enumerate(named):
-        parts += _line(thin(one), COLOURS[number], axes)
+    for number, (_, one) in reversed(list(enumerate(named))):
+        parts += _line(thin(one), COLOURS[number], axes, 1.2 if number else 2.2)
     parts += [_whisker(axes, *one) for one in chart.whiskers]
     if chart.best is not None:
         x, y = axes.across(chart.best[0]), axes.up(chart.best[1])
@@ -112,10 +112,10 @@ def _grid(axes: _Axes) -> list[str]:
     return parts
 
 
-def _line(points: Sequence[Sequence[float]], colour: str, axes: _Axes) -> list[str]:
+def _line(points: Sequence[Sequence[float]], colour: str, axes: _Axes, width: float) -> list[str]:
     places = [axes.place(x, y) for x, y in points]
     parts = [
-        f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
+        f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
     ]
     if len(points) <= 30:
         at = (place.split(",") for place in places)

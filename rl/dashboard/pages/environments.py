@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import quote
 
 from nicegui import ui
@@ -109,6 +109,7 @@ async def _content(run: RunData) -> None:
     with ui.column().classes("w-full gap-3") as whole:
         with panel("trajectories: where each of them is"):
             books = table(_LEDGER, "env", ("env", "reasons"))
+        look_at_tools = _tool_panels(run)
         drawn: dict[str, ui.echart] = {}
         pictures = ui.element("div").classes("charts")
         with ui.element("div").classes("halves"):
@@ -116,31 +117,8 @@ async def _content(run: RunData) -> None:
                 latency = table(_LATENCY, "id", ("env", "phase"))
             with panel("selection: who is trained on, and who is not (means)"):
                 selection = table(_SELECTION, "id", ("env", "fate"))
-        with panel(
-            "tools: calls, errors, seconds of a call (a turn's, in equal parts of its calls)"
-        ):
-            progress = ui.label().classes("quiet")
-            tools = _linked(_TOOLS, ("env", "tool", "example", "arguments"))
-        with ui.element("div").classes("halves"):
-            with panel("what tools answered with an error"):
-                errors = _linked(_ERRORS, ("env", "tool", "error", "example"))
-            with panel("faults that are not the policy's, in all"):
-                faults = _linked(_FAULTS, ("env", "stop", "fault", "example"))
         with panel("what supervision has changed"):
             told = table(_CHANGES, "id", ("at", "what"))
-
-    async def look_at_tools() -> None:
-        """Read records for a while, and show what their tools did."""
-        try:
-            await asyncio.to_thread(run.texts.grow, _READ_SECONDS)
-            found = await asyncio.to_thread(used_tools, run)
-        except (sqlite3.Error, OSError) as error:
-            progress.set_text(f"The records cannot be read now: {error}")
-            return
-        progress.set_text(found.progress)
-        fill(tools, [linked(run.name, row) for row in found.tools])
-        fill(errors, [linked(run.name, row) for row in found.errors])
-        fill(faults, [linked(run.name, row) for row in found.faults])
 
     def show() -> None:
         there = bool(names(run))
@@ -169,6 +147,32 @@ async def _content(run: RunData) -> None:
     live(refresh)
     await look_at_tools()
     live(look_at_tools)
+
+
+def _tool_panels(run: RunData) -> Callable[[], Awaitable[None]]:
+    """Draw the tables of tools and faults. Returns what reads records for a while and fills them."""
+    with panel("tools: calls, errors, seconds of a call (a turn's, in equal parts of its calls)"):
+        progress = ui.label().classes("quiet")
+        tools = _linked(_TOOLS, ("env", "tool", "example", "arguments"))
+    with ui.element("div").classes("halves"):
+        with panel("what tools answered with an error"):
+            errors = _linked(_ERRORS, ("env", "tool", "error", "example"))
+        with panel("faults that are not the policy's, in all"):
+            faults = _linked(_FAULTS, ("env", "stop", "fault", "example"))
+
+    async def look() -> None:
+        try:
+            await asyncio.to_thread(run.texts.grow, _READ_SECONDS)
+            found = await asyncio.to_thread(used_tools, run)
+        except (sqlite3.Error, OSError) as error:
+            progress.set_text(f"The records cannot be read now: {error}")
+            return
+        progress.set_text(found.progress)
+        fill(tools, [linked(run.name, row) for row in found.tools])
+        fill(errors, [linked(run.name, row) for row in found.errors])
+        fill(faults, [linked(run.name, row) for row in found.faults])
+
+    return look
 
 
 def _linked(columns: Sequence[tuple[str, str]], text: Sequence[str]) -> ui.table:

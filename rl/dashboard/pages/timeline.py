@@ -1,6 +1,6 @@
 """`/run/NAME/timeline?from=&to=`: who did what when, bubbles included; the versions over time."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
@@ -115,7 +115,7 @@ async def _content(view: View) -> None:
             ui.space()
             _legend()
         with ui.element("div").classes("panel w-full"):
-            lanes = ui.echart({}, on_point_click=lambda e: chosen(e))
+            lanes = ui.echart({}, on_point_click=lambda e: _open(view.run, shown.lanes, e))
             lanes.on("chart:datazoom", lambda e: zoomed(e), ["start", "end", "batch"], throttle=0.3)
         with ui.element("div").classes("panel w-full"):
             versions = ui.echart({}).style("height: 220px; width: 100%")
@@ -132,15 +132,6 @@ async def _content(view: View) -> None:
         view.zoom(*both, stretch[1] - stretch[0])
         ui.navigate.history.replace(view.address)
         await draw()
-
-    def chosen(event: events.EChartPointClickEventArguments) -> None:
-        stretch, value = extent(view.run), event.value
-        places = [number(one) for one in value] if isinstance(value, list) else []
-        if stretch is None or len(places) != 3 or places[0] is None or places[1] is None:
-            return
-        lane = shown.lanes[int(places[0])] if 0 <= places[0] < len(shown.lanes) else ""
-        if query := behind_bar(view.run, lane, str(event.name), stretch[0] + places[1]):
-            ui.navigate.to(run_address(view.run.name, "trajectories", query))
 
     async def draw() -> None:
         nonlocal shown
@@ -169,6 +160,17 @@ async def _content(view: View) -> None:
 
     await draw()
     live(refresh)
+
+
+def _open(run: RunData, lanes: Sequence[str], event: events.EChartPointClickEventArguments) -> None:
+    """Go to the trajectories behind the bar that was clicked."""
+    stretch, value = extent(run), event.value
+    places = [number(one) for one in value] if isinstance(value, list) else []
+    if stretch is None or len(places) != 3 or places[0] is None or places[1] is None:
+        return
+    lane = lanes[int(places[0])] if 0 <= places[0] < len(lanes) else ""
+    if query := behind_bar(run, lane, str(event.name), stretch[0] + places[1]):
+        ui.navigate.to(run_address(run.name, "trajectories", query))
 
 
 def _stretches(show: Callable[[float | None], Awaitable[None]]) -> None:

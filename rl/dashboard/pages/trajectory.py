@@ -53,6 +53,7 @@ _VIEWS = {_MESSAGES: "messages", **QUANTITIES, _IDS: "raw ids"}
 # Turns drawn at once, from the one that is chosen.
 _MAX_TURNS = 30
 _TOKEN_STYLE = """
+.views { flex-wrap: wrap; }
 .facts { grid-template-columns: repeat(auto-fill, minmax(138px, 1fr)); }
 .tokens .q-table__grid-content { display: block; line-height: 1.7; }
 .token { white-space: pre-wrap; overflow-wrap: anywhere; font: 12px ui-monospace, monospace; padding: 2px 0; }
@@ -280,7 +281,11 @@ async def _turns(shown: Shown) -> None:
         content.refresh()
 
     with ui.row().classes("w-full items-center"):
-        views = ui.toggle(_VIEWS, value=shown.kind, on_change=choose).props("no-caps dense")
+        views = (
+            ui.toggle(_VIEWS, value=shown.kind, on_change=choose)
+            .props("no-caps dense")
+            .classes("views")
+        )
         numbers = {n: f"from turn {n}" for n in range(1, len(shown.view.turns) + 1)}
         turns = ui.select(numbers or {1: "no turns"}, value=shown.turn, on_change=choose)
         turns.props("outlined dense options-dense")
