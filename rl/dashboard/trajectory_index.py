@@ -149,26 +149,28 @@ def beside(
 
 def tally(folder: Path, asked: TrajectoryFilter, texts: Path | None = None) -> Tally:
     """Count the hits of a filter, and their rewards by bars."""
-
-    def told(question: str, values: Sequence[float | str]) -> list[tuple]:
-        return _hits_of(folder, asked, texts, question, values)
-
-    where, values = asked.where()
-    found = told(f"select count(*) from trajectories where {where}", values)
-    any_reward, values = asked.without_rewards().where()
-    source = f"from trajectories where {any_reward} and {_FINITE}"
-    ends = told(f"select min(reward), max(reward) {source}", values)
-    low, high = ends[0] if ends else (None, None)
-    if low is None or high is None:
-        return Tally(found[0][0] if found else 0, ())
-    # One value gets one bar; the last bar takes the highest value in.
-    scale = BINS / (high - low) if high > low else 0.0
-    rows = told(
-        f"select min(cast((reward - ?) * ? as integer), ?) as bar, min(reward), max(reward), count(*) "
-        f"{source} group by bar order by bar",
-        [low, scale, BINS - 1, *values],
+    # The condition, which may be a search, is looked at once. Rewards that are no finite number have no bar;
+    # one value gets one bar; the last bar takes the highest value in.
+    where, values = asked.without_rewards().where()
+    rows = _hits_of(
+        folder,
+        asked,
+        texts,
+        f"with hit as materialized (select case when {_FINITE} then reward end as r from trajectories "
+        f"where {where}), ends as (select min(r) as low, max(r) as high from hit) "
+        "select case when r is null then null when high > low "
+        f"then min(cast((r - low) / (high - low) * {BINS} as integer), {BINS - 1}) else 0 end as bar, "
+        "min(r), max(r), count(*) from hit, ends group by bar order by bar",
+        values,
     )
-    return Tally(found[0][0], tuple(RewardBar(*rest) for _, *rest in rows))
+    bars = tuple(RewardBar(*rest) for bar, *rest in rows if bar is not None)
+    if asked == asked.without_rewards():
+        return Tally(sum(count for *_, count in rows), bars)
+    where, values = asked.where()
+    found = _hits_of(
+        folder, asked, texts, f"select count(*) from trajectories where {where}", values
+    )
+    return Tally(found[0][0] if found else 0, bars)
 
 
 def tries(folder: Path, one: Hit, most: int = 200) -> list[Hit]:

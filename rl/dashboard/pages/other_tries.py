@@ -2,14 +2,14 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nicegui import ui
 
 from rl.dashboard import charts
 from rl.dashboard.pages.frame import fill, run_address, table
 from rl.dashboard.pages.trajectories import trajectory_address
-from rl.dashboard.row_details import row_details
+from rl.dashboard.row_details import RowDetails, row_details
 from rl.dashboard.run_data import RunData
 from rl.dashboard.series import Series
 from rl.dashboard.trajectory_index import Hit, tries
@@ -30,20 +30,37 @@ _TEXT = ("id", "split", "rewards", "stop")
 _CELL = '<q-td :props="props"><a class="nicegui-link" :href="props.row.address">{{ props.value }}</a></q-td>'
 
 
-async def other_tries(data: RunData, hit: Hit) -> None:
-    """Draw them; nothing where the task was tried once."""
+def other_tries(data: RunData, hit: Hit) -> None:
+    """Draw them once the page is there, since they are looked for in all of the index."""
     if not hit.task:
         return
-    try:
-        found = await asyncio.to_thread(tries, data.folder, hit)
-        shown = found if len(found) <= _MOST_ROWS else [*found[:6], *found[-6:]]
-        details = await asyncio.to_thread(row_details, data.folder, data.texts, shown)
-    except (sqlite3.Error, OSError) as error:
-        ui.label(f"Other tries of this task cannot be read now: {error}").classes("quiet")
-        return
-    if len(found) < 2:
-        ui.label("This task was tried once.").classes("quiet")
-        return
+    place = ui.column().classes("w-full gap-0")
+
+    async def draw() -> None:
+        try:
+            found = await asyncio.to_thread(tries, data.folder, hit)
+            shown = found if len(found) <= _MOST_ROWS else [*found[:6], *found[-6:]]
+            details = await asyncio.to_thread(row_details, data.folder, data.texts, shown)
+        except (sqlite3.Error, OSError) as error:
+            with place:
+                ui.label(f"Other tries of this task cannot be read now: {error}").classes("quiet")
+            return
+        with place:
+            if len(found) < 2:
+                ui.label("This task was tried once.").classes("quiet")
+            else:
+                _content(data, hit, found, shown, details)
+
+    ui.timer(0.05, draw, once=True)
+
+
+def _content(
+    data: RunData,
+    hit: Hit,
+    found: Sequence[Hit],
+    shown: Sequence[Hit],
+    details: Mapping[str, RowDetails],
+) -> None:
     with ui.column().classes("panel w-full gap-1"):
         with ui.row().classes("items-center gap-2"):
             ui.label(f"{len(found)} tries of this task, the oldest version first").classes("quiet")

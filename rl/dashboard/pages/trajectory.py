@@ -144,7 +144,7 @@ async def _open(data: RunData, hit: Hit, query: Mapping[str, str]) -> None:
     _head(data, hit, lambda: shown.kept)
     _facts(view)
     await _turns(shown)
-    await other_tries(data, hit)
+    other_tries(data, hit)
 
 
 def _head(data: RunData, hit: Hit, kept: Callable[[], list[tuple[str, str]]]) -> None:
