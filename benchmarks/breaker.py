@@ -39,7 +39,7 @@ from rl.config import RunConfig
 from rl.loop.run import Run
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
-from rl.record.wandb_sink import WandbSink
+from rl.trackers.trackers import Trackers
 from rollout.engine import Completion, Request, VersionSpan
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -139,9 +139,7 @@ async def play(
     try:
         cluster.connect()
         await cluster.start(checkpoint)
-        run = Run(
-            config, cluster, folder, Progress(Console(quiet=True)), WandbSink(config.wandb, folder)
-        )
+        run = Run(config, cluster, folder, Progress(Console(quiet=True)), Trackers(folder))
         running = asyncio.create_task(run.main())
         driving = asyncio.create_task(drive(run, switch, how))
         await asyncio.wait((running, driving), return_when=asyncio.FIRST_COMPLETED)

@@ -54,7 +54,7 @@ from rl.config import RunConfig
 from rl.loop.run import Run
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
-from rl.record.wandb_sink import WandbSink
+from rl.trackers.trackers import Trackers
 from rollout.engine import Completion, Request, VersionSpan
 from rollout.renderer import Renderer
 from rollout.vllm_engine import LoadTimes
@@ -354,7 +354,7 @@ async def play(config: RunConfig, folder: RunFolder, checkpoint: str, result: Re
         await cluster.start(checkpoint)
         result.idle_gb = gigabytes()
         progress = Progress(Console(highlight=False))
-        run = Run(config, cluster, folder, progress, WandbSink(config.wandb, folder))
+        run = Run(config, cluster, folder, progress, Trackers(folder))
         memory, start, cpu, own = Memory(), time.monotonic(), cpu_seconds(), time.process_time()
         driving = asyncio.create_task(drive(run, result))
         await run.main()

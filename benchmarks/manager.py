@@ -45,8 +45,8 @@ from rl.loop.run import Run
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
 from rl.record.waiting import WaitingTable
-from rl.record.wandb_sink import WandbSink
 from rl.samples.group import GroupReport, GroupSpec, MemberReport
+from rl.trackers.trackers import Trackers
 from rollout.placement import InProgress
 from rollout.vllm_engine import LoadTimes
 from trainer.sample import TrainSample
@@ -262,7 +262,7 @@ async def measure(mode: str, folder: str, *, profile: bool) -> bool:
     run_folder = RunFolder(config)
     cluster: Any = SimpleNamespace(actors=actors, weights=Path(folder))
     progress = Progress(Console(file=io.StringIO()))
-    run = Run(config, cluster, run_folder, progress, WandbSink(config.wandb, run_folder))
+    run = Run(config, cluster, run_folder, progress, Trackers(run_folder))
     dispatcher = LocalDispatcher(actors, run.fleet, config.episode.max_seconds)
     run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = dispatcher
     finishing = asyncio.create_task(controllers._finish())

@@ -12,6 +12,7 @@ from pydantic import model_validator as validator
 from rl.config_file import read_config
 from rl.env_table import EnvTable, anchor_tables
 from rl.stop_config import StopConfig
+from rl.tracker_config import NotifyConfig, TrackersConfig, WandbConfig
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig, Section
 from rollout.scheduler import Limits
 from rollout.window import Eviction, Rules
@@ -148,14 +149,6 @@ class TimeoutConfig(Section):
     stop_seconds: PositiveFloat = 120
 
 
-class WandbConfig(Section):
-    """Weights & Biases beside the run folder; offline where no key is set."""
-
-    enabled: bool = True
-    project: str = "dorado"
-    entity: str | None = None
-
-
 class RunConfig(Section):
     """One run. `mode`: who writes with which policy version, and when weights change.
 
@@ -207,6 +200,8 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     wandb: WandbConfig = WandbConfig()
+    trackers: TrackersConfig = TrackersConfig()
+    notify: NotifyConfig = NotifyConfig()
 
     @validator(mode="before")
     @classmethod
@@ -290,6 +285,14 @@ class RunConfig(Section):
                 f"batch.reuse_ratio ({self.batch.reuse_ratio:g}) is too high for a staleness of "
                 f"{self.rules.max_staleness}: {allowed} new groups may be on their way, and a step without "
                 f"any to reuse takes {self.batch.groups} (batch.groups)"
+            )
+        return self
+
+    @validator(mode="after")
+    def _trackers(self) -> "RunConfig":
+        if "wandb" in self.trackers.use and not self.wandb.enabled:
+            raise ValueError(
+                'trackers.use names "wandb", and wandb.enabled is false: leave one out'
             )
         return self
 

@@ -40,9 +40,9 @@ from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
 from rl.record.provenance import provenance
 from rl.record.run_folder import RunFolder
 from rl.record.status import Outcome, write_end
-from rl.record.wandb_sink import WandbSink
 from rl.samples.ledger import LedgerError
 from rl.tasks.streams import OutOfTasks
+from rl.trackers.trackers import Trackers
 from trainer.checkpoint_folder import CheckpointError, latest
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -161,6 +161,9 @@ def _train(
     start: float,
     resume: Resume | None,
 ) -> None:
+    trackers = Trackers(folder, progress.note)
+    endings.callback(trackers.close)
+    trackers.begin()
     checkpoint, made = _cold_start(config, progress)
     timing = {"cold_start_seconds": round(time.time() - start, 1) if made else 0.0}
     if made:
@@ -169,12 +172,14 @@ def _train(
     progress.stage(f"engines: starting {config.engine.count}", usual=ENGINES_SECONDS)
     cluster = Cluster(config, folder.path)
     endings.callback(cluster.stop)
-    sink = WandbSink(config.wandb, folder, progress.note)
-    endings.callback(sink.close)
+    # Before the cluster, which ends all that this process has started.
+    endings.callback(trackers.close)
     # The first of the endings: whatever asks for the end again finds it on its way.
     endings.callback(ignore_signals)
     cluster.connect()
-    asyncio.run(_run(config, cluster, folder, progress, sink, checkpoint, start, timing, resume))
+    asyncio.run(
+        _run(config, cluster, folder, progress, trackers, checkpoint, start, timing, resume)
+    )
 
 
 def _cold_start(config: RunConfig, progress: Progress) -> tuple[str, bool]:
@@ -199,7 +204,7 @@ async def _run(
     cluster: Cluster,
     folder: RunFolder,
     progress: Progress,
-    sink: WandbSink,
+    trackers: Trackers,
     checkpoint: str,
     start: float,
     timing: dict[str, float],
@@ -231,8 +236,8 @@ async def _run(
         if len(nodes := by_node(actors)) > 1:
             for node, names in nodes.items():
                 progress.note(f"on node {node}: {', '.join(names)}")
-        sink.start()
-        run = Run(config, cluster, folder, progress, sink, resume)
+        trackers.start()
+        run = Run(config, cluster, folder, progress, trackers, resume)
         await run.main()
         status, evals = "finished", run.book.stats.evals
     except (asyncio.CancelledError, Interrupted):

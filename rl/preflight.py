@@ -31,6 +31,7 @@ from rl.env_table import DeadlineConfig, EnvTable
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.plugin_check import check_plugins, openings
+from rl.tracker_config import missing
 from rollout.config import EpisodeConfig
 from trainer.checkpoint_files import check_weights
 from trainer.families.registry import FAMILIES
@@ -67,6 +68,8 @@ def check_run(config: RunConfig) -> None:
     _check_splits(config)
     _check_settings(config)
     _check_engine_arguments(config.engine.vllm)
+    for key, sentence in missing(config.trackers, config.notify):
+        raise ConfigError(f"{key}: {sentence}")
     _check_writable(Path(config.runs_dir))
     if config.cluster.address == "local":
         _check_machine(config)

@@ -19,11 +19,12 @@ from trainer.sample import TokenScores
 class RecordedRun:
     """A run that is being written; `close` ends it."""
 
-    def __init__(self, runs: Path, name: str = "demo") -> None:
-        settings = {"name": name, "runs_dir": str(runs), "model": {"init": {}}}
+    def __init__(self, runs: Path, name: str = "demo", **more: Any) -> None:
+        """more: further settings."""
+        settings = {"name": name, "runs_dir": str(runs), "model": {"init": {}}, **more}
         config = RunConfig.model_validate({**settings, "env": [{"id": "calculator"}]})
-        self._folder = RunFolder(config)
-        self.path = self._folder.path
+        self.folder = RunFolder(config)
+        self.path = self.folder.path
         self._writer = TrajectoryWriter(self.path, "controller-0")
 
     def group(
@@ -42,7 +43,7 @@ class RecordedRun:
         ids = report.sample_ids
         if dropped:
             report = replace(report, dropped=(Dropped(ids, "filtered", dropped),), sample_ids=())
-        self._folder.index(replace(report, spec=replace(report.spec, id=name)), split)
+        self.folder.index(replace(report, spec=replace(report.spec, id=name)), split)
 
     def rewards(self, name: str, *rewards: float, **changes: Any) -> None:
         """A finished group of short trajectories with these rewards, named NAME.0, NAME.1, …"""
@@ -59,7 +60,7 @@ class RecordedRun:
     ) -> None:
         """What the learner made of it."""
         scores = TokenScores(id, advantages, learner_logprobs, entropies, experts or [])
-        self._folder.learned(step, LearnedWriter(self.path).write(step, [scores]))
+        self.folder.learned(step, LearnedWriter(self.path).write(step, [scores]))
 
     def execute(self, statement: str, *values: Any) -> None:
         """Change the index as something else would."""
@@ -68,7 +69,7 @@ class RecordedRun:
         index.close()
 
     def keep_tokenizer(self, checkpoint: str) -> None:
-        self._folder.keep_tokenizer(checkpoint)
+        self.folder.keep_tokenizer(checkpoint)
 
     def close(self) -> None:
-        self._folder.close()
+        self.folder.close()

@@ -38,9 +38,14 @@ ONLY_IN = {
         "rollout/vllm_shadow.py",
         "rollout/weight_transfer.py",
     },
-    "wandb": {"rl/record/wandb_process.py"},
+    "wandb": {"rl/trackers/wandb_tracker.py"},
     "datasets": {"envs/dataset.py"},
     "math_verify": {"reward/mathematics.py"},
+    "mlflow": {"rl/trackers/mlflow_tracker.py"},
+    "opentelemetry": {"rl/trackers/otel_tracker.py"},
+    "prometheus_client": {"rl/actors/engine_metrics.py", "rl/trackers/prometheus_tracker.py"},
+    "tensorboard": {"rl/trackers/tensorboard_tracker.py"},
+    "trackio": {"rl/trackers/trackio_tracker.py"},
 }
 ONLY_UNDER = {
     "nicegui": "rl/dashboard/",
@@ -72,6 +77,11 @@ HEAVY = (
     "wandb",
     "math_verify",
     "nicegui",
+    "mlflow",
+    "opentelemetry",
+    "prometheus_client",
+    "tensorboard",
+    "trackio",
 )
 # What a folder of `rl/` imports on top of the rule for its package: neither Ray nor a room above it.
 NOT_IN_ROOM = {
@@ -81,12 +91,12 @@ NOT_IN_ROOM = {
 }
 # The rooms of `rl/`, its folders and single files, from bottom to top: each imports rooms of lower floors.
 FLOORS = (
-    {"config_error", "samples", "stop_config"},
+    {"config_error", "samples", "stop_config", "tracker_config"},
     {"commands", "config_file", "env_table"},
     {"config"},
     {"cold_start", "nodes", "plugin_check", "record"},
     {"actors", "dashboard", "preflight", "simulator", "tasks"},
-    {"compare", "fleet"},
+    {"compare", "fleet", "trackers"},
     {"cluster"},
     {"loop"},
     {"env_tools", "jobs", "launch"},

@@ -22,8 +22,8 @@ from rl.loop.run import Interrupted, Run
 from rl.record.position import POSITION, Position, read_position, write_position
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
-from rl.record.wandb_sink import WandbSink
 from rl.tasks.task_source import TaskSource
+from rl.trackers.trackers import Trackers
 from trainer.checkpoint_folder import Record, complete, make_room
 
 SETTINGS: dict[str, Any] = {
@@ -246,7 +246,7 @@ async def test_a_run_that_is_stopped_saves_its_last_step_and_goes_on_after_it(tm
             cluster,
             folder,
             progress,
-            WandbSink(folder.config.wandb, folder),
+            Trackers(folder),
             resumed,
         )
         fake: Any = FakeDispatcher(lambda: run.fleet.window.newest)

@@ -29,7 +29,7 @@ from rl.loop.run_error import RunError
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
 from rl.record.status import read_status
-from rl.record.wandb_sink import WandbSink
+from rl.trackers.trackers import Trackers
 from trainer.checkpoint_folder import CheckpointError, Record, complete, make_room
 
 SETTINGS = {
@@ -57,7 +57,7 @@ def start(tmp_path):
         opened.append(folder)
         cluster = SimpleNamespace(actors=FakePool(fail), weights=tmp_path)
         progress = Progress(Console(file=io.StringIO(), width=200))
-        run = Run(config, cluster, folder, progress, WandbSink(config.wandb, folder))
+        run = Run(config, cluster, folder, progress, Trackers(folder))
         fake = FakeDispatcher(lambda: run.fleet.window.newest, outcome, seed)
         run.dispatcher = run.rollouts.dispatcher = run.watch.dispatcher = fake
         return run

@@ -6,6 +6,7 @@ A run takes most of its time to start, so each carries several faults, one after
 import json
 import signal
 import sqlite3
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from dorado_command import Command, lines
 from safetensors.torch import load_file
+from tracker_servers import HttpServer, serving
 
 from rollout.episode import PHASES
 
@@ -38,6 +40,8 @@ LORA = (
 )
 RANKS = ("--learner.ranks=2", "--learner.expert_parallel=2", "--learner.optim.lr=1e-3")
 ENDED_WELL = {"dispatched", "trained", "cancelled", "in_flight", "buffered"}
+# All but W&B, which another run has.
+TRACKERS = ["tensorboard", "mlflow", "trackio", "prometheus", "otel"]
 # The last line of an engine's replacement, but for the node.
 JOINED = "engine-2 has taken the place of engine-1, on node "
 
@@ -97,9 +101,11 @@ def _replace_engine(command: Command, run: Path, what: str) -> str:
 
 
 def _go_on_through_kills(command: Command, run: Path) -> str:
-    """Kill W&B's helper and a controller, and stop an engine's process; what was said meanwhile."""
+    """Kill a tracker, W&B's helper and a controller, stop an engine's process; what was said meanwhile."""
+    command.kill(None, '"tracker": "tensorboard"')
+    output = command.read_until("TensorBoard: ")
     command.kill(None, "wandb-core")
-    output = command.read_until("W&B: ")
+    output += command.read_until("W&B: ")
     command.kill(run / "logs/controller-0.log")
     output += command.read_until("was lost: controller-0: ")
     output += "".join(command.read_until("/1000") for _ in range(3))
@@ -110,6 +116,7 @@ def _go_on_through_kills(command: Command, run: Path) -> str:
 
 def _assert_a_sentence_for_each_kill(output: str) -> None:
     for sentence in (
+        "TensorBoard: its process has ended; it gets nothing more; ",
         "; it goes on offline, and `wandb sync` sends that",
         "was lost: controller-0: it died or is out of reach",
         "within 30 s: it hangs, and is ended as if it had died",
@@ -171,10 +178,22 @@ def test_a_run_of_adapters_goes_on_through_faults_of_environments_and_counts_the
         "[eval]\ntasks = 4\nevery = 3\nsamples_per_task = 2\nsampling = { temperature = 0 }\n"
         '[[eval.env]]\nid = "sensors"\n',
     )
-    command = Command(tmp_path, "train", config, *LORA)
-    code, output = command.wait()
+    hears = HttpServer("answers")
+    told = (
+        f"--trackers.use={json.dumps(TRACKERS)}",
+        f"--trackers.otel.endpoint={hears.url}",
+        f"--trackers.trackio.folder={tmp_path}/trackio",
+        f"--notify.webhook={hears.url}/hook",
+    )
+    with serving(hears):
+        command = Command(tmp_path, "train", config, *LORA, *told)
+        output = command.read_until("step 5/6")
+        metrics = _served(run)
+        code, rest = command.wait()
+    output += rest
     assert code == 0, output
     _assert_nothing_left(command)
+    _assert_trackers_have_it(run, output, metrics, hears.posts)
 
     summary = _summary(tmp_path, "chaos")
     ledger = summary["ledger"]
@@ -209,6 +228,37 @@ def test_a_run_of_adapters_goes_on_through_faults_of_environments_and_counts_the
     assert found["version"] == summary["best"]["step"]
     assert {"calculator", "sensors"} <= found["env"].keys()
     _assert_nothing_left(again)
+
+
+def _served(run: Path) -> str:
+    """What Prometheus would scrape now."""
+    address = (run / "prometheus.address").read_text(encoding="utf-8").strip()
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        return answer.read().decode()
+
+
+def _assert_trackers_have_it(
+    run: Path, output: str, metrics: str, posts: list[tuple[str, bytes]]
+) -> None:
+    """Each has the steps, or the episodes, of a real run, and nobody has warned of one."""
+    assert not [line for line in output.splitlines() if "metrics.jsonl has every step" in line]
+    events = b"".join(file.read_bytes() for file in (run / "tensorboard").glob("events*"))
+    assert b"evaluation/step_3" in events and b"trained/calculator/reward" in events
+    with sqlite3.connect(run.parent / "mlflow.db") as store:
+        steps = store.execute("select distinct step from metrics where key = 'loss/loss'")
+        assert sorted(step for (step,) in steps) == [1, 2, 3, 4, 5, 6]
+        assert store.execute("select status from runs").fetchall() == [("FINISHED",)]
+    with sqlite3.connect(run.parent.parent / "trackio" / "dorado.db") as store:
+        assert store.execute("select count(*) from metrics").fetchone()[0] >= 6
+    for name in ("dorado_step ", 'dorado_trajectories_total{env="calculator",outcome="trained"'):
+        assert f"\n{name}" in metrics, metrics[:2000]
+    assert 'vllm:generation_tokens_total{actor="engine-0"' in metrics
+    spans = b"".join(body for path, body in posts if path == "/v1/traces")
+    with sqlite3.connect(run / "trajectories.sqlite") as index:
+        played = index.execute("select count(*) from trajectories").fetchone()[0]
+    assert spans.count(b"dorado.trajectory") == played
+    [end] = [body for path, body in posts if path == "/hook" and b'"end"' in body]
+    assert json.loads(end)["outcome"] == "finished"
 
 
 def _assert_evaluated_beside_training(run: Path) -> None:
@@ -316,7 +366,8 @@ def test_a_run_goes_on_while_an_environment_rests_and_an_engine_is_replaced_not_
         f'[[env]]\nid = "chaos_envs:Breaks"\nname = "breaks"\nconfig = {{ file = "{switch}" }}\n'
         "breaker = { cooldown_seconds = 2 }\n",
     )
-    chaos = ("--wandb.enabled=true", "--timeouts.load_seconds=30")
+    trackers = '--trackers.use=["tensorboard"]'
+    chaos = ("--wandb.enabled=true", "--timeouts.load_seconds=30", trackers)
     command = Command(tmp_path, "train", config, *RANKS, *chaos, WANDB_MODE="offline")
     output = command.read_until("step 2/1000")
     switch.write_text("raise", encoding="utf-8")

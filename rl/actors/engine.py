@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,10 +49,18 @@ class EngineActor:
         seed = config.seed_of(config.seed * 1000 + int(name.rpartition("-")[2]))
         lora = config.learner.lora
         adapters = Adapters(lora.rank, lora.alpha, lora.targets) if lora else None
+        served = "prometheus" in config.trackers.use
+        # vLLM counts for its own metrics only where it logs them.
+        vllm = ({"disable_log_stats": False} if served else {}) | config.engine.vllm
+        self.write_metrics: Callable[[], None] | None = None
+        if served:
+            from rl.actors.engine_metrics import EngineMetrics
+
+            self.write_metrics = EngineMetrics(Path(log).parent.parent, name).write
         self.engine = VllmEngine(
             name,
             checkpoint,
-            config.engine,
+            config.engine.model_copy(update={"vllm": vllm}),
             config.sampling,
             eos_ids,
             seed,
@@ -103,6 +111,8 @@ class EngineActor:
     @actor_method
     async def heartbeat(self) -> Heartbeat:
         """Answer with the room in the cache, and the spans without a request since the last heartbeat."""
+        if self.write_metrics is not None:
+            self.write_metrics()
         beat = own_heartbeat(self.idle.take())
         return replace(beat, cache_tokens=self.engine.cache_tokens)
 

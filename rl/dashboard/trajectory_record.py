@@ -65,10 +65,11 @@ class TurnView:
 
 @dataclass(frozen=True)
 class PhaseView:
-    """A stretch of the episode's time, in seconds."""
+    """A stretch of the episode's time, in seconds. start: unix seconds; 0 where the record has none."""
 
     name: str
     seconds: float
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,9 @@ def _phases(check: _Checked, record: Object) -> Iterable[PhaseView]:
         if seconds is None or seconds < 0:
             check.odd("the record: a phase without its seconds")
         else:
-            yield PhaseView(check.text(one, "name", "a phase"), seconds)
+            yield PhaseView(
+                check.text(one, "name", "a phase"), seconds, number(one.get("start")) or 0.0
+            )
 
 
 def _numbers(values: Object) -> tuple[tuple[str, float], ...]:

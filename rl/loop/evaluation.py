@@ -24,10 +24,10 @@ from rl.nodes.deadline import while_watching
 from rl.record.best_checkpoint import BestCheckpoint
 from rl.record.progress import EVALUATION_SECONDS, Progress
 from rl.record.run_folder import RunFolder
-from rl.record.wandb_sink import WandbSink
 from rl.samples.group import GroupReport, GroupSpec
 from rl.samples.heldout import Evaluation, evaluated
 from rl.tasks.streams import OutOfTasks
+from rl.trackers.trackers import Trackers
 from rollout.window import admits
 
 # A small world repeats its tasks: look at so many times the wanted number to find different ones.
@@ -123,7 +123,7 @@ class Evaluations:
         activity: Activity,
         folder: RunFolder,
         progress: Progress,
-        sink: WandbSink,
+        trackers: Trackers,
         heard: Callable[[int, Mapping[str, float]], None],
         best: BestCheckpoint,
         *,
@@ -138,7 +138,7 @@ class Evaluations:
         self.activity = activity
         self.folder = folder
         self.progress = progress
-        self.sink = sink
+        self.trackers = trackers
         self.heard = heard
         self.best = best
         self.part = part
@@ -342,7 +342,7 @@ class Evaluations:
         self.book.stats.evaluated(when, found, step, faults)
         self.folder.metrics(now, found.metrics())
         self.heard(step, found.metrics())
-        self.sink.look()
+        self.trackers.look()
         self.folder.event("run", f"evaluation {when}", start, time.time())
         said = "  ".join(f"{env} {rate:.2f}" for env, rate in found.pass_rates.items())
         self.progress.note(f"held-out pass rate {WHEN.get(when, f'of step {step}')}: {said}")

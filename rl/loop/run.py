@@ -43,9 +43,9 @@ from rl.record.journal import Journal
 from rl.record.position import write_position
 from rl.record.progress import STEP_SECONDS, Progress
 from rl.record.run_folder import RunFolder
-from rl.record.wandb_sink import WandbSink
 from rl.samples.metrics import outcome_totals
 from rl.tasks.task_source import TaskSource
+from rl.trackers.trackers import Trackers
 from rollout.scheduler import Backlog
 from rollout.window import Window
 
@@ -76,7 +76,7 @@ class Run:
         cluster: Cluster,
         folder: RunFolder,
         progress: Progress,
-        sink: WandbSink,
+        trackers: Trackers,
         resumed: Resume | None = None,
     ) -> None:
         """resumed: the learner is at its checkpoint already, and the folder goes on from there."""
@@ -85,7 +85,7 @@ class Run:
         self.actors = cluster.actors
         self.folder = folder
         self.progress = progress
-        self.sink = sink
+        self.trackers = trackers
         self.resumed = resumed
         self.stoppable = False
         self.stopping = False
@@ -166,7 +166,7 @@ class Run:
             self.activity,
             self.folder,
             self.progress,
-            self.sink,
+            self.trackers,
             self.stops.evaluated,
             self.best,
             part=f"-from-{first}" if self.resumed else "",
@@ -396,7 +396,7 @@ class Run:
             self.folder.event("sync", f"version {made.version}", start, done)
             values = made.metrics | times.metrics() | {"time/sync_seconds": done - start}
             self.folder.metrics(made.step, values)
-            self.sink.look()
+            self.trackers.look()
             self.progress.step(made.step, self.config.steps, values)
             self.made.task_done()
 

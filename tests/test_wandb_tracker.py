@@ -9,13 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_trackers import whole_run
 from wandb_server import WandbServer, wandb_server
 
 from rl.config import InitConfig, ModelConfig, RunConfig
 from rl.env_table import EnvTable
-from rl.record import wandb_sink
 from rl.record.run_folder import RunFolder
-from rl.record.wandb_sink import WandbSink
+from rl.trackers import trackers as trackers_module
+from rl.trackers.trackers import Trackers
 
 pytestmark = pytest.mark.process
 
@@ -63,7 +64,7 @@ async def test_a_run_without_a_key_is_offline_and_sync_brings_its_metrics_to_the
     tmp_path, nobody
 ):
     folder = run_folder(tmp_path)
-    sink = WandbSink(folder.config.wandb, folder)
+    sink = Trackers(folder)
     for step, values in enumerate(STEPS, 1):
         folder.metrics(step, values)
         sink.look()
@@ -82,6 +83,25 @@ async def test_a_run_without_a_key_is_offline_and_sync_brings_its_metrics_to_the
         assert row.items() <= line.items()
 
 
+async def test_wandb_gets_histograms_a_table_of_each_evaluation_and_the_summary(tmp_path, nobody):
+    played = await asyncio.to_thread(whole_run, tmp_path, "wandb")
+    [offline] = (played.path / "wandb").glob("offline-run-*")
+    [file] = offline.glob("files/media/table/evaluation/*.table.json")
+    table = json.loads(file.read_text(encoding="utf-8"))
+    assert table["columns"][:2] == ["id", "env"]
+    assert [row[0] for row in table["data"]] == ["eval-step_1-0.0", "eval-step_1-0.1"]
+    assert "6 times 7 ?" in table["data"][0][-1]
+    server, code, said = await synced(offline)
+    assert code == 0, said
+    [first, *_] = server.history
+    assert first["rollout/all/reward"] == 0.25
+    assert first["trained/all/reward"]["_type"] == "histogram"
+    assert sum(first["trained/all/reward"]["values"]) == 2
+    tables = [row["evaluation/step_1"] for row in server.history if "evaluation/step_1" in row]
+    assert [(one["_type"], one["nrows"]) for one in tables] == [("table-file", 2)]
+    assert server.summary["wall_s"] == 9.5 and server.summary["status"] == "finished"
+
+
 def no_process_left(folder: RunFolder) -> bool:
     """True once no process that follows this folder's metrics is there."""
     give_up = time.monotonic() + 10
@@ -93,10 +113,10 @@ def no_process_left(folder: RunFolder) -> bool:
     return False
 
 
-def helper(sink: WandbSink) -> psutil.Process:
+def helper(sink: Trackers) -> psutil.Process:
     """W&B's own process, once it is there."""
-    assert sink._process is not None
-    process = psutil.Process(sink._process.pid)
+    assert sink.processes["wandb"].process is not None
+    process = psutil.Process(sink.processes["wandb"].process.pid)
     give_up = time.monotonic() + 60
     while time.monotonic() < give_up:
         if children := process.children():
@@ -111,7 +131,7 @@ async def test_whoever_kills_wandb_the_run_hears_one_warning_and_no_step_is_lost
     tmp_path, nobody, killed
 ):
     folder, said = run_folder(tmp_path), []
-    sink = WandbSink(folder.config.wandb, folder, said.append)
+    sink = Trackers(folder, said.append)
     folder.metrics(1, STEPS[0])
     sink.look()
     victim = helper(sink)
@@ -150,7 +170,7 @@ def test_what_wandb_does_not_accept_is_one_warning_and_the_metrics_stay_in_the_f
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     folder, said = run_folder(tmp_path), []
-    sink = WandbSink(folder.config.wandb, folder, said.append)
+    sink = Trackers(folder, said.append)
     for step, values in enumerate(STEPS, 1):
         folder.metrics(step, values)
         sink.look()
@@ -162,12 +182,12 @@ def test_what_wandb_does_not_accept_is_one_warning_and_the_metrics_stay_in_the_f
 
 
 def test_a_wandb_that_does_not_end_is_ended(tmp_path, nobody, monkeypatch):
-    monkeypatch.setattr(wandb_sink, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(trackers_module, "CLOSE_SECONDS", 0.3)
     folder, said = run_folder(tmp_path), []
-    sink = WandbSink(folder.config.wandb, folder, said.append)
+    sink = Trackers(folder, said.append)
     sink.start()
-    assert sink._process is not None
-    psutil.Process(sink._process.pid).suspend()
+    assert sink.processes["wandb"].process is not None
+    psutil.Process(sink.processes["wandb"].process.pid).suspend()
     began = time.monotonic()
     for step in range(100):
         folder.metrics(step, STEPS[0])
@@ -181,12 +201,12 @@ def test_a_wandb_that_does_not_end_is_ended(tmp_path, nobody, monkeypatch):
 
 def with_a_key(
     tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
-) -> tuple[WandbSink, list[str]]:
+) -> tuple[Trackers, list[str]]:
     """A sink of a user whom the server knows, and what it says."""
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", server.address)
     folder, said = run_folder(tmp_path), []
-    return WandbSink(folder.config.wandb, folder, said.append), said
+    return Trackers(folder, said.append), said
 
 
 def has_every_step(folder: RunFolder) -> bool:
@@ -222,7 +242,7 @@ async def test_a_server_that_does_not_take_the_run_is_one_warning_and_every_step
 async def test_a_server_that_is_lost_in_the_middle_is_one_warning_and_sync_sends_what_is_missing(
     tmp_path, nobody, monkeypatch, manner
 ):
-    monkeypatch.setattr(wandb_sink, "CLOSE_SECONDS", 20.0)
+    monkeypatch.setattr(trackers_module, "CLOSE_SECONDS", 20.0)
     async with wandb_server() as server:
         sink, said = with_a_key(tmp_path, server, monkeypatch)
         folder = sink.folder
