@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -286,6 +287,57 @@ def test_runs_are_filtered_and_chosen_to_be_compared(page):
     page.get_by_label("filter by any column").fill("finished")
     expect(page.get_by_role("link", name="hostile")).to_have_count(0)
     expect(page.get_by_role("link", name="quickstart")).to_be_visible()
+
+
+def test_the_questions_of_the_docs_are_answered_in_the_clicks_that_they_say(page):
+    """From the table of runs each; every click is counted."""
+    clicks: list[str] = []
+
+    def click(what: Locator, **where: Any) -> None:
+        expect(what).to_be_visible()
+        what.click(**where)
+        clicks.append(page.url)
+
+    def asked(question: str, told: int) -> None:
+        row = f"| {question} | {len(clicks)}: "
+        assert len(clicks) == told and row in (ROOT / "docs/dashboard.md").read_text(
+            encoding="utf-8"
+        )
+        clicks.clear()
+        page.goto("/")
+
+    run = page.get_by_role("link", name="quickstart")
+    page.goto("/")
+    click(run)
+    expect(page.get_by_text("0.50 before training")).to_be_visible()
+    inked(page.locator("canvas").first)
+    asked("Is it learning?", 1)
+
+    click(run)
+    expect(page.get_by_text(re.compile("reward of sensors rose at step"))).to_have_count(2)
+    chart = page.locator("canvas").nth(1)
+    inked(chart)
+    click(chart, position=middle(chart, 0.3))
+    expect(page.get_by_text(re.compile("finished in the time of step"))).to_be_visible()
+    asked("Why did the reward move?", 2)
+
+    click(run)
+    click(page.get_by_role("link", name="Environments", exact=True))
+    expect(page.get_by_text("error: busy").first).to_be_visible()
+    asked("Which environment or tool is broken?", 2)
+
+    click(run)
+    click(page.get_by_role("link", name="Environments", exact=True))
+    click(page.locator("tr", has_text="error: busy").get_by_role("link").first)
+    expect(page.get_by_text("policy, turn 1").first).to_be_visible()
+    expect(page.get_by_text("error: busy").first).to_be_visible()
+    asked("What does the policy do wrong?", 3)
+
+    for name in ("quickstart", "hostile"):
+        click(page.locator("tr", has=page.get_by_role("link", name=name)).get_by_role("checkbox"))
+    click(page.get_by_role("button", name="compare"))
+    expect(page.get_by_text(re.compile("is better than .* with probability"))).to_be_visible()
+    asked("Which of two runs is better?", 3)
 
 
 def test_the_pages_lead_to_each_other(page):

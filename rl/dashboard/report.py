@@ -98,8 +98,8 @@ def _learning(run: RunData) -> Iterator[str]:
     yield svg(evaluation_lines(run))
     yield svg(reward_lines(run))
     yield "</div>"
-    if sentences := said_changes(run.changes):
-        yield "<ul>" + "".join(f"<li>{escape(one.sentence)}</li>" for one in sentences) + "</ul>"
+    if changes := sorted(said_changes(run.changes), key=lambda change: change.step):
+        yield "<ul>" + "".join(f"<li>{escape(one.sentence)}</li>" for one in changes) + "</ul>"
     columns = ("env", "before", "after", "best", "gain")
     yield _table(columns, held_out_rows(run))
     yield '<h2>Is it stable?</h2><div class="charts">'

@@ -122,7 +122,8 @@ def _content(run: RunData) -> None:
     async def refresh() -> None:
         await read(run)
         await ng_run.io_bound(run.look_for_changes)
-        sentences = [change.sentence for change in said_changes(run.changes)][-_MOST_CHANGES:]
+        found = sorted(said_changes(run.changes), key=lambda change: change.step)
+        sentences = [change.sentence for change in found[-_MOST_CHANGES:]]
         if said != (now := [*figures(run), *alerts(run), *sentences]):
             said[:] = now
             head.refresh()
