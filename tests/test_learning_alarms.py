@@ -2,15 +2,20 @@
 
 import json
 import math
+import random
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+from fakes import sample
 
 import rl.dashboard
 from rl.loop.learning_watch import LearningWatch
 from rl.samples.learning_alarms import Alarm, learning_alarms
+from trainer.config import LearnerConfig, LossConfig, OptimConfig
+from trainer.learner import Learner
 
 
 @dataclass
@@ -109,7 +114,8 @@ def test_a_run_tells_of_each_alarm_once_at_its_step_and_of_earlier_parts_never_a
     assert said == []
 
 
-def test_the_recorded_quickstart_raises_no_alarm():
+def recorded() -> Series:
+    """The metrics of the demo's run, a real quickstart."""
     with tarfile.open(Path(rl.dashboard.__file__).with_name("demo.tar.xz")) as files:
         metrics = files.extractfile("quickstart/metrics.jsonl")
         assert metrics is not None
@@ -120,4 +126,110 @@ def test_the_recorded_quickstart_raises_no_alarm():
             one = series.setdefault(key, Points([], []))
             one.steps.append(line["step"])
             one.values.append(value)
-    assert len(lines) > 40 and learning_alarms(series) == [] and live(series) == []
+    return series
+
+
+def test_the_recorded_quickstart_raises_no_alarm():
+    series = recorded()
+    assert len(series["loss/entropy"].steps) == 44
+    assert learning_alarms(series) == [] and live(series) == []
+
+
+def test_in_the_recorded_quickstart_six_times_the_length_is_an_alarm():
+    series = recorded()
+    tokens = series["rollout/units/completion_tokens"]
+    longer = np.interp(tokens.steps, [25, 30], [1, 6])
+    tokens.values[:] = (np.array(tokens.values) * longer).tolist()
+    [alarm] = learning_alarms(series)
+    assert alarm.key == "rollout/units/completion_tokens" and 26 <= alarm.step <= 30
+    assert [step for step, _ in live(series)] == [alarm.step]
+
+
+def test_in_the_recorded_quickstart_a_judge_that_is_hacked_is_an_alarm_that_names_it():
+    """Memory's episodes are solved as recorded; the judge pays for something else from step 20 on."""
+    series = recorded()
+    solved = series["rollout/memory/reward"]
+    brief = Points(solved.steps, np.interp(solved.steps, [20, 30], [0.2, 0.95]).tolist())
+    total = 0.4 * np.array(solved.values) + 0.6 * np.array(brief.values)
+    series["reward/memory/solved"], series["reward/memory/brief"] = solved, brief
+    series["rollout/memory/reward"] = Points(solved.steps, total.tolist())
+    [alarm] = learning_alarms(series)
+    assert alarm.text.startswith("memory: since step ") and "brief rose most" in alarm.text
+    assert alarm.step <= 20
+    [(told, _)] = live(series)
+    assert 22 <= told <= 30
+    series["reward/memory/solved"] = Points(solved.steps, total.tolist())
+    assert learning_alarms(series) == [], "it rises with its task"
+
+
+def learns(checkpoint: Path, fault: str) -> Series:
+    """The metrics of a real learner over 16 batches of random tokens, with a fault from step 10 on."""
+    learner = Learner(
+        checkpoint,
+        LearnerConfig(
+            micro_batch_tokens=512,
+            loss=LossConfig(max_completion_tokens=20),
+            optim=OptimConfig(lr=2e-4),
+            threads=1,
+        ),
+        temperature=1.0,
+        keep_versions=0,
+    )
+    series: Series = {}
+    for step in range(1, 17):
+        batch = [
+            sample(f"s{i}", 24, random.Random(100 * step + i), version=step - 1) for i in range(12)
+        ]
+        if step >= 10:
+            batch = [PLANTED[fault](s) for s in batch] if fault in PLANTED else batch
+            if fault == "entropy":
+                optim = learner.optimizer
+                optim.config = optim.config.model_copy(update={"lr": 1e-2})
+            if step == 10:
+                learner.scorer.routers[0].e_score_correction_bias[0] += BIAS.get(fault, 0)
+        for key, value in learner.step(batch).metrics.items():
+            one = series.setdefault(key, Points([], []))
+            one.steps.append(step)
+            one.values.append(value)
+    return series
+
+
+# Rewards that nothing brings to scale any more; and rewards without a baseline, always of the same tokens.
+PLANTED = {
+    "gradient": lambda s: replace(s, advantages=tuple(20 * a for a in s.advantages)),
+    "entropy": lambda s: replace(
+        s,
+        token_ids=(30,) * len(s.token_ids),
+        advantages=tuple(float(wrote) for wrote in s.loss_mask),
+    ),
+}
+
+
+# Of one expert's choice: all tokens, or none.
+BIAS = {"full expert": 10, "empty expert": -10}
+
+
+@pytest.mark.parametrize(
+    ("fault", "key"),
+    [
+        ("", ""),
+        ("gradient", "optim/grad_norm"),
+        ("entropy", "loss/entropy"),
+        ("full expert", "router/load_violation_max"),
+        ("empty expert", "router/idle_experts"),
+    ],
+)
+def test_a_real_learner_with_a_planted_fault_raises_its_alarm_and_none_before(
+    checkpoint, fault, key
+):
+    series = learns(checkpoint, fault)
+    alarms = learning_alarms(series)
+    assert all(alarm.step >= 10 for alarm in alarms)
+    steps = [alarm.step for alarm in alarms if alarm.key == key]
+    if not fault:
+        assert alarms == []
+    elif fault == "gradient":
+        assert steps == [10]
+    else:
+        assert len(steps) == 1 and 11 <= steps[0] <= 13
+    assert [step for step, _ in live(series)] == [alarm.step for alarm in alarms]
