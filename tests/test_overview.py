@@ -45,7 +45,7 @@ def test_the_curve_has_intervals_and_the_earlier_of_two_equal_ones_is_the_best(t
     assert line["markPoint"]["data"][0]["coord"] == [2, 0.6]
     assert [one["name"] for one in options["legend"]["data"]] == ["orders"]
     found = {figure.name: (figure.value, figure.remark) for figure in figures(run)}
-    assert found["held-out"] == ("0.60", "(0.50 to 0.70) best 0.60 at version 2")
+    assert found["held-out"] == ("0.60", "0.50 to 0.70; best 0.60 at version 2")
     assert held_out_rows(run) == [
         {
             "env": "orders",

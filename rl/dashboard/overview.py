@@ -233,9 +233,10 @@ def _held_out(run: RunData) -> tuple[str, str]:
     rows = [row for row in run.evaluations if row.mean is not None]
     best = best_of(rows)
     if best is not None and best.mean is not None:
-        last, _, around = str(rows[-1].mean).partition(" ")
-        more = f"best {best.mean.pass_rate:.2f} at version {best.version}"
-        return last, f"{around} {more if len(rows) > 1 else f'at version {best.version}'}".strip()
+        last, _, around = str(rows[-1].mean).rstrip(")").partition(" (")
+        best_said = f"best {best.mean.pass_rate:.2f} at version {best.version}"
+        more = best_said if len(rows) > 1 else f"at version {best.version}"
+        return last, "; ".join(part for part in (around, more) if part)
     before, after = (
         [value for pair in run.held_out.values() if (value := pair[i]) is not None] for i in (0, 1)
     )
