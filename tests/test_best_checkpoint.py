@@ -63,6 +63,16 @@ def test_of_two_evaluations_of_a_version_the_later_counts(run):
     assert find_best(run) == Best(4, 0.5)
 
 
+def test_an_evaluation_most_of_which_ended_in_faults_does_not_count(run):
+    evaluated(run, v2=0.5)
+    for version, faults in ((4, 10), (5, 11)):
+        row = {"version": version, "mean": {"pass_rate": 0.6 + version / 100}}
+        row |= {"tasks": 10, "samples_per_task": 2, "faults": faults}
+        with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    assert find_best(run) == Best(4, 0.64)
+
+
 def test_the_link_moves_to_a_better_one_and_goes_with_the_last(run):
     evaluated(run, v2=0.5)
     link_best(run)

@@ -16,6 +16,7 @@ from rl.loop.learning_watch import LearningWatch
 from rl.samples.learning_alarms import Alarm, learning_alarms
 from trainer.config import LearnerConfig, LossConfig, OptimConfig
 from trainer.learner import Learner
+from trainer.moe.router import BiasedRouter
 
 
 @dataclass
@@ -186,7 +187,9 @@ def learns(checkpoint: Path, fault: str) -> Series:
                 optim = learner.optimizer
                 optim.config = optim.config.model_copy(update={"lr": 1e-2})
             if step == 10:
-                learner.scorer.routers[0].e_score_correction_bias[0] += BIAS.get(fault, 0)
+                router = learner.scorer.routers[0]
+                assert isinstance(router, BiasedRouter)
+                router.e_score_correction_bias[0] += BIAS.get(fault, 0)
         for key, value in learner.step(batch).metrics.items():
             one = series.setdefault(key, Points([], []))
             one.steps.append(step)

@@ -21,7 +21,7 @@ from rl.loop.dispatcher import Played
 from rl.loop.rollouts import Rollouts
 from rl.loop.watch import Activity
 from rl.nodes.deadline import while_watching
-from rl.record.best_checkpoint import BestCheckpoint
+from rl.record.best_checkpoint import BestCheckpoint, too_few_judged
 from rl.record.progress import EVALUATION_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.samples.group import GroupReport, GroupSpec
@@ -346,5 +346,10 @@ class Evaluations:
         self.folder.event("run", f"evaluation {when}", start, time.time())
         said = "  ".join(f"{env} {rate:.2f}" for env, rate in found.pass_rates.items())
         self.progress.note(f"held-out pass rate {WHEN.get(when, f'of step {step}')}: {said}")
+        if self.best.wanted and too_few_judged(faults, wanted * samples):
+            self.progress.note(
+                f"{faults} of its {wanted * samples} episodes ended in a fault: it does not count for the "
+                "best checkpoint"
+            )
         self.best.choose()
         return found

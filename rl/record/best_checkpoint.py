@@ -29,7 +29,7 @@ class Best:
 def find_best(run: Path) -> Best | None:
     """The best of the checkpoints that are there and were evaluated; None where there is none.
 
-    Of two evaluations of one version the later counts.
+    Of two evaluations of one version the later counts; one of which too little was judged does not.
     """
     rates: dict[int, float] = {}
     try:
@@ -39,7 +39,9 @@ def find_best(run: Path) -> Best | None:
     for line in lines:
         try:
             row = json.loads(line)
-            rates[row["version"]] = row["mean"]["pass_rate"]
+            played = row.get("tasks", 0) * row.get("samples_per_task", 0)
+            if not too_few_judged(row.get("faults", 0), played):
+                rates[row["version"]] = row["mean"]["pass_rate"]
         except (ValueError, KeyError, TypeError):  # half a line, or no episode was judged
             continue
     there = [
@@ -48,6 +50,11 @@ def find_best(run: Path) -> Best | None:
         if (run / "checkpoints" / f"step_{step}" / RECORD).is_file()
     ]
     return max(there, key=lambda one: one.pass_rate, default=None)
+
+
+def too_few_judged(faults: int, played: int) -> bool:
+    """True if more than half of an evaluation's episodes ended in a fault: its rate is of few tasks."""
+    return 2 * faults > played
 
 
 def link_best(run: Path) -> Best | None:
