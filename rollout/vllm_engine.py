@@ -100,6 +100,7 @@ def engine_arguments(
             # Rotary embedding on CPU is wrong for the interleaved pairs of MLA (engine and learner
             # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
+            "scheduler_cls": "rollout.vllm_final_outputs.FinalOutputs",
         }
         if not _is_parallel(config):
             # The worker in the core's process: one import of vLLM less, a third of an engine's start.
@@ -251,6 +252,7 @@ class VllmEngine:
             max_tokens=request.max_tokens,
             stop_token_ids=list(self.eos_ids),
             logprobs=0,
+            flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=self._cache_arguments(request),
@@ -306,6 +308,7 @@ class VllmEngine:
             for file in files:
                 file.ask(self.version)
             try:
+                await self._hand_out()
                 await self.llm.abort(list(ids))
                 if files:
                     # Its answer means that it has seen the abort, and taken up the orders that it will.
@@ -367,6 +370,7 @@ class VllmEngine:
                 # `pause_generation` would sleep 20 ms more, for outputs that are on their way.
                 await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
                 try:
+                    await self._hand_out()
                     paused = time.perf_counter()
                     change = self._flip if self.adapters is None else self._change_adapter
                     await change(path, version)
@@ -376,6 +380,19 @@ class VllmEngine:
                 self.version, self._loading = version, False
         pause = time.perf_counter() - start
         return LoadTimes(1e3 * pause, 1e3 * (swapped - paused), staging_ms)
+
+    async def _hand_out(self) -> None:
+        """Have what requests have written so far in this process, under the version that it is of."""
+        from rollout.vllm_final_outputs import HAND_OUT
+
+        written: dict[str, int] = await self.llm.engine_core.call_utility_async(HAND_OUT)
+        states = self.llm.output_processor.request_states
+        while not self.dead and any(
+            states[id].detokenizer.num_output_tokens() < count
+            for id, count in written.items()
+            if id in states
+        ):
+            await asyncio.sleep(0)
 
     async def _flip(self, path: str, version: int) -> None:
         """To the staged weights, which came from `path`."""
@@ -415,8 +432,9 @@ class VllmEngine:
     def _completion(self, output: "RequestOutput", cache: str) -> Completion:
         best = output.outputs[0]
         ids = tuple(best.token_ids)
-        logprobs: Any = best.logprobs or []
-        values = tuple(entry[token].logprob for token, entry in zip(ids, logprobs, strict=True))
+        flat: Any = best.logprobs
+        # Of a token's entries the first is the drawn one's.
+        values = tuple(flat.logprobs[entry] for entry in flat.start_indices) if flat else ()
         spans = tuple(
             VersionSpan(int(s.version), s.start, s.end) for s in best.weight_versions or []
         )

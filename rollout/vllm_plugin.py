@@ -7,7 +7,8 @@
 4. Adapters on CPU: the experts keep their kernel, and an adapter is two matrix products: vLLM copies it for
    every token, at ten times the cost and more.
 5. Compiled on CPU: what an earlier start compiled is loaded, for any policy of the same shape.
-6. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
+6. On CPU, a request's tokens are handed out at its end, or when the core is asked (`rollout.vllm_final_outputs`).
+7. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
 """
 
 import copy
@@ -49,6 +50,15 @@ def register() -> None:
         _experts_without_adapters()
         _multiply_by_adapters()
         _load_compiled()
+    _hand_out_when_asked()
+
+
+def _hand_out_when_asked() -> None:
+    from vllm.v1.engine.core import EngineCoreProc
+
+    from rollout.vllm_final_outputs import HAND_OUT, hand_out
+
+    setattr(EngineCoreProc, HAND_OUT, hand_out)
 
 
 def _end_with_parent() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from vllm.distributed.aux_output_connector.connector import AuxOutputSchedulerConnector
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from rollout.routing import Routing
 from rollout.routing_capture import StepRouting, Wanted
+from rollout.vllm_final_outputs import FinalOutputs
 
 
 class RoutingDelivery(AuxOutputSchedulerConnector):
@@ -57,8 +57,8 @@ class RoutingDelivery(AuxOutputSchedulerConnector):
         """Nothing is kept."""
 
 
-class RoutingScheduler(Scheduler):
-    """vLLM's scheduler with our connector; an engine argument names it (`scheduler_cls`)."""
+class RoutingScheduler(FinalOutputs):
+    """Our scheduler with our connector; an engine argument names it (`scheduler_cls`)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

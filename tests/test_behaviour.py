@@ -9,8 +9,8 @@ import pytest
 import torch
 from fakes import sample
 
-from trainer.batch import PackedBatch, pack
-from trainer.behaviour import BehaviourPass
+from trainer.batch import PackedBatch, head, pack
+from trainer.behaviour import PROBE, BehaviourPass
 from trainer.config import LearnerConfig, LossConfig, OptimConfig
 from trainer.learner import Learner
 from trainer.parallel import ALONE
@@ -98,6 +98,49 @@ def test_the_mean_gap_and_the_largest_decide(gaps, passes):
     for _ in range(2):
         behaviour.logprobs(batch, 4, {3: {"version": torch.tensor(3)}})
     assert computed == [3] * passes
+
+
+def test_the_first_tokens_of_a_large_micro_batch_decide_for_the_rest():
+    """Samples of 101 tokens, 600 in all: the pass is over the first ones that hold 512 of the version's."""
+    rng = random.Random(0)
+    samples = [sample(f"s{i}", 101, rng, version=3) for i in range(20)]
+    batch = pack(samples, range(20), torch.device("cpu"))
+    lengths: list[int] = []
+
+    def score(batch: PackedBatch, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        lengths.append(len(batch.versions_N))
+        return batch.rollout_logprobs_N + weights["gap"]
+
+    for gap, parts in ((0.0, 1), (1.0, 2)):
+        lengths.clear()
+        behaviour = BehaviourPass("auto", score, ALONE)
+        found_N = behaviour.logprobs(batch, 4, {3: {"gap": torch.tensor(gap)}})
+        assert PROBE <= lengths[0] < PROBE + 101
+        assert lengths[1:] == [len(batch.versions_N)] * (parts - 1)
+        known = int((~found_N.isnan()).sum())
+        assert known == (lengths[0] if parts == 1 else len(found_N))
+        assert torch.equal(
+            found_N[:known].double() - gap, batch.rollout_logprobs_N[:known].double()
+        )
+
+
+def test_the_head_of_a_batch_is_its_first_samples_packed_alone():
+    rng = random.Random(1)
+    samples = [sample(f"s{i}", n, rng, version=i % 2) for i, n in enumerate(LENGTHS)]
+    device = torch.device("cpu")
+    whole = pack(samples, range(len(samples)), device)
+    order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].token_ids), i))
+    for kept in range(1, len(samples)):
+        wanted = pack(samples, order[:kept], device)
+        cut = head(whole, len(wanted.versions_N))
+        for name, value in vars(wanted).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(getattr(cut, name), value), name
+        assert cut.num_tokens == wanted.num_tokens
+        assert [(b.start, b.end, b.count, b.length) for b in cut.buckets] == [
+            (b.start, b.end, b.count, b.length) for b in wanted.buckets
+        ]
+    assert head(whole, len(whole.versions_N)) is whole
 
 
 def test_a_version_whose_weights_went_wrong_is_told_from_one_whose_did_not(checkpoint):

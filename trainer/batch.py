@@ -115,6 +115,26 @@ def pack(
     return replace(batch, **tensors)
 
 
+def head(batch: PackedBatch, count: int) -> PackedBatch:
+    """Cut a batch off behind the sample that has its `count`-th policy token; whole if there is none after it."""
+    starts = (batch.position_ids_T == 0).nonzero()[:, 0].tolist()
+    ends = [*starts[1:], len(batch.input_ids_T)]
+    last = int(batch.source_N[count - 1]) if count else 0
+    kept = sum(start <= last for start in starts)
+    end = ends[kept - 1]
+    if end == ends[-1]:
+        return batch
+    tokens = int((batch.source_N < end).sum())
+    cut = {
+        name: value[:end] if name.endswith(("_T", "_TLK")) else value[:tokens]
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+    lengths = [e - s for s, e in zip(starts[:kept], ends, strict=False)]
+    buckets = plan_buckets(lengths, batch.input_ids_T.device)
+    return replace(batch, **cut, num_tokens=end, buckets=buckets)
+
+
 def _routing(samples: Sequence[TrainSample]) -> Tensor | None:
     known = next((s.routing for s in samples if s.routing is not None), None)
     if known is None:
