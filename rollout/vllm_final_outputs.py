@@ -1,9 +1,9 @@
 """Outputs held back: vLLM's core hands out a request's tokens once, at its end or when they are asked for.
 
 By default the core sends every new token of every request to the process that asked, which keeps them until
-the request has ended: for a small policy on a CPU that is a fifth of what an engine costs. `FinalOutputs` is
-the scheduler's half, `HAND_OUT` the call that `rollout.vllm_plugin` gives the core: whoever changes the weights
-or ends requests early makes it first, so that versions are told apart and nothing written is lost.
+the request has ended: for a small policy on a CPU that is a third of what an engine costs. `FinalOutputs` is
+the scheduler's half, `HAND_OUT` the call that `rollout.vllm_plugin` gives the core: whoever changes weights or
+ends requests early makes it first, so that versions are told apart and nothing written is lost.
 """
 
 from collections import defaultdict
@@ -62,7 +62,7 @@ class FinalOutputs(Scheduler):
 
 
 def hand_out(core: "EngineCoreProc") -> dict[str, int]:
-    """The core's method HAND_OUT: sends what is held. Returns how many tokens each of its requests has by now."""
+    """The core's method HAND_OUT: sends what is held. Returns how many tokens each request has by now."""
     scheduler = core.scheduler
     if not isinstance(scheduler, FinalOutputs):  # it holds nothing back
         return {}

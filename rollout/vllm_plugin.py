@@ -7,7 +7,8 @@
 4. Adapters on CPU: the experts keep their kernel, and an adapter is two matrix products: vLLM copies it for
    every token, at ten times the cost and more.
 5. Compiled on CPU: what an earlier start compiled is loaded, for any policy of the same shape.
-6. On CPU, a request's tokens are handed out at its end, or when the core is asked (`rollout.vllm_final_outputs`).
+6. On CPU, a request's tokens are handed out at its end, or when the core is asked
+   (`rollout.vllm_final_outputs`).
 7. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
 """
 

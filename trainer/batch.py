@@ -116,7 +116,7 @@ def pack(
 
 
 def head(batch: PackedBatch, count: int) -> PackedBatch:
-    """Cut a batch off behind the sample that has its `count`-th policy token; whole if there is none after it."""
+    """Cut a batch off behind the sample of its `count`-th policy token; whole where that is the last."""
     starts = (batch.position_ids_T == 0).nonzero()[:, 0].tolist()
     ends = [*starts[1:], len(batch.input_ids_T)]
     last = int(batch.source_N[count - 1]) if count else 0

@@ -27,8 +27,8 @@ PastScores = Callable[[PackedBatch, dict[str, Tensor]], Tensor]
 class BehaviourPass:
     """The passes under earlier versions in one update.
 
-    setting: of `loss.behaviour`. With "auto" a version's first tokens, PROBE of them, are computed again: where
-    they differ from the engine's by no more than MEAN_GAP and LARGEST_GAP, the rest of them stay as the engine
+    setting: of `loss.behaviour`. With "auto" a version's first tokens, PROBE of them, are computed again.
+    Where they differ from the engine's by no more than MEAN_GAP and LARGEST_GAP, the rest stay as the engine
     said, else all are computed. An update looks at its own tokens alone: it is the same after a resume, and
     weights that went wrong on their way to an engine are seen in the update that meets them.
     """
@@ -77,7 +77,7 @@ class BehaviourPass:
     def _probed(
         self, batch: PackedBatch, past_N: Tensor, version: int, weights: dict[str, Tensor]
     ) -> Tensor:
-        """past_N with the first of a version's tokens; with all of them where they are not as the engine said."""
+        """past_N with the first of a version's tokens, or with all where those are not as the engine said."""
         where = (batch.versions_N == version).nonzero()[:, 0]
         first = head(batch, int(where[:PROBE][-1]) + 1 if len(where) else 0)
         found_N = self._with(first, past_N, version, weights)

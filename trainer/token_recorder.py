@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from itertools import compress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,44 +18,49 @@ MOST_CHOICES = 64
 
 
 class TokenRecorder:
-    """Collects them over the micro-batches of a step."""
+    """Collects them over the micro-batches of a step, as tensors until its end."""
 
     def __init__(self, samples: Sequence[TrainSample]) -> None:
         self.samples = samples
-        self.logprobs: list[list[float]] = [[] for _ in samples]
-        self.entropies: list[list[float]] = [[] for _ in samples]
-        self.experts: list[list[list[list[int]]]] = [[] for _ in samples]
+        self.samples_N: list[Tensor] = []
+        self.logprobs_N: list[Tensor] = []
+        self.entropies_N: list[Tensor] = []
+        self.experts_NLK: list[Tensor] = []
 
     def note(
         self, batch: PackedBatch, logprobs_N: Tensor, entropy_N: Tensor, routers: RouterRecord
     ) -> None:
         """Note the scores of the micro-batch that was just scored. logprobs_N: NaN where it is not known."""
-        samples = batch.sample_N.tolist()
-        rows = zip(samples, logprobs_N.tolist(), entropy_N.detach().tolist(), strict=True)
-        for index, logprob, entropy in rows:
-            self.logprobs[index].append(logprob)
-            self.entropies[index].append(entropy)
+        self.samples_N.append(batch.sample_N)
+        self.logprobs_N.append(logprobs_N)
+        self.entropies_N.append(entropy_N.detach())
         chosen = [routers.used_TK[layer] for layer in sorted(routers.used_TK)]
         if chosen and len(chosen) * chosen[0].shape[-1] <= MOST_CHOICES:
-            chosen_NLK = torch.stack([used_TK[batch.source_N] for used_TK in chosen], 1)
-            for index, experts in zip(samples, chosen_NLK.tolist(), strict=True):
-                self.experts[index].append(experts)
+            rows = [used_TK[batch.source_N] for used_TK in chosen]
+            self.experts_NLK.append(torch.stack(rows, 1))
 
     def scores(self, ranks: Ranks) -> list[TokenScores]:
         """Scores of all samples; every rank has all of them."""
-        logprobs, entropies = ranks.merged(self.logprobs), ranks.merged(self.entropies)
-        experts = ranks.merged(self.experts)
+        logprobs = ranks.merged(self._by_sample(self.logprobs_N))
+        entropies = ranks.merged(self._by_sample(self.entropies_N))
+        experts = ranks.merged(self._by_sample(self.experts_NLK))
         return [
             TokenScores(
                 sample.id,
-                [
-                    a
-                    for a, policy in zip(sample.advantages, sample.loss_mask, strict=True)
-                    if policy
-                ],
+                list(compress(sample.advantages, sample.loss_mask)),
                 [None if math.isnan(one) else one for one in logprobs[index]],
                 entropies[index],
                 experts[index],
             )
             for index, sample in enumerate(self.samples)
         ]
+
+    def _by_sample(self, rows: Sequence[Tensor]) -> list[list[Any]]:
+        """Rows of all micro-batches, one per policy token, as a list for each sample; each has its tokens in
+        order, for no sample is cut up."""
+        if not rows:
+            return [[] for _ in self.samples]
+        sample_N = torch.cat(self.samples_N)
+        counts = torch.bincount(sample_N, minlength=len(self.samples)).tolist()
+        sorted_N = torch.cat(list(rows))[sample_N.argsort(stable=True)]
+        return [part.tolist() for part in sorted_N.split(counts)]
