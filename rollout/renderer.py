@@ -19,6 +19,7 @@ from rollout.thought import opens_thought
 from rollout.tool_format import ToolFormat, parse_calls, split_completion
 
 _QUESTION, _STAND_IN = "?", "stand-in for what the policy wrote"
+_KEPT_PROMPTS = 32
 # Where a control token that somebody wrote in a message is cut, so that it stays mere text. A Unicode
 # noncharacter: no text that is meant for interchange holds it.
 _CUT = "\ufdd0"
@@ -37,6 +38,7 @@ class Renderer:
         if not self.tokenizer.chat_template:
             raise ValueError(f"{checkpoint}: the tokenizer has no chat template")
         self.tool_format: ToolFormat = tool_format
+        self._prompts: dict[str, list[int]] = {}
         own = self.tokenizer.eos_token_id
         ends = [*([own] if own is not None else []), *_generation_ends(self.checkpoint)]
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
@@ -53,8 +55,18 @@ class Renderer:
         return opens_thought(self.render([Message("user", _QUESTION)], generate=True))
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
-        """Ids of an opening, ready for the policy to write its first turn."""
-        return self._encode(self.render(messages, tools, generate=True))
+        """Ids of an opening, ready for the policy to write its first turn.
+
+        The members of a group open alike, at about the same time: the last openings are kept.
+        """
+        opening = repr((tuple(messages), tuple(tools)))
+        found = self._prompts.get(opening)
+        if found is None:
+            found = self._encode(self.render(messages, tools, generate=True))
+            while len(self._prompts) >= _KEPT_PROMPTS:
+                self._prompts.pop(next(iter(self._prompts)), None)
+            self._prompts[opening] = found
+        return list(found)
 
     def suffix(self, messages: Sequence[Message], completion: Sequence[int]) -> list[int]:
         """Ids to append after `completion` so that the policy can answer `messages`."""

@@ -102,6 +102,10 @@ def engine_arguments(
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
             "scheduler_cls": "rollout.vllm_final_outputs.FinalOutputs",
         }
+        if not _has_latent_cache(checkpoint):
+            # vLLM's own is 128: short contexts pay for what their last block does not hold, a fifth of a step,
+            # and share no prompt that is shorter. (A cache of MLA's kind has 16, whatever is asked for.)
+            arguments["block_size"] = 32
         if not _is_parallel(config):
             # The worker in the core's process: one import of vLLM less, a third of an engine's start.
             # By its name vLLM takes one for unable to set OpenMP's threads; `prepare_process` has set them.
@@ -150,6 +154,14 @@ def moves_cache(config: EngineConfig) -> bool:
 def _compiles(config: EngineConfig) -> bool:
     """True if the model of an engine on a CPU is compiled."""
     return not config.vllm.get("enforce_eager", not config.compile)
+
+
+def _has_latent_cache(checkpoint: str) -> bool:
+    """True if the policy's attention keeps latents in the cache (MLA)."""
+    from transformers import PretrainedConfig
+
+    found, _ = PretrainedConfig.get_config_dict(checkpoint)
+    return "kv_lora_rank" in found
 
 
 def _is_parallel(config: EngineConfig) -> bool:
@@ -242,6 +254,7 @@ class VllmEngine:
     async def generate(self, request: Request) -> Completion:
         """Generate one turn. Raises EngineFault where the engine is dead."""
         from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -258,7 +271,7 @@ class VllmEngine:
             extra_args=self._cache_arguments(request),
             routed_experts_prompt_start=request.num_routed if self.routing else 0,
         )
-        prompt: Any = {"prompt_token_ids": list(request.prompt_ids)}
+        prompt = tokens_input(list(request.prompt_ids))
         final: RequestOutput | None = None
         try:
             stream = self.llm.generate(prompt, parameters, request.id, lora_request=self.adapter)
@@ -386,7 +399,7 @@ class VllmEngine:
         from rollout.vllm_final_outputs import HAND_OUT
 
         written: dict[str, int] = await self.llm.engine_core.call_utility_async(HAND_OUT)
-        states = self.llm.output_processor.request_states
+        states: Any = self.llm.output_processor.request_states
         while not self.dead and any(
             states[id].detokenizer.num_output_tokens() < count
             for id, count in written.items()

@@ -2,8 +2,8 @@
 
 By default the core sends every new token of every request to the process that asked, which keeps them until
 the request has ended: for a small policy on a CPU that is a third of what an engine costs. `FinalOutputs` is
-the scheduler's half, `HAND_OUT` the call that `rollout.vllm_plugin` gives the core: whoever changes weights or
-ends requests early makes it first, so that versions are told apart and nothing written is lost.
+the scheduler's half, `HAND_OUT` the call that `rollout.vllm_plugin` gives the core: who changes weights, or
+ends requests early, makes it first, so that versions are told apart and nothing written is lost.
 """
 
 from collections import defaultdict
