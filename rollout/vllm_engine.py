@@ -321,7 +321,7 @@ class VllmEngine:
             for file in files:
                 file.ask(self.version)
             try:
-                await self._hand_out()
+                await self.hand_out()
                 await self.llm.abort(list(ids))
                 if files:
                     # Its answer means that it has seen the abort, and taken up the orders that it will.
@@ -383,7 +383,7 @@ class VllmEngine:
                 # `pause_generation` would sleep 20 ms more, for outputs that are on their way.
                 await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
                 try:
-                    await self._hand_out()
+                    await self.hand_out()
                     paused = time.perf_counter()
                     change = self._flip if self.adapters is None else self._change_adapter
                     await change(path, version)
@@ -394,8 +394,8 @@ class VllmEngine:
         pause = time.perf_counter() - start
         return LoadTimes(1e3 * pause, 1e3 * (swapped - paused), staging_ms)
 
-    async def _hand_out(self) -> None:
-        """Have what requests have written so far in this process, under the version that it is of."""
+    async def hand_out(self) -> None:
+        """Fetch what requests have written so far into this process, under the version that it is of."""
         from rollout.vllm_final_outputs import HAND_OUT
 
         written: dict[str, int] = await self.llm.engine_core.call_utility_async(HAND_OUT)

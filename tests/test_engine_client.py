@@ -13,7 +13,10 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from rl.actors.engine import EngineActor
 from rl.actors.engine_client import EngineClient, EngineMapMissing, joined, least_loaded
+from rl.actors.engine_wires import EngineWires
+from rl.actors.heartbeat import Heartbeat
 from rl.actors.local_handle import local_handle
+from rl.actors.rpc import RpcServer
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 
 
@@ -400,3 +403,67 @@ def test_placement_is_the_same_for_equal_loads():
 
 def test_an_engine_that_is_gone_is_not_preferred():
     assert least_loaded({"a": 5, "b": 3}, "gone") == "b"
+
+
+class Wired(Writer):
+    """An engine that turns reach by a connection. `died`: what Ray says of it."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.server = RpcServer(self._act, lambda owner: asyncio.sleep(0), lambda: None)
+        self.node = "127.0.0.1"
+        self.died = False
+
+    async def heartbeat(self) -> Heartbeat:
+        if self.died:
+            raise ActorDiedError()
+        return Heartbeat(0, "127.0.0.1")
+
+    def _cut(self) -> None:
+        """End all connections, as its end would."""
+        for writer in self.server.clients.values():
+            writer.transport.abort()
+
+
+async def wired() -> tuple[EngineClient, Wired]:
+    engine = Wired(3)
+    made = EngineClient({"a": engine.handle}, 5.0, EngineWires("controller-0"))
+    await made.serve({"a": 3})
+    made.begin("s", 3)
+    return made, engine
+
+
+async def test_turns_travel_by_a_connection_and_what_is_wrong_with_one_comes_back():
+    made, engine = await wired()
+    answer = await made.generate(Request("s/0", "s", (5,), 4))
+    assert (answer.token_ids, answer.versions) == ((6, 7, 8, 9), (VersionSpan(3, 0, 4),))
+    with pytest.raises(TypeError, match="concatenate"):
+        await made.generate(Request("s/1", "s", "no ids", 4))  # pyright: ignore[reportArgumentType]
+    assert made.loads == {"a": 0} and not made.running
+
+
+@pytest.mark.parametrize("died", [True, False])
+async def test_a_turn_whose_connection_is_lost_fails_as_ray_says_of_its_engine(died: bool):
+    made, engine = await wired()
+    turn = asyncio.create_task(made.generate(Request("s/0", "s", (5,), 100_000)))
+    while "s/0" not in made.running or not engine.prompts:
+        await asyncio.sleep(0.001)
+    engine.died = died
+    engine._cut()
+    with pytest.raises(EngineFault, match="died" if died else "could not be reached"):
+        await turn
+    if not died:  # it answers: there are turns again
+        answer = await made.generate(Request("s/1", "s", (5,), 2))
+        assert answer.token_ids == (6, 7)
+
+
+async def test_the_turns_of_an_engine_that_is_lost_end_though_its_connection_says_nothing():
+    """Of a node that is gone no packet comes."""
+    made, engine = await wired()
+    turn = asyncio.create_task(made.generate(Request("s/0", "s", (5,), 100_000)))
+    while not engine.prompts:
+        await asyncio.sleep(0.001)
+    engine.died = True
+    await made.lose(["a"])
+    with pytest.raises(EngineFault, match="died"):
+        await turn

@@ -19,7 +19,7 @@ from envs.session import EnvFault, HostFault
 from rl.actors import host_pool
 from rl.actors.env_host import EnvHost
 from rl.actors.host_pool import HostPool, HostSession
-from rl.actors.host_rpc import HostServer, Load
+from rl.actors.rpc import Load, RpcServer
 from rl.env_table import EnvTable
 
 TABLE = EnvTable(id="calculator")
@@ -46,7 +46,7 @@ class FakeHost(EnvHost):
     def start(self) -> None:
         """Of a process that has begun anew."""
         self.sessions: dict[str, Any] = {}
-        self.server = HostServer(self._play, self._close_all, self.load)
+        self.server = RpcServer(self._play, self._close_all, self.load)
 
     def die(self) -> None:
         """Its process ends, until `dead` is unset; then it is a new one."""

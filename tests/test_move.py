@@ -51,6 +51,7 @@ async def has_written(one: Watched) -> None:
         for state in states.values()
     ):
         await asyncio.sleep(0.005)
+        await one.engine.hand_out()
 
 
 def computed_again(one: Watched) -> int:

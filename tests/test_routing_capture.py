@@ -167,6 +167,7 @@ async def under_way(engine: VllmEngine, written: int) -> None:
         s.detokenizer and s.detokenizer.num_output_tokens() >= written for s in states.values()
     ):
         await asyncio.sleep(0.002)
+        await engine.hand_out()
 
 
 async def _interrupted(engine: VllmEngine, reference: Reference) -> None:

@@ -87,8 +87,9 @@ async def _policies(checkpoint: Path, folder: Path) -> AsyncIterator[Policies]:
         engine.shutdown()
 
 
-def _written(engine: VllmEngine) -> int:
+async def _written(engine: VllmEngine) -> int:
     """Tokens that running requests have so far."""
+    await engine.hand_out()
     states = engine.llm.output_processor.request_states.values()
     return sum(s.detokenizer.num_output_tokens() for s in states if s.detokenizer)
 
@@ -108,12 +109,12 @@ async def _again_and_again(checkpoint: Path, folder: Path) -> None:
         for version, policy in enumerate("BABBA", start=1):
             path = str(policies.files[policy])
             long = asyncio.create_task(engine.generate(Request(f"l{version}", "", PROMPTS[0], 900)))
-            while _written(engine) < 4 and not long.done():
+            while await _written(engine) < 4 and not long.done():
                 await asyncio.sleep(0.002)
-            before = _written(engine)
+            before = await _written(engine)
             assert await engine.stage(path, version) > 0
             # The policy may have come to its end by itself.
-            assert long.done() or _written(engine) >= before + 4, "it wrote on meanwhile"
+            assert long.done() or await _written(engine) >= before + 4, "it wrote on meanwhile"
             assert engine.version == version - 1
             times = await engine.load(path, version)
             assert times.staging_ms == 0 and times.swap_ms <= times.pause_ms

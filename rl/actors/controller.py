@@ -17,6 +17,7 @@ from reward.score import JudgeFault, score
 from rl.actors.actor_method import Handle, actor_method, actor_method_pair, find_actor
 from rl.actors.engine import EngineActor
 from rl.actors.engine_client import EngineClient
+from rl.actors.engine_wires import EngineWires
 from rl.actors.env_host import EnvHost
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_pool import GRACE_SECONDS, HostPool, HostSession
@@ -55,7 +56,9 @@ class ControllerActor:
         self.name = name
         self.config = config
         self.namespace = namespace
-        self.client = EngineClient(_found(engines, namespace), config.engine.request_seconds)
+        self.client = EngineClient(
+            _found(engines, namespace), config.engine.request_seconds, EngineWires(name)
+        )
         self.hosts = HostPool([find_actor(EnvHost, host, namespace) for host in hosts], name)
         self.tables = {table.label: table for table in config.all_envs}
         self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.all_envs}

@@ -13,9 +13,10 @@ import psutil
 
 from rl.actors.actor_method import actor_method
 from rl.actors.heartbeat import Heartbeat, IdleTime, own_heartbeat
+from rl.actors.rpc import Address, RpcServer
 from rl.config import RunConfig
 from rl.nodes.node_folder import node_folder
-from rl.nodes.nodes import own_node
+from rl.nodes.nodes import own_address, own_node
 from rl.nodes.process import log_to
 from rollout.engine import Completion, Request
 from rollout.vllm_engine import LoadTimes, VllmEngine
@@ -68,6 +69,9 @@ class EngineActor:
             adapters,
         )
         self.idle = IdleTime()
+        alone = config.cluster.address == "local"
+        self.node = "127.0.0.1" if alone else own_address()
+        self.server = RpcServer(self._act, _nothing_left, lambda: None)
         # While vLLM is to be alive.
         self.watching: asyncio.Task[None] | None = None
 
@@ -99,6 +103,16 @@ class EngineActor:
             if self.engine.dead and self.watching is not None:
                 self._end()
             raise
+
+    @actor_method
+    async def address(self) -> Address:
+        """Where controllers' connections are taken. Raises OSError."""
+        return await self.server.address(self.node)
+
+    async def _act(self, owner: str, method: str, request: Request) -> Completion:
+        if method != "generate":
+            raise ValueError(f"{method}: an engine has no such act")
+        return await self.generate(request)
 
     @actor_method
     async def generate(self, request: Request) -> Completion:
@@ -168,3 +182,7 @@ class EngineActor:
             self.watching.cancel()
             self.watching = None
         self.engine.shutdown()
+
+
+async def _nothing_left(owner: str) -> None:
+    """A controller that is gone has opened nothing here; what it asked for is written to its end."""

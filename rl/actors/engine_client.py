@@ -18,6 +18,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from rl.actors.actor_method import Handle
 from rl.actors.engine import EngineActor
+from rl.actors.engine_wires import EngineWires
 from rl.nodes.deadline import within
 from rl.nodes.process import cause
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
@@ -51,8 +52,15 @@ class _Session:
 class EngineClient:
     """Generates turns for the trajectories of one controller."""
 
-    def __init__(self, engines: Mapping[str, Handle[EngineActor]], request_seconds: float) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Handle[EngineActor]],
+        request_seconds: float,
+        wires: EngineWires | None = None,
+    ) -> None:
+        """wires: what turns travel by; where there are none, by Ray."""
         self.engines = dict(engines)
+        self.wires = wires
         self.request_seconds = request_seconds
         self.serves: dict[str, int | None] = {}
         self.sessions: dict[str, _Session] = {}
@@ -120,6 +128,8 @@ class EngineClient:
         self.gone.update(engines)
         for name in self.gone & self.serves.keys():
             del self.serves[name]
+            if self.wires is not None:
+                self.wires.drop(name)
         self._forget_caches(self.gone)
 
     async def leave(self, engines: Iterable[str], moves: Mapping[str, str]) -> None:
@@ -201,7 +211,13 @@ class EngineClient:
     async def _at(self, name: str, request: Request) -> Completion:
         self.running[request.id] = (name, request.session)
         self.loads[name] += 1
-        answer = asyncio.ensure_future(self.engines[name].generate.remote(request))
+        engine = self.engines[name]
+        asked = (
+            self.wires.generate(name, engine, request)
+            if self.wires
+            else engine.generate.remote(request)
+        )
+        answer = asyncio.ensure_future(asked)
         try:
             while True:
                 slept, self.asked[request.id] = self.slept[name], time.time()

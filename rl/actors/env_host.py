@@ -1,6 +1,6 @@
 """`EnvHost`: a process that runs environment instances, one per session, in a Ray actor.
 
-Controllers reach it through `rl.actors.host_pool`, over connections of `rl.actors.host_rpc`.
+Controllers reach it through `rl.actors.host_pool`, over connections of `rl.actors.rpc`.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from envs.session import EnvFault, EnvSession, HostFault, Opening, StepResult
 from envs.text import told
 from rl.actors.actor_method import actor_method
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
-from rl.actors.host_rpc import Address, HostServer, Load
+from rl.actors.rpc import Address, Load, RpcServer
 from rl.env_table import EnvTable
 from rl.nodes.nodes import own_address
 from rl.nodes.process import log_to
@@ -41,7 +41,7 @@ class EnvHost:
         self.tables = {table.label: table for table in tables}
         self.patterns = {table.label: table.make() for table in tables}
         self.sessions: dict[str, EnvSession] = {}
-        self.server = HostServer(self._play, self._close_all, self.load)
+        self.server = RpcServer(self._play, self._close_all, self.load)
         self.node = own_address()
         self.idle_cpus = 0.0
         self.measured = 0.0

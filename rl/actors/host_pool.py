@@ -1,7 +1,7 @@
 """The environment hosts as one controller sees them, and an episode's session on one of them.
 
 `HostPool` gives each episode the least busy host, and leaves one that died alone until it answers again.
-`HostSession` is one episode's environment. Acts travel over `rl.actors.host_rpc`; Ray starts the hosts and
+`HostSession` is one episode's environment. Acts travel over `rl.actors.rpc`; Ray starts the hosts and
 tells their addresses.
 """
 
@@ -19,7 +19,7 @@ from envs.message import ToolCall
 from envs.session import HostFault, Opening, StepResult
 from rl.actors.actor_method import Handle, end_actor
 from rl.actors.env_host import EnvHost
-from rl.actors.host_rpc import Address, HostClient, HostLost, Load
+from rl.actors.rpc import Address, Load, PeerLost, RpcClient
 from rl.env_table import EnvTable
 from rl.nodes.deadline import within
 from rl.nodes.process import first_line
@@ -41,7 +41,7 @@ class HostPool:
         self.hosts = list(hosts)
         name = name or uuid.uuid4().hex
         self.clients = [
-            HostClient(partial(_address, host), name, partial(self._hear, index))
+            RpcClient(partial(_address, host), name, partial(self._hear, index))
             for index, host in enumerate(hosts)
         ]
         self.sessions = [0] * len(self.hosts)  # as last heard, and those opened since
@@ -90,7 +90,7 @@ class HostPool:
         """True if a host answers; then its load is known."""
         try:
             await within(self.clients[index].ask("ping", ""), PING_SECONDS)
-        except (TimeoutError, HostLost):
+        except (TimeoutError, PeerLost):
             return False
         return True
 
@@ -109,15 +109,15 @@ class HostPool:
 
 
 async def _address(host: Handle[EnvHost]) -> Address:
-    """Where a host is now. Raises HostLost."""
+    """Where a host is now. Raises PeerLost."""
     try:
         return await within(host.address.remote(), ADDRESS_SECONDS)
     except RayActorError:
-        raise HostLost("died") from None
+        raise PeerLost("died") from None
     except RayError as error:
-        raise HostLost(f"cannot be connected to: {first_line(error)}") from None
+        raise PeerLost(f"cannot be connected to: {first_line(error)}") from None
     except TimeoutError:
-        raise HostLost(f"did not tell its address within {ADDRESS_SECONDS:g} s") from None
+        raise PeerLost(f"did not tell its address within {ADDRESS_SECONDS:g} s") from None
 
 
 class HostSession:
@@ -178,7 +178,7 @@ class HostSession:
             raise HostFault(
                 f"{where} did not answer within {limit + GRACE_SECONDS:g} s and was started anew"
             ) from None
-        except HostLost as lost:
+        except PeerLost as lost:
             self.pool.report(self.index, stuck=False)
             raise HostFault(f"{where} {lost}") from None
         except KeyError:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from envs.session import EnvFault
-from rl.actors import host_rpc as host_lane
-from rl.actors.host_rpc import HALF, LENGTH, Address, HostClient, HostLost, HostServer, Load
+from rl.actors import rpc
+from rl.actors.rpc import HALF, LENGTH, Address, Load, PeerLost, RpcClient, RpcServer
 
 pytestmark = pytest.mark.process
 
@@ -37,7 +37,7 @@ class Host:
         self.left: list[str] = []
 
     def start(self) -> None:
-        self.end = HostServer(self.play, self._left, lambda: Load("node", 3, 1.0))
+        self.end = RpcServer(self.play, self._left, lambda: Load("node", 3, 1.0))
 
     async def address(self) -> Address:
         return await self.end.address("127.0.0.1")
@@ -62,8 +62,8 @@ class Host:
 
 
 @asynccontextmanager
-async def clients(host: Host, *names: str) -> AsyncIterator[list[HostClient]]:
-    opened = [HostClient(host.address, name) for name in names]
+async def clients(host: Host, *names: str) -> AsyncIterator[list[RpcClient]]:
+    opened = [RpcClient(host.address, name) for name in names]
     yield opened
     host.die()
     await until(lambda: not host.end.clients and not any(client.asked for client in opened))
@@ -82,8 +82,8 @@ async def test_what_is_asked_together_is_answered_each_with_its_own():
 
 async def test_what_is_asked_in_one_turn_goes_in_one_write(monkeypatch):
     written: list[Any] = []
-    write = host_lane._write
-    monkeypatch.setattr(host_lane, "_write", lambda w, m: (written.append(m), write(w, m)))
+    write = rpc._write
+    monkeypatch.setattr(rpc, "_write", lambda w, m: (written.append(m), write(w, m)))
     host = Host()
     async with clients(host, "c") as (client,):
         await client.ask("say")
@@ -179,7 +179,7 @@ async def test_when_the_host_dies_what_was_there_fails_and_what_comes_after_find
         before = await host.address()
         host.die()
         answers = await asyncio.gather(*lost, return_exceptions=True)
-        assert [(type(a), str(a)) for a in answers] == [(HostLost, "died")] * 3
+        assert [(type(a), str(a)) for a in answers] == [(PeerLost, "died")] * 3
         host.start()
         assert await client.ask("say", 4) == 4
         assert (await host.address()).port != before.port
@@ -265,12 +265,12 @@ async def test_what_an_act_opens_is_closed_also_where_the_controller_goes_at_onc
 
 async def test_who_does_not_know_the_secret_is_refused_and_nothing_of_it_is_unpickled(monkeypatch):
     read: list[bytes] = []
-    monkeypatch.setattr(host_lane.pickle, "loads", read.append)
+    monkeypatch.setattr(rpc.pickle, "loads", read.append)
     host = Host()
     address = await host.address()
     wrong = replace(address, secret=bytes(2 * HALF))
-    client = HostClient(lambda: asyncio.sleep(0, wrong), "c")
-    with pytest.raises(HostLost, match=f"cannot be reached at 127.0.0.1:{address.port}: it closed"):
+    client = RpcClient(lambda: asyncio.sleep(0, wrong), "c")
+    with pytest.raises(PeerLost, match=f"cannot be reached at 127.0.0.1:{address.port}: it closed"):
         await client.ask("say", 1)
     assert read == [] and not host.end.clients
     host.die()
@@ -280,8 +280,8 @@ async def test_a_host_that_does_not_know_the_secret_is_none(monkeypatch):
     host = Host()
     true = await host.address()
     wrong = replace(true, secret=true.secret[:HALF] + bytes(HALF))
-    with pytest.raises(HostLost, match="who answers there is not the host"):
-        await HostClient(lambda: asyncio.sleep(0, wrong), "c").ask("say", 1)
+    with pytest.raises(PeerLost, match="who answers there is not the host"):
+        await RpcClient(lambda: asyncio.sleep(0, wrong), "c").ask("say", 1)
     host.die()
 
 
@@ -289,17 +289,17 @@ async def test_where_nobody_listens_the_sentence_names_the_address():
     host = Host()
     address = await host.address()
     host.die()
-    client = HostClient(lambda: asyncio.sleep(0, address), "c")
-    with pytest.raises(HostLost, match=f"cannot be reached at 127.0.0.1:{address.port}: .*111"):
+    client = RpcClient(lambda: asyncio.sleep(0, address), "c")
+    with pytest.raises(PeerLost, match=f"cannot be reached at 127.0.0.1:{address.port}: .*111"):
         await client.ask("say", 1)
 
 
 async def test_where_nobody_answers_the_connection_is_given_up_on_both_ends(monkeypatch):
-    monkeypatch.setattr(host_lane, "CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(rpc, "CONNECT_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = Address("127.0.0.1", silent.getsockname()[1], bytes(2 * HALF))
-        with pytest.raises(HostLost, match=f":{address.port}: no answer within 0.05 s"):
-            await HostClient(lambda: asyncio.sleep(0, address), "c").ask("say", 1)
+        with pytest.raises(PeerLost, match=f":{address.port}: no answer within 0.05 s"):
+            await RpcClient(lambda: asyncio.sleep(0, address), "c").ask("say", 1)
     host = Host()
     address = await host.address()
     reader, writer = await asyncio.open_connection(address.node, address.port)
@@ -310,7 +310,7 @@ async def test_where_nobody_answers_the_connection_is_given_up_on_both_ends(monk
 
 HOST_PROCESS = """
 import asyncio, os, time
-from rl.actors.host_rpc import HostServer, Load
+from rl.actors.rpc import RpcServer, Load
 
 async def play(client, method):
     if child := os.fork():
@@ -322,7 +322,7 @@ async def left(client):
     pass
 
 async def main():
-    address = await HostServer(play, left, lambda: Load("", 0, 0.0)).address("127.0.0.1")
+    address = await RpcServer(play, left, lambda: Load("", 0, 0.0)).address("127.0.0.1")
     print(address.port, address.secret.hex(), flush=True)
     await asyncio.Event().wait()
 
@@ -337,12 +337,12 @@ async def test_a_host_that_is_killed_is_noticed_though_a_process_that_it_forked_
     assert process.stdout is not None
     port, secret = (await process.stdout.readline()).split()
     address = Address("127.0.0.1", int(port), bytes.fromhex(secret.decode()))
-    asked = asyncio.create_task(HostClient(lambda: asyncio.sleep(0, address), "c").ask("step"))
+    asked = asyncio.create_task(RpcClient(lambda: asyncio.sleep(0, address), "c").ask("step"))
     host, child = map(int, (await process.stdout.readline()).split())
     try:
         assert not asked.done()
         os.kill(host, signal.SIGKILL)
-        with pytest.raises(HostLost, match="died"):
+        with pytest.raises(PeerLost, match="died"):
             await asyncio.wait_for(asked, 10)
         os.kill(child, 0)
     finally:

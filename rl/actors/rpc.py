@@ -1,4 +1,4 @@
-"""A client: one rollout controller's acts on one environment host, over a TCP connection of their own.
+"""A wire: what one rollout controller asks of one host or engine, over a TCP connection of their own.
 
 A call of a Ray actor costs each side about half a millisecond of CPU, a tool call often a hundredth of it.
 One actor call per turn of the event loop, with all acts of that turn in it, was measured beside this: it
@@ -6,9 +6,10 @@ takes the controller 0.25 to 0.34 ms of CPU per tool call at 2,000 calls/s, wher
 0.08, and a fast act waits for the slowest of its batch. With results streamed back as they come (0.19 to 0.21
 ms) none waits, but it carried 130 to 1,500 calls/s where this wire carried 1,300 to 5,000 in the same
 minutes. (Two rounds on two cores that other work kept busy; docs/supervision.md.) So the controller's end
-(`HostClient`) writes acts to the host's end (`HostServer`), which runs each as a task of its own and writes
+(`RpcClient`) writes acts to the host's end (`RpcServer`), which runs each as a task of its own and writes
 its result as soon as it is done: a slow tool delays nobody. What comes together in one turn of the event loop
-goes in one write. Ray is asked for the host's address only (by who makes the client).
+goes in one write. Turns of the policy go to engines in the same way. Ray is asked for the address only (by
+who makes the client).
 
 The connection is the lease: when it is lost, the controller counts what it had asked as lost, and the host
 closes what it had opened. The next act makes a new one.
@@ -40,7 +41,7 @@ HALF = 32
 LENGTH = struct.Struct(">Q")
 
 
-class HostLost(Exception):
+class PeerLost(Exception):
     """The host died, or cannot be reached: what a sentence says of it, such as "died"."""
 
 
@@ -115,14 +116,14 @@ async def _receive(reader: asyncio.StreamReader) -> Any:
     return pickle.loads(await reader.readexactly(length))
 
 
-class HostServer:
+class RpcServer:
     """The host's end of all clients."""
 
     def __init__(
         self,
         play: Callable[..., Awaitable[object]],
         left: Callable[[str], Awaitable[None]],
-        load: Callable[[], Load],
+        load: Callable[[], Load | None],
     ) -> None:
         """`play(owner, method, *arguments)` is one act; what it raises goes back to who asked. `left(owner)`
         closes what a connection that is gone had opened. `load()` goes with each answer."""
@@ -209,7 +210,7 @@ class HostServer:
             os.close(file)
 
 
-class HostClient:
+class RpcClient:
     """The controller's end of a client."""
 
     def __init__(
@@ -218,7 +219,7 @@ class HostClient:
         name: str,
         heard: Callable[[Load], None] = lambda load: None,
     ) -> None:
-        """`address()`: where the host is now; raises HostLost. name: whose client it is (a later one of the
+        """`address()`: where the host is now; raises PeerLost. name: whose client it is (a later one of the
         name ends an earlier one). `heard(load)` is told the host's load."""
         self.address = address
         self.name = name
@@ -229,12 +230,17 @@ class HostClient:
         self.link: asyncio.Task[None] | None = None
 
     async def ask(self, method: str, *arguments: object) -> object:
-        """One act's result, or what it raised. Raises HostLost where the host died under it."""
+        """One act's result, or what it raised. Raises PeerLost where the host died under it."""
         return await self._put(method, arguments)
 
     def tell(self, method: str, *arguments: object) -> None:
         """An act whose result nobody waits for."""
         self._put(method, arguments).cancel()
+
+    def close(self) -> None:
+        """End the connection, and with it all that was asked."""
+        if self.link is not None:
+            self.link.cancel()
 
     def _put(self, method: str, arguments: tuple[object, ...]) -> asyncio.Future[object]:
         act = pickle.dumps((method, arguments))
@@ -248,15 +254,15 @@ class HostClient:
 
     async def _hold(self, stream: _Stream) -> None:
         """Connect, and stay so until the connection is lost, and with it all that was asked."""
-        lost = HostLost("died")
+        lost = PeerLost("died")
         try:
             await stream.run(*await self._connect(), self._take)
-        except HostLost as error:
+        except PeerLost as error:
             lost = error
         finally:
             asked, self.asked, self.stream = self.asked, {}, None
             for answer in asked.values():
-                _settle(answer, None, HostLost(*lost.args))
+                _settle(answer, None, PeerLost(*lost.args))
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         address = await self.address()
@@ -266,7 +272,7 @@ class HostClient:
             why = "it closed the connection"
         except OSError as error:
             why = str(error) or f"no answer within {CONNECT_SECONDS:g} s"
-        raise HostLost(f"cannot be reached at {address.node}:{address.port}: {why}")
+        raise PeerLost(f"cannot be reached at {address.node}:{address.port}: {why}")
 
     async def _greet(self, to: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(to.node, to.port)
@@ -280,9 +286,10 @@ class HostClient:
         _write(writer, self.name)
         return reader, writer
 
-    def _take(self, message: tuple[list[tuple[int, bytes]], Load]) -> None:
+    def _take(self, message: tuple[list[tuple[int, bytes]], Load | None]) -> None:
         results, load = message
-        self.heard(load)
+        if load is not None:
+            self.heard(load)
         for number, result in results:
             _settle(self.asked.pop(number), *_unpacked(result))
 
