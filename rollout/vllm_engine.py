@@ -103,8 +103,8 @@ def engine_arguments(
             "scheduler_cls": "rollout.vllm_final_outputs.FinalOutputs",
         }
         if not _has_latent_cache(checkpoint):
-            # vLLM's own is 128: short contexts pay for what their last block does not hold, a fifth of a step,
-            # and share no prompt that is shorter. (A cache of MLA's kind has 16, whatever is asked for.)
+            # vLLM's own is 128: short contexts pay for all of their last block, a fifth of a step, and share
+            # no prompt that is shorter. (A cache of MLA's kind has 16, whatever is asked for.)
             arguments["block_size"] = 32
         if not _is_parallel(config):
             # The worker in the core's process: one import of vLLM less, a third of an engine's start.

@@ -434,7 +434,7 @@ async def wired() -> tuple[EngineClient, Wired]:
 
 
 async def test_turns_travel_by_a_connection_and_what_is_wrong_with_one_comes_back():
-    made, engine = await wired()
+    made, _ = await wired()
     answer = await made.generate(Request("s/0", "s", (5,), 4))
     assert (answer.token_ids, answer.versions) == ((6, 7, 8, 9), (VersionSpan(3, 0, 4),))
     with pytest.raises(TypeError, match="concatenate"):
