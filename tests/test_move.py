@@ -141,14 +141,16 @@ async def _another_version_refuses(one: Watched, checkpoint: Path, unmoved: Comp
     first = await turn
     rest = Request("goes on", "x", PROMPT + first.token_ids, TOKENS - len(first.token_ids))
     assert Path(first.cache).is_file()
-    running = asyncio.create_task(one.generate(Request("waits", "y", PROMPT, TOKENS)))
+    # With a prompt of its own: what is computed again for it is nothing that the other could find.
+    other = await one.generate(Request("alone", "y", PROMPT[::-1], TOKENS))
+    running = asyncio.create_task(one.generate(Request("waits", "y", PROMPT[::-1], TOKENS)))
     await has_written(one)
     await one.engine.load(str(checkpoint / "model.safetensors"), 1)
     completion = await one.generate(replace(rest, cache=first.cache))
     assert completion.cached_tokens < len(rest.prompt_ids) - BLOCK
     assert first.token_ids + completion.token_ids == unmoved.token_ids
     through = await running
-    assert through.token_ids == unmoved.token_ids
+    assert through.token_ids == other.token_ids
     assert [span.version for span in through.versions] == [0, 1]
     assert Path(first.cache).is_file(), "the caller's to remove"
     Path(first.cache).unlink()
