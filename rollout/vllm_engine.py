@@ -102,7 +102,7 @@ def engine_arguments(
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
             "scheduler_cls": "rollout.vllm_final_outputs.FinalOutputs",
         }
-        if not _has_latent_cache(checkpoint):
+        if not _has_latent_cache(checkpoint, config):
             # vLLM's own is 128: short contexts pay for all of their last block, a fifth of a step, and share
             # no prompt that is shorter. (A cache of MLA's kind has 16, whatever is asked for.)
             arguments["block_size"] = 32
@@ -156,12 +156,13 @@ def _compiles(config: EngineConfig) -> bool:
     return not config.vllm.get("enforce_eager", not config.compile)
 
 
-def _has_latent_cache(checkpoint: str) -> bool:
+def _has_latent_cache(checkpoint: str, config: EngineConfig) -> bool:
     """True if the policy's attention keeps latents in the cache (MLA)."""
-    from transformers import PretrainedConfig
+    from vllm.transformers_utils.config import get_config
 
-    found, _ = PretrainedConfig.get_config_dict(checkpoint)
-    return "kv_lora_rank" in found
+    own_code = bool(config.vllm.get("trust_remote_code", False))
+    found = get_config(checkpoint, trust_remote_code=own_code)
+    return hasattr(found.get_text_config(), "kv_lora_rank")
 
 
 def _is_parallel(config: EngineConfig) -> bool:

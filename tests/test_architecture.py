@@ -33,6 +33,7 @@ ONLY_IN = {
         "rollout/vllm_adapter.py",
         "rollout/vllm_engine.py",
         "rollout/vllm_plugin.py",
+        "rollout/vllm_final_outputs.py",
         "rollout/vllm_routing_scheduler.py",
         "rollout/vllm_routing_worker.py",
         "rollout/vllm_shadow.py",
