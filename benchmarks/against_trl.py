@@ -12,11 +12,11 @@ Both sides start from the same tiny Qwen3-MoE, ask the same prompts, sample alik
     slow     the same with tools of 0.05 s in the median and 1 s in the 99th percentile
 
 TRL has `GRPOTrainer` with transformers' generation (`environment_factory` for the tools) in a virtual
-environment that this script makes in the cache folder; Dorado has one compiled engine, a learner of one thread,
-mode `in_flight`, CISPO (GRPO's gradient without its clip, which suits no batch that is a version old), and the
-settings of the command line. Each is played twice in float32 and in bfloat16; the faster one counts. Seconds
-are those of all updates, start-up and evaluation left out; held-out tasks are played once each after the last
-update.
+environment that this script makes in the cache folder; Dorado has one compiled engine, a learner of one
+thread, mode `in_flight`, CISPO (GRPO's gradient without its clip, which suits no batch that is a version old)
+and the settings of the command line. Each is played twice in float32 and in bfloat16; the faster one counts.
+Seconds are those of all updates, start-up and evaluation left out; held-out tasks are played once each after
+the last update.
 
 Target: twice TRL's trajectories per second in `single` and `instant`, four times in `slow`. Exits with 1
 where it is missed, with 2 where a side cannot be played. Figures are of use on an idle machine only.
