@@ -2,9 +2,12 @@
 
     python benchmarks/weight_sync.py [--size tiny|medium|small ...] [--json]
     python benchmarks/weight_sync.py --tensors 18867 [--json]
+    python benchmarks/weight_sync.py --change [--size ...] [--json]
 
-With `--tensors` nothing is started: it counts the calls that stage a version with so many names
-(benchmarks/staging.py), and exits with 1 where they are more than 200. Otherwise:
+With `--change` it measures how long 32 running requests stand still when the weights change, for each
+`engine.update` (benchmarks/weight_change.py); it exits with 1 where a rolling change of `small` stops one for
+more than 5 undisturbed gaps. With `--tensors` nothing is started: it counts the calls that stage a version
+with so many names (benchmarks/staging.py), and exits with 1 where they are more than 200. Otherwise:
 
 The real actors of a run on a local Ray: the learner and two vLLM engines with one thread each, bfloat16,
 LongCat-Flash. Every engine writes 8 sequences without end, and the arrival of every token is noted. Then, for
@@ -30,7 +33,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +45,8 @@ from rich.console import Console
 from rich.table import Table
 from staging import MOST_CALLS, staging
 from transformers import AutoConfig
+from weight_change import Change
+from weight_change import measure as measure_change
 
 from rl.actors.actor_method import Handle, actor_method
 from rl.actors.engine import EngineActor
@@ -54,9 +59,9 @@ from rl.record.run_folder import RunFolder
 from trainer.families.family import Preset
 from trainer.policy import build_policy
 from trainer.small.init_model import init_checkpoint
-from trainer.weights import write_checkpoint
+from trainer.weights import published_weights, read_checkpoint, write_checkpoint, write_weights
 
-TARGET_COPIES = 10.0
+TARGET_COPIES, TARGET_GAPS = 10.0, 5.0
 VERSIONS, SEQUENCES, PROMPT, LENGTH = 6, 8, 32, 512
 UNDISTURBED_SECONDS, LIMIT_SECONDS = 4.0, 120.0
 # Preset, and how many of its layers.
@@ -276,7 +281,7 @@ async def longest_gap(engines: Sequence[Handle[WritingEngine]], start: float, en
     return max(await asyncio.gather(*(e.longest_gap.remote(start, end) for e in engines)))
 
 
-def show(results: dict[str, Result]) -> None:
+def show(results: Mapping[str, Result | Change]) -> None:
     """The table."""
     table = Table("", *results)
     for name in next(iter(results.values())).__dataclass_fields__:
@@ -298,17 +303,40 @@ def count_calls(tensors: int, *, as_json: bool) -> int:
     return 0 if counted.calls + counted.conversions <= MOST_CALLS else 1
 
 
+def change(sizes: Sequence[str], *, as_json: bool) -> int:
+    """Print how long requests stand still in a change; 1 where that is too long."""
+    results: dict[str, dict[str, Change]] = {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as temporary:
+            policy, weights = Path(temporary, "policy"), Path(temporary, "weights.safetensors")
+            make_checkpoint(settings(temporary), size, policy)
+            model = build_policy(AutoConfig.from_pretrained(policy), torch.float32)
+            read_checkpoint(model, policy)
+            write_weights(dict(published_weights(model, torch.bfloat16)), weights)
+            results[size] = asyncio.run(measure_change(policy, weights))
+    if as_json:
+        print(json.dumps({s: {k: asdict(c) for k, c in r.items()} for s, r in results.items()}))
+    for size, result in results.items() if not as_json else ():
+        Console().print(f"[bold]{size}[/bold]")
+        show(result)
+    small = results.get("small")
+    return 0 if small is None or small["rolling"].ratio <= TARGET_GAPS else 1
+
+
 def main() -> int:
     """Measure, and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=tuple(SIZES), nargs="+", default=list(SIZES))
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--tensors", type=int, help="count the calls that stage so many names")
+    parser.add_argument("--change", action="store_true", help="how long requests stand still")
     asked = parser.parse_args()
     if asked.tensors is not None:
         return count_calls(asked.tensors, as_json=asked.json)
     # The engines' and the learner's threads are not to spin while they wait for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if asked.change:
+        return change(asked.size, as_json=asked.json)
     results: dict[str, Result] = {}
     for size in asked.size:
         with tempfile.TemporaryDirectory() as temporary:

@@ -228,6 +228,11 @@ class RunConfig(Section):
             raise ValueError(
                 'mode "in_flight" needs max_staleness of at least 1; 0 is mode = "sync"'
             )
+        if self.engine.update == "keep_cache" and self.mode != "in_flight":
+            raise ValueError(
+                'engine.update "keep_cache" is for mode "in_flight", where weights change under running '
+                f'requests; in mode "{self.mode}" a trajectory would read a cache of another version'
+            )
         if self.mode == "dora" and self.live_versions < 1:
             raise ValueError(
                 f'mode "dora" needs live_versions (K) of at least 1, got {self.live_versions}'

@@ -81,6 +81,14 @@ class EngineConfig(Section):
     computed again). Not for engines of several processes (`tensor_parallel_size`), nor where `vllm` names
     another KV connector as `kv_transfer_config`, which then stands alone: one with a store of prefixes serves
     moved requests too, vLLM's NIXL connector hands over nothing of an aborted request.
+    update: what becomes of the KV caches of running requests when the weights change under them (mode
+    `in_flight`). rolling: requests go on with the older weights and are moved to the newer ones a few at a
+    time, their prefixes computed again; on GPUs, and for adapters, there is one set of weights, and rolling
+    is at_once. at_once: all requests wait until their prefixes are computed again. keep_cache: nothing is
+    computed again, and the newer weights read keys and values of the older ones: log-probs are then not the
+    learner's (`parity/mean_abs_dlogp`).
+    prefill_tokens: prefixes that a step of a rolling update computes, in tokens; None: what a step takes is
+    measured, and kept to a few times that of an undisturbed one.
     capture_routing: the router's choices ride with the samples. On GPUs a moved request's cache stays behind
     then, whatever `move_cache` says.
     start_seconds: until an engine has answered its first request. request_seconds: for one turn.
@@ -100,6 +108,8 @@ class EngineConfig(Section):
     threads: PositiveInt = 1
     kv_cache_gib: PositiveInt = 1
     move_cache: Literal["shared_memory", "none"] = "shared_memory"
+    update: Literal["rolling", "at_once", "keep_cache"] = "rolling"
+    prefill_tokens: PositiveInt | None = None
     capture_routing: bool = False
     compile: bool = False
     max_restarts: NonNegativeInt = 4

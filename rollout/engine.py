@@ -49,7 +49,8 @@ class Completion:
     """An engine's answer to a request; `logprobs` has one entry per token, `versions` covers all of them.
 
     engine: the engine's name. The end-of-turn token, where the policy wrote it, is part of `token_ids`.
-    cached_tokens: tokens of the prompt that the engine did not compute, by its own count. cache: a file
+    cached_tokens: tokens of the prompt that the engine did not compute, by its own count. cache_block: tokens
+    of a block of its cache; prefixes are found in whole blocks. cache: a file
     with the KV cache of an interrupted request, for the engine it goes on at; the caller removes it.
     routing: the router's choices for the prompt's tokens from `Request.num_routed` on and for all of
     `token_ids` but the last, which no engine has computed; None where routing is not captured.
@@ -61,6 +62,7 @@ class Completion:
     finish_reason: FinishReason
     engine: str = ""
     cached_tokens: int = 0
+    cache_block: int = 1
     cache: str = ""
     routing: "Routing | None" = field(default=None, compare=False)
 

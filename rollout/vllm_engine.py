@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # An interrupted request's cache is written in the engine's next step: what takes longer has gone wrong.
 _WRITE_SECONDS = 30.0
 _LOOK_SECONDS = 0.002
+# Between two questions whether a rolling change of weights is over.
+_ROLLING_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,6 @@ def engine_arguments(
             # Rotary embedding on CPU is wrong for the interleaved pairs of MLA (engine and learner
             # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
             "compilation_config": {"custom_ops": ["-rotary_embedding"]},
-            "scheduler_cls": "rollout.vllm_final_outputs.FinalOutputs",
         }
         if not _has_latent_cache(checkpoint, config):
             # vLLM's own is 128: short contexts pay for all of their last block, a fifth of a step, and share
@@ -110,6 +111,7 @@ def engine_arguments(
             # The worker in the core's process: one import of vLLM less, a third of an engine's start.
             # By its name vLLM takes one for unable to set OpenMP's threads; `prepare_process` has set them.
             arguments["distributed_executor_backend"] = UniProcExecutor
+        arguments |= _rolling_arguments(config)
     if config.capture_routing:
         arguments |= _routing_arguments(config)
     if adapters is not None:
@@ -124,6 +126,18 @@ def engine_arguments(
     if isinstance(transfer := arguments.get("kv_transfer_config"), dict):
         arguments["kv_transfer_config"] = KVTransferConfig(**transfer)
     return arguments
+
+
+def _rolling_arguments(config: EngineConfig) -> dict[str, Any]:
+    """Arguments that let the weights of an engine on a CPU change request by request."""
+    from rollout.vllm_rolling_scheduler import PREFILL_TOKENS
+
+    tokens = config.prefill_tokens
+    return {
+        "worker_cls": "rollout.vllm_rolling_worker.RollingWorker",
+        "scheduler_cls": "rollout.vllm_rolling_scheduler.RollingScheduler",
+        "additional_config": {} if tokens is None else {PREFILL_TOKENS: tokens},
+    }
 
 
 def _routing_arguments(config: EngineConfig) -> dict[str, Any]:
@@ -149,6 +163,12 @@ def moves_cache(config: EngineConfig) -> bool:
         and "kv_transfer_config" not in config.vllm
         and not _is_parallel(config)
     )
+
+
+def _rolls(config: EngineConfig, adapters: Adapters | None) -> bool:
+    """True if running requests are moved to new weights a few at a time."""
+    own = {"worker_cls", "scheduler_cls", "additional_config"}.isdisjoint(config.vllm)
+    return config.update == "rolling" and config.device == "cpu" and adapters is None and own
 
 
 def _compiles(config: EngineConfig) -> bool:
@@ -214,6 +234,8 @@ class VllmEngine:
         self._staged: int | None = None
         # Whether vLLM's session of an update is open.
         self._updating = False
+        # Whether some request may be on the weights of before the last change.
+        self._rolling = False
         self.adapters = adapters
         # What requests run on, once there is one.
         self.adapter: LoRARequest | None = None
@@ -318,6 +340,10 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         async with self._weights:
+            try:
+                await self.settled()
+            except EngineDeadError:
+                return
             files = [self.files[id] for id in ids if id in self.files]
             for file in files:
                 file.ask(self.version)
@@ -344,6 +370,7 @@ class VllmEngine:
         there is no such file, RuntimeError where it does not fill the model.
         """
         async with self._staging:
+            await self.settled()
             return await self._stage(path, version)
 
     async def _stage(self, path: str, version: int) -> float:
@@ -373,21 +400,28 @@ class VllmEngine:
         """Change to the weights in `path`, called `version`; requests in progress wait and go on.
 
         Stages them first where that has not been done. The caches of requests in progress are of the old
-        weights, so they are dropped and the prefixes computed again: every log-prob after the change is
-        exactly the new version's. Requests that began before an engine's first adapter go on without one.
+        weights: unless `EngineConfig.update` says keep_cache they are dropped, all of them now, or (rolling)
+        one after the other once this has returned, and the prefixes computed again. Every log-prob is then
+        exactly that of the version it is said to be of. Requests that began before an engine's first adapter
+        go on without one.
         """
         async with self._staging:
+            await self.settled()
             staging_ms = await self._stage(path, version)
             async with self._weights:
                 start = time.perf_counter()
                 self._loading = True
+                rolls, core = _rolls(self.config, self.adapters), self.llm.engine_core
+                clear = not rolls and self.config.update != "keep_cache"
                 # `pause_generation` would sleep 20 ms more, for outputs that are on their way.
-                await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+                await core.pause_scheduler_async(mode="keep", clear_cache=clear)
                 try:
                     await self.hand_out()
                     paused = time.perf_counter()
                     change = self._flip if self.adapters is None else self._change_adapter
                     await change(path, version)
+                    if rolls:
+                        self._rolling = bool(await core.call_utility_async("begin_rolling"))
                     swapped = time.perf_counter()
                 finally:
                     await self.llm.resume_generation()
@@ -407,6 +441,13 @@ class VllmEngine:
             if id in states
         ):
             await asyncio.sleep(0)
+
+    async def settled(self) -> None:
+        """Return once every request is on the newest weights: nothing else needs the older ones then."""
+        while self._rolling:
+            self._rolling = bool(await self.llm.engine_core.call_utility_async("older_requests"))
+            if self._rolling:
+                await asyncio.sleep(_ROLLING_SECONDS)
 
     async def _flip(self, path: str, version: int) -> None:
         """To the staged weights, which came from `path`."""
@@ -460,6 +501,7 @@ class VllmEngine:
             finish_reason=reason if reason in ("stop", "length") else "abort",
             engine=self.name,
             cached_tokens=output.num_cached_tokens or 0,
+            cache_block=self.llm.vllm_config.cache_config.block_size,
             cache=cache,
             routing=self._routing(best.routed_experts),
         )

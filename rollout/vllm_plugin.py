@@ -9,7 +9,8 @@
 5. Compiled on CPU: what an earlier start compiled is loaded, for any policy of the same shape.
 6. On CPU, a request's tokens are handed out at its end, or when the core is asked
    (`rollout.vllm_final_outputs`).
-7. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
+7. Outputs of a rolling change of weights name the version that wrote them (`rollout.vllm_rolling_scheduler`).
+8. vLLM's core ends when the process that started it is killed: it would keep its memory and its device.
 """
 
 import copy
@@ -47,6 +48,9 @@ def register() -> None:
     for family in FAMILIES.values():
         family.patch_vllm()
     if current_platform.is_cpu():
+        from rollout.vllm_rolling_scheduler import extend_core
+
+        extend_core()
         _wait_without_spinning()
         _experts_without_adapters()
         _multiply_by_adapters()

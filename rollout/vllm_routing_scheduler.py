@@ -14,7 +14,7 @@ from vllm.v1.request import Request
 
 from rollout.routing import Routing
 from rollout.routing_capture import StepRouting, Wanted
-from rollout.vllm_final_outputs import FinalOutputs
+from rollout.vllm_rolling_scheduler import RollingScheduler
 
 
 class RoutingDelivery(AuxOutputSchedulerConnector):
@@ -57,8 +57,8 @@ class RoutingDelivery(AuxOutputSchedulerConnector):
         """Nothing is kept."""
 
 
-class RoutingScheduler(FinalOutputs):
-    """Our scheduler with our connector; an engine argument names it (`scheduler_cls`)."""
+class RoutingScheduler(RollingScheduler):
+    """The scheduler of engines on CPU with our connector; an engine argument names it (`scheduler_cls`)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

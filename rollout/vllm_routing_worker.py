@@ -13,10 +13,10 @@ from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
     bind_routed_experts_capturer,
 )
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.worker.cpu_worker import CPUWorker
 
 from rollout.families.registry import routing_layout
 from rollout.routing_capture import RoutingCapture, StepBatch
+from rollout.vllm_rolling_worker import RollingWorker
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput
@@ -35,8 +35,8 @@ class _Routers(RoutingCapture):
         return self
 
 
-class RoutingWorker(CPUWorker):
-    """vLLM's CPU worker with capture; an engine argument names it (`worker_cls`)."""
+class RoutingWorker(RollingWorker):
+    """The worker of engines on CPU with capture; an engine argument names it (`worker_cls`)."""
 
     def initialize_from_config(self, kv_cache_config: "KVCacheConfig") -> None:
         """Hook the routers, once the size of the KV cache is known."""

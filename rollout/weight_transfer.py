@@ -93,6 +93,8 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
     staged: Staged | None = None
+    # Whether the model that generates is the one of before the last change (`generate_with`).
+    on_older = False
     opened: "tuple[str, safe_open] | None" = None
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
@@ -110,6 +112,7 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
 
         Raises RuntimeError where layers are to be converted and the weights do not fill the model.
         """
+        self.generate_with(older=False)
         staged, self.staged = self.staged or self._new(), None
         opened, self.opened = self.opened, None
         if update_info.first:
@@ -127,7 +130,18 @@ class FileWeightTransfer(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         """Generate with the staged weights from now on."""
         assert self.staged is not None, "a file is staged before it is loaded"
         self.opened = None
+        self.generate_with(older=False)
         self.staged.swap()
+
+    def generate_with(self, *, older: bool) -> None:
+        """Generate with the weights of before the last change, or with the newest ones again.
+
+        The older ones are there until the next set of weights is staged.
+        """
+        if older != self.on_older:
+            assert self.staged is not None, "there was a change of weights"
+            self.staged.swap()
+            self.on_older = older
 
     def shutdown(self) -> None:
         """Nothing to release."""

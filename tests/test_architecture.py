@@ -34,6 +34,8 @@ ONLY_IN = {
         "rollout/vllm_engine.py",
         "rollout/vllm_plugin.py",
         "rollout/vllm_final_outputs.py",
+        "rollout/vllm_rolling_scheduler.py",
+        "rollout/vllm_rolling_worker.py",
         "rollout/vllm_routing_scheduler.py",
         "rollout/vllm_routing_worker.py",
         "rollout/vllm_shadow.py",

@@ -297,6 +297,10 @@ def test_a_mistake_in_the_file_is_one_sentence_with_file_and_key(tmp_path, added
         (["--env.0", "orders"], "command line: --env.0 has to name a key of one entry"),
         (["--name.first", "x"], "command line: --name.first: 'name' is no section"),
         (["--max_staleness", "0"], 'needs max_staleness of at least 1; 0 is mode = "sync"'),
+        (
+            ["--mode", "dora", "--engine.update", "keep_cache"],
+            'engine.update "keep_cache" is for mode "in_flight"',
+        ),
         (["--mode", "dora2"], "mode: input should be 'sync', 'one_step', 'in_flight' or 'dora'"),
         (
             ["--mode", "dora", "--live_versions", "0"],

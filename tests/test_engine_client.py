@@ -467,3 +467,18 @@ async def test_the_turns_of_an_engine_that_is_lost_end_though_its_connection_say
     await made.lose(["a"])
     with pytest.raises(EngineFault, match="died"):
         await turn
+
+
+async def test_histories_are_looked_for_only_where_the_weights_are_those_of_the_turn_before():
+    engines, writers = await pool(a=1)
+    engines.begin("x", None)
+    await engines.generate(request("x"))
+    assert engines.cache_use.opening_tokens == 1 and engines.cache_use.turns == 0
+    await engines.generate(Request("x/1", "x", tuple(range(9)), 3))
+    assert (engines.cache_use.turns, engines.cache_use.turns_cached) == (1, 0)
+    assert engines.cache_use.history_tokens == 3
+    writers["a"].version = 2
+    await engines.generate(Request("x/2", "x", tuple(range(20)), 3))
+    assert engines.cache_use.turns == 1, "the weights have changed"
+    await engines.generate(Request("x/3", "x", tuple(range(40)), 3, cache="moved"))
+    assert (engines.cache_use.turns, engines.cache_use.turns_cached) == (2, 1)

@@ -26,6 +26,7 @@ from rl.config import RunConfig
 from rl.nodes.process import log_to
 from rl.record.run_folder import TrajectoryWriter
 from rl.record.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
+from rl.samples.cache_use import CacheUse
 from rl.samples.group import GroupReport, GroupSpec, member_report
 from rl.samples.samples import Dropped, group_samples
 from rollout.engine import Sampling
@@ -100,6 +101,7 @@ class ControllerActor:
         reports = tuple(member_report(m, *self.writer.write(m)) for m in members)
         sample_ids = tuple(s.id for s in samples)
         again, self.client.reprefilled_tokens = self.client.reprefilled_tokens, 0
+        use, self.client.cache_use = self.client.cache_use, CacheUse()
         report = GroupReport(
             spec,
             reports,
@@ -108,6 +110,7 @@ class ControllerActor:
             start,
             time.time(),
             reprefilled_tokens=again,
+            cache_use=use,
             retries=self.retries.pop(spec.id, 0),
         )
         return report, samples

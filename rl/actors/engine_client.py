@@ -21,6 +21,7 @@ from rl.actors.engine import EngineActor
 from rl.actors.engine_wires import EngineWires
 from rl.nodes.deadline import within
 from rl.nodes.process import cause
+from rl.samples.cache_use import CacheUse, later_use, opening_use
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 from rollout.placement import InProgress
 from rollout.routing import joined_routing
@@ -39,7 +40,8 @@ class EngineMapMissing(Exception):
 class _Session:
     """One trajectory's place: pinned version (None: whatever is served), home engine, context length.
 
-    holder: the engine that holds the keys and values of its first `computed` tokens, or "" since it left.
+    holder: the engine that holds the keys and values of its first `computed` tokens, or "" since it left;
+    wrote: the version of the last one that it wrote.
     """
 
     version: int | None
@@ -47,6 +49,7 @@ class _Session:
     tokens: int = 0
     holder: str = ""
     computed: int = 0
+    wrote: int | None = None
 
 
 class EngineClient:
@@ -74,6 +77,7 @@ class EngineClient:
         self.gone: set[str] = set()
         self.away: dict[str, asyncio.Task[None]] = {}
         self.reprefilled_tokens = 0
+        self.cache_use = CacheUse()
         self.has_engine_map = False
         self._changed = asyncio.Condition()
 
@@ -201,12 +205,25 @@ class EngineClient:
             completion = await self._at(name, request)
         finally:
             self._drop(request.cache, before)
+        self._note_cache(session, name, request, completion)
         if session.holder != name:
             self.reprefilled_tokens += max(0, session.computed - completion.cached_tokens)
         session.holder = "" if completion.finish_reason == "abort" else name
         # The last token is the next piece's to compute.
         session.computed = len(request.prompt_ids) + len(completion.token_ids) - 1
         return completion
+
+    def _note_cache(
+        self, session: _Session, name: str, request: Request, completion: Completion
+    ) -> None:
+        """Count what the engine found in its cache, where nothing has come between two turns."""
+        if not completion.versions:
+            return
+        if not session.computed:
+            self.cache_use += opening_use(request.prompt_ids, completion)
+        elif session.holder == name and session.wrote == completion.versions[0].version:
+            self.cache_use += later_use(session.computed, completion)
+        session.wrote = completion.versions[-1].version
 
     async def _at(self, name: str, request: Request) -> Completion:
         self.running[request.id] = (name, request.session)

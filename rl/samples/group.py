@@ -1,8 +1,9 @@
 """Records that cross between the run and its rollout controllers: control data only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from envs.env import Task
+from rl.samples.cache_use import CacheUse
 from rl.samples.samples import Dropped
 from rollout.trajectory import ScoredTrajectory, StopReason
 
@@ -48,7 +49,8 @@ class MemberReport:
 class GroupReport:
     """A finished group: its members, which of them gave samples, and why the others did not.
 
-    reprefilled_tokens: tokens that engines computed again since the controller's report before. retries:
+    reprefilled_tokens: tokens that engines computed again since the controller's report before; cache_use:
+    what they found in their caches since then. retries:
     times that an episode was begun on another host.
     """
 
@@ -59,6 +61,7 @@ class GroupReport:
     start: float
     end: float
     reprefilled_tokens: int = 0
+    cache_use: CacheUse = field(default_factory=CacheUse)
     retries: int = 0
 
 

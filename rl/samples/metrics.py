@@ -6,13 +6,14 @@ from statistics import fmean, median, pstdev
 
 import numpy as np
 
+from rl.samples.cache_use import CacheUse
 from rl.samples.group import GroupReport, MemberReport
 from trainer.advantage import all_equal
 
 
 def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
-    """Metrics of the groups that finished since the last step: `rollout/<env>/...` and `rollout/all/...`, and
-    `reward/<env>/<name>` of each named reward."""
+    """Metrics of the groups that finished since the last step: `rollout/<env>/...` and `rollout/all/...`,
+    `reward/<env>/<name>` of each named reward, and `cache/...`."""
     by_env: dict[str, list[MemberReport]] = defaultdict(list)
     groups: dict[str, list[list[float]]] = defaultdict(
         list
@@ -23,7 +24,7 @@ def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
             by_env[env] += report.members
             if len(rewards) > 1:
                 groups[env].append(rewards)
-    metrics: dict[str, float] = {}
+    metrics = sum((report.cache_use for report in reports), CacheUse()).metrics()
     for env, members in sorted(by_env.items()):
         judged = [m for m in members if m.judged]
         values: dict[str, float | None] = {
