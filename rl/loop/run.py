@@ -279,9 +279,13 @@ class Run:
         if self.stopping:
             raise Interrupted
         if self.stops.collapsed:
-            raise RunError(
-                f"{self.stops.sentence}; go on from an earlier checkpoint with other settings"
+            best = self.best.best
+            earlier = (
+                f"the best checkpoint (step {best.step}, --best)"
+                if best
+                else "an earlier checkpoint"
             )
+            raise RunError(f"{self.stops.sentence}; go on from {earlier} with other settings")
 
     def stop(self) -> bool:
         """Ask training to end after the step in progress, with a checkpoint of the last finished one.
