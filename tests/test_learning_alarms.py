@@ -68,6 +68,13 @@ def test_one_step_of_the_gradient_is_enough_where_it_stands_apart_from_all_befor
     assert alarmed(optim__grad_norm=[*wild, 1.3, *wild]) == [(9, "optim/grad_norm")]
 
 
+def test_one_update_at_fifty_times_the_rate_is_an_alarm_though_no_step_comes_after():
+    """The KL of a small run on vLLM whose learning rate was multiplied at step 12; it had collapsed then."""
+    healthy = [0, 0.003, 0.0033, 0.0016, 0.0004, 0.0063, 0.0003, 0.002, 0.0021, 0.0047, 0.0011, 0]
+    assert alarmed(learn__all__kl_behaviour=healthy) == []
+    assert alarmed(learn__all__kl_behaviour=[*healthy, 2.4888]) == [(13, "learn/all/kl_behaviour")]
+
+
 def test_a_metric_needs_some_steps_before_and_a_difference_that_matters():
     assert alarmed(loss__entropy=[0.4] * 2 + [0.01] * 8) == []
     assert alarmed(loss__entropy=[0.006] * 9 + [0.0011] * 9) == []

@@ -97,7 +97,16 @@ RULES = (
     Rule("loss/entropy", "entropy", "fell", 4, 0.005),
     Rule("loss/entropy", "entropy", "rose", 4, 0.1),
     Rule("optim/grad_norm", "gradient norm", "rose", 5, short=1, apart=True),
-    Rule("learn/all/kl_behaviour", "KL to the behaviour policy", "rose", 10, 0.05),
+    # After one bad update there may be no further step.
+    Rule(
+        "learn/all/kl_behaviour",
+        "KL to the behaviour policy",
+        "rose",
+        10,
+        0.05,
+        short=1,
+        apart=True,
+    ),
     Rule("learn/all/clipped", "share of clipped tokens", "rose", 5, 0.1),
     Rule("parity/mean_abs_dlogp", "gap of engine and learner", "rose", 10, 0.02),
     Rule("rollout/*/completion_tokens", "tokens that it writes per episode", "rose", 2.5, 10),
