@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request, RequestStatus
 
 HAND_OUT = "hand_out"
+# Outputs of one request that are held at most: each keeps its step's numbers alive.
+MOST_HELD = 512
 
 
 class FinalOutputs(Scheduler):
-    """vLLM's scheduler, which keeps a request's outputs until its last; `scheduler_cls` names it."""
+    """vLLM's scheduler, which keeps a request's outputs until its last, or until there are MOST_HELD of them;
+    an engine argument names it (`scheduler_cls`)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,7 +59,7 @@ class FinalOutputs(Scheduler):
     def _at_end(self, output: EngineCoreOutput) -> EngineCoreOutput | None:
         held = self._held.setdefault(output.request_id, [])
         held.append(output)
-        if output.finish_reason is None:
+        if output.finish_reason is None and len(held) < MOST_HELD:
             return None
         return merged(self._held.pop(output.request_id))
 

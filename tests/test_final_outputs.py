@@ -82,6 +82,16 @@ def test_what_is_held_is_handed_out_when_asked_and_never_twice(scheduler: Any) -
     assert found[0].outputs[0].new_token_ids == [3]
 
 
+def test_no_more_than_so_many_outputs_are_held(scheduler: Any) -> None:
+    from rollout.vllm_final_outputs import MOST_HELD
+
+    told = [scheduler.update_from_output([written("a", n)]) for n in range(MOST_HELD + 1)]
+    [whole] = [found[0].outputs[0] for found in told if found]
+    assert whole.new_token_ids == list(range(MOST_HELD)) and whole.finish_reason is None
+    [last] = scheduler.update_from_output([written("a", 7, end=True)])[0].outputs
+    assert last.new_token_ids == [MOST_HELD, 7]
+
+
 def test_of_a_request_that_is_ended_early_nothing_stays(scheduler: Any) -> None:
     scheduler.requests["a"] = SimpleNamespace(request_id="a", client_index=0)
     scheduler.update_from_output([written("a", 1)])
