@@ -108,7 +108,7 @@ class EngineConfig(Section):
     threads: PositiveInt = 1
     kv_cache_gib: PositiveInt = 1
     move_cache: Literal["shared_memory", "none"] = "shared_memory"
-    update: Literal["rolling", "at_once", "keep_cache"] = "rolling"
+    update: Literal["rolling", "at_once", "keep_cache"] = "at_once"
     prefill_tokens: PositiveInt | None = None
     capture_routing: bool = False
     compile: bool = False
