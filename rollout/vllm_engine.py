@@ -1,11 +1,10 @@
 """One vLLM engine: tokens in, tokens out with log-probs and versions; weights staged, then changed.
 
 The asynchronous loop of vLLM runs in processes of its own; this class lives in the process of an
-engine actor. All that is special about a CPU machine is in `engine_arguments` and `prepare_process`.
+engine actor. What it asks of vLLM is in `rollout.vllm_arguments`.
 """
 
 import asyncio
-import os
 import sys
 import time
 import uuid
@@ -19,7 +18,8 @@ from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 from rollout.families.registry import routing_layout
 from rollout.routing import Routing
-from rollout.vllm_adapter import Adapters, adapter_arguments, loading, on_adapter
+from rollout.vllm_adapter import Adapters, loading, on_adapter
+from rollout.vllm_arguments import engine_arguments, moves_cache, prepare_process, rolls_over
 from rollout.weight_file import slices_of
 
 if TYPE_CHECKING:
@@ -45,150 +45,6 @@ class LoadTimes:
     pause_ms: float
     swap_ms: float
     staging_ms: float
-
-
-def prepare_process(config: EngineConfig, compiled: CompileCache | None = None) -> None:
-    """Set what vLLM reads from the environment. Has to run before vllm is imported.
-
-    compiled: where an engine on a CPU may compile.
-    """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    if config.device == "cpu":
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-        # Several engines would each bind the same first cores: leave the placing to the kernel.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
-        if not _compiles(config):
-            # vLLM compiles small parts of its sampler all the same. That takes a C++ compiler, and one that
-            # is killed in the middle leaves a torn library behind that no later start survives.
-            os.environ["TORCH_COMPILE_DISABLE"] = "1"
-        elif compiled is not None:
-            os.environ.pop("TORCH_COMPILE_DISABLE", None)
-            os.environ["VLLM_CACHE_ROOT"] = str(compiled.folder)
-
-
-def engine_arguments(
-    checkpoint: str,
-    config: EngineConfig,
-    seed: int,
-    *,
-    move_cache: bool,
-    adapters: Adapters | None = None,
-) -> dict[str, Any]:
-    """Arguments of vLLM's AsyncEngineArgs. move_cache: whether our KV connector is part of the engine."""
-    from vllm.config import KVTransferConfig
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    from rollout.cache_transfer import CONNECTOR
-    from rollout.weight_transfer import BACKEND
-
-    arguments: dict[str, Any] = {
-        "model": checkpoint,
-        "skip_tokenizer_init": True,
-        "dtype": config.dtype,
-        "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_num_seqs,
-        "seed": seed,
-        # Log-probs of the distribution that tokens are drawn from, temperature included.
-        "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": BACKEND},
-        "generation_config": "vllm",
-        "disable_log_stats": True,
-    }
-    if config.device == "cpu":
-        arguments |= {
-            "enforce_eager": not _compiles(config),
-            # Rotary embedding on CPU is wrong for the interleaved pairs of MLA (engine and learner
-            # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
-            "compilation_config": {"custom_ops": ["-rotary_embedding"]},
-        }
-        if not _has_latent_cache(checkpoint, config):
-            # vLLM's own is 128: short contexts pay for all of their last block, a fifth of a step, and share
-            # no prompt that is shorter. (A cache of MLA's kind has 16, whatever is asked for.)
-            arguments["block_size"] = 32
-        if not _is_parallel(config):
-            # The worker in the core's process: one import of vLLM less, a third of an engine's start.
-            # By its name vLLM takes one for unable to set OpenMP's threads; `prepare_process` has set them.
-            arguments["distributed_executor_backend"] = UniProcExecutor
-        arguments |= _rolling_arguments(config)
-    if config.capture_routing:
-        arguments |= _routing_arguments(config)
-    if adapters is not None:
-        arguments |= adapter_arguments(adapters)
-    if move_cache:
-        arguments["kv_transfer_config"] = {
-            "kv_connector": CONNECTOR,
-            "kv_role": "kv_both",
-            "kv_load_failure_policy": "recompute",
-        }
-    arguments |= config.vllm
-    if isinstance(transfer := arguments.get("kv_transfer_config"), dict):
-        arguments["kv_transfer_config"] = KVTransferConfig(**transfer)
-    return arguments
-
-
-def _rolling_arguments(config: EngineConfig) -> dict[str, Any]:
-    """Arguments that let the weights of an engine on a CPU change request by request."""
-    from rollout.vllm_rolling_scheduler import PREFILL_TOKENS
-
-    tokens = config.prefill_tokens
-    return {
-        "worker_cls": "rollout.vllm_rolling_worker.RollingWorker",
-        "scheduler_cls": "rollout.vllm_rolling_scheduler.RollingScheduler",
-        "additional_config": {} if tokens is None else {PREFILL_TOKENS: tokens},
-    }
-
-
-def _routing_arguments(config: EngineConfig) -> dict[str, Any]:
-    """Arguments that make the engine return the router's choices: vLLM's own option, where it can serve
-    it."""
-    if config.device == "cuda":
-        return {"enable_return_routed_experts": True}
-    return {
-        "worker_cls": "rollout.vllm_routing_worker.RoutingWorker",
-        "scheduler_cls": "rollout.vllm_routing_scheduler.RoutingScheduler",
-    }
-
-
-def moves_cache(config: EngineConfig) -> bool:
-    """True if the KV cache of a moved request travels by our own connector.
-
-    vLLM's own routing capture, on GPUs, wants to have computed every block in the cache itself.
-    """
-    if config.capture_routing and config.device == "cuda":
-        return False
-    return (
-        config.move_cache == "shared_memory"
-        and "kv_transfer_config" not in config.vllm
-        and not _is_parallel(config)
-    )
-
-
-def _rolls(config: EngineConfig, adapters: Adapters | None) -> bool:
-    """True if running requests are moved to new weights a few at a time."""
-    own = {"worker_cls", "scheduler_cls", "additional_config"}.isdisjoint(config.vllm)
-    return config.update == "rolling" and config.device == "cpu" and adapters is None and own
-
-
-def _compiles(config: EngineConfig) -> bool:
-    """True if the model of an engine on a CPU is compiled."""
-    return not config.vllm.get("enforce_eager", not config.compile)
-
-
-def _has_latent_cache(checkpoint: str, config: EngineConfig) -> bool:
-    """True if the policy's attention keeps latents in the cache (MLA)."""
-    from vllm.transformers_utils.config import get_config
-
-    own_code = bool(config.vllm.get("trust_remote_code", False))
-    found = get_config(checkpoint, trust_remote_code=own_code)
-    return hasattr(found.get_text_config(), "kv_lora_rank")
-
-
-def _is_parallel(config: EngineConfig) -> bool:
-    """True if an engine has several workers."""
-    several = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    return any(config.vllm.get(size, 1) != 1 for size in several)
 
 
 class VllmEngine:
@@ -411,7 +267,7 @@ class VllmEngine:
             async with self._weights:
                 start = time.perf_counter()
                 self._loading = True
-                rolls, core = _rolls(self.config, self.adapters), self.llm.engine_core
+                rolls, core = rolls_over(self.config, self.adapters), self.llm.engine_core
                 clear = not rolls and self.config.update != "keep_cache"
                 # `pause_generation` would sleep 20 ms more, for outputs that are on their way.
                 await core.pause_scheduler_async(mode="keep", clear_cache=clear)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from rollout.cache_file import CacheFile
 from rollout.config import EngineConfig
-from rollout.vllm_engine import moves_cache
+from rollout.vllm_arguments import moves_cache
 
 IDS = tuple(range(40))
 LAYOUT = "2 layers"
