@@ -150,7 +150,7 @@ class RollingScheduler(FinalOutputs):
         return super()._at_end(output)
 
     def held(self) -> dict[int, EngineCoreOutputs]:
-        """What is held and is of the newest weights, by client; the rest stays until it is of use."""
+        """All that is held of the newest weights, by client; the rest stays until it is of use."""
         older = {id: self._held.pop(id) for id in self.older & self._held.keys()}
         found = super().held()
         self._held |= older
