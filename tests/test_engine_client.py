@@ -16,7 +16,7 @@ from rl.actors.engine_client import EngineClient, EngineMapMissing, joined, leas
 from rl.actors.engine_wires import EngineWires
 from rl.actors.heartbeat import Heartbeat
 from rl.actors.local_handle import local_handle
-from rl.actors.rpc import RpcServer
+from rl.actors.rpc import Address, RpcServer
 from rollout.engine import Completion, EngineFault, Request, VersionSpan
 
 
@@ -414,6 +414,11 @@ class Wired(Writer):
         self.node = "127.0.0.1"
         self.died = False
 
+    async def address(self) -> Address:
+        if self.died:
+            raise ActorDiedError()
+        return await self.server.address(self.node)
+
     async def heartbeat(self) -> Heartbeat:
         if self.died:
             raise ActorDiedError()
@@ -482,3 +487,12 @@ async def test_histories_are_looked_for_only_where_the_weights_are_those_of_the_
     assert engines.cache_use.turns == 1, "the weights have changed"
     await engines.generate(Request("x/3", "x", tuple(range(40)), 3, cache="moved"))
     assert (engines.cache_use.turns, engines.cache_use.turns_cached) == (2, 1)
+
+
+async def test_a_first_turn_fails_where_ray_says_that_its_engine_has_died():
+    """The engine is asked for its address then."""
+    made, engine = await wired()
+    engine.died = True
+    with pytest.raises(EngineFault, match="died"):
+        await made.generate(Request("s/0", "s", (5,), 2))
+    assert made.gone == {"a"}

@@ -13,7 +13,7 @@ from ray.exceptions import ActorUnavailableError
 
 from rl.actors.actor_method import Handle
 from rl.actors.engine import EngineActor
-from rl.actors.rpc import Address, PeerLost, RpcClient
+from rl.actors.rpc import PeerLost, RpcClient, address_of
 from rl.nodes.deadline import within
 from rollout.engine import Completion, Request
 
@@ -35,7 +35,9 @@ class EngineWires:
         """One turn. Raises EngineFault as the engine does, and as Ray's own call does ActorDiedError where it
         died, another RayActorError where it cannot be reached."""
         if engine not in self.wires:
-            self.wires[engine] = RpcClient(partial(_address, handle), self.name)
+            self.wires[engine] = RpcClient(
+                partial(address_of, handle.address, ASK_SECONDS), self.name
+            )
         try:
             return cast(Completion, await self.wires[engine].ask("generate", request))
         except PeerLost as lost:
@@ -47,11 +49,3 @@ class EngineWires:
         """End the connection to an engine that is gone, and with it the turns that wait there."""
         if wire := self.wires.pop(engine, None):
             wire.close()
-
-
-async def _address(handle: Handle[EngineActor]) -> Address:
-    """Where an engine takes connections. Raises what Ray does, PeerLost where it does not say in time."""
-    try:
-        return await within(handle.address.remote(), ASK_SECONDS)
-    except TimeoutError:
-        raise PeerLost(f"did not tell its address within {ASK_SECONDS:g} s") from None

@@ -12,17 +12,14 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import cast
 
-from ray.exceptions import RayActorError, RayError
-
 from envs.env import Task
 from envs.message import ToolCall
 from envs.session import HostFault, Opening, StepResult
 from rl.actors.actor_method import Handle, end_actor
 from rl.actors.env_host import EnvHost
-from rl.actors.rpc import Address, Load, PeerLost, RpcClient
+from rl.actors.rpc import Address, Load, PeerLost, RpcClient, address_of
 from rl.env_table import EnvTable
 from rl.nodes.deadline import within
-from rl.nodes.process import first_line
 
 # Seconds that a host may take beyond an environment's own deadline before it counts as stuck.
 GRACE_SECONDS = 10.0
@@ -110,14 +107,7 @@ class HostPool:
 
 async def _address(host: Handle[EnvHost]) -> Address:
     """Where a host is now. Raises PeerLost."""
-    try:
-        return await within(host.address.remote(), ADDRESS_SECONDS)
-    except RayActorError:
-        raise PeerLost("died") from None
-    except RayError as error:
-        raise PeerLost(f"cannot be connected to: {first_line(error)}") from None
-    except TimeoutError:
-        raise PeerLost(f"did not tell its address within {ADDRESS_SECONDS:g} s") from None
+    return await address_of(host.address, ADDRESS_SECONDS)
 
 
 class HostSession:

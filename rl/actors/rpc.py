@@ -31,9 +31,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.exceptions import RayActorError, RayError
+
 from envs.session import EnvFault
 from envs.text import told
+from rl.actors.actor_method import RemoteMethod
 from rl.nodes.deadline import within
+from rl.nodes.process import first_line
 
 # From the first packet to the host's half of the secret.
 CONNECT_SECONDS = 10.0
@@ -61,6 +65,18 @@ class Load:
     node: str
     sessions: int
     idle_cpus: float
+
+
+async def address_of(ask: RemoteMethod[[], Address], seconds: float) -> Address:
+    """Ask an actor by its method `address` where it is now. Raises PeerLost, whatever Ray says of it."""
+    try:
+        return await within(ask.remote(), seconds)
+    except RayActorError:
+        raise PeerLost("died") from None
+    except RayError as error:
+        raise PeerLost(f"cannot be connected to: {first_line(error)}") from None
+    except TimeoutError:
+        raise PeerLost(f"did not tell its address within {seconds:g} s") from None
 
 
 class _Stream:
