@@ -38,7 +38,7 @@ from rl.nodes.cpus import usable_cpus
 from trainer.batch import PackedBatch
 from trainer.config import OptimConfig
 from trainer.cpu.allocator import keep_freed_memory
-from trainer.cpu.attention import plan_buckets
+from trainer.cpu.attention import Layout, plan_buckets
 from trainer.cpu.row_kernel import compile_kernels
 from trainer.families.family import Preset
 from trainer.optimizer import Optimizer
@@ -109,9 +109,13 @@ def packed(rows: Rows, device: torch.device, *, pad_to: int = 0) -> PackedBatch:
         ),
         versions_N=zeros.long().to(device),
         routing_TLK=None,
+        path_A=torch.arange(sum(lengths), device=device),
         versions=frozenset((0,)),
         num_tokens=sum(map(len, rows)),
-        buckets=plan_buckets(lengths, device),
+        samples=tuple(range(len(rows))),
+        lengths=tuple(lengths),
+        new=tuple(lengths),
+        layout=Layout(plan_buckets(lengths, device)),
     )
 
 

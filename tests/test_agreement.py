@@ -240,6 +240,19 @@ def test_a_difference_that_is_small_is_seen_too():
         check_agreement(Scorer(model, 1.0), 64)
 
 
+def test_a_layer_that_looks_at_the_token_before_is_refused_where_samples_share_tokens():
+    """It knows where a sample begins, by its position, so packed samples end to end are right."""
+    model = policy("llama", {})
+
+    def mixed(module: nn.Module, arguments: tuple, kwargs: dict, out: Tensor) -> Tensor:
+        inside = (kwargs["position_ids"] > 0).unsqueeze(-1)
+        return out + 0.5 * out.roll(1, 1) * inside
+
+    model.model.layers[0].register_forward_hook(mixed, with_kwargs=True)
+    with pytest.raises(Unsupported, match=r"begin alike change by .* looks at the tokens before$"):
+        check_agreement(Scorer(model, 1.0), 64)
+
+
 def test_code_that_fails_is_one_sentence():
     model = policy("llama", {})
 

@@ -8,7 +8,8 @@ from fakes import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batch import pack, plan_micro_batches
+from trainer.batch import pack
+from trainer.micro_batches import plan_micro_batches
 from trainer.sample import TrainSample
 
 CPU = torch.device("cpu")
@@ -67,9 +68,12 @@ def test_the_stream_is_the_samples_end_to_end_longest_first_with_positions_from_
 @given(few)
 def test_buckets_cover_the_stream_and_pad_little(lengths):
     _, batch = batch_of(lengths)
-    assert [b.start for b in batch.buckets] == [0, *(b.end for b in batch.buckets[:-1])]
-    assert batch.buckets[-1].end == sum(lengths)
-    for bucket in batch.buckets:
+    assert [b.start for b in batch.layout.buckets] == [
+        0,
+        *(b.end for b in batch.layout.buckets[:-1]),
+    ]
+    assert batch.layout.buckets[-1].end == sum(lengths)
+    for bucket in batch.layout.buckets:
         tokens = bucket.end - bucket.start
         assert tokens >= 0.8 * bucket.count * bucket.length
         assert (bucket.slots_T is None) == (tokens == bucket.count * bucket.length)

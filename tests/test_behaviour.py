@@ -137,8 +137,8 @@ def test_the_head_of_a_batch_is_its_first_samples_packed_alone():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(getattr(cut, name), value), name
         assert cut.num_tokens == wanted.num_tokens
-        assert [(b.start, b.end, b.count, b.length) for b in cut.buckets] == [
-            (b.start, b.end, b.count, b.length) for b in wanted.buckets
+        assert [(b.start, b.end, b.count, b.length) for b in cut.layout.buckets] == [
+            (b.start, b.end, b.count, b.length) for b in wanted.layout.buckets
         ]
     assert head(whole, len(whole.versions_N)) is whole
 

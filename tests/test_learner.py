@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from trainer.batch import pack
 from trainer.config import LearnerConfig, LossConfig, OptimConfig, SftConfig
 from trainer.cpu import row_kernel
-from trainer.cpu.attention import plan_buckets
+from trainer.cpu.attention import Layout, plan_buckets
 from trainer.learner import Learner
 from trainer.loss import LOSSES
 from trainer.moe.experts import GroupedExperts
@@ -105,7 +105,7 @@ def test_the_checkpoint_tells_wrong_positions_and_wrong_neighbours_from_right_on
         right = scorer(batch).logprobs_N
         stretched = scorer(replace(batch, position_ids_T=batch.position_ids_T * 2)).logprobs_N
         together = plan_buckets([sum(len(s.token_ids) for s in several)], CPU)
-        crossing = scorer(replace(batch, buckets=together)).logprobs_N
+        crossing = scorer(replace(batch, layout=Layout(together))).logprobs_N
     assert (stretched - right).abs().mean() > 1e-2
     first = batch.sample_N == batch.sample_N[0]
     assert torch.allclose(crossing[first], right[first], atol=1e-4)

@@ -111,7 +111,7 @@ async def _compare(
         dtype=dtype,  # pyright: ignore[reportArgumentType]
         max_model_len=256,
         max_num_seqs=12,
-        threads=2,
+        threads=1,
         compile=compiled,
     )
     sampling = SamplingConfig()
@@ -157,7 +157,7 @@ async def _compare_adapters(checkpoint: Path, dtype: str, folder: Path) -> None:
     """With equal prompts each time: what is kept of them is of another adapter."""
     renderer = Renderer(checkpoint, "longcat")
     prompts = [tuple(p) for p in [await _prompt(renderer, i) for i in range(24)]]
-    config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=12, threads=2)  # pyright: ignore
+    config = EngineConfig(dtype=dtype, max_model_len=256, max_num_seqs=12, threads=1)  # pyright: ignore
     family = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["model_type"]
     lora = LoraConfig(rank=6, alpha=9.0, targets=FAMILIES[family].adapter_targets)
     engine = VllmEngine(

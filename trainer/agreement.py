@@ -1,4 +1,4 @@
-"""Holds a policy to its model's own code before anything is trained: two samples, alone and packed.
+"""Holds a policy to its model's own code before anything is trained: samples alone, packed, sharing tokens.
 
 Takes the learner's scorer and refuses a family that it would compute otherwise than transformers does, with
 one sentence on what differs. A few passes over some tens of tokens: seconds. A family with a record
@@ -32,6 +32,8 @@ from trainer.scorer import Scorer
 TOLERANCE = 1e-3
 # Tokens of the two samples.
 LENGTHS = (37, 23)
+# Tokens that two samples have in common.
+FORK = 20
 # A window of the small model that stands for a family's, so that these samples reach beyond it.
 WINDOW = 8
 # Rotary embeddings whose frequencies change with the longest sample that is computed.
@@ -135,22 +137,28 @@ def _compare(scorer: Scorer, own: PreTrainedModel) -> None:
             f"log-probs of a sample change by up to {gap:.2g} where another one is before it in a "
             "micro-batch: its layers let one sample see another"
         )
+    forked = [samples[0], _sample(samples[0].token_ids[:FORK] + samples[1].token_ids)]
+    apart, sharing = (
+        scorer(pack(forked, (0, 1), device, sharing=choice)).logprobs_N for choice in (False, True)
+    )
+    gap = _gap(apart, sharing)
+    if not gap <= TOLERANCE:
+        raise Unsupported(
+            f"log-probs of samples that begin alike change by up to {gap:.2g} where what they have in "
+            "common is computed once: a layer beside its attention looks at the tokens before"
+        )
 
 
 def _samples(vocabulary: int) -> list[TrainSample]:
     rng = random.Random(0)
-    return [
-        TrainSample(
-            id=f"probe-{n}",
-            env="",
-            token_ids=tuple(rng.randrange(vocabulary) for _ in range(n)),
-            loss_mask=(False, *[True] * (n - 1)),
-            rollout_logprobs=(0.0,) * n,
-            advantages=(0.0,) * n,
-            versions=(0,) * n,
-        )
-        for n in LENGTHS
-    ]
+    return [_sample(tuple(rng.randrange(vocabulary) for _ in range(n))) for n in LENGTHS]
+
+
+def _sample(tokens: tuple[int, ...]) -> TrainSample:
+    """All but the first are the policy's."""
+    n = len(tokens)
+    mask = (False, *[True] * (n - 1))
+    return TrainSample(f"probe-{n}", "", tokens, mask, (0.0,) * n, (0.0,) * n, (0,) * n)
 
 
 @contextmanager

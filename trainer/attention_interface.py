@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from trainer.cpu.attention import (
     Bucket,
+    Layout,
     blocks_of,
     packed_attention,
     padded,
@@ -70,8 +71,8 @@ def variant_attention(
     for bucket in buckets:
         q = padded(query_THD, bucket).unflatten(2, (groups, -1))
         k, v = padded(key_TGD, bucket), padded(value_TGD, bucket)
-        parts: list[Tensor] = []
-        for start, end in blocks_of(bucket.length):
+        parts = [q.new_zeros(*q.shape[:1], bucket.skip, *query_THD.shape[1:2], v.shape[-1])]
+        for start, end in blocks_of(bucket.length, bucket.skip):
             first = 0 if window is None else max(0, start - window + 1)
             scores = torch.einsum("cqgrd,ckgd->cgrqk", q[:, start:end], k[:, first:end]).float()
             scores = scores * scale
@@ -106,7 +107,7 @@ def _interface(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    buckets: Sequence[Bucket] | None = None,
+    layout: Layout | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -115,13 +116,14 @@ def _interface(
 ) -> tuple[Tensor, None]:
     """As transformers calls it: (rows, heads, L, D) in, (rows, L, H, V) out.
 
-    `buckets` comes through the model's keyword arguments; without it each row is a sequence. Dropout is
+    `layout` comes through the model's keyword arguments; without it each row is a sequence. Dropout is
     passed over: the engine that the policy acts in has none. Raises Unsupported.
     """
     _check(attention_mask, sliding_window, is_causal, others)
     rows, length = query.shape[0], query.shape[2]
-    flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-    buckets = buckets or plan_buckets([length] * rows, query.device)
+    layout = layout or Layout(plan_buckets([length] * rows, query.device))
+    flat = [layout.rows(x.transpose(1, 2).flatten(0, 1)) for x in (query, key, value)]
+    buckets = layout.buckets
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if sliding_window is not None and sliding_window >= max(b.length for b in buckets):
         sliding_window = None
@@ -138,7 +140,7 @@ def _interface(
             softcap=softcap,
             sinks_H=s_aux,
         )
-    return out.unflatten(0, (rows, length)), None
+    return layout.tokens(out).unflatten(0, (rows, length)), None
 
 
 def _check(

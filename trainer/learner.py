@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES
 from trainer.agreement import check_agreement
-from trainer.batch import PackedBatch, pack, plan_micro_batches
+from trainer.batch import PackedBatch, pack
 from trainer.behaviour import BehaviourPass
 from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
 from trainer.config import LearnerConfig
@@ -31,6 +31,7 @@ from trainer.learning_meter import LearningMeter
 from trainer.lora import add_adapters
 from trainer.loss import LOSSES, PpoConfig, objective
 from trainer.loss_inputs import LossInputs
+from trainer.micro_batches import plan_micro_batches, plan_shared
 from trainer.moe.balance import (
     BiasController,
     Experts,
@@ -117,6 +118,8 @@ class Learner:
         if config.compile:
             compile_kernels(self.device)
         self.scorer.routing_record.replay = config.router.replay
+        # Samples that begin alike need not have been routed alike.
+        self.sharing = not config.router.replay
         self.experts: Experts | None = None
         self.biases: BiasController | None = None
         if self.scorer.routers:
@@ -185,7 +188,7 @@ class Learner:
             inputs = self._loss_inputs(batch, scores, past_N, tokens_S, num_tokens, targets)
             scores.logprobs_N.retain_grad()  # read by the meter
             loss, parts = objective(inputs, self.config.loss)
-            (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
+            (loss + self._router_losses(watch, batch, all_tokens)).backward()
             meter.note(inputs, scores.entropy_N)
             if recorder is not None:
                 recorder.note(batch, past_N, scores.entropy_N, self.scorer.routing_record)
@@ -195,6 +198,7 @@ class Learner:
             sums["entropy"] += scores.entropy_N.sum().item()
             sums["gap"] += gap_N.sum().item()
             sums["compared"] += gap_N.numel()
+            sums["computed"] += len(batch.input_ids_T) if batch.num_tokens else 0
             for name, value in parts.items():
                 sums[name] += value.item()
         sums = self.ranks.total(sums)
@@ -279,16 +283,19 @@ class Learner:
         if self.biases is not None:
             self.biases.update(watch.counts_LE, self.optimizer.updates - 1)
 
-    def _router_losses(self, watch: RouterWatch | None, tokens: int, all_tokens: int) -> Tensor:
+    def _router_losses(
+        self, watch: RouterWatch | None, batch: PackedBatch, all_tokens: int
+    ) -> Tensor:
         """The balance and the z-loss of the micro-batch that was just scored, weighted."""
         loss = torch.zeros((), device=self.device)
-        if not tokens:
+        if not batch.num_tokens:
             return loss
         if watch is not None:
-            loss = loss + watch.note(self.scorer.routing_record, tokens / all_tokens)
+            loss = loss + watch.note(self.scorer.routing_record, batch.num_tokens / all_tokens)
         if self.config.router.z_weight:
             [hidden_TD] = self.scorer.before_norm
-            loss = loss + self.config.router.z_weight * hidden_z_loss(hidden_TD[0]) / all_tokens
+            z_loss = hidden_z_loss(hidden_TD[0], batch.copies_T)
+            loss = loss + self.config.router.z_weight * z_loss / all_tokens
         return loss
 
     def _estimated(
@@ -330,7 +337,7 @@ class Learner:
         self.optimizer.forget()
         for batch in self._micro_batches(samples):
             loss = -self._score(batch).logprobs_N.sum() / num_tokens
-            (loss + self._router_losses(watch, batch.num_tokens, all_tokens)).backward()
+            (loss + self._router_losses(watch, batch, all_tokens)).backward()
             total += loss.item()
         total = self.ranks.total({"loss": total})["loss"]
         grad_norm, fault = self._clipped(total)
@@ -436,12 +443,19 @@ class Learner:
         for index, sample in enumerate(samples):
             by_version[min(sample.policy_versions, default=self.version)].append(index)
         for indices in by_version.values():
-            lengths = [len(samples[i].token_ids) for i in indices]
-            plans = plan_micro_batches(lengths, self.config.micro_batch_tokens, self.ranks.count)
+            plans = self._plans([samples[i].token_ids for i in indices])
             for together in zip(*plans, strict=True):
                 every = [[indices[j] for j in chosen] for chosen in together]
                 mine = every.pop(self.ranks.rank)
-                yield pack(samples, mine, self.device, beside=[i for other in every for i in other])
+                beside = [i for other in every for i in other]
+                yield pack(samples, mine, self.device, beside, sharing=self.sharing)
+
+    def _plans(self, samples: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+        """The micro-batches of each rank."""
+        most, ranks = self.config.micro_batch_tokens, self.ranks.count
+        if self.sharing:
+            return plan_shared(samples, most, ranks)
+        return plan_micro_batches([len(tokens) for tokens in samples], most, ranks)
 
     def _past_logprobs(self, batch: PackedBatch, weights: dict[str, Tensor]) -> Tensor:
         return self._score(batch, weights).logprobs_N
@@ -500,6 +514,7 @@ def _means(sums: dict[str, float], num_tokens: int) -> dict[str, float]:
     rest = dict(sums)
     gap, compared = rest.pop("gap"), rest.pop("compared")
     return {
+        "learner/computed_tokens": rest.pop("computed"),
         "loss/loss": rest.pop("loss"),
         "loss/entropy": rest.pop("entropy") / num_tokens,
         **{name: value / num_tokens for name, value in rest.items()},

@@ -9,14 +9,13 @@ products stay the same.
 Shapes: T tokens, H heads, D head width, of it 2R turned.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.cpu.attention import Bucket, packed_attention, plan_buckets
+from trainer.cpu.attention import Layout, packed_attention, plan_buckets
 from trainer.cpu.row_kernel import RowKernel
 from trainer.norm import RMSNorm, rms_norm
 
@@ -46,16 +45,16 @@ class PackedMLA(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         *,
-        buckets: Sequence[Bucket] | None = None,
+        layout: Layout | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
         """(rows, L, hidden) in and out; position_embeddings: cosines and sines, (rows, L, 2R).
 
-        Without buckets each row is a sequence.
+        Without a layout each row is a sequence.
         """
         rows, length = hidden_states.shape[:2]
         tokens = rows * length
-        buckets = buckets or plan_buckets([length] * rows, hidden_states.device)
+        layout = layout or Layout(plan_buckets([length] * rows, hidden_states.device))
         cos_TR, sin_TR = (
             p.expand(rows, -1, -1).flatten(0, 1)[:, : p.shape[-1] // 2].float()
             for p in position_embeddings
@@ -72,7 +71,8 @@ class PackedMLA(nn.Module):
             [self.qk_nope_head_dim, self.v_head_dim], dim=-1
         )
         scale = self.scaling * self.mla_scale_q_lora
-        mixed = packed_attention(query, key, value, scale, buckets, shared)  # pyright: ignore
+        query, key, value, shared = (layout.rows(x) for x in (query, key, value, shared))  # pyright: ignore
+        mixed = layout.tokens(packed_attention(query, key, value, scale, layout.buckets, shared))
         return self.o_proj(mixed.flatten(1)).view_as(hidden_states), None
 
     def _narrow(self, x_TD: Tensor) -> tuple[Tensor, ...]:

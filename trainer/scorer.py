@@ -182,12 +182,12 @@ class Scorer(nn.Module):
     def forward(self, batch: PackedBatch) -> Scores:
         """Empty for a batch without policy tokens. Raises ValueError where its routing does not fit."""
         self._check(batch.routing_TLK)
-        self.routing_record.begin(batch.routing_TLK)
+        self.routing_record.begin(batch.routing_TLK, batch.copies_T)
         hidden_TD = self.model.model(  # pyright: ignore[reportCallIssue]
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
             use_cache=False,
-            buckets=batch.buckets,
+            layout=batch.layout,
         ).last_hidden_state[0]
         hidden_ND = hidden_TD[batch.source_N]
         head = self.model.lm_head.weight  # pyright: ignore[reportAttributeAccessIssue]

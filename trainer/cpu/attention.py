@@ -31,7 +31,8 @@ KEEP = 512
 class Bucket:
     """Sequences computed together: tokens [start, end) of the stream, `count` of them, padded to `length`.
 
-    slots_T: where each token lies in the padded (count x length) batch; None where nothing is padded.
+    slots_T: where each token lies in the padded (count x length) batch; None where nothing is padded. skip:
+    places from the first on whose attention nobody asks for; what is given there is arbitrary.
     """
 
     start: int
@@ -39,13 +40,37 @@ class Bucket:
     count: int
     length: int
     slots_T: Tensor | None
+    skip: int = 0
 
 
-def plan_buckets(lengths: Sequence[int], device: torch.device) -> tuple[Bucket, ...]:
+@dataclass(frozen=True)
+class Layout:
+    """The sequences of a stream of tokens. Where some begin alike, the stream has what they share once, and
+    attention's rows have it in each. tokens_R: the token of each row; rows_T: the first row of each token;
+    both None where each token is a row."""
+
+    buckets: tuple[Bucket, ...]
+    tokens_R: Tensor | None = None
+    rows_T: Tensor | None = None
+
+    def rows(self, x_TX: Tensor) -> Tensor:
+        """(R, ...) of (T, ...)."""
+        return x_TX if self.tokens_R is None else x_TX.index_select(0, self.tokens_R)
+
+    def tokens(self, x_RX: Tensor) -> Tensor:
+        """(T, ...) of (R, ...)."""
+        return x_RX if self.rows_T is None else x_RX.index_select(0, self.rows_T)
+
+
+def plan_buckets(
+    lengths: Sequence[int], device: torch.device, skips: Sequence[int] = ()
+) -> tuple[Bucket, ...]:
     """Buckets of a stream of sequences of these lengths, e.g. (40, 38, 12, 12) -> two of two.
 
-    Neighbours share a bucket while none is shorter than SHORTEST of the longest.
+    Neighbours share a bucket while none is shorter than SHORTEST of the longest, and none of them has to be
+    computed from its first place where another may be skipped up to a place (skips; none by default).
     """
+    skips = skips or [0] * len(lengths)
     buckets: list[Bucket] = []
     start = first = 0
     while first < len(lengths):
@@ -53,7 +78,7 @@ def plan_buckets(lengths: Sequence[int], device: torch.device) -> tuple[Bucket, 
         longest = shortest = lengths[first]
         while last + 1 < len(lengths):
             high, low = max(longest, lengths[last + 1]), min(shortest, lengths[last + 1])
-            if low < SHORTEST * high:
+            if low < SHORTEST * high or (skips[first] == 0) != (skips[last + 1] == 0):
                 break
             longest, shortest, last = high, low, last + 1
         inside = lengths[first : last + 1]
@@ -61,7 +86,8 @@ def plan_buckets(lengths: Sequence[int], device: torch.device) -> tuple[Bucket, 
         if shortest < longest:
             parts = [torch.arange(n) + i * longest for i, n in enumerate(inside)]
             slots = torch.cat(parts).to(device)
-        buckets.append(Bucket(start, start + sum(inside), len(inside), longest, slots))
+        skip = min(skips[first : last + 1])
+        buckets.append(Bucket(start, start + sum(inside), len(inside), longest, slots, skip))
         start += sum(inside)
         first = last + 1
     return tuple(buckets)
@@ -139,7 +165,7 @@ class _BlockedAttention(torch.autograd.Function):
             if keep:
                 kept += (k, v)
             with _padded_rows(out_THV, bucket) as out_CLHV:
-                for start, end in blocks_of(bucket.length):
+                for start, end in blocks_of(bucket.length, bucket.skip):
                     q = _rows(q_CLHD[:, start:end], groups)
                     weights = _weights(q, k[:, :end], end - start, scale)
                     if keep:
@@ -159,7 +185,7 @@ class _BlockedAttention(torch.autograd.Function):
         grads: list[Tensor] = []
         for bucket in ctx.buckets:
             k, v = next(kept), next(kept)
-            blocks = blocks_of(bucket.length)
+            blocks = blocks_of(bucket.length, bucket.skip)
             each = 2 if bucket.length <= KEEP else 1
             kept_blocks = [[next(kept) for _ in range(each)] for _ in blocks]
             groups = len(k) // bucket.count
@@ -169,6 +195,7 @@ class _BlockedAttention(torch.autograd.Function):
             grad_CLHV = padded(grad_THV, bucket)
             dk, dv = torch.empty_like(k), torch.empty_like(v)
             with _padded_rows(dquery, bucket) as dq_CLHD:
+                dq_CLHD[:, : bucket.skip] = 0
                 # Last block first: it reaches all keys.
                 for start, end in reversed(blocks):
                     rows, beta = end - start, 0 if end == bucket.length else 1
@@ -214,9 +241,9 @@ def _padded_rows(x_THD: Tensor, bucket: Bucket) -> Iterator[Tensor]:
     torch.index_select(padded.flatten(0, 1), 0, bucket.slots_T, out=rows)
 
 
-def blocks_of(length: int) -> list[tuple[int, int]]:
+def blocks_of(length: int, skip: int = 0) -> list[tuple[int, int]]:
     """Blocks of query rows of sequences of this length: the first row of each, and one past its last."""
-    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+    return [(start, min(start + BLOCK, length)) for start in range(skip, length, BLOCK)]
 
 
 def _heads(

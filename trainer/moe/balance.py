@@ -53,21 +53,25 @@ def load_factors(counts_E: Tensor, tokens: int, experts: Experts, groups: int) -
 
 def loads(record: RouterRecord, experts: int) -> Tensor:
     """(L, E): the choices that counted in the micro-batch that was just scored."""
-    used = [record.used_TK[layer].flatten() for layer in sorted(record.used_TK)]
-    return torch.stack([torch.bincount(one, minlength=experts).float().cpu() for one in used])
+    return torch.stack([record.counts(layer, experts) for layer in sorted(record.used_TK)])
 
 
-def balance_loss(scores_TE: Tensor, f_E: Tensor) -> Tensor:
+def balance_loss(scores_TE: Tensor, f_E: Tensor, copies_T: Tensor | None = None) -> Tensor:
     """sum_j f_j P_j (equations 3 to 5); P_j, the mean probability of group j, is the sum of its experts'.
 
-    The gradient goes through P_j.
+    copies_T: how often each token counts. The gradient goes through P_j.
     """
-    return (f_E * scores_TE.mean(0)).sum()
+    if copies_T is None:
+        return (f_E * scores_TE.mean(0)).sum()
+    share_T = copies_T / copies_T.sum()
+    return (f_E * (share_T[:, None] * scores_TE).sum(0)).sum()
 
 
-def hidden_z_loss(hidden_TD: Tensor) -> Tensor:
-    """Sum over tokens of (log sum_i exp |z_i|)^2 of the last hidden state before the final norm."""
-    return hidden_TD.float().abs().logsumexp(-1).square().sum()
+def hidden_z_loss(hidden_TD: Tensor, copies_T: Tensor | None = None) -> Tensor:
+    """Sum over tokens of (log sum_i exp |z_i|)^2 of the last hidden state before the final norm; copies_T:
+    how often each token counts."""
+    loss_T = hidden_TD.float().abs().logsumexp(-1).square()
+    return loss_T.sum() if copies_T is None else (loss_T * copies_T).sum()
 
 
 class BiasController:
@@ -128,25 +132,31 @@ class RouterWatch:
         loss = torch.zeros(())
         for layer, used_TK in record.used_TK.items():
             scores_TE = record.scores_TE[layer]
-            counts_E = torch.bincount(used_TK.flatten(), minlength=self.experts.total)
-            self.counts_LE[layer] += counts_E.cpu()
+            self.counts_LE[layer] += record.counts(layer, self.experts.total)
             if record.engine_TLK is not None:
-                self._compare(record.engine_TLK[:, layer], used_TK, record.own_TK[layer])
+                self._compare(
+                    record.engine_TLK[:, layer], used_TK, record.own_TK[layer], record.copies_T
+                )
             weight = self.config.balance_weight * share
             if weight:
                 assert self.factors_LE is not None, "planned before the first micro-batch"
                 f_E = self.factors_LE[layer]
                 self.balance_LE[layer] += weight * f_E
                 f_E = f_E.to(scores_TE.device)
-                loss = loss.to(f_E.device) + weight * balance_loss(scores_TE, f_E)
+                loss = loss.to(f_E.device) + weight * balance_loss(scores_TE, f_E, record.copies_T)
                 scores_TE.register_hook(self._gradient_of(layer))
         return loss
 
-    def _compare(self, engine_TK: Tensor, used_TK: Tensor, own_TK: Tensor) -> None:
+    def _compare(
+        self, engine_TK: Tensor, used_TK: Tensor, own_TK: Tensor, copies_T: Tensor | None
+    ) -> None:
         known_T = (engine_TK != UNKNOWN).all(-1)
-        wanted = engine_TK[known_T].sort(-1).values
-        equal = [(x[known_T].sort(-1).values == wanted).all(-1).sum() for x in (used_TK, own_TK)]
-        self.agreement_3 += torch.stack((known_T.sum(), *equal)).float().cpu()
+        wanted_TK = engine_TK.sort(-1).values
+        counted_T = known_T.long() if copies_T is None else known_T * copies_T
+        equal = [
+            (counted_T * (x.sort(-1).values == wanted_TK).all(-1)).sum() for x in (used_TK, own_TK)
+        ]
+        self.agreement_3 += torch.stack((counted_T.sum(), *equal)).float().cpu()
 
     def _gradient_of(self, layer: int):
         def note(gradient_TE: Tensor) -> None:

@@ -24,21 +24,31 @@ class RouterRecord:
     """The record that the routers of one policy share, for one micro-batch at a time.
 
     engine_TLK: the engine's choices, UNKNOWN where there are none; None where there are none at all.
-    replay: whether they are repeated. By layer: used_TK and own_TK, the choices that counted and those that
+    replay: whether they are repeated. copies_T: how many samples have each token; None where each is of one.
+    By layer: used_TK and own_TK, the choices that counted and those that
     the router made itself; scores_TE, its probabilities, with gradient.
     """
 
     replay: bool = False
     engine_TLK: Tensor | None = None
+    copies_T: Tensor | None = None
     used_TK: dict[int, Tensor] = field(default_factory=dict)
     own_TK: dict[int, Tensor] = field(default_factory=dict)
     scores_TE: dict[int, Tensor] = field(default_factory=dict)
 
-    def begin(self, engine_TLK: Tensor | None) -> None:
+    def begin(self, engine_TLK: Tensor | None, copies_T: Tensor | None = None) -> None:
         """Start over for a micro-batch."""
-        self.engine_TLK = engine_TLK
+        self.engine_TLK, self.copies_T = engine_TLK, copies_T
         for records in (self.used_TK, self.own_TK, self.scores_TE):
             records.clear()
+
+    def counts(self, layer: int, experts: int) -> Tensor:
+        """(E,) on the CPU: the choices that fell on each of `experts`, over the tokens of all samples."""
+        used_TK = self.used_TK[layer]
+        copies = None
+        if self.copies_T is not None:
+            copies = self.copies_T[:, None].expand_as(used_TK).flatten().double()
+        return torch.bincount(used_TK.flatten(), copies, experts).float().cpu()
 
     def decide(self, layer: int, scores_TE: Tensor, own_TK: Tensor) -> Tensor:
         """The choices that count, from a router's own; notes both."""
