@@ -44,7 +44,7 @@ class Command:
         self.started.append(self)
 
     def wait(self) -> tuple[int, str]:
-        output, _ = self.process.communicate(timeout=380)
+        output, _ = self.process.communicate(timeout=570)
         return self.process.returncode, output
 
     def read_until(self, text: str) -> str:

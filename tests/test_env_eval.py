@@ -262,7 +262,7 @@ def test_the_view_shows_the_running_rate_and_the_last_trajectories():
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_a_checkpoint_plays_on_a_real_engine_and_its_tokens_are_recorded(checkpoint, tmp_path):
     out = tmp_path / "out"
     command = ["env", "eval", "calculator", "--model", str(checkpoint), "--tasks", "3"]

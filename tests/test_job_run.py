@@ -18,7 +18,7 @@ import psutil
 import pytest
 from dorado_command import marked
 
-pytestmark = [pytest.mark.run, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.run, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """

@@ -18,7 +18,7 @@ from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request
 from rollout.vllm_engine import VllmEngine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 PROMPT = tuple(20 + 7 * i % 300 for i in range(64))
 TOKENS = 200

@@ -16,7 +16,7 @@ from ray_nodes import Place, RayNodes
 from rl.dashboard.alerts import alerts
 from rl.dashboard.run_data import RunData
 
-pytestmark = [pytest.mark.run, pytest.mark.timeout(290)]
+pytestmark = [pytest.mark.run, pytest.mark.timeout(600)]
 
 CONFIG = """
 wandb = { enabled = false }

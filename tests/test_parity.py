@@ -30,7 +30,7 @@ from trainer.lora import adapters
 from trainer.sample import TrainSample
 from trainer.weights import write_weights
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 LIMIT = {"float32": 2e-5, "bfloat16": 2e-2}
 # One group of parameters per update, from the trained weights each time, so that a loader that drops

@@ -27,7 +27,7 @@ from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.weights import write_checkpoint
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 FAMILIES = ("longcat_flash", "qwen3_moe")
 UNKNOWN = 255

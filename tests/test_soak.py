@@ -216,7 +216,7 @@ def leaking(leak: str, plan: Plan) -> list[str]:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_real_hosts_that_are_killed_lose_nothing_and_each_leak_is_found():
     with own_ray(), contextlib.redirect_stdout(io.StringIO()):
         # Episodes that are under way still when a host is killed, however busy the machine is.

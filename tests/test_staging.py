@@ -117,7 +117,7 @@ async def _written(engine: VllmEngine) -> int:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_weights_are_staged_beside_requests_and_changed_to_again_and_again(
     family_checkpoint, tmp_path
 ):
@@ -183,7 +183,7 @@ async def _changed_under_requests(policies: Policies, version: int, policy: str)
 
 @pytest.mark.engine
 @pytest.mark.smoke
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_what_cannot_be_staged_changes_nothing_and_the_engine_takes_the_next_version(
     checkpoint, tmp_path
 ):

@@ -103,7 +103,7 @@ async def test_an_engine_that_hangs_is_ended_and_lost(tmp_path, fail, engine, se
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 async def test_the_learner_answers_while_versions_are_being_written(checkpoint, tmp_path):
     """Many are asked for before it is asked something else; in one line it would answer last."""
     config = RunConfig(
