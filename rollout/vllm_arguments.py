@@ -1,11 +1,14 @@
 """Arguments and environment of vLLM's engines: all that is special about a CPU machine is here."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollout.compile_cache import CompileCache
 from rollout.config import EngineConfig
 from rollout.vllm_adapter import Adapters, adapter_arguments
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 def prepare_process(config: EngineConfig, compiled: CompileCache | None = None) -> None:
@@ -87,6 +90,23 @@ def engine_arguments(
     if isinstance(transfer := arguments.get("kv_transfer_config"), dict):
         arguments["kv_transfer_config"] = KVTransferConfig(**transfer)
     return arguments
+
+
+def engine_config(arguments: dict[str, Any]) -> "VllmConfig":
+    """vLLM's configuration from these arguments, with the prefix cache that it takes from latent attention.
+
+    On a CPU without AMX vLLM turns it off for MLA. All that a context in the cache asks for is there: the
+    gathering of it, attention over it, and the sum of both parts.
+    """
+    from vllm import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    config = AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    asked = arguments.get("enable_prefix_caching", True)
+    if config.device_config.device_type == "cpu" and config.model_config.use_mla and asked:
+        config.cache_config.enable_prefix_caching = True
+        config.scheduler_config.enable_chunked_prefill = True
+    return config
 
 
 def _rolling_arguments(config: EngineConfig) -> dict[str, Any]:

@@ -19,7 +19,13 @@ from rollout.engine import Completion, EngineFault, Request, VersionSpan
 from rollout.families.registry import routing_layout
 from rollout.routing import Routing
 from rollout.vllm_adapter import Adapters, loading, on_adapter
-from rollout.vllm_arguments import engine_arguments, moves_cache, prepare_process, rolls_over
+from rollout.vllm_arguments import (
+    engine_arguments,
+    engine_config,
+    moves_cache,
+    prepare_process,
+    rolls_over,
+)
 from rollout.weight_file import slices_of
 
 if TYPE_CHECKING:
@@ -70,7 +76,6 @@ class VllmEngine:
             check_compiler()
         self.compiled = CompileCache(user_cache()) if config.compile else None
         prepare_process(config, self.compiled)
-        from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.name = name
@@ -98,7 +103,9 @@ class VllmEngine:
         arguments = engine_arguments(
             checkpoint, config, seed, move_cache=self.moves_cache, adapters=adapters
         )
-        self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self.llm = AsyncLLM.from_vllm_config(
+            engine_config(arguments), disable_log_stats=arguments["disable_log_stats"]
+        )
         hf_config = self.llm.model_config.hf_text_config
         self.routing = routing_layout(hf_config) if config.capture_routing else None
 
