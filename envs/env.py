@@ -8,13 +8,14 @@ import contextlib
 import hashlib
 import json
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from envs.dynamic_tool import DynamicTool
+from envs.handover import turn_reward
 from envs.message import Message, ToolCall
 from envs.text import encodable_json, shown
 from envs.tool import read_tools
@@ -101,7 +102,8 @@ class Env:
     config_type: ClassVar[type[EnvConfig]] = EnvConfig
     # Of a graded environment: its config has `difficulty`, from 1 to this, and its tasks' data too.
     difficulties: ClassVar[int] = 0
-    # The names of the rewards that `score` gives, () for none of its own; None where they are not said.
+    # The names of the rewards that it gives, those of turns included, () for none of its own; None where they
+    # are not said.
     reward_names: ClassVar[tuple[str, ...] | None] = None
     # The least and the most that a reward can be; what `dorado env check` holds it to.
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -125,6 +127,8 @@ class Env:
         self.config = config
         # Facts of this episode worth keeping, set in `reset`; they end on its trajectory.
         self.notes: dict[str, str] = {}
+        # What `reward` gave: turn, name, number.
+        self._turn_rewards: list[tuple[int, str, float]] = []
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
         """The data of one random task. Called on an instance that plays no episode."""
@@ -151,9 +155,24 @@ class Env:
         self.answer = text
         return Reply(done=True)
 
-    async def score(self) -> dict[str, float]:
-        """Named rewards of the finished episode, judged on the final state or answer."""
+    async def score(self) -> Mapping[str, float | Mapping[int, float]]:
+        """Named rewards of the finished episode, judged on the final state or answer.
+
+        A number comes with the end; numbers by turn, such as {"found": {0: 0.5}}, are those turns' own, by
+        the `turn_index` that each had.
+        """
         raise TypeError(f"environment {self.name!r} has to define score()")
+
+    def reward(self, value: float, name: str = "turn") -> None:
+        """Give the turn in progress a reward, as a part of the episode's reward of this name.
+
+        From a tool or from `reply`; what a turn is given adds up. Raises TypeError for what is no finite
+        number, RuntimeError before the first turn.
+        """
+        known, number = turn_reward(name, value)
+        if self.turn_index < 0:
+            raise RuntimeError("reward() is for a turn of the policy, and there has been none yet")
+        self._turn_rewards.append((self.turn_index, known, number))
 
     async def close(self) -> None:
         """Release what `reset` acquired. Called exactly once, whatever happened before."""
@@ -171,6 +190,9 @@ class Env:
     answer: str | None = None
     # A tool sets this to True where its call ended the world: the episode ends with the turn.
     done: bool = False
+    # The turn in progress, from 0, of those that the environment sees (a call that cannot be read never
+    # reaches it); -1 in `reset`. The session's to set.
+    turn_index: int = 0
 
 
 # What a tool cannot be called, since it would stand in the protocol's place.

@@ -6,7 +6,7 @@ as text, messages. Refuses, with a TypeError of one sentence, what is none of th
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import TypeVar, cast
@@ -29,14 +29,72 @@ async def result_of(name: str, act: Callable[[], object]) -> object:
 
 def named_rewards(value: object, act: str) -> dict[str, float]:
     """Rewards by name; numbers of numpy, torch and the like become Python's. Raises TypeError."""
+    return {name: _finite(name, one) for name, one in _by_name(value, act).items()}
+
+
+def _by_name(value: object, act: str) -> dict[str, object]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{act} has to return named rewards, not {shown(value)}")
-    found: dict[str, float] = {}
+    found: dict[str, object] = {}
     for name, one in cast(Mapping[object, object], value).items():
         if not isinstance(name, str):
             raise TypeError(f"a reward's name has to be text, not {shown(name)}")
-        found[encodable(name)] = _finite(name, one)
+        found[encodable(name)] = one
     return found
+
+
+class NamedRewards(dict[str, float]):
+    """Rewards of an episode by name; `by_turn` says which parts of them turns have earned.
+
+    by_turn: turn -> name -> part; the turns that the environment saw, from 0. What no turn has earned comes
+    with the end. E.g. {"solved": 1.0, "found": 0.5} with by_turn {0: {"found": 0.5}}.
+    """
+
+    def __init__(
+        self, rewards: Mapping[str, float], by_turn: Mapping[int, Mapping[str, float]] | None = None
+    ) -> None:
+        super().__init__(rewards)
+        self.by_turn = {turn: dict(parts) for turn, parts in (by_turn or {}).items()}
+
+
+def episode_rewards(
+    value: object, given: Sequence[tuple[int, str, float]], turns: int
+) -> NamedRewards:
+    """Totals of what `score()` returned and of what `reward()` gave to turns. Raises TypeError.
+
+    value: by name a number, or numbers by turn, such as {"solved": 1.0, "found": {0: 0.5}}. given: turn, name
+    and number. turns: so many the environment has seen.
+    """
+    totals: dict[str, float] = {}
+    by_turn: dict[int, dict[str, float]] = {}
+
+    def add(turn: int | None, name: str, part: float) -> None:
+        totals[name] = _finite(name, totals.get(name, 0.0) + part)
+        if turn is not None:
+            parts = by_turn.setdefault(turn, {})
+            parts[name] = _finite(name, parts.get(name, 0.0) + part)
+
+    for name, one in _by_name(value, "score()").items():
+        if not isinstance(one, Mapping):
+            add(None, name, _finite(name, one))
+            continue
+        totals.setdefault(name, 0.0)
+        for turn, part in cast(Mapping[object, object], one).items():
+            if not isinstance(turn, int) or isinstance(turn, bool) or not 0 <= turn < turns:
+                raise TypeError(
+                    f"reward {name!r} of turn {shown(turn)}: this episode had {turns} turns; write "
+                    f'{{"{name}": {{self.turn_index: 0.5}}}} with the number that turn_index had in the turn'
+                )
+            add(turn, name, _finite(name, part))
+    for turn, name, part in given:
+        add(turn, name, part)
+    return NamedRewards(totals, by_turn)
+
+
+def turn_reward(name: object, value: object) -> tuple[str, float]:
+    """The name and the number that an environment gives to `reward()`. Raises TypeError."""
+    [(known, number)] = named_rewards({name: value}, "reward()").items()
+    return known, number
 
 
 def _finite(name: str, value: object) -> float:

@@ -20,7 +20,14 @@ from envs.containment import contain_exits
 from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Deadlines, Env, Reply, Task
 from envs.expert import ExpertMistake, watched
-from envs.handover import facts, messages, named_rewards, offered_tools, result_of
+from envs.handover import (
+    NamedRewards,
+    episode_rewards,
+    facts,
+    messages,
+    offered_tools,
+    result_of,
+)
 from envs.message import Message, ToolCall, ToolSchema
 from envs.noise import CLARIFY, Noise, persistent
 from envs.text import encodable, shown, told
@@ -103,6 +110,7 @@ class EnvSession:
     async def open(self, task: Task) -> Opening:
         """Reset the environment. Raises EnvFault, and HostFault where the machine is at fault."""
         contain_exits()
+        self.env.turn_index = -1
         said, notes = await self._guard("reset", self.deadlines.reset_seconds, self._reset(task))
         if task.noise:
             slowest = self.deadlines.tool_seconds * LATENCY_SHARE
@@ -119,6 +127,7 @@ class EnvSession:
         Raises EnvFault where the environment failed or did not answer in time, HostFault where a server
         that it needs is gone.
         """
+        self.env.turn_index += 1
         if not calls:
             return await self._guard("reply", self.deadlines.tool_seconds, self._reply(text))
         results: list[Message] = []
@@ -133,8 +142,8 @@ class EnvSession:
             results.append(Message("tool", content, name=one.name))
         return StepResult(tuple(results), done=self._over(), bad_calls=bad)
 
-    async def score(self) -> dict[str, float]:
-        """The environment's named rewards. Raises EnvFault."""
+    async def score(self) -> NamedRewards:
+        """The environment's named rewards, and which parts of them turns have earned. Raises EnvFault."""
         return await self._guard("score", self.deadlines.score_seconds, self._score())
 
     async def close(self) -> None:
@@ -229,8 +238,10 @@ class EnvSession:
             result = await result
         return result_text(result)
 
-    async def _score(self) -> dict[str, float]:
-        return named_rewards(await result_of("score", self.env.score), "score()")
+    async def _score(self) -> NamedRewards:
+        found = await result_of("score", self.env.score)
+        given = self.env._turn_rewards  # pyright: ignore[reportPrivateUsage]
+        return episode_rewards(found, given, self.env.turn_index + 1)
 
     async def _guard(self, kind: FaultKind, limit: float, act: Awaitable[T], detail: str = "") -> T:
         where = f"environment {self.env.name!r}, {kind}" + (f" {detail!r}" if detail else "")
@@ -298,7 +309,7 @@ async def _in_daemon_thread(act: Callable[[], T]) -> T:
 
 async def demonstrate(
     env: Env, task: Task, alter: Callable[[Message, Opening], Message] | None = None
-) -> tuple[Opening, list[Message], dict[str, float]]:
+) -> tuple[Opening, list[Message], NamedRewards]:
     """Let the environment's expert play a task; `alter` may change what it is about to say.
 
     Where the task is noisy, the expert is `envs.noise.persistent`.

@@ -46,7 +46,10 @@ async def score(
             f"environment {trajectory.env!r} gives no reward of its own, and no judge does: name one "
             '(judges = ["exact"])'
         )
-    return ScoredTrajectory(trajectory, rewards, _total(rewards, weights))
+    earned: tuple[float, ...] = ()
+    if any(turn.rewards for turn in trajectory.turns):
+        earned = tuple(_total(turn.rewards, weights) for turn in trajectory.turns)
+    return ScoredTrajectory(trajectory, rewards, _total(rewards, weights), earned)
 
 
 async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> dict[str, float]:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from envs.env import Task
+from envs.handover import NamedRewards
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvFault, HostFault, Opening, StepResult
 from envs.text import encodable, told
@@ -42,7 +43,7 @@ class Session(Protocol):
 
     async def open(self, task: Task) -> Opening: ...
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult: ...
-    async def score(self) -> dict[str, float]: ...
+    async def score(self) -> NamedRewards: ...
     async def close(self) -> None: ...
 
 
@@ -189,7 +190,8 @@ class Episode:
             context += turn.completion_ids
             suffix = partial(self.renderer.suffix, turn.observations, turn.completion_ids)
             prompt = await self._rendered(_letters(turn.observations), suffix)
-        self.env_rewards = await self._in_phase("score", self.session.score())
+        rewards = await self._in_phase("score", self.session.score())
+        self.env_rewards, self.turns = dict(rewards), with_rewards(self.turns, rewards)
         return stop
 
     async def _turn(
@@ -250,6 +252,13 @@ class Episode:
             await self._in_phase("close", self.session.close())
         except Exception as error:
             self.clock.phases.append(Phase(f"close failed: {error}", time.time(), 0.0))
+
+
+def with_rewards(turns: Sequence[Turn], rewards: NamedRewards) -> list[Turn]:
+    """The turns with the rewards that they have earned; the environment counts those that it has seen."""
+    seen = [i for i, t in enumerate(turns) if t.finish_reason == "stop" and not t.malformed]
+    earned = {seen[number]: parts for number, parts in rewards.by_turn.items()}
+    return [replace(t, rewards=earned[i]) if i in earned else t for i, t in enumerate(turns)]
 
 
 def bounded(messages: Sequence[Message], letters: int) -> tuple[Message, ...]:

@@ -37,7 +37,8 @@ class Turn:
 
     text: the answer, without thought, calls and end mark. thought: the reasoning, which no judge and no
     environment reads. malformed: the completion opened a tool call that cannot be read. bad_calls: calls the
-    environment refused (unknown tool, wrong arguments, an error of the tool). routing: the router's
+    environment refused (unknown tool, wrong arguments, an error of the tool). rewards: the parts of the
+    environment's named rewards that this turn has earned. routing: the router's
     choices from the last token of the turn before (in the first turn, from the first token) to the last
     but one of this turn; None where routing is not captured.
     """
@@ -54,6 +55,7 @@ class Turn:
     bad_calls: int = 0
     observations: tuple[Message, ...] = ()
     thought: str = ""
+    rewards: dict[str, float] = field(default_factory=dict[str, float])
     routing: "Routing | None" = field(default=None, compare=False)
 
 
@@ -70,7 +72,8 @@ class Phase:
 class Trajectory:
     """The record of one episode.
 
-    env_rewards: the environment's own named rewards; empty where it could not be judged. fault: what
+    env_rewards: the environment's own named rewards, those of its turns included; empty where it could not be
+    judged. fault: what
     went wrong, in one sentence, and where there is one the first traceback. notes: facts of the
     environment's side, such as {"sandbox": "bubblewrap"}.
     """
@@ -111,11 +114,16 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class ScoredTrajectory:
-    """A judged trajectory with its named rewards and their weighted sum."""
+    """A judged trajectory with its named rewards and their weighted sum.
+
+    turn_rewards: of each turn, the part of that sum which it has earned; the rest comes with the end. Empty
+    where no turn has earned any.
+    """
 
     trajectory: Trajectory
     rewards: dict[str, float]
     reward: float
+    turn_rewards: tuple[float, ...] = ()
 
     def as_json(self) -> str:
         """One line of trajectories.jsonl; routing, which would dwarf the rest, is not written."""
@@ -128,9 +136,13 @@ class ScoredTrajectory:
             "rewards": self.rewards,
             "reward": self.reward,
         }
+        if self.turn_rewards:
+            record["turn_rewards"] = self.turn_rewards
         # Nested records become objects as the encoder meets them; the tokens are not copied before.
         return json.dumps(record, default=_fields, separators=(",", ":"))
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name != "routing"}
+    """The fields of a nested record, without routing and without the rewards of a turn that has none."""
+    left_out = ("routing",) if getattr(record, "rewards", True) else ("routing", "rewards")
+    return {name: value for name, value in vars(record).items() if name not in left_out}

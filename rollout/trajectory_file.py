@@ -24,7 +24,8 @@ def read_trajectory(line: str | bytes) -> ScoredTrajectory:
         # The file's key is older than the field's name.
         record["env_rewards"] = record.pop("evidence")
         rewards, reward = dict(record["rewards"]), float(record["reward"])
-        return ScoredTrajectory(_reader().validate_python(record), rewards, reward)
+        turn_rewards = tuple(map(float, record.get("turn_rewards", ())))
+        return ScoredTrajectory(_reader().validate_python(record), rewards, reward, turn_rewards)
     except KeyError as error:
         raise NoRecord(f"it has no {error.args[0]!r}") from None
     except ValidationError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.env import Env, Reply, Task
+from envs.handover import NamedRewards
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvSession, Opening
 from envs.session import StepResult as TurnResult
@@ -82,8 +83,10 @@ class FakeSession:
         opening: str = "6 times 7 ?",
         fail: dict[str, Any] | None = None,
         notes: dict[str, str] | None = None,
+        by_turn: dict[int, dict[str, float]] | None = None,
     ) -> None:
         self.opening = opening
+        self.by_turn = by_turn
         self.notes = notes or {}
         self.fail = fail or {}
         self.acts: list[str] = []
@@ -103,9 +106,9 @@ class FakeSession:
             return TurnResult((), done=True)
         return TurnResult(tuple(Message("tool", "42", name=c.name) for c in calls), done=False)
 
-    async def score(self) -> dict[str, float]:
+    async def score(self) -> NamedRewards:
         await self._act("score")
-        return {"solved": 1.0}
+        return NamedRewards({"solved": 1.0}, self.by_turn)
 
     async def close(self) -> None:
         await self._act("close")

@@ -137,22 +137,25 @@ def test_a_batch_is_normalised_across_its_groups_on_policy_tokens_only():
 unit = st.floats(0, 1)
 
 
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=7), st.floats(-5, 5), unit, unit)
-def test_gae_is_the_discounted_sum_of_its_errors(values, reward, gamma, lam):
+pairs = st.tuples(st.floats(-5, 5), st.floats(-5, 5))
+
+
+@given(st.lists(pairs, min_size=1, max_size=7), unit, unit)
+def test_gae_is_the_discounted_sum_of_its_errors(turn_by_turn, gamma, lam):
+    values, paid = map(list, zip(*turn_by_turn, strict=True))
     turns = len(values)
     later = [*values[1:], 0.0]
-    paid = [0.0] * (turns - 1) + [reward]
     deltas = [r + gamma * after - v for r, after, v in zip(paid, later, values, strict=True)]
     wanted = [
         math.fsum((gamma * lam) ** (j - k) * deltas[j] for j in range(k, turns))
         for k in range(turns)
     ]
-    assert gae(values, reward, gamma=gamma, lam=lam) == pytest.approx(wanted, abs=1e-9)
+    assert gae(values, paid, gamma=gamma, lam=lam) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_gae_at_its_ends():
     values = [0.3, -0.2, 0.9]
-    monte_carlo = gae(values, 2.0, gamma=1.0, lam=1.0)
+    monte_carlo = gae(values, [0.0, 0.0, 2.0], gamma=1.0, lam=1.0)
     assert monte_carlo == pytest.approx([2.0 - v for v in values])
-    one_step = gae(values, 2.0, gamma=1.0, lam=0.0)
+    one_step = gae(values, [0.0, 0.0, 2.0], gamma=1.0, lam=0.0)
     assert one_step == pytest.approx([-0.2 - 0.3, 0.9 + 0.2, 2.0 - 0.9])

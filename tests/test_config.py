@@ -195,6 +195,19 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
         ),
         ("[learner]\nadvantage = 'gae'", '"gae" needs the critic of "ppo"'),
         (
+            "[learner]\ndiscount = 0.9",
+            'discount (0.9) is of rewards from turn to turn, and nothing reads it: it needs credit = "turn"',
+        ),
+        (
+            "[learner]\ncredit = 'turn'\nloss = { kind = 'ppo' }",
+            "credit \"turn\" has nothing to add to advantage 'gae', which is of turns already",
+        ),
+        (
+            "[learner]\ncredit = 'turn'\nloss = { kind = 'gspo' }",
+            'credit "turn" takes no effect with loss.kind "gspo"',
+        ),
+        ("[learner]\ncredit = 'token'", "learner.credit"),
+        (
             "[learner]\nranks = 4\nexpert_parallel = 3",
             "learner: expert_parallel (3) has to divide ranks (4)",
         ),

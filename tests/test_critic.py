@@ -12,7 +12,7 @@ from fakes import sample
 from transformers import AutoModelForCausalLM
 
 from trainer.config import LearnerConfig, LossConfig, OptimConfig
-from trainer.critic import Critic, Targets, mean_error, turn_lengths, turn_targets, value_inputs
+from trainer.critic import Critic, Targets, mean_error, turn_targets, value_inputs
 from trainer.learner import Learner
 from trainer.loss import PpoConfig
 from trainer.sample import TrainSample
@@ -64,7 +64,14 @@ def flat(values: Sequence[Sequence[float]]) -> torch.Tensor:
     [("", []), ("...", []), (".x", [1]), (".xx.x..xxx", [2, 1, 3]), ("..xxxx", [4])],
 )
 def test_a_turn_is_a_run_of_the_policys_tokens(mask, lengths):
-    assert turn_lengths([c == "x" for c in mask]) == lengths
+    mask = f".{mask}"
+    numbers = (0.0,) * len(mask)
+    written = tuple(c == "x" for c in mask)
+    s = TrainSample("s", "shop", (1,) * len(mask), written, numbers, numbers, (0,) * len(mask), 2.0)
+    assert s.turn_lengths == lengths
+    assert s.rewards_by_turn == [*[0.0] * (len(lengths) - 1), 2.0][: len(lengths)]
+    given = tuple(float(k) for k in range(len(lengths)))
+    assert replace(s, turn_rewards=given).rewards_by_turn == list(given or s.rewards_by_turn)
 
 
 def test_targets_by_hand():
@@ -80,6 +87,8 @@ def test_targets_by_hand():
     assert found.behaviour_values == (0.5, 0.5, 2.0)
     assert found.advantages == pytest.approx((first, first, last))
     assert found.returns == pytest.approx((first + 0.5, first + 0.5, 3.0))
+    earlier = turn_targets(replace(s, turn_rewards=(1.0, 2.0)), [0.5, 99.0, 2.0], PPO)
+    assert earlier.advantages == pytest.approx((1.0 + first - 0.9 * 0.7, first + 0.37, 0.0))
 
 
 def test_a_micro_batch_gets_its_own_samples_targets_and_the_whole_batchs_count():
@@ -107,7 +116,7 @@ def test_a_first_step_is_that_of_the_rewards_alone(checkpoint):
     metrics = ours.step(batch).metrics
     advantages, errors = [], []
     for s in batch:
-        lengths = turn_lengths(s.loss_mask)
+        lengths = s.turn_lengths
         for k, length in enumerate(lengths):
             expected = s.reward * (0.9 * 0.7) ** (len(lengths) - 1 - k)
             advantages += [expected] * length

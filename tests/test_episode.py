@@ -14,6 +14,7 @@ from envs.builtin.calculator import Calculator
 from envs.env import Task
 from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession
+from reward.score import score
 from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault, VersionSpan
 from rollout.episode import Episode, HostFault, bounded
@@ -69,6 +70,19 @@ async def test_the_environments_notes_end_on_the_trajectory_and_its_line(rendere
     assert played.notes == {"sandbox": "bubblewrap"}
     line = ScoredTrajectory(played, {"solved": 1.0}, 1.0).as_json()
     assert json.loads(line)["notes"] == {"sandbox": "bubblewrap"}
+
+
+async def test_a_turns_rewards_are_those_of_the_turn_that_the_environment_saw(renderer):
+    """The environment never sees the call that cannot be read, so its second turn is the third."""
+    parts = {0: {"step": 0.25}, 1: {"step": 0.5, "solved": 1.0}}
+    broken = "<longcat_tool_call>multiply" + END
+    engine = ScriptedEngine(renderer.tokenizer, [CALL, broken, ANSWER])
+    played = await episode(renderer, FakeSession(by_turn=parts), engine).run()
+    assert [turn.rewards for turn in played.turns] == [parts[0], {}, parts[1]]
+    scored = await score(played, [], {"step": 2.0}, seconds=1.0)
+    assert scored.turn_rewards == (0.5, 0.0, 2.0)
+    assert read_trajectory(scored.as_json()) == scored
+    assert '"rewards":{}' not in scored.as_json()
 
 
 async def test_a_turn_asks_for_routing_from_the_last_token_of_the_turn_before(renderer):

@@ -706,3 +706,69 @@ async def test_an_experts_mistake_is_one_sentence(expert, sentence):
 def test_a_tasks_data_are_a_dict(data):
     with pytest.raises(TypeError, match="sample\\(\\) has to return a dict of plain JSON"):
         Task("probe", data)
+
+
+class Rewarding(Probe):
+    """Rewards each call with its number of letters, and in the end the first turn once more."""
+
+    @tool
+    def pay(self, name: str, value: float) -> str:
+        """gives a reward"""
+        self.reward(value, name)
+        return "paid"
+
+    async def score(self):
+        return {"solved": 1.0, "pay": {0: 0.5}, **self.plan.get("rewards", {})}
+
+
+async def paid(*turns: tuple[object, ...], env: type[Env] = Rewarding, **plan):
+    s = EnvSession(env(EnvConfig()), Deadlines())
+    await s.open(task(**plan))
+    for values in turns:
+        await s.step("", tuple(ToolCall("pay", {"name": "pay", "value": v}) for v in values))
+    return await s.score()
+
+
+async def test_a_turns_rewards_are_parts_of_the_episodes_and_add_up():
+    found = await paid((1.0, 0.25), (), (2.0,))
+    assert found == {"solved": 1.0, "pay": 3.75}
+    assert found.by_turn == {0: {"pay": 1.75}, 2: {"pay": 2.0}}
+    again = pickle.loads(pickle.dumps(found))
+    assert (again, again.by_turn) == (found, found.by_turn)
+    assert (await paid((), pay=1)).by_turn == {0: {"pay": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "sentence"),
+    [
+        ({"late": {1: 1.0}}, "reward 'late' of turn 1: this episode had 1 turns"),
+        ({"late": {-1: 1.0}}, "reward 'late' of turn -1: this episode had 1 turns"),
+        ({"late": {"0": 1.0}}, "reward 'late' of turn '0': this episode had 1 turns"),
+        ({"late": {0: float("nan")}}, "reward 'late' has to be a finite number, not nan"),
+        ({"late": {0: "much"}}, "reward 'late' has to be a finite number, not 'much'"),
+        ({"late": [1.0]}, "reward 'late' has to be a finite number, not [1.0]"),
+    ],
+)
+async def test_a_turns_reward_that_is_none_is_the_environments_fault(rewards, sentence):
+    with pytest.raises(EnvFault) as caught:
+        await paid((), rewards=rewards)
+    assert f"score: TypeError: {sentence}" in caught.value.sentence
+
+
+async def test_a_reward_given_wrongly_is_a_fault_of_the_act_that_gave_it():
+    class Wrong(Rewarding):
+        async def reset(self, task: Task):
+            if "early" in task.data:
+                self.reward(1.0)
+            return await super().reset(task)
+
+        async def reply(self, text: str) -> Reply:
+            self.reward("much")  # type: ignore[arg-type]
+            return await super().reply(text)
+
+    with pytest.raises(
+        EnvFault, match=r"reply: TypeError: reward 'turn' has to be a finite number"
+    ):
+        await paid((), env=Wrong)
+    with pytest.raises(EnvFault, match=r"reset: RuntimeError: .*there has been none yet"):
+        await paid(env=Wrong, early=True)

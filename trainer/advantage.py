@@ -1,7 +1,8 @@
 """Advantages from rewards: relative to the others of a task, to the whole batch, or to a critic.
 
 Those of one group are computed where the group is. Those of a batch, and those of one trajectory's turns
-under a critic (`trainer.critic`), are the learner's to compute.
+under a critic (`trainer.critic`), are the learner's to compute. `trainer.turn_advantage` gives the turns of a
+trajectory advantages of their own.
 
 A new one is a function here and an entry in the dict of its kind at the end.
 """
@@ -82,18 +83,20 @@ def reinforce_pp(rewards: Sequence[float], tokens: Sequence[int]) -> list[float]
     return [(r - mean) / std for r in rewards]
 
 
-def gae(values: Sequence[float], reward: float, *, gamma: float, lam: float) -> list[float]:
+def gae(
+    values: Sequence[float], rewards: Sequence[float], *, gamma: float, lam: float
+) -> list[float]:
     """Generalized advantage estimation (arXiv 1506.02438, equation 16) over K turns as the actions.
 
-    values: V before each turn, (K,). The reward comes after the last turn, where the value is 0:
-    delta_k = r_k + gamma V_(k+1) - V_k and A_k = delta_k + gamma lam A_(k+1). E.g. values (0, 0.5),
-    reward 1, gamma 1, lam 1 -> [1.0, 0.5].
+    values: V before each turn, (K,). rewards: what each turn earned, (K,), what came with the end in the
+    last one; after it the value is 0: delta_k = r_k + gamma V_(k+1) - V_k and A_k = delta_k + gamma lam
+    A_(k+1). E.g. values (0, 0.5), rewards (0, 1), gamma 1, lam 1 -> [1.0, 0.5].
     """
     advantages: list[float] = []
-    later, after, reward_here = 0.0, 0.0, reward
-    for value in reversed(values):
-        later = reward_here + gamma * after - value + gamma * lam * later
-        after, reward_here = value, 0.0
+    later = after = 0.0
+    for value, reward in zip(reversed(values), reversed(rewards), strict=True):
+        later = reward + gamma * after - value + gamma * lam * later
+        after = value
         advantages.append(later)
     return advantages[::-1]
 
@@ -121,10 +124,10 @@ BATCH_ADVANTAGES: dict[str, Callable[[Sequence[TrainSample]], list[TrainSample]]
 
 
 class OverTurns(Protocol):
-    """An advantage from a critic's value before each turn and the trajectory's reward."""
+    """An advantage from a critic's value before each turn and the reward of each turn."""
 
     def __call__(
-        self, values: Sequence[float], reward: float, *, gamma: float, lam: float
+        self, values: Sequence[float], rewards: Sequence[float], *, gamma: float, lam: float
     ) -> list[float]: ...
 
 

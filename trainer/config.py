@@ -12,11 +12,12 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.advantage import CRITIC_ADVANTAGES, advantage_names
+from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES, advantage_names
 from trainer.correction import CORRECTIONS
 from trainer.families.registry import adapter_targets
 from trainer.loss import LOSSES
 from trainer.section import Section, one_of
+from trainer.turn_advantage import BATCH_TURN_ADVANTAGES
 
 Dtype = Literal["float32", "bfloat16"]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -185,6 +186,8 @@ class LearnerConfig(Section):
     them. Divides `ranks` and the number of experts.
     cpus, gpus: what each rank's actor asks Ray for (0 CPUs: it shares the engines' cores).
     advantage: where it is missing, that of the loss's paper.
+    credit: what an advantage is of: the whole `trajectory`, or each `turn` by the rewards from it on
+    (`trainer.turn_advantage`); with a critic it is of turns anyway. discount: of those rewards, per turn.
     recompute: keep only each layer's input and compute the rest again in the backward pass: less memory,
     about a third more work. compile: torch.compile for what is not a product (norms, activations, rotary
     embedding, log-probs); on CPU it needs a C++ compiler, and some ten seconds the first time.
@@ -207,6 +210,8 @@ class LearnerConfig(Section):
     cpus: float = Field(default=0, ge=0)
     gpus: float = Field(default=0, ge=0)
     advantage: AdvantageName = "grpo"
+    credit: Literal["trajectory", "turn"] = "trajectory"
+    discount: float = Field(default=1.0, ge=0, le=1)
     loss: LossConfig = LossConfig()
     router: RouterConfig = RouterConfig()
     optim: OptimConfig = OptimConfig()
@@ -233,6 +238,8 @@ class LearnerConfig(Section):
                 f"advantage {self.advantage!r} does not go with loss.kind {self.loss.kind!r}: "
                 f"{advantages} needs the critic of {losses}, and {losses} needs {advantages}"
             )
+        if fault := self._wrong_credit():
+            raise ValueError(fault)
         if self.ranks % self.expert_parallel:
             raise ValueError(
                 f"expert_parallel ({self.expert_parallel}) has to divide ranks ({self.ranks})"
@@ -252,6 +259,36 @@ class LearnerConfig(Section):
                 "leave one of the two out"
             )
         return self
+
+    def _wrong_credit(self) -> str:
+        """The sentence on a credit that takes no effect, "" where it does."""
+        if self.credit == "trajectory":
+            if self.discount == 1:
+                return ""
+            return (
+                f"discount ({self.discount:g}) is of rewards from turn to turn, and nothing reads it: it "
+                'needs credit = "turn"; with a critic it is loss.ppo.gamma'
+            )
+        if self.advantage in CRITIC_ADVANTAGES:
+            return (
+                f'credit "turn" has nothing to add to advantage {self.advantage!r}, which is of turns '
+                "already: leave it out; its discount is loss.ppo.gamma"
+            )
+        if self.advantage in BATCH_ADVANTAGES and self.advantage not in BATCH_TURN_ADVANTAGES:
+            return (
+                f'advantage {self.advantage!r} is of trajectories only: leave credit = "turn" out'
+            )
+        if self.loss.kind == "gspo":
+            return (
+                'credit "turn" takes no effect with loss.kind "gspo", whose one ratio moves all tokens of '
+                "a sample alike: leave it out, or take another loss"
+            )
+        return ""
+
+    @property
+    def turn_discount(self) -> float | None:
+        """The discount per turn where turns have advantages of their own, else None."""
+        return self.discount if self.credit == "turn" else None
 
 
 class SftConfig(Section):

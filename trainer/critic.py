@@ -1,10 +1,11 @@
 """The critic of PPO: a value head on the policy's last hidden state, and its targets over turns.
 
 The unit is a turn of the policy, as in Turn-PPO (arXiv 2512.17008): a maximal run of True in a sample's
-`loss_mask`. Its state is everything before it, its action is the whole turn, and the trajectory's reward
-comes after the last one. The value of a state is read where the turn's first token is predicted; every
-token of a turn has the turn's advantage, and only a turn's first token has a value error. GAE's gamma and
-lambda are per turn, so a long turn is discounted no more than a short one.
+`loss_mask`. Its state is everything before it, its action is the whole turn, its reward what the environment
+gave to it; the rest of the trajectory's reward comes after the last one. The value of a state is read where
+the turn's first token is predicted; every token of a turn has the turn's advantage, and only a turn's first
+token has a value error. GAE's gamma and lambda are per turn, so a long turn is discounted no more than a
+short one.
 
 Shapes: N policy tokens, D hidden size, K turns of a sample.
 """
@@ -55,27 +56,14 @@ class Targets:
     advantages: tuple[float, ...]
 
 
-def turn_lengths(loss_mask: Sequence[bool]) -> list[int]:
-    """Policy tokens of each turn, in order: [F, T, T, F, T] -> [2, 1]."""
-    lengths: list[int] = []
-    before = False
-    for wrote in loss_mask:
-        if wrote and before:
-            lengths[-1] += 1
-        elif wrote:
-            lengths.append(1)
-        before = wrote
-    return lengths
-
-
 def turn_targets(
     sample: TrainSample, values: Sequence[float], c: PpoConfig, advantage: OverTurns = gae
 ) -> Targets:
     """Targets from the behaviour version's value at each policy token; a turn's is that at its start."""
-    lengths = turn_lengths(sample.loss_mask)
+    lengths = sample.turn_lengths
     firsts = [sum(lengths[:k]) for k in range(len(lengths))]
     values_K = [values[first] for first in firsts]
-    advantages_K = advantage(values_K, sample.reward, gamma=c.gamma, lam=c.lam)
+    advantages_K = advantage(values_K, sample.rewards_by_turn, gamma=c.gamma, lam=c.lam)
     turns = [k for k, length in enumerate(lengths) for _ in range(length)]
     starts = set(firsts)
     return Targets(

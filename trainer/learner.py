@@ -48,6 +48,7 @@ from trainer.sample_check import SetAside, check_samples
 from trainer.scorer import Scorer, Scores
 from trainer.step_result import StepResult
 from trainer.token_recorder import TokenRecorder
+from trainer.turn_advantage import BATCH_TURN_ADVANTAGES
 from trainer.weights import (
     published_weights,
     snapshot,
@@ -304,6 +305,8 @@ class Learner:
         """The batch with the advantages that are the learner's to compute, and the critic's targets."""
         name = self.config.advantage
         if name in BATCH_ADVANTAGES:
+            if (discount := self.config.turn_discount) is not None:
+                return BATCH_TURN_ADVANTAGES[name](samples, discount), ()
             return BATCH_ADVANTAGES[name](samples), ()
         if name not in CRITIC_ADVANTAGES:
             return samples, ()

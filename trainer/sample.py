@@ -1,6 +1,7 @@
 """One sequence to train on, and what was computed of it: what crosses to the learner and back. No torch."""
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ class TrainSample:
     loss_mask: True where the policy wrote the token. rollout_logprobs, advantages, versions mean
     something only there: the engine's log-prob, the token's advantage, the policy version that wrote it.
     reward: the trajectory's, for advantages that are not of a group.
+    turn_rewards: the part of it that each turn has earned, what comes with the end in the last one; empty
+    where all of it comes with the end. A turn is a maximal run of True in loss_mask.
     routing: the experts that the engine chose for each token, shape (tokens, MoE layers, experts per token);
     the largest value of its type where it computed none, as for the last token. None where nothing is known.
     """
@@ -27,6 +30,7 @@ class TrainSample:
     advantages: tuple[float, ...]
     versions: tuple[int, ...]
     reward: float = 0.0
+    turn_rewards: tuple[float, ...] = ()
     routing: "npt.NDArray[np.unsignedinteger[Any]] | None" = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -41,6 +45,10 @@ class TrainSample:
             raise ValueError(f"sample {self.id}: its lists differ in length: {sorted(lengths)}")
         if self.loss_mask[0]:
             raise ValueError(f"sample {self.id}: the first token cannot be predicted from anything")
+        if self.turn_rewards and len(self.turn_rewards) != (turns := len(self.turn_lengths)):
+            raise ValueError(
+                f"sample {self.id}: {len(self.turn_rewards)} rewards for its {turns} turns"
+            )
         if self.routing is not None:
             shape, kind = self.routing.shape, self.routing.dtype
             if len(shape) != 3 or shape[0] != len(self.token_ids) or kind.kind != "u":
@@ -58,6 +66,17 @@ class TrainSample:
     def num_policy_tokens(self) -> int:
         """How many tokens carry loss."""
         return sum(self.loss_mask)
+
+    @property
+    def turn_lengths(self) -> list[int]:
+        """Policy tokens of each turn, in order: loss_mask [F, T, T, F, T] -> [2, 1]."""
+        return [sum(run) for wrote, run in groupby(self.loss_mask) if wrote]
+
+    @property
+    def rewards_by_turn(self) -> list[float]:
+        """The reward of each turn, what comes with the end in the last one."""
+        turns = len(self.turn_lengths)
+        return list(self.turn_rewards) or [0.0] * (turns - 1) + [self.reward] * (turns > 0)
 
 
 @dataclass(frozen=True)

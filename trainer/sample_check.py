@@ -40,8 +40,9 @@ def check_samples(samples: Sequence[TrainSample], max_tokens: int) -> None:
 
 def not_finite(s: TrainSample) -> str:
     """The sentence on the first number of a sample that is not finite; "" where all are."""
-    if not math.isfinite(s.reward):
-        return f"sample {s.id} ({s.env}): its reward is {s.reward}; it has to be finite"
+    for reward in (s.reward, *s.turn_rewards):
+        if not math.isfinite(reward):
+            return f"sample {s.id} ({s.env}): its reward is {reward}; it has to be finite"
     rows = zip(s.rollout_logprobs, s.advantages, s.loss_mask, strict=True)
     for t, (logprob, advantage, wrote) in enumerate(rows):
         if wrote and not math.isfinite(logprob):

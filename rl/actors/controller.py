@@ -97,6 +97,7 @@ class ControllerActor:
                 self.config.learner.advantage,
                 filter_zero_variance=self.config.batch.filter_zero_variance,
                 mask_truncated=self.config.batch.mask_truncated,
+                turn_discount=self.config.learner.turn_discount,
             )
         reports = tuple(member_report(m, *self.writer.write(m)) for m in members)
         sample_ids = tuple(s.id for s in samples)

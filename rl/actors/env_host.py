@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from envs.env import Task
+from envs.handover import NamedRewards
 from envs.message import ToolCall
 from envs.process_end import refuse_ends
 from envs.session import EnvFault, EnvSession, HostFault, Opening, StepResult
@@ -88,7 +89,7 @@ class EnvHost:
         """One turn of the policy. Raises EnvFault."""
         return await self.sessions[session].step(text, calls)
 
-    async def score(self, session: str) -> dict[str, float]:
+    async def score(self, session: str) -> NamedRewards:
         """The environment's rewards. Raises EnvFault."""
         return await self.sessions[session].score()
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import cast
 
 from envs.env import Task
+from envs.handover import NamedRewards
 from envs.message import ToolCall
 from envs.session import HostFault, Opening, StepResult
 from rl.actors.actor_method import Handle, end_actor
@@ -146,9 +147,9 @@ class HostSession:
         limit = self.table.deadlines.tool_seconds * max(1, len(calls))
         return cast(StepResult, await self._ask(limit, "step", text, calls))
 
-    async def score(self) -> dict[str, float]:
+    async def score(self) -> NamedRewards:
         limit = self.table.deadlines.score_seconds
-        return cast(dict[str, float], await self._ask(limit, "score"))
+        return cast(NamedRewards, await self._ask(limit, "score"))
 
     async def close(self) -> None:
         """The episode does not wait for its end: the host runs it under a deadline of its own."""

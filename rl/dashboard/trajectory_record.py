@@ -45,7 +45,8 @@ class Said:
 class TurnView:
     """One turn. logprobs, versions: one per completion id, None where the record has none.
 
-    thought: the reasoning apart from the text; "" in records that did not keep it apart.
+    thought: the reasoning apart from the text; "" in records that did not keep it apart. rewards:
+    what the turn has earned, by name.
     """
 
     number: int
@@ -61,6 +62,7 @@ class TurnView:
     bad_calls: int
     observations: tuple[Said, ...]
     thought: str = ""
+    rewards: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ def _turn(check: _Checked, n: int, record: Object) -> TurnView:
     if len(logprobs) != len(completion):
         check.odd(f"{where}: {len(logprobs)} log-probs for {len(completion)} tokens")
         logprobs = (None,) * len(completion)
+    rewards = record.get("rewards")
     return TurnView(
         number=n,
         prompt_ids=check.ids(record, "prompt_ids", where),
@@ -236,6 +239,7 @@ def _turn(check: _Checked, n: int, record: Object) -> TurnView:
             _said(check, one, where) for one in check.objects(record, "observations", where)
         ),
         thought=check.text(record, "thought", where) if "thought" in record else "",
+        rewards=_numbers(rewards if isinstance(rewards, dict) else {}),
     )
 
 

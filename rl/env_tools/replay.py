@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from envs.handover import NamedRewards
 from envs.message import JsonObject, Message, ToolSchema
 from envs.process_end import ends_refused
 from envs.session import EnvFault, EnvSession, HostFault
@@ -26,6 +27,7 @@ from reward.score import JudgeFault, score
 from rl.config_file import ConfigError, read_toml
 from rl.env_table import EnvTable
 from rl.plugin_check import check_plugins
+from rollout.episode import with_rewards
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
 from rollout.trajectory_file import NoRecord, read_trajectory
 
@@ -211,8 +213,9 @@ async def _judge(
     scored: ScoredTrajectory,
     table: EnvTable,
     turns: tuple[Turn, ...],
-    env_rewards: dict[str, float],
+    env_rewards: NamedRewards,
 ) -> Replayed:
+    turns = tuple(with_rewards([replace(t, rewards={}) for t in turns], env_rewards))
     again = replace(scored.trajectory, turns=turns, env_rewards=env_rewards)
     try:
         judges = [find_judge(name) for name in table.judges]
@@ -221,7 +224,8 @@ async def _judge(
         return replace(played, parting=Parting(None, str(error)))
     then = {**scored.rewards, "reward": scored.reward}
     rewards = {**now.rewards, "reward": now.reward}
-    parting = Parting(None, "the rewards are others") if then != rewards else None
+    same = then == rewards and scored.turn_rewards == now.turn_rewards
+    parting = None if same else Parting(None, "the rewards are others")
     return replace(played, then=then, now=rewards, parting=parting)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 
@@ -9,9 +10,15 @@ from rl.samples.ledger import Closed
 from rollout.repetition import ends_in_repetition
 from rollout.routing import Routing
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
-from trainer.advantage import GROUP_ADVANTAGES, all_equal
+from trainer.advantage import GROUP_ADVANTAGES
 from trainer.config import AdvantageName
 from trainer.sample import TrainSample
+from trainer.turn_advantage import (
+    over_group,
+    rewards_to_go,
+    with_turn_advantages,
+    without_variance,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ def group_samples(
     *,
     filter_zero_variance: bool,
     mask_truncated: bool = False,
+    turn_discount: float | None = None,
 ) -> tuple[list[TrainSample], list[Dropped]]:
     """Samples of a group's judged members; a fault is dropped as failed, never trained on as a reward of 0.
 
@@ -36,6 +44,7 @@ def group_samples(
     With `mask_truncated`, members that were cut off at the length limit are part of the baseline and give
     no sample (LongCat-Flash-Thinking, arXiv 2509.18883, section 3.2.2). An advantage that is not of a group
     is the learner's to compute: its samples carry rewards, need no others, and teach without variance too.
+    turn_discount: gives turns advantages of their own (`trainer.turn_advantage`).
     """
     dropped = [
         Dropped((m.trajectory.id,), "failed", m.trajectory.stop_reason)
@@ -44,23 +53,25 @@ def group_samples(
     ]
     judged = [m for m in members if m.trajectory.judged]
     ids = tuple(m.trajectory.id for m in judged)
-    rewards = [m.reward for m in judged]
-    advantages = [0.0] * len(judged)
+    samples = [train_sample(m.trajectory, 0.0, m.reward, m.turn_rewards) for m in judged]
     if (of_group := GROUP_ADVANTAGES.get(advantage)) is not None:
         if len(judged) < 2:
             return [], [*dropped, *([Dropped(ids, "filtered", "no_baseline")] if ids else [])]
-        if filter_zero_variance and all_equal(rewards):
+        if turn_discount is None:
+            rewards = [[s.reward] for s in samples]
+        else:
+            rewards = [rewards_to_go(s.rewards_by_turn, turn_discount) for s in samples]
+        if filter_zero_variance and without_variance(rewards):
             return [], [*dropped, Dropped(ids, "filtered", "zero_variance")]
-        advantages = of_group(rewards)
+        found = over_group(rewards, of_group)
+        samples = [
+            with_turn_advantages(s, a if turn_discount is not None else a * len(s.turn_lengths))
+            for s, a in zip(samples, found, strict=True)
+        ]
     masked = {m.trajectory.id for m in judged if mask_truncated and cut_off(m.trajectory)}
     if masked:
         dropped.append(Dropped(tuple(id for id in ids if id in masked), "filtered", "truncated"))
-    samples = [
-        train_sample(m.trajectory, a, m.reward)
-        for m, a in zip(judged, advantages, strict=True)
-        if m.trajectory.id not in masked
-    ]
-    return samples, dropped
+    return [s for s in samples if s.id not in masked], dropped
 
 
 def cut_off(trajectory: Trajectory) -> bool:
@@ -69,8 +80,16 @@ def cut_off(trajectory: Trajectory) -> bool:
     return trajectory.stop_reason == "max_tokens" and not ends_in_repetition(written)
 
 
-def train_sample(trajectory: Trajectory, advantage: float, reward: float = 0.0) -> TrainSample:
-    """Lay a trajectory's turns end to end; only the policy's own tokens carry loss."""
+def train_sample(
+    trajectory: Trajectory,
+    advantage: float,
+    reward: float = 0.0,
+    turn_rewards: Sequence[float] = (),
+) -> TrainSample:
+    """Lay a trajectory's turns end to end; only the policy's own tokens carry loss.
+
+    turn_rewards: the part of `reward` that each turn has earned, where turns have.
+    """
     ids: list[int] = []
     mask: list[bool] = []
     logprobs: list[float] = []
@@ -95,8 +114,24 @@ def train_sample(trajectory: Trajectory, advantage: float, reward: float = 0.0) 
         advantages=tuple(advantage if m else 0.0 for m in mask),
         versions=tuple(versions),
         reward=reward,
+        turn_rewards=_by_run(trajectory.turns, reward, turn_rewards) if turn_rewards else (),
         routing=_routing(trajectory.turns),
     )
+
+
+def _by_run(turns: Sequence[Turn], reward: float, earned: Sequence[float]) -> tuple[float, ...]:
+    """Rewards of a sample's turns, which are runs of the policy's tokens: a turn without a token gives its
+    reward to the one before, and the last one has what comes with the end."""
+    found: list[float] = []
+    apart = True
+    for turn, value in zip(turns, earned, strict=True):
+        apart |= bool(turn.prompt_ids)
+        if turn.completion_ids and apart:
+            found.append(value)
+            apart = False
+        elif found:
+            found[-1] += value
+    return tuple(found and [*found[:-1], reward - fsum(found[:-1])])
 
 
 def _routing(turns: Sequence[Turn]) -> Routing | None:

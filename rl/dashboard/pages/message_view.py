@@ -52,6 +52,8 @@ def turn_messages(turn: TurnView, most: int = MAX_TEXT) -> None:
         remarks.append("a tool call that cannot be read")
     if turn.bad_calls:
         remarks.append(f"{turn.bad_calls} calls refused")
+    if turn.rewards:
+        remarks.append(f"reward: {numbers_text(turn.rewards)}")
     if turn.thought:
         message(f"policy, turn {turn.number}, its thought", turn.thought, "policy", (), most)
     message(f"policy, {', '.join(remarks)}"[:300], turn.text, "policy", turn.calls, most)
@@ -61,4 +63,9 @@ def turn_messages(turn: TurnView, most: int = MAX_TEXT) -> None:
 
 def rewards_text(view: TrajectoryView) -> str:
     """Rewards by name, such as "solved 1, format 0.5"."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in view.rewards[:40]) or "none"
+    return numbers_text(view.rewards) or "none"
+
+
+def numbers_text(numbers: Sequence[tuple[str, float]]) -> str:
+    """Numbers by name, such as "solved 1, format 0.5"; the first 40."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers[:40])

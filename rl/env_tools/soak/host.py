@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from envs.env import Env, Task
+from envs.handover import NamedRewards
 from envs.message import ToolCall
 from envs.session import Opening, StepResult
 from rl.actors.env_host import EnvHost
@@ -70,7 +71,7 @@ class SoakHost(EnvHost):
         with self._timed("tool" if calls else "reply", max(1, len(calls))):
             return await super().step(session, text, calls)
 
-    async def score(self, session: str) -> dict[str, float]:
+    async def score(self, session: str) -> NamedRewards:
         with self._timed("score"):
             return await super().score(session)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from envs.env import Task
+from envs.handover import NamedRewards
 from envs.message import ToolCall
 from envs.session import Opening, StepResult
 from rollout.episode import Session
@@ -56,7 +57,7 @@ class Watched:
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         return await self._act(self.session.step(text, calls))
 
-    async def score(self) -> dict[str, float]:
+    async def score(self) -> NamedRewards:
         return await self._act(self.session.score())
 
     async def close(self) -> None:
