@@ -53,7 +53,7 @@ def measure(folder: Path, shape: tuple[int, int, int, int], turns: int) -> dict[
     learners = {}
     for sharing in (False, True):
         learners[sharing] = Learner(folder, config, temperature=1.0, keep_versions=0)
-        learners[sharing].sharing = sharing
+        learners[sharing].passes.sharing = sharing
         computed[sharing] = learners[sharing].step(samples).metrics["learner/computed_tokens"]
     for _ in range(turns):
         for sharing, learner in learners.items():

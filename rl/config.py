@@ -11,6 +11,7 @@ from pydantic import model_validator as validator
 
 from rl.config_file import read_config
 from rl.env_table import EnvTable, anchor_tables
+from rl.samples.length_shaping import LengthConfig
 from rl.stop_config import StopConfig
 from rl.tracker_config import NotifyConfig, TrackersConfig, WandbConfig
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig, Section
@@ -52,12 +53,14 @@ class BatchConfig(Section):
     gradient, and another group takes their place. Of advantages that are relative to the group.
     mask_truncated: leave out trajectories that the length limit cut off, but not those that ran into it in
     a loop; the others' baseline counts them all the same.
+    length: rewards for the length of a trajectory that is trained on.
     reuse_ratio: share of a step's groups that were trained on before and that staleness still allows; as many
     new ones fewer are waited for (LongCat-Flash-Thinking, arXiv 2509.18883, section 3.2.2).
     """
 
     groups: PositiveInt = 16
     group_size: PositiveInt = 8
+    length: LengthConfig = LengthConfig()
     filter_zero_variance: bool = True
     mask_truncated: bool = False
     reuse_ratio: float = Field(default=0.0, ge=0, lt=1)

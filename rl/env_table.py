@@ -138,6 +138,7 @@ def anchor_tables(values: dict[str, object], folder: Path) -> None:
     evaluated = values.get("eval")
     sections = (values, evaluated if isinstance(evaluated, dict) else {})
     lists = [tables for one in sections if isinstance(tables := one.get("env"), list)]
+    _anchor_functions(values, folder)
     for table in itertools.chain(*lists):
         if not isinstance(table, dict):
             continue
@@ -145,6 +146,18 @@ def anchor_tables(values: dict[str, object], folder: Path) -> None:
             table["id"] = anchored(table["id"], folder)
         if isinstance(settings := table.get("config"), dict):
             settings |= _anchored_rows(settings, folder)
+
+
+def _anchor_functions(values: dict[str, object], folder: Path) -> None:
+    """So are the files of a loss, an advantage and a correction of the user's own."""
+    learner = values.get("learner")
+    if not isinstance(learner, dict):
+        return
+    loss = learner.get("loss")
+    for section, keys in ((learner, ("advantage",)), (loss, ("kind", "correction"))):
+        for key in keys if isinstance(section, dict) else ():
+            if isinstance(name := section.get(key), str):
+                section[key] = anchored(name, folder)
 
 
 def _anchored_rows(settings: dict[str, object], folder: Path) -> dict[str, object]:

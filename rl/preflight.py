@@ -30,12 +30,12 @@ from rl.config_file import ConfigError
 from rl.env_table import DeadlineConfig, EnvTable
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
+from rl.objective_check import check_objective
 from rl.plugin_check import check_plugins, openings
 from rl.tracker_config import missing
 from rollout.config import EpisodeConfig
 from trainer.checkpoint_files import check_weights
 from trainer.families.registry import FAMILIES
-from trainer.loss import LOSSES
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
@@ -63,6 +63,7 @@ def check_run(config: RunConfig) -> None:
         check_model_folder(Path(config.model.path))
     _check_adapters(config)
     _check_experts(config)
+    check_objective(config)
     check_rewards(config.env)
     check_rewards(config.eval.env, "eval.env")
     _check_splits(config)
@@ -307,25 +308,9 @@ def _check_distribution(config: RunConfig) -> None:
         )
 
 
-def _check_longest(config: RunConfig) -> None:
-    """T_max of a loss that divides by it is what an episode allows."""
-    if not LOSSES[config.learner.loss.kind].constant_denominator:
-        return
-    episode, found = config.episode, config.learner.loss.max_completion_tokens
-    longest = episode.longest_completion
-    turn = min(episode.max_completion_tokens, longest)
-    if not turn <= found <= longest:
-        raise ConfigError(
-            f"learner.loss.max_completion_tokens: {found} does not fit the episodes, in which a policy "
-            f"writes up to {turn} tokens a turn and {longest} in all (episode.max_completion_tokens, "
-            f"max_turns and max_tokens); leave it out, or set it to {longest}"
-        )
-
-
 def _check_settings(config: RunConfig) -> None:
     """Settings that are fine one by one and cannot work together."""
     _check_distribution(config)
-    _check_longest(config)
     if config.timeouts.stall_seconds <= config.episode.max_seconds:
         raise ConfigError(
             f"timeouts.stall_seconds ({config.timeouts.stall_seconds:g}) has to be above "

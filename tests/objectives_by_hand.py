@@ -287,10 +287,24 @@ def geometric_rejection_by_hand(batch: list[Sequence]) -> Weights:
     return found
 
 
+def sequence_tis_by_hand(batch: list[Sequence]) -> Weights:
+    return [[min(math.prod(r), 2.0)] * len(r) for r in token_ratios(batch)]
+
+
+def geometric_tis_by_hand(batch: list[Sequence]) -> Weights:
+    found = []
+    for ratios in token_ratios(batch):
+        mean = math.prod(ratios) ** (1 / len(ratios))
+        found.append([min(r, 2.0) if 0.99 <= mean <= 1.01 else 0.0 for r in ratios])
+    return found
+
+
 WEIGHTS = {
     "none": unweighted,
     "tis": tis_by_hand,
     "icepop": icepop_by_hand,
     "mis": mis_by_hand,
     "geometric_rejection": geometric_rejection_by_hand,
+    "sequence_tis": sequence_tis_by_hand,
+    "geometric_tis": geometric_tis_by_hand,
 }

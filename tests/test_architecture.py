@@ -98,7 +98,7 @@ FLOORS = (
     {"config_error", "samples", "stop_config", "tracker_config"},
     {"commands", "config_file", "env_table"},
     {"config"},
-    {"cold_start", "nodes", "plugin_check", "record"},
+    {"cold_start", "nodes", "objective_check", "plugin_check", "record"},
     {"actors", "dashboard", "preflight", "simulator", "tasks"},
     {"compare", "fleet", "trackers"},
     {"cluster"},

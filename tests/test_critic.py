@@ -143,7 +143,7 @@ def test_the_value_is_a_linear_map_of_transformers_last_hidden_state(family_chec
     torch.manual_seed(0)
     torch.nn.init.normal_(ours.scorer.critic.weight)
     torch.nn.init.constant_(ours.scorer.critic.bias, 0.3)
-    found = ours._by_sample(samples(), ours._behaviour_values)
+    found = ours.passes.by_sample(samples(), ours._behaviour_values)
     model = AutoModelForCausalLM.from_pretrained(family_checkpoint)
     for s, values in zip(samples(), found, strict=True):
         with torch.no_grad():
@@ -157,10 +157,10 @@ def test_stale_samples_are_valued_under_their_own_versions_weights_and_head(chec
     ours = learner(checkpoint, keep_versions=1)
     for version in range(2):
         if version:
-            wanted = ours._by_sample(samples(1), ours._behaviour_values)
+            wanted = ours.passes.by_sample(samples(1), ours._behaviour_values)
         ours.step(as_written(ours, samples(version)))
-    found = ours._by_sample(samples(1), ours._behaviour_values)
-    present = ours._by_sample(samples(2), ours._behaviour_values)
+    found = ours.passes.by_sample(samples(1), ours._behaviour_values)
+    present = ours.passes.by_sample(samples(2), ours._behaviour_values)
     assert torch.allclose(flat(found), flat(wanted), atol=1e-6)
     assert not torch.allclose(flat(present), flat(wanted), atol=1e-3)
 

@@ -99,8 +99,8 @@ def test_log_probs_and_gradients_are_those_of_transformers(third):
     wanted = torch.cat([stock_logprobs(stock, s) for s in samples()])
     assert_close(flat(ours.logprobs(samples())), wanted.detach(), 1e-5, "log-probs")
     (-wanted.sum()).backward()
-    for batch in ours._micro_batches(samples()):
-        (-ours._score(batch).logprobs_N.sum()).backward()
+    for batch in ours.passes.micro_batches(samples()):
+        (-ours.passes.score(batch).logprobs_N.sum()).backward()
     theirs = dict(stock.named_parameters())
     for name, parameter in ours.model.named_parameters():
         assert parameter.grad is not None and theirs[name].grad is not None, name
@@ -129,7 +129,10 @@ def test_a_step_and_adapters_of_its_targets(third):
     ours.step(with_rollout_logprobs(samples(), ours.logprobs(samples()), 0))
     assert ours.version == 1
     assert len(ours.snapshot(torch.float32)) == 3 * 2 * 2
-    assert ours.experts is not None and (ours.experts.computing, ours.experts.zero) == (6, 0)
+    assert ours.steering.experts is not None and (
+        ours.steering.experts.computing,
+        ours.steering.experts.zero,
+    ) == (6, 0)
 
 
 def test_it_can_be_sharded_and_its_routing_captured(third):
@@ -148,7 +151,7 @@ def test_a_setting_may_name_a_registered_family_only():
 def test_without_a_record_transformers_modules_stay(third, monkeypatch):
     monkeypatch.delitem(learner_side.FAMILIES, "qwen2_moe")
     ours = learner(third)
-    assert ours.scorer.routers == [] and ours.experts is None
+    assert ours.scorer.routers == [] and ours.steering.experts is None
     assert not any(isinstance(m, GroupedExperts) for m in ours.model.modules())
     stock = AutoModelForCausalLM.from_pretrained(third)
     with torch.no_grad():

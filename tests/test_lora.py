@@ -117,8 +117,8 @@ def test_gradients_of_adapters_follow_from_those_of_whole_weights(family_checkpo
     for name, (a, b) in held.items():
         state[f"{name}.weight"] += ALPHA / RANK * b @ a
     (-torch.cat([stock_logprobs(stock, s) for s in samples()]).sum()).backward()
-    for batch in ours._micro_batches(samples()):
-        (-ours._score(batch).logprobs_N.sum()).backward()
+    for batch in ours.passes.micro_batches(samples()):
+        (-ours.passes.score(batch).logprobs_N.sum()).backward()
     whole = dict(stock.named_parameters())
     for name, layer in _layers(ours):
         a, b = held[name]

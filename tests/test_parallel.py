@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from transformers import GPT2Config, Qwen3MoeConfig
 
-from trainer.config import LearnerConfig, LossConfig, OptimConfig, RouterConfig
+from trainer.config import LearnerConfig, LossConfig, OptimConfig, RouterConfig, UpdatesConfig
 from trainer.learner import Learner
 from trainer.micro_batches import plan_shared
 from trainer.moe.exchange import from_experts, plan_route, to_experts
@@ -53,7 +53,7 @@ def alone(_: int) -> Ranks:
 
 
 # Metrics that are made of ratios of probabilities.
-RATIOS = ("/kl_behaviour", "/kl_engine", "/ratio_max", "/engine_ratio_max", "/ess")
+RATIOS = ("/kl", "/kl_behaviour", "/kl_engine", "/ratio_max", "/engine_ratio_max", "/ess")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def assert_same(found: Trained, wanted: Trained, relative: float, absolute: floa
             # Ranks share fewer tokens than one rank does.
             if not name.startswith("time/") and name != "learner/computed_tokens":
                 # A ratio is as close as the log-probs' difference, and these are about -6.
-                of_ratios = name.startswith("learn/") and name.endswith(RATIOS)
+                of_ratios = name.startswith(("learn/", "update/")) and name.endswith(RATIOS)
                 bound = 10 * relative if of_ratios else relative
                 assert mine[name] == pytest.approx(
                     theirs[name], rel=bound, abs=absolute, nan_ok=True
@@ -185,6 +185,23 @@ def test_advantages_over_the_whole_batch_are_those_of_one_rank(two_ranks, checkp
     ]
     found, wanted = compared(two_ranks, checkpoint, 2, config, batches)
     assert_same(found, wanted, 1e-5, absolute=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kl", [{"reference": "start"}, {"every": 2}, {"reference": "start", "place": "reward"}]
+)
+def test_several_updates_and_a_kl_to_a_reference_are_those_of_one_rank(two_ranks, checkpoint, kl):
+    """The second batch is of the version before, and its mini-batches are on other ranks than its scores."""
+    loss = {"kind": "dapo", "entropy_weight": 0.01, "kl": {"weight": 0.1, "estimator": "k3", **kl}}
+    config = {
+        "loss": LossConfig.model_validate(loss),
+        "updates": UpdatesConfig(mini_batches=3, epochs=2, max_kl=10.0),
+        "optim": OptimConfig(lr=3e-4),
+    }
+    batches = [samples(0), samples(0, seed=4)]
+    found, wanted = compared(two_ranks, checkpoint, 2, config, batches)
+    assert_same(found, wanted, 1e-4, absolute=1e-6)
+    assert found.metrics[1]["update/made"] == 6 and found.metrics[1]["loss/kl_reference"] > 0
 
 
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)

@@ -175,7 +175,7 @@ def test_the_controller_moves_the_bias_by_its_formula_and_leaves_zero_experts_al
     ours = learner(checkpoint, bias_rate=0.1, bias_decay_steps=4, experts_per_token=2.5)
     before = [r.e_score_correction_bias.tolist() for r in ours.scorer.routers]
     counts = torch.tensor([[10.0, 2, 3, 4, 5, 6, 7, 8, 5, 5, 5, 0]]).repeat(2, 1)
-    ours.biases.update(counts, 1)
+    ours.steering.biases.update(counts, 1)
     for router, was in zip(ours.scorer.routers, before, strict=True):
         for i, value in enumerate(router.e_score_correction_bias.tolist()):
             moved = 0.1 * 0.75 * (2.5 / 3 / 8 - counts[0, i].item() / 60) if i < 8 else 0.0
@@ -185,7 +185,7 @@ def test_the_controller_moves_the_bias_by_its_formula_and_leaves_zero_experts_al
 def test_the_controller_brings_the_load_to_what_is_wanted(checkpoint):
     """On scores that prefer zero experts and one other, drawn anew each time."""
     ours = learner(checkpoint, bias_rate=0.5, experts_per_token=2.4)
-    experts = ours.experts
+    experts = ours.steering.experts
     torch.manual_seed(0)
     liking = torch.tensor([1.5] + [0.0] * 7 + [1.0] * 4)
     [router, _] = ours.scorer.routers
@@ -215,13 +215,13 @@ def test_a_step_moves_the_bias_by_its_own_loads_and_past_versions_keep_theirs(ch
     ours = learner(checkpoint, keep_versions=1, bias_rate=0.2)
     samples = [sample(f"s{i}", n, random.Random(i), version=0) for i, n in enumerate(LENGTHS)]
     before = [r.e_score_correction_bias.clone() for r in ours.scorer.routers]
-    counts = torch.zeros(2, ours.experts.total)
+    counts = torch.zeros(2, ours.steering.experts.total)
     with torch.no_grad():
         ours.scorer(pack(samples, range(len(samples)), CPU))
     for layer, used in ours.scorer.routing_record.used_TK.items():
-        counts[layer] = torch.bincount(used.flatten(), minlength=ours.experts.total)
+        counts[layer] = torch.bincount(used.flatten(), minlength=ours.steering.experts.total)
     ours.step(samples)
-    x = ours.experts
+    x = ours.steering.experts
     names = [name for name in ours.past_weights[0] if name.endswith("e_score_correction_bias")]
     for router, name, was, load in zip(ours.scorer.routers, names, before, counts, strict=True):
         moved = 0.2 * (x.wanted / 3 / 8 - load[:8] / load.sum())
@@ -303,7 +303,7 @@ def test_imitation_moves_the_bias_too(checkpoint):
         with torch.no_grad():
             ours.scorer(pack(samples, range(len(samples)), CPU))
         used = torch.cat([u.flatten() for u in ours.scorer.routing_record.used_TK.values()])
-        return 3 * (used < ours.experts.computing).float().mean().item()
+        return 3 * (used < ours.steering.experts.computing).float().mean().item()
 
     before = load()
     for _ in range(40):

@@ -120,7 +120,7 @@ def learner(folder, sharing: bool, **changes) -> Learner:
         "threads": 1,
     }
     ours = Learner(folder, LearnerConfig(**(settings | changes)), temperature=1.0, keep_versions=1)
-    ours.sharing = sharing
+    ours.passes.sharing = sharing
     return ours
 
 
@@ -131,7 +131,7 @@ def test_three_steps_with_router_losses_are_the_same(family_checkpoint, supervis
     results = []
     for sharing in (False, True):
         ours = learner(family_checkpoint, sharing)
-        computed = sum(len(b.input_ids_T) for b in ours._micro_batches(groups()))
+        computed = sum(len(b.input_ids_T) for b in ours.passes.micro_batches(groups()))
         metrics = []
         for _ in range(3):
             if supervised:
@@ -194,7 +194,7 @@ def test_repeated_routing_is_never_shared(checkpoint):
         temperature=1.0,
         keep_versions=0,
     )
-    [batch] = ours._micro_batches(groups())
+    [batch] = ours.passes.micro_batches(groups())
     assert batch.copies_T is None and len(batch.input_ids_T) == batch.num_tokens
 
 

@@ -9,10 +9,12 @@ A new one is a function here and an entry in the dict of its kind at the end.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import compress
 from math import fsum, sqrt
 from statistics import fmean, pvariance
 from typing import Protocol
 
+from trainer.own_function import find_function, is_own
 from trainer.sample import TrainSample
 
 # Rewards that are no further apart are equal: four roundings of float32, in which some judges compute,
@@ -83,6 +85,18 @@ def reinforce_pp(rewards: Sequence[float], tokens: Sequence[int]) -> list[float]
     return [(r - mean) / std for r in rewards]
 
 
+def with_group_baseline(samples: Sequence[TrainSample]) -> list[TrainSample]:
+    """REINFORCE++ with a group's baseline: r less its group's mean, which samples come with, over the batch's
+    std (arXiv 2501.03262, section 3): (A - mean) / std over all tokens of the batch; all 0 where all are
+    equal."""
+    tokens = [s.num_policy_tokens for s in samples]
+    above = [next(compress(s.advantages, s.loss_mask), 0.0) for s in samples]
+    return [
+        replace(s, advantages=tuple(a if m else 0.0 for m in s.loss_mask))
+        for s, a in zip(samples, reinforce_pp(above, tokens), strict=True)
+    ]
+
+
 def gae(
     values: Sequence[float], rewards: Sequence[float], *, gamma: float, lam: float
 ) -> list[float]:
@@ -111,15 +125,17 @@ def batch_normalised(samples: Sequence[TrainSample]) -> list[TrainSample]:
     ]
 
 
-# By the rewards of one group's members.
+# By the rewards of one group's members; what is of a batch as well is finished there.
 GROUP_ADVANTAGES: dict[str, Callable[[Sequence[float]], list[float]]] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
+    "reinforce_pp_baseline": dr_grpo,
 }
 # By a whole batch of samples, which come back with their advantages.
 BATCH_ADVANTAGES: dict[str, Callable[[Sequence[TrainSample]], list[TrainSample]]] = {
     "reinforce_pp": batch_normalised,
+    "reinforce_pp_baseline": with_group_baseline,
 }
 
 
@@ -136,4 +152,12 @@ CRITIC_ADVANTAGES: dict[str, OverTurns] = {"gae": gae}
 
 def advantage_names() -> list[str]:
     """All of them."""
-    return [*GROUP_ADVANTAGES, *BATCH_ADVANTAGES, *CRITIC_ADVANTAGES]
+    return list(GROUP_ADVANTAGES | BATCH_ADVANTAGES | CRITIC_ADVANTAGES)
+
+
+def group_advantage(name: str) -> Callable[[Sequence[float]], list[float]] | None:
+    """The advantage called so where it is of a group, the user's own at `module:function` among them."""
+    if is_own(name):
+        own = find_function(name)
+        return lambda rewards: [float(value) for value in own(list(rewards))]
+    return GROUP_ADVANTAGES.get(name)

@@ -3,110 +3,28 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
-    create_model,
     field_validator,
     model_validator,
 )
 
 from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES, advantage_names
-from trainer.correction import CORRECTIONS
 from trainer.families.registry import adapter_targets
-from trainer.loss import LOSSES
+from trainer.loss import LOSSES, loss_of
+from trainer.objective_config import LossConfig, UpdatesConfig
 from trainer.section import Section, one_of
 from trainer.turn_advantage import BATCH_TURN_ADVANTAGES
 
 Dtype = Literal["float32", "bfloat16"]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-LossName = Annotated[str, one_of(lambda: LOSSES)]
-AdvantageName = Annotated[str, one_of(advantage_names)]
-CorrectionName = Annotated[str, one_of(lambda: CORRECTIONS)]
-
-
-class LossConfig(Section):
-    """The objective: a loss and a correction of the engine's log-probs, each with a section of its own
-    name (`trainer.loss`, `trainer.correction`), such as `{"kind": "gspo", "gspo": {"clip_high": 5e-4}}`.
-
-    max_completion_tokens: T_max, the constant denominator of a trajectory's sum over tokens (`longcat`,
-    `dr_grpo`, `hispo`).
-    behaviour: whose log-probs the ratio's denominator is: the `learner`'s, computed again with the
-    weights that wrote the token (LongCat), or the `engine`'s as they came; `auto` is the learner's, of which
-    each update computes a part and takes the engine's for the rest where the two agree (`trainer.behaviour`).
-    correction: of the gap between learner and engine; where it is missing, the loss's usual one.
-    """
-
-    # Sections of losses and corrections are kept as extra fields: which ones there are, the registries say.
-    model_config = ConfigDict(extra="allow")
-
-    kind: LossName = "longcat"
-    max_completion_tokens: PositiveInt = 128
-    behaviour: Literal["auto", "learner", "engine"] = "auto"
-    correction: CorrectionName = "tis"
-
-    @classmethod
-    def sections(cls) -> dict[str, type[Section]]:
-        """The settings' class of each loss and correction, by name."""
-        entries = [*LOSSES.items(), *CORRECTIONS.items()]
-        return {name: one.settings for name, one in entries if one.settings.model_fields}
-
-    @property
-    def loss_settings(self) -> Section:
-        """The settings of the chosen loss."""
-        return self._settings(self.kind, LOSSES[self.kind].settings)
-
-    @property
-    def correction_settings(self) -> Section:
-        """The settings of the chosen correction."""
-        return self._settings(self.correction, CORRECTIONS[self.correction].settings)
-
-    def _settings(self, name: str, kind: type[Section]) -> Section:
-        found = (self.model_extra or {}).get(name)
-        return found if isinstance(found, kind) else kind()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_sections(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        kinds = cls.sections()
-        others = {name: value for name, value in given.items() if name not in cls.model_fields}
-        fields: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds.items()}
-        found = create_model("LossSections", __base__=Section, **fields).model_validate(others)
-        kind, correction = given.get("kind", "longcat"), "none"
-        if isinstance(kind, str) and kind in LOSSES and given.get("behaviour") != "engine":
-            correction = LOSSES[kind].correction
-        chosen = (kind, given.get("correction", correction))
-        kept = {name: value for name, value in found if name in chosen or value != kinds[name]()}
-        return {"correction": correction, **given, **kept}
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "LossConfig":
-        for name, value in (self.model_extra or {}).items():
-            if name not in (self.kind, self.correction) and isinstance(value, Section):
-                raise ValueError(
-                    f"[{name}] is set, and nothing reads it: kind is {self.kind!r}, the correction is "
-                    f"{self.correction!r}"
-                )
-        if self.behaviour == "engine" and self.correction != "none":
-            raise ValueError(
-                f'correction {self.correction!r} needs behaviour = "learner": with the engine\'s '
-                "log-probs as behaviour there is no gap to correct"
-            )
-        own = LOSSES[self.kind].masks_gap
-        if own and (self.behaviour == "engine" or self.correction != "none"):
-            raise ValueError(
-                f'kind "{self.kind}" masks and weighs the gap between learner and engine itself: it needs '
-                'behaviour = "learner" and correction = "none"'
-            )
-        return self
+AdvantageName = Annotated[str, one_of(advantage_names, own=True)]
 
 
 class OptimConfig(Section):
     """AdamW with global gradient-norm clipping; the rate warms up linearly over `warmup_steps` and,
-    with `decay_steps`, falls linearly to 0 at that step."""
+    with `decay_steps`, falls linearly to 0 at that step. All updates on a step's batch have its rate."""
 
     lr: PositiveFloat = 1e-6
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
@@ -188,6 +106,9 @@ class LearnerConfig(Section):
     advantage: where it is missing, that of the loss's paper.
     credit: what an advantage is of: the whole `trajectory`, or each `turn` by the rewards from it on
     (`trainer.turn_advantage`); with a critic it is of turns anyway. discount: of those rewards, per turn.
+    normalise: advantages to mean 0 and standard deviation 1 over the tokens of the batch, or of each
+    environment. float32_head: logits are products in float32 (MiniMax-M1, arXiv 2506.13585, section 3.2), of
+    a head that has the values of `dtype`; with float32 it changes nothing.
     recompute: keep only each layer's input and compute the rest again in the backward pass: less memory,
     about a third more work. compile: torch.compile for what is not a product (norms, activations, rotary
     embedding, log-probs); on CPU it needs a C++ compiler, and some ten seconds the first time.
@@ -201,6 +122,7 @@ class LearnerConfig(Section):
     device: Literal["cpu", "cuda"] = "cpu"
     micro_batch_tokens: PositiveInt = 4096
     threads: PositiveInt | None = None
+    float32_head: bool = False
     recompute: bool = False
     compile: bool = False
     deterministic: bool = False
@@ -212,7 +134,9 @@ class LearnerConfig(Section):
     advantage: AdvantageName = "grpo"
     credit: Literal["trajectory", "turn"] = "trajectory"
     discount: float = Field(default=1.0, ge=0, le=1)
+    normalise: Literal["none", "batch", "environment"] = "none"
     loss: LossConfig = LossConfig()
+    updates: UpdatesConfig = UpdatesConfig()
     router: RouterConfig = RouterConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig | None = None
@@ -231,7 +155,7 @@ class LearnerConfig(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "LearnerConfig":
-        if (self.advantage in CRITIC_ADVANTAGES) != LOSSES[self.loss.kind].critic:
+        if (self.advantage in CRITIC_ADVANTAGES) != loss_of(self.loss.kind).critic:
             advantages = " or ".join(f'"{name}"' for name in CRITIC_ADVANTAGES)
             losses = " or ".join(f'"{name}"' for name, loss in LOSSES.items() if loss.critic)
             raise ValueError(
@@ -240,6 +164,23 @@ class LearnerConfig(Section):
             )
         if fault := self._wrong_credit():
             raise ValueError(fault)
+        kl = self.loss.kl
+        if kl is not None and kl.place == "reward" and self.advantage in CRITIC_ADVANTAGES:
+            raise ValueError(
+                f'loss.kl.place is "reward", and advantage {self.advantage!r} is estimated before the KL is '
+                'known: set place = "loss"'
+            )
+        if kl is not None and kl.reference != "start" and self.lora is not None:
+            raise ValueError(
+                f"loss.kl.reference ({kl.reference}) is a whole policy, and with [lora] the adapters alone "
+                'are held twice: set "start", which is the policy without them'
+            )
+        if self.updates.count > 1 and not loss_of(self.loss.kind).ratio:
+            raise ValueError(
+                f"[updates] asks for {self.updates.count} updates on a batch, and loss.kind "
+                f"{self.loss.kind!r} has no ratio: from the second on it would take the batch for the "
+                "present policy's"
+            )
         if self.ranks % self.expert_parallel:
             raise ValueError(
                 f"expert_parallel ({self.expert_parallel}) has to divide ranks ({self.ranks})"

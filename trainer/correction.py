@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from trainer.own_function import find_function, is_own, split_counts
 from trainer.section import Section
 
 if TYPE_CHECKING:
@@ -72,6 +73,22 @@ class GeometricRejectionConfig(BoundsConfig):
     high: PositiveFloat = 1.01
 
 
+class SequenceTisConfig(Section):
+    """cap: upper bound of the sample's ratio, the product of its tokens'; inf takes it away."""
+
+    cap: PositiveFloat = Field(default=2.0, allow_inf_nan=True)
+
+
+class GeometricTisConfig(BoundsConfig):
+    """low, high: a sample whose ratios' geometric mean is outside is left out. cap: of the others'
+    weights."""
+
+    section = "geometric_tis"
+    low: PositiveFloat = 0.99
+    high: PositiveFloat = 1.01
+    cap: PositiveFloat = Field(default=2.0, allow_inf_nan=True)
+
+
 class MisConfig(Section):
     """cap: a sample whose ratio, the product of its tokens', is above is left out."""
 
@@ -120,15 +137,37 @@ def geometric_rejection(x: "LossInputs", c: GeometricRejectionConfig) -> Weighed
     return weights_N, {"loss/geometric_rejection_masked": (~kept_N).float().sum()}
 
 
+def sequence_tis(x: "LossInputs", c: SequenceTisConfig) -> Weighed:
+    """min(the product of the sample's ratios, C) for all its tokens: truncated importance sampling of whole
+    sequences (Liu, Li et al. 2025, as `mis`)."""
+    weights_N = _product(x).clamp(max=c.cap)
+    return weights_N, {"loss/sequence_tis_capped": (weights_N >= c.cap).float().sum()}
+
+
+def geometric_tis(x: "LossInputs", c: GeometricTisConfig) -> Weighed:
+    """min(ratio, C) in samples whose geometric mean of ratios is within [low, high], else 0: rejection of
+    whole samples at any length, and the token's own weight in the rest."""
+    gap_N = x.behaviour_logprobs_N - x.rollout_logprobs_N
+    mean_N = x.sample_mean(gap_N).exp()
+    kept_N = (mean_N >= c.low) & (mean_N <= c.high)
+    weights_N = gap_N.exp().clamp(max=c.cap).where(kept_N, 0.0)
+    return weights_N, {"loss/geometric_tis_masked": (~kept_N).float().sum()}
+
+
 def mis(x: "LossInputs", c: MisConfig) -> Weighed:
     """The sample's importance ratio, the product of its tokens', where it is at most C, else 0, for all its
     tokens: sequence-level masked importance sampling (Liu, Li et al., "When Speed Kills Stability:
     Demystifying RL Collapse from the Training-Inference Mismatch", 2025)."""
-    gap_N = x.sample_mean(x.behaviour_logprobs_N - x.rollout_logprobs_N) * x.sample_tokens_N
-    ratio_N = gap_N.exp()
+    ratio_N = _product(x)
     kept_N = ratio_N <= c.cap
     weights_N = ratio_N.where(kept_N, 0.0)
     return weights_N, {"loss/mis_masked": (~kept_N).float().sum()}
+
+
+def _product(x: "LossInputs") -> "Tensor":
+    """(N,): the product of the ratios of the token's sample."""
+    gap_N = x.sample_mean(x.behaviour_logprobs_N - x.rollout_logprobs_N) * x.sample_tokens_N
+    return gap_N.exp()
 
 
 CORRECTIONS: dict[str, Correction] = {
@@ -137,4 +176,17 @@ CORRECTIONS: dict[str, Correction] = {
     "icepop": Correction(icepop, IcepopConfig),
     "mis": Correction(mis, MisConfig),
     "geometric_rejection": Correction(geometric_rejection, GeometricRejectionConfig),
+    "sequence_tis": Correction(sequence_tis, SequenceTisConfig),
+    "geometric_tis": Correction(geometric_tis, GeometricTisConfig),
 }
+
+
+def correction_of(name: str) -> Correction:
+    """The built-in correction called so, or the user's own at `module:function`."""
+    if not is_own(name):
+        return CORRECTIONS[name]
+
+    def own(x: "LossInputs", c: Section) -> Weighed:
+        return split_counts(name, find_function(name)(x))
+
+    return Correction(own, Section)

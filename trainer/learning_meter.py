@@ -1,8 +1,8 @@
-"""Meter of an update's learning, per environment: entropy, KL, ratios, sample size, advantages.
+"""Meter of a batch's learning, per environment: entropy, KL, ratios, sample size, advantages.
 
 Consumes each micro-batch's inputs of the objective, as the update computes them anyway. Produces metrics
-`learn/<env>/...` and `learn/all/...`. Sums and maxima stay on the device until the update's end, all
-environments of a micro-batch together. Means are over policy tokens.
+`learn/<env>/...` and `learn/all/...`. Sums and maxima stay on the device until the batch's end, all
+environments of a micro-batch together. Means are over policy tokens, each as often as an update had it.
 
 KL is estimated by k3 (Schulman, "Approximating KL divergence", 2020): the mean of r - 1 - log r, with r the
 present policy's probability of a token over the sampler's, on the sampler's tokens. That is KL(sampler ||
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.loss import MAX_LOG_RATIO
+from trainer.kl import MAX_LOG_RATIO
 from trainer.loss_inputs import LossInputs
 from trainer.parallel import Ranks
 from trainer.sample import TrainSample
@@ -28,7 +28,7 @@ _CLIPPED, _COLUMNS = 8, 9
 
 
 class LearningMeter:
-    """Meters one update; every rank has one and notes its own micro-batches."""
+    """Meters the updates on one batch; every rank has one and notes its own micro-batches."""
 
     def __init__(self, samples: Sequence[TrainSample], device: torch.device) -> None:
         self.envs = sorted({s.env for s in samples})
@@ -39,13 +39,14 @@ class LearningMeter:
         self._most_ER = torch.full((count, 2), -torch.inf, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def note(self, x: LossInputs, entropy_N: Tensor) -> None:
+    def note(self, x: LossInputs, entropy_N: Tensor, chosen_S: Tensor | None = None) -> None:
         """Take in a micro-batch after its backward pass, in which its log-probs have kept their gradient.
 
-        entropy_N: of the present policy at each token, in nats. A token whose advantage is not 0 though its
+        entropy_N: of the present policy at each token, in nats. chosen_S: of each sample of the update its
+        index in the batch; None where they are the batch's. A token whose advantage is not 0 though its
         gradient is counts as clipped, whichever loss, correction or mask ended it.
         """
-        env_N = self._env_S[x.sample_N]
+        env_N = self._env_S[x.sample_N if chosen_S is None else chosen_S[x.sample_N]]
         present_N = x.learner_logprobs_N.detach().double()
         to_behaviour_N, to_engine_N = (
             (present_N - base_N.double()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

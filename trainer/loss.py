@@ -7,17 +7,18 @@ adds up over micro-batches.
 
 torch is imported for types alone: the settings (`trainer.config`) read LOSSES and stay light.
 
-Left out on purpose: the KL term (LongCat-Flash-Thinking, section 3.2.1: its estimator is biased), also
-where a paper has one.
+A KL term is no part of a loss, also where a paper has one: `objective` adds it where `loss.kl` asks for it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, PositiveFloat
+from pydantic import ConfigDict, Field, PositiveFloat
 
-from trainer.correction import CORRECTIONS
+from trainer.correction import correction_of
+from trainer.kl import MAX_LOG_RATIO, kl_to_reference
+from trainer.own_function import find_function, is_own, split_counts
 from trainer.section import Section
 
 if TYPE_CHECKING:
@@ -26,11 +27,28 @@ if TYPE_CHECKING:
     from trainer.config import LossConfig
     from trainer.loss_inputs import LossInputs
 
-# A ratio's logarithm is cut off here: exp stays finite, and where clipping ends a gradient it is 0, not NaN.
-MAX_LOG_RATIO = 20.0
-
 # The loss, and counts of tokens for the metrics.
 Found = tuple["Tensor", dict[str, "Tensor"]]
+
+
+def token_mean(x: "LossInputs", values_N: "Tensor") -> "Tensor":
+    """1/sum_i |y_i| sum_i sum_t."""
+    return values_N.sum() / x.num_tokens
+
+
+def sample_mean(x: "LossInputs", values_N: "Tensor") -> "Tensor":
+    """1/G sum_i 1/|y_i| sum_t."""
+    return (values_N / x.sample_tokens_N).sum() / x.num_samples
+
+
+def sample_sum(x: "LossInputs", values_N: "Tensor") -> "Tensor":
+    """1/G sum_i sum_t."""
+    return values_N.sum() / x.num_samples
+
+
+def constant_mean(x: "LossInputs", values_N: "Tensor") -> "Tensor":
+    """1/(G T_max) sum_i sum_t."""
+    return values_N.sum() / (x.num_samples * x.max_completion_tokens)
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,8 @@ class Loss:
     advantage, correction: the ones used where the configuration names none. critic: trained with a value
     head, so its advantage is one of CRITIC_ADVANTAGES and its settings are `PpoConfig`'s. masks_gap: weighs
     the gap between learner and engine itself, so it takes no correction. constant_denominator: divides by
-    T_max, `LossConfig.max_completion_tokens`.
+    T_max, `LossConfig.max_completion_tokens`. ratio: of present to behaviour policy; without one every sample
+    is taken for one of the present policy. average: of a value per token, as the loss averages its own terms.
     """
 
     function: Callable[["LossInputs", "Tensor", Any], Found]
@@ -50,6 +69,14 @@ class Loss:
     critic: bool = False
     masks_gap: bool = False
     constant_denominator: bool = False
+    ratio: bool = True
+    average: Callable[["LossInputs", "Tensor"], "Tensor"] = token_mean
+
+
+class OwnSettings(Section):
+    """Keyword arguments of a loss of the user's own, under the names that it has for them."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class ClipConfig(Section):
@@ -133,10 +160,33 @@ class HispoConfig(LongcatConfig):
 
 
 def objective(x: "LossInputs", c: "LossConfig") -> Found:
-    """The configured loss under the configured correction."""
-    w_N, corrected = CORRECTIONS[c.correction].function(x, c.correction_settings)
-    loss, counts = LOSSES[c.kind].function(x, w_N, c.loss_settings)
-    return loss, counts | corrected
+    """The configured loss under the configured correction, with its KL to a reference and its entropy bonus,
+    which are averaged as the loss's own terms are."""
+    w_N, corrected = correction_of(c.correction).function(x, c.correction_settings)
+    chosen = loss_of(c.kind)
+    loss, counts = chosen.function(x, w_N, c.loss_settings)
+    counts = counts | corrected
+    if c.kl is not None:
+        kl_N = kl_to_reference(x, c.kl)
+        counts["loss/kl_reference"] = kl_N.detach().sum()
+        if c.kl.place == "loss":
+            loss = loss + c.kl.weight * chosen.average(x, kl_N)
+    if c.entropy_weight:
+        assert x.entropy_N is not None, "scored with its entropy"
+        loss = loss - c.entropy_weight * chosen.average(x, x.entropy_N)
+    return loss, counts
+
+
+def loss_of(kind: str) -> Loss:
+    """The built-in loss called so, or the user's own at `module:function`, whose settings are
+    `OwnSettings`."""
+    if not is_own(kind):
+        return LOSSES[kind]
+
+    def own(x: "LossInputs", w_N: "Tensor", c: OwnSettings) -> Found:
+        return split_counts(kind, find_function(kind)(x, w_N, **c.model_dump()))
+
+    return Loss(own, OwnSettings, "grpo")
 
 
 def longcat(x: "LossInputs", w_N: "Tensor", c: LongcatConfig) -> Found:
@@ -258,7 +308,7 @@ def hispo(x: "LossInputs", w_N: "Tensor", c: HispoConfig) -> Found:
 
 def decoupled_ppo(x: "LossInputs", w_N: "Tensor", c: DecoupledPpoConfig) -> Found:
     """min(pi_prox / pi_behaviour, max_weight) min(u A, clip(u) A) with u = pi / pi_prox: clipping is around
-    the proximal policy, the learner's before the update, however stale a sample is (AReaL, arXiv 2505.24298,
+    the proximal policy, the learner's before the batch, however stale a sample is (AReaL, arXiv 2505.24298,
     equation 5).
 
     The equation's bare sum over tokens is averaged over the batch's tokens. Its weight has no bound there;
@@ -273,7 +323,8 @@ def decoupled_ppo(x: "LossInputs", w_N: "Tensor", c: DecoupledPpoConfig) -> Foun
 
 
 def _ratio(logprobs_N: "Tensor", base_N: "Tensor | float" = 0.0) -> "Tensor":
-    """exp(logprobs - base), finite however far apart they are."""
+    """exp(logprobs - base), finite however far apart they are; where clipping ends a gradient it is 0, not
+    NaN."""
     return (logprobs_N - base_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
@@ -311,15 +362,26 @@ def _triplet_counts(
 
 
 LOSSES: dict[str, Loss] = {
-    "longcat": Loss(longcat, LongcatConfig, "grpo", correction="tis", constant_denominator=True),
-    "grpo": Loss(grpo, ClipConfig, "grpo"),
-    "dr_grpo": Loss(dr_grpo, ClipConfig, "dr_grpo", constant_denominator=True),
+    "longcat": Loss(
+        longcat,
+        LongcatConfig,
+        "grpo",
+        correction="tis",
+        constant_denominator=True,
+        average=constant_mean,
+    ),
+    "grpo": Loss(grpo, ClipConfig, "grpo", average=sample_mean),
+    "dr_grpo": Loss(
+        dr_grpo, ClipConfig, "dr_grpo", constant_denominator=True, average=constant_mean
+    ),
     "dapo": Loss(dapo, DapoConfig, "grpo"),
-    "gspo": Loss(gspo, GspoConfig, "grpo"),
+    "gspo": Loss(gspo, GspoConfig, "grpo", average=sample_mean),
     "cispo": Loss(cispo, CispoConfig, "grpo"),
-    "rloo": Loss(rloo, Section, "rloo"),
+    "rloo": Loss(rloo, Section, "rloo", ratio=False, average=sample_sum),
     "reinforce_pp": Loss(reinforce_pp, ClipConfig, "reinforce_pp"),
     "ppo": Loss(ppo, PpoConfig, "gae", critic=True),
-    "hispo": Loss(hispo, HispoConfig, "grpo", masks_gap=True, constant_denominator=True),
+    "hispo": Loss(
+        hispo, HispoConfig, "grpo", masks_gap=True, constant_denominator=True, average=constant_mean
+    ),
     "decoupled_ppo": Loss(decoupled_ppo, DecoupledPpoConfig, "reinforce_pp"),
 }

@@ -1,7 +1,7 @@
 """Inputs of an objective for a micro-batch: one record, every tensor of shape (N,).
 
 N policy tokens; those of a sample lie together, in order, and all of them are in the same micro-batch.
-Counts are of the whole batch, so that a loss is a plain sum and adds up over micro-batches.
+Counts are of all samples of an update, so that a loss is a plain sum and adds up over micro-batches.
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,13 @@ class ValueInputs:
 @dataclass(frozen=True)
 class LossInputs:
     """learner_logprobs: with gradient. behaviour_logprobs: the learner's, under the weights that wrote
-    the token. proximal_logprobs: the learner's before the update. rollout_logprobs: the engine's.
+    the token. proximal_logprobs: the learner's before the batch's updates. rollout_logprobs: the engine's.
 
     sample: index of the token's sample, below num_samples. sample_tokens: policy tokens of that sample.
     num_samples, num_tokens: samples and policy tokens of the whole batch. max_completion_tokens: T_max, for
-    losses with a constant denominator. critic: where there is one.
+    losses with a constant denominator. reference_logprobs: the learner's under the reference's weights, where
+    a KL is to one. entropy: of the present policy at each token, in nats, with gradient; None where nothing
+    needs it. critic: where there is one.
     """
 
     learner_logprobs_N: Tensor
@@ -43,6 +45,8 @@ class LossInputs:
     num_samples: int
     num_tokens: int
     max_completion_tokens: int
+    reference_logprobs_N: Tensor | None = None
+    entropy_N: Tensor | None = None
     critic: ValueInputs | None = None
 
     def sample_mean(self, values_N: Tensor) -> Tensor:

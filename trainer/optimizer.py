@@ -20,7 +20,10 @@ from trainer.weights import working_dtype
 
 
 class Optimizer:
-    """One update at a time: backward passes, then `step`."""
+    """One update at a time: backward passes, then `step`.
+
+    updates: how far the schedule is; of several updates on a batch (`apply`) all have the same rate.
+    """
 
     def __init__(
         self,
@@ -82,14 +85,31 @@ class Optimizer:
         torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]
         return norm.item()
 
+    def clip_finite(self, loss: float) -> tuple[float, str]:
+        """Clip the gradient of this loss; returns its norm, and a sentence where norm or loss is not finite,
+        else "". Such a gradient is dropped: it would stay in every later one."""
+        norm = self.clip()
+        for what, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                self.forget()
+                return (
+                    norm,
+                    f"the {what} of update {self.updates} is {value}: the weights stay as they are",
+                )
+        return norm, ""
+
     def step(self) -> None:
-        """Update the weights at the schedule's rate, and forget the gradient."""
+        """Make one update, with which the schedule moves on."""
+        self.apply()
+        self.updates += 1
+
+    def apply(self) -> None:
+        """Update the weights at the schedule's rate, and forget the gradient. The schedule stands still."""
         for group in self.adam.param_groups:
             group["lr"] = self._lr(group["critic"])
         self.adam.step()
         self.forget()
         self.refresh()
-        self.updates += 1
 
     def _lr(self, of_critic: bool) -> float:
         """The rate of the next update, of a value head or of the policy."""

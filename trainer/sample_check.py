@@ -72,9 +72,12 @@ class SetAside:
         kept = [s for s, fault in zip(batch, faults, strict=True) if not fault]
         return kept, next(filter(None, faults), "")
 
-    def update(self, fault: str) -> None:
+    def update(self, fault: str, partly: Sequence[str] = ()) -> None:
         """Count an update that was set aside, or whose samples mostly were; `fault` is the sentence on it,
-        "" for a good one. Raises NotFinite after more than MOST_SET_ASIDE in a row."""
+        "" for a good one. partly: sentences on some of a batch's updates, of which others were made. Raises
+        NotFinite after more than MOST_SET_ASIDE in a row."""
+        for one in partly:
+            _log.warning("%s; the batch's other updates are made", one)
         if not fault:
             self.in_a_row = 0
             return

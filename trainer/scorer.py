@@ -90,10 +90,35 @@ def _logits_gradient(
     logits_CV.copy_(gradient_CV)
 
 
+@RowKernel
+def _both_gradients(
+    logits_CV: Tensor,
+    target_C: Tensor,
+    norm_C: Tensor,
+    grad_C: Tensor,
+    entropy_C: Tensor,
+    entropy_grad_C: Tensor,
+    *,
+    shape: LogitShape,
+) -> None:
+    """In place of the products: as `_logits_gradient`, with d H / d logits = -softmax (log softmax + H)."""
+    shaped_CV = _shaped(logits_CV, shape)
+    logprobs_CV = shaped_CV - norm_C[:, None]
+    probs_CV = torch.exp(logprobs_CV)
+    onehot_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == target_C[:, None]
+    of_logprob_CV = (onehot_CV.float() - probs_CV) * grad_C[:, None]
+    of_entropy_CV = -probs_CV * (logprobs_CV + entropy_C[:, None]) * entropy_grad_C[:, None]
+    gradient_CV = (of_logprob_CV + of_entropy_CV) / shape.divisor
+    if shape.softcap:
+        bent_CV = shaped_CV * (shape.divisor / shape.softcap)
+        gradient_CV = gradient_CV * (1 - bent_CV * bent_CV) * shape.scale
+    logits_CV.copy_(gradient_CV)
+
+
 class _TokenLogprobs(torch.autograd.Function):
     """log softmax(shape(hidden W^T))[target] and the entropy, chunked over tokens.
 
-    The backward pass computes each chunk's logits again. The entropy carries no gradient.
+    The backward pass computes each chunk's logits again.
     """
 
     @staticmethod
@@ -105,22 +130,26 @@ class _TokenLogprobs(torch.autograd.Function):
             logits_CV = hidden_CD @ head_VD.t()
             _read_off(logits_CV, target_C, *results_3C, shape=shape)
         logprob_N, entropy_N, norm_N = results_3N
-        ctx.save_for_backward(hidden_ND, head_VD, target_N, norm_N)
+        ctx.save_for_backward(hidden_ND, head_VD, target_N, norm_N, entropy_N)
         ctx.shape, ctx.size = shape, size
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.set_materialize_grads(False)
         return logprob_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N, _):  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden_ND, head_VD, target_N, norm_N = ctx.saved_tensors
+    def backward(ctx: Any, grad_N, entropy_grad_N):  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden_ND, head_VD, target_N, norm_N, entropy_N = ctx.saved_tensors
+        if grad_N is None:
+            grad_N = torch.zeros_like(norm_N)
+        of_entropy = () if entropy_grad_N is None else (entropy_N, entropy_grad_N)
+        gradient = _both_gradients if of_entropy else _logits_gradient
         dhidden_ND = torch.empty_like(hidden_ND)
         dhead_VD = None
         if ctx.needs_input_grad[1]:
             dhead_VD = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device)
-        parts = [x.split(ctx.size) for x in (hidden_ND, target_N, norm_N, grad_N, dhidden_ND)]
-        for hidden_CD, target_C, norm_C, grad_C, dhidden_CD in zip(*parts, strict=True):
+        rows = (hidden_ND, dhidden_ND, target_N, norm_N, grad_N, *of_entropy)
+        for hidden_CD, dhidden_CD, *rows_C in zip(*(x.split(ctx.size) for x in rows), strict=True):
             logits_CV = hidden_CD @ head_VD.t()
-            _logits_gradient(logits_CV, target_C, norm_C, grad_C, shape=ctx.shape)
+            gradient(logits_CV, *rows_C, shape=ctx.shape)
             torch.mm(logits_CV, head_VD, out=dhidden_CD)
             if dhead_VD is not None:
                 dhead_VD += logits_CV.t() @ hidden_CD
@@ -143,7 +172,8 @@ def _end_dropout(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """A policy's scores of each policy token, all (N,) float32. values: a critic's, where there is one."""
+    """A policy's scores of each policy token, all (N,) float32, with gradient. values: a critic's, where
+    there is one."""
 
     logprobs_N: Tensor
     entropy_N: Tensor
@@ -156,8 +186,16 @@ class Scorer(nn.Module):
     It is trained as it acts: without dropout.
     """
 
-    def __init__(self, model: nn.Module, temperature: float, *, critic: bool = False) -> None:
-        """Raises Unsupported for a model without one last norm and one head."""
+    def __init__(
+        self,
+        model: nn.Module,
+        temperature: float,
+        *,
+        critic: bool = False,
+        float32_head: bool = False,
+    ) -> None:
+        """float32_head: the logits are products in float32, whatever the dtype of the weights. Raises
+        Unsupported for a model without one last norm and one head."""
         super().__init__()
         inner = getattr(model, "model", None)
         if not hasattr(inner, "norm") or not hasattr(model, "lm_head"):
@@ -171,6 +209,7 @@ class Scorer(nn.Module):
         self.shape = logit_shape(model.config, temperature)  # pyright: ignore[reportArgumentType]
         width = model.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
         self.critic = Critic(width) if critic else None  # pyright: ignore[reportArgumentType]
+        self.float32_head = float32_head
         self.routers, self.routing_record = share_record(model)
         # Of the latest pass: the last hidden state before the final norm, (1, T, D).
         self.before_norm: list[Tensor] = []
@@ -191,6 +230,8 @@ class Scorer(nn.Module):
         ).last_hidden_state[0]
         hidden_ND = hidden_TD[batch.source_N]
         head = self.model.lm_head.weight  # pyright: ignore[reportAttributeAccessIssue]
+        if self.float32_head:
+            hidden_ND, head = hidden_ND.float(), head.float()
         logprobs_N, entropy_N = _TokenLogprobs.apply(  # pyright: ignore[reportGeneralTypeIssues]
             hidden_ND, head, batch.target_N, self.shape
         )

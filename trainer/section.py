@@ -6,6 +6,8 @@ from typing import Any, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from trainer.own_function import anchored, is_own
+
 
 class Section(BaseModel):
     """Base of all settings: frozen, numbers are finite, and an unknown key is an error."""
@@ -45,18 +47,22 @@ def _leaves(kind: object) -> Iterator[Any]:
         yield from _leaves(inner)
 
 
-def one_of(names: Callable[[], Collection[str]]) -> AfterValidator:
+def one_of(names: Callable[[], Collection[str]], *, own: bool = False) -> AfterValidator:
     """Restrict a string setting to `names()`, asked when the setting is read.
 
-    In place of a `Literal`, for sets whose members are declared elsewhere.
+    In place of a `Literal`, for sets whose members are declared elsewhere. own: a function of the user's own
+    is one too, and its file is seen from the working directory.
     """
 
     def known(name: str) -> str:
         possible = names()
+        if own and is_own(name):
+            return anchored(name, ".")
         if name in possible:
             return name
         *others, last = map(repr, possible)
         said = f"{', '.join(others)} or {last}" if others else last
+        said += " (or module:function)" if own else ""
         raise PydanticCustomError("literal_error", "Input should be {names}", {"names": said})
 
     return AfterValidator(known)

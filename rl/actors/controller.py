@@ -28,6 +28,7 @@ from rl.record.run_folder import TrajectoryWriter
 from rl.record.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
 from rl.samples.cache_use import CacheUse
 from rl.samples.group import GroupReport, GroupSpec, member_report
+from rl.samples.length_shaping import shaped
 from rl.samples.samples import Dropped, group_samples
 from rollout.engine import Sampling
 from rollout.episode import Episode
@@ -92,6 +93,7 @@ class ControllerActor:
         samples: list[TrainSample] = []
         dropped: list[Dropped] = []
         if spec.train:
+            members = shaped(members, self.config.batch.length)
             samples, dropped = group_samples(
                 members,
                 self.config.learner.advantage,

@@ -32,7 +32,7 @@ SECTIONS = (
     Section(
         "Stability",
         "How far each update moves the policy, and how much of a batch still carries a gradient.",
-        r"^(loss|learn|optim|parity|critic|learner)/",
+        r"^(loss|learn|optim|parity|critic|learner|update)/",
     ),
     Section(
         "What the policy writes",
@@ -94,6 +94,17 @@ _KEYS = (
         r"kl_engine$",
         "KL from the engine's own log-probs; beside staleness it holds numerical differences",
     ),
+    (
+        r"kl_reference$",
+        "KL to the reference policy, before its weight; grows as the policy leaves it",
+    ),
+    (r"^update/.*/kl$", "KL from the batch's start before this of its updates"),
+    (
+        r"^update/.*/ratio_max$",
+        "largest probability ratio of a token, policy over the batch's start",
+    ),
+    (r"^update/made$", "updates that the batch gave"),
+    (r"^update/stopped$", "1 where the KL ended the batch's updates early"),
     (r"engine_ratio_max$", "largest probability ratio of a token, policy over engine"),
     (r"ratio_max$", "largest probability ratio of a token, policy over the version that wrote it"),
     (r"/ess$", "effective sample size as a share of the tokens; 1 where all weigh alike"),

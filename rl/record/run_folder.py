@@ -37,6 +37,7 @@ from rl.samples.group import GroupReport
 from rl.samples.metrics import per_env
 from rollout.trajectory import ScoredTrajectory
 from trainer.checkpoint_folder import steps
+from trainer.own_objective import OWN_FUNCTIONS, own_sources
 from trainer.sample import TokenScores
 
 # Bumped when trajectories.sqlite or the records it points to change; readers check it.
@@ -239,6 +240,7 @@ class RunFolder:
     def _settings(self) -> None:
         (self.path / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
         self._replace("origins.json", json.dumps(self.origins, indent=2) + "\n")
+        self._replace(OWN_FUNCTIONS, json.dumps(own_sources(self.config.learner), indent=2) + "\n")
 
     def groups(self) -> int:
         """Count the groups of training that have begun at least, by their names in the index."""

@@ -10,7 +10,7 @@ from rl.samples.ledger import Closed
 from rollout.repetition import ends_in_repetition
 from rollout.routing import Routing
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
-from trainer.advantage import GROUP_ADVANTAGES
+from trainer.advantage import group_advantage
 from trainer.config import AdvantageName
 from trainer.sample import TrainSample
 from trainer.turn_advantage import (
@@ -54,7 +54,7 @@ def group_samples(
     judged = [m for m in members if m.trajectory.judged]
     ids = tuple(m.trajectory.id for m in judged)
     samples = [train_sample(m.trajectory, 0.0, m.reward, m.turn_rewards) for m in judged]
-    if (of_group := GROUP_ADVANTAGES.get(advantage)) is not None:
+    if (of_group := group_advantage(advantage)) is not None:
         if len(judged) < 2:
             return [], [*dropped, *([Dropped(ids, "filtered", "no_baseline")] if ids else [])]
         if turn_discount is None:

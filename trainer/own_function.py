@@ -1,0 +1,115 @@
+"""Functions of the user's own, by `module:function` or `file.py:function`: a loss, an advantage, a
+correction.
+
+A name with a colon is one of them wherever the configuration takes a built-in's name. A file is imported
+under a name made of its path, and its folder is not importable.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class BadFunction(ValueError):
+    """A function of the user's own that cannot be used; the message is one sentence, without the setting's
+    key."""
+
+
+def is_own(name: str) -> bool:
+    """True for `module:function` and `file.py:function`, False for a built-in's name."""
+    return ":" in name
+
+
+def anchored(name: str, folder: str | Path) -> str:
+    """The name with its file, if it has one, as an absolute path: relative ones are seen from `folder`."""
+    place, _, attribute = name.rpartition(":")
+    if not place.endswith(".py"):
+        return name
+    return f"{os.path.abspath(Path(folder) / place)}:{attribute}"
+
+
+@cache
+def find_function(name: str) -> Callable[..., Any]:
+    """The function called so. Raises BadFunction."""
+    place, _, attribute = name.rpartition(":")
+    try:
+        module = (
+            _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
+    except (Exception, SystemExit) as error:  # a user's module can fail in any way, and exit
+        raise BadFunction(f"{name!r} cannot be imported: {one_line(error)}") from None
+    found = getattr(module, attribute, None)
+    if found is None:
+        own = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        there = f"its functions are {', '.join(own)}" if own else "it defines no function"
+        raise BadFunction(f"{name!r}: {place} has no {attribute!r}; {there}")
+    if not callable(found):
+        raise BadFunction(f"{name!r} is of type {type(found).__name__}; it has to be a function")
+    return found
+
+
+def source_of(name: str) -> tuple[str, str]:
+    """Where a function stands and the text of its file; "" where there is no text. Raises BadFunction."""
+    module = inspect.getmodule(find_function(name))
+    path = getattr(module, "__file__", None) or ""
+    try:
+        return path, Path(path).read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError):
+        return path, ""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one line: its class and what it says."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def split_counts(name: str, found: object) -> "tuple[Tensor, dict[str, Tensor]]":
+    """A tensor, or a tensor and its counts for the metrics, as a pair. Raises BadFunction for all else."""
+    import torch
+
+    tensor, counts = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
+    if not isinstance(tensor, torch.Tensor):
+        raise BadFunction(
+            f"{name!r} returned {type(tensor).__name__}; it has to return a tensor, or a tensor and a dict "
+            "of counts"
+        )
+    if not isinstance(counts, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) and not value.ndim
+        for key, value in counts.items()
+    ):
+        raise BadFunction(f"{name!r} returned counts that are no dict of names and scalar tensors")
+    return tensor, counts
+
+
+def _from_file(file: Path) -> ModuleType:
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
+    name = f"dorado_own_{file.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
