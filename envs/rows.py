@@ -9,15 +9,16 @@ import importlib
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from envs.dynamic_tool import as_object
 from envs.message import JsonObject, Role
 from envs.text import encodable, shown
 
+T = TypeVar("T")
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # Columns that hold what a policy of text would not see, whatever their type is.
 UNSEEN = ("image", "images", "video", "videos", "audio", "audios")
@@ -47,6 +48,28 @@ def file_rows(path: str) -> Numbered:
 def hub_rows(name: str, subset: str | None, split: str) -> Numbered:
     """Rows of a split of a data set on the Hub."""
     yield from enumerate(_load(name, subset, split=split), 1)
+
+
+def each(rows: Numbered, where: str, read: Callable[[JsonObject], T]) -> Iterator[tuple[str, T]]:
+    """Yield every row as `read` makes it, with its name, e.g. ("data set sums.jsonl: row 7", ...).
+
+    Raises ValueError that names `where` and the row.
+    """
+    while True:
+        try:
+            number, row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # a file or a library of others: it can fail in any way
+            # `datasets` wraps what went wrong in a sentence that says nothing of it.
+            cause = error.__cause__ or error
+            reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+            raise ValueError(f"{where} cannot be read: {reason}") from error
+        try:
+            found = read(as_row(row))
+        except ValueError as error:
+            raise ValueError(f"{where}: row {number}: {error}") from None
+        yield f"{where}: row {number}", found
 
 
 def as_row(value: object) -> JsonObject:
@@ -103,12 +126,13 @@ def conversation(value: Sequence[object], column: str) -> list[dict[str, str]]:
             raise ValueError(
                 f"{column!r}: a message has to be an object with role and content, not {shown(one)}"
             )
-        role, roles = message["role"], [name for name in get_args(Role) if name != "tool"]
+        role = "system" if message["role"] == "developer" else message["role"]
+        roles = [name for name in get_args(Role) if name != "tool"]
         if role not in roles:
             raise ValueError(
                 f"{column!r}: a message's role has to be one of {', '.join(roles)}, not {shown(role)}"
             )
-        found.append({"role": role, "content": _content(message["content"], column)})
+        found.append({"role": role, "content": content_text(message["content"], column)})
     if not found or found[-1]["role"] != "user":
         raise ValueError(
             f"{column!r}: the last message has to be the user's, whom the policy answers"
@@ -116,8 +140,8 @@ def conversation(value: Sequence[object], column: str) -> list[dict[str, str]]:
     return found
 
 
-def _content(value: object, column: str) -> str:
-    """The text of a message's content: text, or parts that are all text."""
+def content_text(value: object, column: str) -> str:
+    """Return the text of a message's content: text, or parts that are all text. Raises ValueError."""
     parts = (
         cast(list[object], value) if isinstance(value, list) else [{"type": "text", "text": value}]
     )

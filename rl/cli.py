@@ -1,6 +1,6 @@
 """The command line: `dorado train | sft | status | dashboard | export | …`, and groups such as `dorado env`.
 
-Jobs on a cluster (`dorado submit | jobs | logs | stop`) are in rl/jobs/cli.py.
+Jobs on a cluster (`dorado submit | jobs | logs | stop`) are in rl/jobs/cli.py, `dorado sft` in rl/sft_cli.py.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -21,6 +21,8 @@ from rl.env_tools.cli import app as env_app
 from rl.env_tools.eval.cli import app as eval_app
 from rl.jobs.cli import RunCommand
 from rl.jobs.cli import app as jobs_app
+from rl.sft_cli import OVERRIDES, ConfigPath
+from rl.sft_cli import app as sft_app
 
 if TYPE_CHECKING:
     from rl.config import Mode, RunConfig
@@ -35,29 +37,12 @@ app = typer.Typer(
 model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
 app.add_typer(env_app, name="env")
+app.add_typer(sft_app)
 app.add_typer(eval_app)
 app.add_typer(dashboard_app)
 app.add_typer(jobs_app)
 FAILED = 1
 Number = TypeVar("Number", int, float)
-_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-def _find_config(path: Path) -> Path:
-    from rl.config_file import find_config
-
-    found = find_config(path)
-    if found != path:
-        typer.echo(f"config: {found}", err=True)
-    return found
-
-
-ConfigPath = Annotated[
-    Path,
-    typer.Argument(
-        callback=_find_config, help="A TOML file, or one of Dorado's own, such as quickstart.toml."
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -80,7 +65,7 @@ def options(
     """Take the options that stand before a command."""
 
 
-@app.command(cls=RunCommand, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=OVERRIDES)
 def train(
     context: typer.Context,
     config: ConfigPath,
@@ -124,40 +109,7 @@ def train(
     raise typer.Exit(train_or_say_why(settings, going_on, read_origins(config, context.args)))
 
 
-@app.command(cls=RunCommand, context_settings=_OVERRIDES)
-def sft(
-    context: typer.Context,
-    config: ConfigPath,
-    out: Annotated[Path | None, typer.Option(help="Where to write the policy.")] = None,
-) -> None:
-    """Cold start: train a policy on demonstrations of the environments' experts."""
-    from rl.preflight import check_run
-
-    settings = _load(config, context.args)
-    check_run(settings)
-    if settings.sft is None:
-        raise ConfigError(f"config {config}: there is no [sft] section")
-    if out is not None and out.exists():
-        raise ConfigError(f"--out: {out} exists already")
-    require("torch", "transformers")
-    from rl.cold_start import ColdStartError, first_checkpoint, make_cold_start
-    from rl.record.progress import COLD_START_SECONDS, Progress
-
-    with Progress() as progress:
-        progress.stage("cold start", usual=COLD_START_SECONDS)
-        try:
-            if out is None:
-                folder, _ = first_checkpoint(settings, progress.updates)
-            else:
-                make_cold_start(settings, out, progress.updates)
-                folder = str(out)
-        except ColdStartError as error:
-            progress.end(f"error: {error}")
-            raise typer.Exit(FAILED) from None
-        progress.note(f"policy: {folder}")
-
-
-@app.command(cls=RunCommand, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=OVERRIDES)
 def compare_modes(
     context: typer.Context,
     config: ConfigPath,
@@ -254,7 +206,7 @@ TraceOption = Annotated[
 ]
 
 
-@app.command(cls=RunCommand, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=OVERRIDES)
 def simulate(
     context: typer.Context,
     config: ConfigPath,
@@ -284,7 +236,7 @@ def simulate(
         Console().print(table(result))
 
 
-@app.command(cls=RunCommand, context_settings=_OVERRIDES)
+@app.command(cls=RunCommand, context_settings=OVERRIDES)
 def plan(
     context: typer.Context,
     config: ConfigPath,

@@ -90,11 +90,11 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
         return
     assert start is not None, "RunConfig has exactly one source of the policy"
     from rollout.renderer import Renderer
-    from trainer.small.sft import SftError, make_sft
+    from trainer.sft_ranks import SftError, make_sft
 
-    steps = config.sft.steps
     renderer = Renderer(start, config.episode.tool_format)
     samples = demonstrations(config, renderer)
+    steps = config.sft.updates(len(samples))
     try:
         make_sft(
             start,

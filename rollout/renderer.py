@@ -7,7 +7,7 @@ that is for `rollout.template_check` to say before a run.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,28 +116,33 @@ class Renderer:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def demonstration(
-        self, opening: Sequence[Message], tools: Sequence[ToolSchema], said: Sequence[Message]
+        self,
+        opening: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        said: Sequence[Message],
+        silent: Collection[int] = (),
     ) -> tuple[list[int], list[bool]]:
         """Ids of a whole played episode, and which of them the policy is to learn to write.
 
-        Built turn by turn as an episode is, so that demonstrations and rollouts have the same tokens.
+        Built turn by turn as an episode is, so that demonstrations and rollouts have the same tokens. silent:
+        indices of what is said that is not learnt. Raises ValueError, and whatever the template does.
         """
         ids = self.prompt(opening, tools)
         learn = [False] * len(ids)
         pending: list[Message] = []
         completion: list[int] = []
-        for message in said:
+        for index, message in enumerate(said):
             if message.role != "assistant":
                 pending.append(message)
                 continue
-            if pending:
+            if pending or completion:
                 suffix = self.suffix(pending, completion)
                 ids += suffix
                 learn += [False] * len(suffix)
                 pending = []
             completion = self._encode(self.completion_text(message))
             ids += completion
-            learn += [True] * len(completion)
+            learn += [index not in silent] * len(completion)
         return ids, learn
 
     def completion_text(self, message: Message) -> str:
@@ -148,6 +153,9 @@ class Renderer:
         if not text.startswith(head):
             raise ValueError("the chat template renders no assistant turn after its own prompt")
         end = self._ends.search(text, len(head))
+        said = repr((message.content, message.tool_calls))
+        if mark := self._ends.search(said):
+            raise ValueError(f"the assistant's text holds {mark[0]!r}, which ends its turn")
         return text[len(head) : end.end() if end else None]
 
     def render(

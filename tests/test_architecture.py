@@ -96,14 +96,15 @@ NOT_IN_ROOM = {
 # The rooms of `rl/`, its folders and single files, from bottom to top: each imports rooms of lower floors.
 FLOORS = (
     {"config_error", "samples", "stop_config", "tracker_config"},
-    {"commands", "config_file", "env_table"},
+    {"chat_data", "commands", "config_file", "env_table"},
     {"config"},
     {"cold_start", "nodes", "objective_check", "plugin_check", "record"},
     {"actors", "dashboard", "preflight", "simulator", "tasks"},
-    {"compare", "fleet", "trackers"},
+    {"compare", "fleet", "sft", "trackers"},
     {"cluster"},
     {"loop"},
     {"env_tools", "jobs", "launch"},
+    {"sft_cli"},
     {"cli"},
 )
 BESIDE = [

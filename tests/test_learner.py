@@ -28,7 +28,8 @@ from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.sample_check import MOST_SET_ASIDE, BadSample, NotFinite
 from trainer.scorer import Scorer
-from trainer.small.sft import SftError, make_sft, train_sft
+from trainer.sft import train_sft
+from trainer.sft_ranks import SftError, make_sft
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 31, 12, 40, 9, 23, 17, 8)

@@ -1,5 +1,6 @@
 """Settings of the learner: objective, optimizer, batch shape. Light: no torch here."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -233,7 +234,9 @@ class LearnerConfig(Section):
 
 
 class SftConfig(Section):
-    """Cold start: `steps` updates over a fixed set of `demonstrations` per environment.
+    """Supervised training: a cold start on a fixed set of `demonstrations` per environment, or on chats.
+
+    steps: updates. epochs: passes over the data, in place of steps.
 
     slip: share of the demonstrator's tool calls that go wrong (another tool than the right one, or
     giving up), since people and earlier models err too. Imitation learns the errors with the rest.
@@ -243,7 +246,20 @@ class SftConfig(Section):
 
     demonstrations: PositiveInt = 1000
     steps: PositiveInt = 100
+    epochs: PositiveFloat | None = None
     batch_size: PositiveInt = 32
     slip: float = Field(default=0.0, ge=0, lt=1)
     ranks: PositiveInt = 1
     optim: OptimConfig = OptimConfig(lr=1e-3)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "SftConfig":
+        if self.epochs is not None and self.steps != SftConfig.model_fields["steps"].default:
+            raise ValueError("steps and epochs both say how long: leave one out")
+        return self
+
+    def updates(self, samples: int) -> int:
+        """Return the number of updates on so many samples."""
+        if self.epochs is None:
+            return self.steps
+        return max(1, math.ceil(self.epochs * samples / self.batch_size))
