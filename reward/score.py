@@ -3,8 +3,11 @@
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from envs.containment import contain_exits
+from envs.dataset import ROW_JUDGES
+from envs.env import Task
 from envs.handover import named_rewards
 from envs.text import shown, told
 from reward.deadline import judging
@@ -33,7 +36,7 @@ async def score(
     if not trajectory.judged:
         return ScoredTrajectory(trajectory, {}, 0.0)
     rewards = dict(trajectory.env_rewards)
-    for judge in judges:
+    for judge in of_row(trajectory.task, judges):
         found = await _findings(judge, trajectory, seconds)
         if twice := sorted(found.keys() & rewards.keys()):
             raise JudgeFault(
@@ -50,6 +53,24 @@ async def score(
     if any(turn.rewards for turn in trajectory.turns):
         earned = tuple(_total(turn.rewards, weights) for turn in trajectory.turns)
     return ScoredTrajectory(trajectory, rewards, _total(rewards, weights), earned)
+
+
+def of_row(task: Task, judges: Sequence[Judge]) -> Sequence[Judge]:
+    """Return the judges that a row of a data set names, by their functions' names; all where it names none.
+
+    Raises JudgeFault for one that there is not.
+    """
+    named = task.data.get(ROW_JUDGES)
+    if not isinstance(named, list):
+        return judges
+    known = {_name(judge): judge for judge in judges}
+    for name in map(str, cast(list[object], named)):
+        if name not in known:
+            raise JudgeFault(
+                f"the row of task {task.id} names the judge {name!r}, and the environment has "
+                f"{', '.join(known) or 'none'} (judges)"
+            )
+    return [judge for name, judge in known.items() if name in named]
 
 
 async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from envs.registry import BadSettings, UnknownEnv, anchored, make_env, split_fil
 from envs.rows import SUFFIXES
 from envs.text import told
 from rl.config_error import ConfigError
-from rollout.config import Section
+from rollout.config import EnvSampling, Section
 
 # Settings of an environment that name files of rows.
 DATA_PATHS = ("path", "heldout_path")
@@ -91,7 +91,8 @@ class EnvTable(Section):
     weight: share of the groups. rewards: weight of each named reward in the total (default: all 1).
     judges: reward functions (name or module:function) besides the environment's own rewards.
     over_sample: times its share of groups that are begun. concurrency: instances at once, over all hosts.
-    retries: times that an episode whose host fails before the opening is begun on another one.
+    retries: times that an episode whose host fails before the opening is begun on another one. sampling: how
+    its tokens are drawn, where that is not the run's, in training and held out alike.
     """
 
     id: str
@@ -104,6 +105,7 @@ class EnvTable(Section):
     over_sample: float = Field(default=1.0, ge=1)
     concurrency: PositiveInt | None = None
     retries: int = Field(default=1, ge=0)
+    sampling: EnvSampling = EnvSampling()
     breaker: BreakerConfig = BreakerConfig()
     curriculum: CurriculumConfig | None = None
     noise: NoiseConfig | None = None
@@ -164,8 +166,16 @@ def _anchored_rows(settings: dict[str, object], folder: Path) -> dict[str, objec
     found: dict[str, object] = {}
     for key in DATA_PATHS:
         path = settings.get(key)
-        # Another environment may mean something else by the name.
-        if isinstance(path, str) and Path(path).suffix in SUFFIXES:
-            here = (folder / path).exists() or not Path(path).exists()
-            found[key] = os.path.abspath(folder / path) if here else path
+        if isinstance(path, list):
+            found[key] = [_anchored_file(one, folder) for one in path]
+        elif isinstance(path, str):
+            found[key] = _anchored_file(path, folder)
     return found
+
+
+def _anchored_file(path: object, folder: Path) -> object:
+    # Another environment may mean something else by the name.
+    if not isinstance(path, str) or Path(path).suffix not in SUFFIXES:
+        return path
+    here = (folder / path).exists() or not Path(path).exists()
+    return os.path.abspath(folder / path) if here else path

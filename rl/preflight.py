@@ -19,12 +19,13 @@ import psutil
 
 from envs.dataset import DatasetEnv
 from envs.declaration import mistake_of
-from envs.env import Env, Split
+from envs.env import Env, Split, Task
 from envs.message import Role
 from envs.process_end import ends_refused
 from envs.tool import tools_of
 from reward.answer import check_references, mathematics
 from reward.registry import find_judge, names_of
+from reward.score import JudgeFault, of_row
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.env_table import DeadlineConfig, EnvTable
@@ -45,6 +46,12 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 # Openings that are measured; memory of an actor that does nothing yet.
 OPENINGS_CHECKED, ACTOR_MIB = 4, 100
 # vLLM's arguments that change the distribution of tokens or the log-probs that are reported of it.
+_CUT = {
+    "top_p": "at {:g} tokens are drawn from a distribution whose tail is cut off",
+    "top_k": "at {0} tokens are drawn from the {0} most likely ones alone",
+    "min_p": "at {:g} tokens are drawn from a distribution whose tail is cut off",
+    "repetition_penalty": "at {:g} tokens are drawn from a distribution that depends on what was written",
+}
 OF_DISTRIBUTION = {"logprobs_mode", "logits_processors", "override_generation_config"}
 
 
@@ -56,9 +63,8 @@ def check_run(config: RunConfig) -> None:
         env = table.make()
         if mistake := mistake_of(type(env)):
             raise ConfigError(f"env {table.label!r}: {mistake}")
-        if mathematics in map(find_judge, table.judges):
-            trained = table in config.env
-            _check_references(table.label, env, ("train", "heldout") if trained else ("heldout",))
+        trained = table in config.env
+        _check_rows(table, env, ("train", "heldout") if trained else ("heldout",))
     if config.model.path is not None:
         check_model_folder(Path(config.model.path))
     _check_adapters(config)
@@ -81,15 +87,25 @@ def check_run(config: RunConfig) -> None:
         check_tokenizer(folder, config.all_envs, config.episode, key="model.path", seed=config.seed)
 
 
-def _check_references(label: str, env: Env, splits: Sequence[Split]) -> None:
-    """The mathematics judge can read what it is to compare with, as far as it looks at a file's rows."""
+def _check_rows(table: EnvTable, env: Env, splits: Sequence[Split]) -> None:
+    """The judges of a local file's rows are the table's, and the mathematics judge can read what it is to
+    compare with, as far as it looks at the rows."""
     if not isinstance(env, DatasetEnv) or env.config.path is None:
         return
-    for split in splits:
-        try:
-            asyncio.run(check_references(env.named_tasks(split)))
-        except ValueError as error:
-            raise ConfigError(f"env {label!r}: {error}") from None
+    judges = [find_judge(name) for name in table.judges]
+    if mathematics not in judges and not env.config.judges_column:
+        return
+    try:
+        for split in splits:
+            compared: list[tuple[str, Task]] = []
+            for name, task in env.named_tasks(split):
+                try:
+                    compared += [(name, task)] * (mathematics in of_row(task, judges))
+                except JudgeFault as fault:
+                    raise ValueError(f"{name}: {fault}") from None
+            asyncio.run(check_references(compared))
+    except ValueError as error:
+        raise ConfigError(f"env {table.label!r}: {error}") from None
 
 
 def check_tokenizer(
@@ -295,12 +311,24 @@ def _check_tasks(label: str, env: Env, splits: Sequence[Split]) -> None:
 
 def _check_distribution(config: RunConfig) -> None:
     """Tokens are drawn from the distribution that the learner computes: else every ratio is off."""
-    if config.sampling.top_p < 1:
-        raise ConfigError(
-            f"sampling.top_p: at {config.sampling.top_p:g} tokens are drawn from a distribution whose tail "
-            "is cut off, and the learner computes the whole one, so that every ratio would be off by what "
-            "was cut; set top_p = 1"
-        )
+    whose = [("sampling", config.sampling.record)]
+    whose += [
+        (f"env.{index}.sampling", config.sampling_of(table, train=True))
+        for index, table in enumerate(config.env)
+    ]
+    for section, sampling in whose:
+        for key, value in sampling.cuts.items():
+            raise ConfigError(
+                f"{section}.{key}: {_CUT[key].format(value)}, and the learner computes the whole one, so "
+                f"that every ratio would be off by what was cut; leave {key} out, or set it in "
+                "[eval.sampling], for held-out episodes alone"
+            )
+        if sampling.temperature != config.sampling.temperature:
+            raise ConfigError(
+                f"{section}.temperature: {sampling.temperature:g} is not that of [sampling], "
+                f"{config.sampling.temperature:g}, with which the learner computes the log-probs of all "
+                "environments; leave it out"
+            )
     for key in sorted(OF_DISTRIBUTION & config.engine.vllm.keys()):
         raise ConfigError(
             f"engine.vllm.{key}: changes what tokens are drawn from, or which log-probs the engine reports, "

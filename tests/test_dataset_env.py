@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -15,9 +16,10 @@ from envs.env import Task
 from envs.message import Message
 from envs.session import Deadlines, EnvSession
 from reward.answer import exact
+from reward.score import JudgeFault, of_row, score
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
-from rl.preflight import check_hub_rows, read_later
+from rl.preflight import check_hub_rows, check_run, read_later
 
 ROWS = [{"question": f"what is {n} + 1?", "answer": n + 1} for n in range(60)]
 
@@ -123,6 +125,10 @@ def test_a_column_that_is_not_there_is_an_error_that_names_it_and_those_there_ar
         ({"path": "rows.csv"}, "has to end in .jsonl, .json or .parquet"),
         ({"path": __file__}, "has to end in .jsonl, .json or .parquet, or in .csv"),
         ({"path": "rows.jsonl", "heldout_split": "test"}, "with path, give heldout_path"),
+        (
+            {"path": "rows.jsonl", "split_column": "split"},
+            "with split_column, heldout_split says which",
+        ),
         ({"hub": "a/b", "heldout_path": "rows.jsonl"}, "with hub, give heldout_split"),
     ],
 )
@@ -407,3 +413,128 @@ async def test_any_of_several_right_answers_is_right(tmp_path):
 def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
     assert len(read(tmp_path, GOOD)) == 1
     assert len(read(tmp_path, GOOD + '{"question": "b", "answer": 2}')) == 2
+
+
+def test_several_files_are_one_data_set_and_a_row_is_named_by_its_own(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    paths = [write(folder, "jsonl", ROWS[n * 20 : n * 20 + 20]) for n, folder in enumerate(folders)]
+    e = env(path=paths[:2], heldout_path=[paths[2]])
+    assert questions(tasks(e, "train", 200)) == {row["question"] for row in ROWS[:40]}
+    assert questions(tasks(e, "heldout", 100)) == {row["question"] for row in ROWS[40:]}
+    names = [name for name, _ in e.named_tasks("train")]
+    assert names[0] == f"data set {paths[0]}: row 1" and names[-1] == f"data set {paths[1]}: row 20"
+
+
+def test_the_values_of_a_column_are_splits(tmp_path):
+    kinds = ["train", "extra", "test", "other"]
+    rows = [{**row, "split": kinds[n % 4]} for n, row in enumerate(ROWS)]
+    e = env(
+        path=write(tmp_path, "jsonl", rows),
+        split_column="split",
+        train_split=["train", "extra"],
+        heldout_split="test",
+    )
+    found = [questions(tasks(e, split, 200)) for split in ("train", "heldout")]
+    wanted = [
+        {r["question"] for r in rows if r["split"] in some} for some in (kinds[:2], kinds[2:3])
+    ]
+    assert found == wanted
+
+
+def test_splits_of_a_data_set_in_the_form_of_the_hub_may_be_several(tmp_path):
+    for name, rows in (("train", ROWS[:10]), ("more", ROWS[10:20]), ("test", ROWS[20:30])):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
+    files = {name: f"{name}.jsonl" for name in ("train", "more", "test")}
+    card = {
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": file} for name, file in files.items()],
+            }
+        ]
+    }
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n", encoding="utf-8")
+    e = env(hub=str(tmp_path), train_split=["train", "more"], heldout_split="test")
+    assert questions(tasks(e, "train", 100)) == {row["question"] for row in ROWS[:20]}
+    assert questions(tasks(e, "heldout", 100)) == {row["question"] for row in ROWS[20:30]}
+
+
+def test_the_last_answer_of_a_conversation_is_the_reference_where_no_column_is(tmp_path):
+    said = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": "6 times 7?"},
+        {"role": "assistant", "content": "42"},
+    ]
+    [data] = read(tmp_path, json.dumps({"messages": said}), question="messages")
+    assert data["answer"] == "42"
+    assert [one["role"] for one in data["messages"]] == ["system", "user"]
+
+
+async def test_a_row_names_its_judges_and_has_metadata_for_them(tmp_path):
+    async def harsh(task: Task, trajectory) -> dict[str, float]:
+        return {"harsh": float(task.data["metadata"]["level"])}
+
+    rows = [
+        {"question": "a", "answer": "1", "judge": "exact", "level": 3},
+        {"question": "b", "judge": ["harsh"], "level": 4},
+        {"question": "c", "answer": "1", "judge": "", "level": 5},
+    ]
+    for row in rows:
+        row.setdefault("answer", "none")
+    e = env(path=write(tmp_path, "jsonl", rows), judges_column="judge", metadata=["level"])
+    found = {
+        t.data["question"]: t for split in ("train", "heldout") for _, t in e.named_tasks(split)
+    }
+    given = {}
+    for name, task in found.items():
+        played = replace(trajectory(turns=[turn(text="1")], env_rewards={}), task=task)
+        given[name] = (await score(played, [exact, harsh], {}, seconds=5)).rewards
+    assert given == {"a": {"exact": 1.0}, "b": {"harsh": 4.0}, "c": {"exact": 1.0, "harsh": 5.0}}
+    with pytest.raises(JudgeFault, match="names the judge 'harsh', and the environment has exact"):
+        of_row(found["b"], [exact])
+
+
+@pytest.mark.parametrize(
+    ("row", "config", "sentence"),
+    [
+        ({"judge": 7}, {"judges_column": "judge"}, "'judge' has to name judges, as text, not 7"),
+        (
+            {"level": {"a": float("nan")}},
+            {"metadata": ["level"]},
+            "'level' is no JSON, and judges get",
+        ),
+        ({}, {"metadata": ["level"]}, "there is no column 'level', there are question, answer"),
+        (
+            {"split": None},
+            {"split_column": "split", "heldout_split": "x"},
+            "'split' has to be text or",
+        ),
+    ],
+)
+def test_a_row_whose_further_columns_are_wrong_is_one_sentence(tmp_path, row, config, sentence):
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path, json.dumps({"question": "a", "answer": "1", **row}), **config)
+    assert sentence in str(caught.value) and "row 1" in str(caught.value)
+
+
+def test_rows_may_have_no_answer_where_a_judge_needs_none(tmp_path):
+    [data] = read(tmp_path, '{"question": "a"}', answer="")
+    assert data == {"question": "a"}
+
+
+def test_a_judge_of_a_row_that_there_is_not_is_found_before_a_run(tmp_path):
+    path = write(tmp_path, "jsonl", [{**row, "judge": "exacct"} for row in ROWS])
+    config = tmp_path / "demo.toml"
+    config.write_text(
+        f'name = "demo"\nruns_dir = "{tmp_path}/runs"\n[model.init]\n[[env]]\nid = "dataset"\n'
+        f'judges = ["exact"]\nconfig = {{ path = ["{path}"], judges_column = "judge" }}\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(
+        ConfigError, match=r"rows.jsonl: row \d+: the row of task \w+ names the judge 'ex"
+    ):
+        check_run(load_config(config))
