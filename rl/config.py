@@ -15,6 +15,7 @@ from rl.samples.length_shaping import LengthConfig
 from rl.stop_config import StopConfig
 from rl.tracker_config import NotifyConfig, TrackersConfig, WandbConfig
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig, Section
+from rollout.engine import Sampling
 from rollout.scheduler import Limits
 from rollout.window import Eviction, Rules
 from trainer.config import LearnerConfig, SftConfig
@@ -94,11 +95,10 @@ class RolloutConfig(Section):
     move_slack: int = Field(default=8, ge=0)
 
 
-class HeldoutSampling(Section):
+class HeldoutSampling(SamplingConfig):
     """How tokens of held-out episodes are drawn. temperature: 0 always takes the most likely token."""
 
     temperature: float = Field(default=1.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
 
 
 class EvalConfig(Section):
@@ -346,6 +346,21 @@ class RunConfig(Section):
     def all_envs(self) -> tuple[EnvTable, ...]:
         """The environments that are trained on, and those that are evaluated only."""
         return (*self.env, *self.eval.env)
+
+    def sampling_of(self, table: EnvTable, *, train: bool) -> Sampling:
+        """Return how tokens of an environment's episodes are drawn, in training or held out.
+
+        What ends a turn in training ends it in held-out episodes too, unless those have texts or tokens of
+        their own.
+        """
+        usual = self.sampling
+        if not train and (own := self.eval.sampling) is not None:
+            ends = {
+                "stop": own.stop or usual.stop,
+                "stop_token_ids": own.stop_token_ids or usual.stop_token_ids,
+            }
+            usual = own.model_copy(update=ends)
+        return table.sampling.over(usual)
 
     def kept(self, concurrency: int) -> int:
         """Instances, of so many of an environment that is trained on, that evaluations beside it may use."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from rollout.engine import Sampling
 from rollout.tool_format import ToolFormat
 
 
@@ -64,10 +65,41 @@ def _leaves(kind: object) -> Iterator[Any]:
 
 
 class SamplingConfig(Section):
-    """How the policy's tokens are drawn, in training and in evaluation alike."""
+    """How the policy's tokens are drawn, in training and, where evaluation has no own settings, there too.
+
+    top_p, top_k (0: all), min_p: what of the distribution tokens are drawn from. repetition_penalty: divides
+    the logits of tokens that are there already. stop, stop_token_ids: texts and tokens that end a turn beside
+    the policy's end tokens, and stay a part of it.
+    """
 
     temperature: PositiveFloat = 1.0
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: NonNegativeInt = 0
+    min_p: float = Field(default=0.0, ge=0, lt=1)
+    repetition_penalty: PositiveFloat = 1.0
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    stop_token_ids: tuple[NonNegativeInt, ...] = ()
+
+    @property
+    def record(self) -> Sampling:
+        """As requests take it."""
+        return Sampling(**self.model_dump())
+
+
+class EnvSampling(Section):
+    """How tokens of one environment's episodes are drawn; a key that is missing is the run's."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: NonNegativeInt | None = None
+    min_p: float | None = Field(default=None, ge=0, lt=1)
+    repetition_penalty: PositiveFloat | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    stop_token_ids: tuple[NonNegativeInt, ...] | None = None
+
+    def over(self, usual: SamplingConfig) -> Sampling:
+        """Return `usual` with the keys that are set here."""
+        return Sampling(**{**usual.model_dump(), **self.model_dump(exclude_none=True)})
 
 
 class EngineConfig(Section):

@@ -1,7 +1,7 @@
 """The engine as an episode sees it: tokens in, tokens out. Any callable with this contract will do."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -21,10 +21,26 @@ class VersionSpan:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. temperature: 0 always takes the most likely one."""
+    """How tokens are drawn. temperature: 0 always takes the most likely one. top_k: 0 for all.
+
+    stop: texts that end a turn (the episode sees to them, an engine knows no text). stop_token_ids: tokens
+    that do, beside the engine's own.
+    """
 
     temperature: float
-    top_p: float
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def cuts(self) -> dict[str, float]:
+        """The settings that draw tokens from another distribution than the temperature's, by name."""
+        usual = Sampling(self.temperature)
+        names = ("top_p", "top_k", "min_p", "repetition_penalty")
+        return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(usual, n)}
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,22 @@ class Completion:
     cache_block: int = 1
     cache: str = ""
     routing: "Routing | None" = field(default=None, compare=False)
+
+    def cut(self, count: int) -> "Completion":
+        """Return its first `count` tokens, as if the policy had stopped there."""
+        spans = (replace(s, end=min(s.end, count)) for s in self.versions if s.start < count)
+        dropped = len(self.token_ids) - count
+        routing = self.routing
+        if routing is not None and dropped:
+            routing = routing[: len(routing) - dropped]
+        return replace(
+            self,
+            token_ids=self.token_ids[:count],
+            logprobs=self.logprobs[:count],
+            versions=tuple(spans),
+            finish_reason="stop",
+            routing=routing,
+        )
 
 
 Generate = Callable[[Request], Awaitable[Completion]]

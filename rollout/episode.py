@@ -8,6 +8,7 @@ a reward of 0. Every await stamps its phase and stands under the episode's deadl
 import asyncio
 import time
 import traceback
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvFault, HostFault, Opening, StepResult
 from envs.text import encodable, told
 from rollout.config import EpisodeConfig
-from rollout.engine import EngineFault, Generate, Request, Sampling
+from rollout.engine import Completion, EngineFault, Generate, Request, Sampling
 from rollout.tool_format import MalformedCall
 from rollout.trajectory import Phase, StopReason, Trajectory, Turn
 
@@ -54,6 +55,7 @@ class Rendering(Protocol):
     def suffix(self, messages: Sequence[Message], completion: Sequence[int]) -> list[int]: ...
     def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]: ...
     def split(self, completion: Sequence[int]) -> tuple[str, str]: ...
+    def text(self, ids: Sequence[int]) -> str: ...
 
 
 # The phases of an episode; the judges' comes from its controller.
@@ -206,6 +208,7 @@ class Episode:
         completion = await self._in_phase("generate", self.generate(request))
         if completion.finish_reason == "abort":
             raise EngineFault(f"engine {completion.engine} aborted request {request.id}")
+        completion = stopped(completion, self.sampling, self.renderer.text)
         text, calls, malformed = "", (), False
         thought, rest = self.renderer.split(completion.token_ids)
         result = StepResult((), done=False)
@@ -259,6 +262,23 @@ def with_rewards(turns: Sequence[Turn], rewards: NamedRewards) -> list[Turn]:
     seen = [i for i, t in enumerate(turns) if t.finish_reason == "stop" and not t.malformed]
     earned = {seen[number]: parts for number, parts in rewards.by_turn.items()}
     return [replace(t, rewards=earned[i]) if i in earned else t for i, t in enumerate(turns)]
+
+
+def stopped(
+    completion: Completion, sampling: Sampling | None, text: Callable[[Sequence[int]], str]
+) -> Completion:
+    """The completion up to the token that completes the first of the texts that end a turn; all of it where
+    there is none. text: of ids. What an engine wrote beyond is dropped: no later token was drawn from it."""
+    stops = sampling.stop if sampling else ()
+    ids = completion.token_ids
+
+    def holds(count: int) -> bool:
+        written = text(ids[:count])
+        return any(stop in written for stop in stops)
+
+    if not stops or not holds(len(ids)):
+        return completion
+    return completion.cut(bisect_left(range(len(ids) + 1), True, key=holds))
 
 
 def bounded(messages: Sequence[Message], letters: int) -> tuple[Message, ...]:

@@ -148,8 +148,11 @@ class VllmEngine:
         parameters = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             max_tokens=request.max_tokens,
-            stop_token_ids=list(self.eos_ids),
+            stop_token_ids=[*self.eos_ids, *sampling.stop_token_ids],
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,

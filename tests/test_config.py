@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.preflight import _check_settings, check_run, own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
+from rollout.engine import Sampling
 
 ROOT = Path(__file__).parent.parent
 BASE = """
@@ -530,8 +532,26 @@ def test_a_cut_distribution_is_refused_whatever_the_behaviour(tmp_path, behaviou
     assert checked(tmp_path, *loss) == checked(tmp_path, *loss, "--sampling.temperature=0.7") == ""
     sentence = checked(tmp_path, *loss, "--sampling.top_p=0.7")
     assert sentence.startswith("sampling.top_p: at 0.7 tokens are drawn from a distribution whose")
-    for key in ("top_k", "min_p", "repetition_penalty"):
-        assert f"sampling.{key}: unknown key" in checked(tmp_path, *loss, f"--sampling.{key}=1")
+    for key, value in (("top_k", 20), ("min_p", 0.1), ("repetition_penalty", 1.1)):
+        for section in ("sampling", "env.0.sampling"):
+            sentence = checked(tmp_path, *loss, f"--{section}.{key}={value}")
+            assert sentence.startswith(f"{section}.{key}: at {value} tokens are drawn from ")
+            assert sentence.endswith("set it in [eval.sampling], for held-out episodes alone")
+    assert checked(tmp_path, "--env.0.sampling.temperature=0.5").startswith(
+        "env.0.sampling.temperature: 0.5 is not that of [sampling], 1, with which the learner computes"
+    )
+
+
+def test_held_out_episodes_may_be_drawn_from_any_distribution_and_turns_end_at_texts(tmp_path):
+    cut = ["--eval.sampling.top_k=20", "--eval.sampling.min_p=0.1", "--eval.sampling.temperature=0"]
+    texts = ["--sampling.stop=['</answer>']", "--env.0.sampling.stop_token_ids=[7]"]
+    assert checked(tmp_path, *cut, *texts) == ""
+    config = load_config(tmp_path / "x.toml", [*cut, *texts])
+    train, heldout = (config.sampling_of(config.env[0], train=t) for t in (True, False))
+    assert train == Sampling(1.0, stop=("</answer>",), stop_token_ids=(7,))
+    assert heldout == replace(train, temperature=0.0, top_k=20, min_p=0.1)
+    assert train.cuts == {} and heldout.cuts == {"top_k": 20, "min_p": 0.1}
+    assert "sampling.stop.0: " in checked(tmp_path, "--sampling.stop=['']")
 
 
 @pytest.mark.parametrize(

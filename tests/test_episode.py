@@ -7,6 +7,7 @@ import time
 from copy import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from fakes import END, TASK, FakeSession, ScriptedEngine, completion
 
@@ -16,7 +17,7 @@ from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession
 from reward.score import score
 from rollout.config import EpisodeConfig
-from rollout.engine import EngineFault, VersionSpan
+from rollout.engine import Completion, EngineFault, Sampling, VersionSpan
 from rollout.episode import Episode, HostFault, bounded
 from rollout.trajectory import JUDGED, ScoredTrajectory
 from rollout.trajectory_file import read_trajectory
@@ -99,6 +100,30 @@ async def test_a_real_environment_solves_its_task_through_a_session(renderer):
     e.task = task
     trajectory = await e.run()
     assert (trajectory.stop_reason, trajectory.env_rewards) == ("completed", {"solved": 1.0})
+
+
+async def test_a_turn_ends_at_a_text_that_ends_it_and_what_was_written_beyond_is_dropped(renderer):
+    session, sampling = FakeSession("6 times 7 ?"), Sampling(1.0, stop=("nothing", "]]"))
+    engine = ScriptedEngine(renderer.tokenizer, ["so [[42]] and more" + END])
+    played = await replace(episode(renderer, session, engine), sampling=sampling).run()
+    [turn] = played.turns
+    assert (turn.text, turn.finish_reason) == ("so [[42]]", "stop")
+    assert session.replies == ["so [[42]]"]
+    whole = renderer.tokenizer.encode("so [[42]] and more", add_special_tokens=False)
+    assert turn.completion_ids == tuple(whole[: len(turn.completion_ids)])
+    assert len(turn.rollout_logprobs) == len(turn.completion_ids)
+    assert turn.versions[-1].end == len(turn.completion_ids)
+
+
+def test_a_completion_that_is_cut_keeps_its_versions_and_routing():
+    routing = np.zeros((3 + 5 - 1, 2, 2), dtype=np.uint8)
+    spans = (VersionSpan(3, 0, 2), VersionSpan(4, 2, 4), VersionSpan(5, 4, 5))
+    whole = Completion((1, 2, 3, 4, 5), (0.0,) * 5, spans, "length", routing=routing)
+    cut = whole.cut(3)
+    assert (cut.token_ids, cut.logprobs, cut.finish_reason) == ((1, 2, 3), (0.0,) * 3, "stop")
+    assert cut.versions == (VersionSpan(3, 0, 2), VersionSpan(4, 2, 3))
+    assert cut.routing is not None and len(cut.routing) == 3 + 3 - 1
+    assert whole.cut(5) == replace(whole, finish_reason="stop")
 
 
 async def test_plain_text_that_is_no_tool_call_is_the_answer(renderer):

@@ -30,7 +30,6 @@ from rl.samples.cache_use import CacheUse
 from rl.samples.group import GroupReport, GroupSpec, member_report
 from rl.samples.length_shaping import shaped
 from rl.samples.samples import Dropped, group_samples
-from rollout.engine import Sampling
 from rollout.episode import Episode
 from rollout.placement import InProgress
 from rollout.renderer import Renderer
@@ -183,8 +182,7 @@ class ControllerActor:
         return WaitingTable(tuple(worst(rows, count)), counts, latency=latency)
 
     async def _member(self, spec: GroupSpec, id: str) -> ScoredTrajectory:
-        table, own = self.tables[spec.env], self.config.eval.sampling
-        heldout = None if own is None else Sampling(own.temperature, own.top_p)
+        table = self.tables[spec.env]
         session = HostSession(self.hosts, id, table)
         episode = Episode(
             id=id,
@@ -195,7 +193,7 @@ class ControllerActor:
             generate=self.client.generate,
             renderer=self.renderer,
             config=self.config.episode,
-            sampling=None if spec.train else heldout,
+            sampling=self.config.sampling_of(table, train=spec.train),
         )
         self.episodes[id] = (episode, session)
         self.client.begin(id, spec.version)

@@ -99,12 +99,16 @@ class ChatPolicy:
 
     async def generate(self, request: Request) -> Completion:
         """The next turn. Raises EngineFault."""
-        body = {
+        body: JsonObject = {
             "model": self.server.model,
             "messages": self.chat,
             "temperature": self.server.temperature,
             "max_tokens": request.max_tokens,
         }
+        if (sampling := request.sampling) is not None:
+            body |= {"temperature": sampling.temperature, **sampling.cuts}
+            if sampling.stop:
+                body["stop"] = list(sampling.stop)
         if self.tools:
             body["tools"] = self.tools
         answer = await self.server.ask("/chat/completions", body)
@@ -137,6 +141,10 @@ class ChatPolicy:
                 raise MalformedCall(f"{name}: the arguments have to be a JSON object")
             calls.append(ToolCall(name, arguments))
         return self.split(completion)[1], tuple(calls)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return nothing: there are no ids."""
+        return ""
 
     def split(self, completion: Sequence[int]) -> tuple[str, str]:
         """The last answer's thought, which a server may have taken apart, and the rest."""

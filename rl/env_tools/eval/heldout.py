@@ -40,7 +40,7 @@ from rl.samples.group import GroupReport, GroupSpec, member_report
 from rl.samples.heldout import Evaluation, evaluated
 from rl.tasks.streams import OutOfTasks
 from rollout.config import EngineConfig
-from rollout.engine import EngineFault, Sampling
+from rollout.engine import EngineFault
 from rollout.trajectory import ScoredTrajectory
 from trainer.checkpoint_folder import CheckpointError
 
@@ -179,7 +179,7 @@ def evaluate_target(
                 notes=notes_on(shown),
                 folder=folder,
                 view=view,
-                sampling=None if own is None else Sampling(own.temperature, own.top_p),
+                sampling=lambda table: config.sampling_of(table, train=False),
             )
             played = asyncio.run(playing)
     except (EngineFault, TimeoutError, CheckpointError, OSError) as caught:

@@ -194,12 +194,12 @@ async def evaluate(
     notes: dict[str, str],
     folder: EvalFolder,
     view: EvalView,
-    sampling: Sampling | None = None,
+    sampling: Callable[[EnvTable], Sampling | None],
 ) -> list[ScoredTrajectory]:
     """Play each once, `at_once` at a time, by players that come and go with it.
 
-    notes: added to those of each trajectory. sampling: not the engine's own. Raises EngineFault,
-    TimeoutError.
+    notes: added to those of each trajectory. sampling: how an environment's tokens are drawn, None: as the
+    player's are. Raises EngineFault, TimeoutError.
     """
     room = asyncio.Semaphore(at_once)
     tables = {play.table.label: play.table for play in plays}
@@ -219,7 +219,7 @@ async def evaluate(
                 generate=generate,
                 renderer=rendering,
                 config=episode,
-                sampling=sampling,
+                sampling=sampling(table),
             )
             view.begins(one)
             trajectory = await one.run()
@@ -339,6 +339,8 @@ def evaluate_and_report(
                 notes=notes_on(model),
                 folder=folder,
                 view=view,
+                # A server has its own, but for the temperature.
+                sampling=lambda one: None if is_url(model) else one.sampling.over(limits.sampling),
             )
             played = asyncio.run(playing)
     except (EngineFault, TimeoutError) as error:

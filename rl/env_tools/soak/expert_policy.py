@@ -49,5 +49,9 @@ class ExpertPolicy:
     def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]:
         return self.said.content, self.said.tool_calls
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Return nothing: an expert's ids are no text."""
+        return ""
+
     def split(self, completion: Sequence[int]) -> tuple[str, str]:
         return "", self.said.content
