@@ -82,7 +82,7 @@ def train(
 ) -> None:
     """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
     from rl.config_file import read_origins
-    from rl.preflight import check_hub_rows, check_run, read_later, resolved
+    from rl.preflight import check_hub_rows, check_new_tokenizer, check_run, read_later, resolved
 
     settings = _load(config, context.args)
     going_on = None
@@ -96,6 +96,8 @@ def train(
     if dry_run:
         from rl.record.run_folder import dump_toml
 
+        if not not_here("torch", "transformers"):
+            check_new_tokenizer(settings)
         typer.echo(dump_toml(resolved(settings)), nl=False)
         for sentence in read_later(settings):
             typer.echo(f"note: {sentence}", err=True)
@@ -239,32 +241,50 @@ def simulate(
 @app.command(cls=RunCommand, context_settings=OVERRIDES)
 def plan(
     context: typer.Context,
-    config: ConfigPath,
+    config: ConfigPath = Path("quickstart.toml"),
     live: Annotated[str, typer.Option(help="Values of K, with commas.")] = "",
     share: Annotated[str, typer.Option(help="Rollout shares of the devices.")] = "",
     over_dispatch: Annotated[str, typer.Option(help="Batches begun and not trained on.")] = "",
     concurrency: Annotated[str, typer.Option(help="Sequences per engine.")] = "",
     trace: TraceOption = None,
+    here: Annotated[
+        bool, typer.Option("--here", help="Measure this machine, and propose settings for it.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="With --here: start no further engine after so many.")
+    ] = 60.0,
+    compile: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="With --here: try compiled engines too.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print all points, as JSON.")] = False,
 ) -> None:
-    """Simulate mode dora over K, split, over-dispatch and concurrency; print the frontier."""
+    """Simulate mode dora over K, split and concurrency; or --here: propose settings for this machine."""
+    if here:
+        from rl.planning.refusal import refuse_sweep
+
+        refuse_sweep(live, share, over_dispatch, concurrency, trace or "")
+        require("torch", "vllm")
+        from rl.planning.report import plan_here
+
+        plan_here(_load(config, context.args), seconds, compile=compile, as_json=as_json)
+        return
     from rich.console import Console
 
     from rl.simulator.predict import load_simulation
-    from rl.simulator.sweep import settings, sweep, table
-
-    def report(done: int, total: int) -> None:
-        typer.echo(f"{done} of {total} simulated", err=True)
+    from rl.simulator.sweep import settings as combined
+    from rl.simulator.sweep import sweep, table
 
     simulation = load_simulation(config, context.args, trace)
-    points = settings(
+    points = combined(
         simulation,
         _numbers("--live", live, int),
         _numbers("--share", share, float),
         _numbers("--over-dispatch", over_dispatch, float),
         _numbers("--concurrency", concurrency, int),
     )
-    outcomes = sweep(simulation, points, report)
+    outcomes = sweep(
+        simulation, points, lambda done, total: typer.echo(f"{done} of {total} simulated", err=True)
+    )
     if as_json:
         typer.echo(json.dumps({"points": [one.as_json() for one in outcomes]}, indent=1))
     else:

@@ -33,6 +33,7 @@ CORPUS_TASKS = 200
 # Demonstrations that are played at once.
 AT_ONCE = 64
 Report = Callable[[str, int, int, float], None]
+Check = Callable[[Path], None]
 Alter = Callable[[Message, Opening], Message]
 Demonstration = tuple[Opening, list[Message], dict[str, float]]
 
@@ -41,21 +42,24 @@ class ColdStartError(Exception):
     """The first policy cannot be made; the message is one sentence."""
 
 
-def first_checkpoint(config: RunConfig, report: Report) -> tuple[str, bool]:
+def first_checkpoint(
+    config: RunConfig, report: Report, check: Check = lambda folder: None
+) -> tuple[str, bool]:
     """Return the checkpoint to start from (a folder or a Hub name), and True if it was made just now.
 
-    `report(stage, step, steps, loss)` is called while a cold start runs. Raises ColdStartError.
+    `report(stage, step, steps, loss)` is called while a cold start runs. `check(folder)` looks at a new
+    policy's tokenizer before anything is trained. Raises ColdStartError, and what `check` raises.
     """
-    if config.model.init is None and config.sft is None:
-        return config.model.path or config.model.hub or "", False
-    folder = Path(config.runs_dir) / ".cache" / f"cold-start-{_key(config)}"
-    if (folder / "done").exists():
-        return str(folder), False
+    if (kept := kept_checkpoint(config)) is not None:
+        if config.model.init is not None:
+            check(Path(kept))
+        return kept, False
+    folder = _kept_folder(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Another run may be making the same one: each works on a folder of its own, the first to end wins.
     partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
     try:
-        make_cold_start(config, partial, report)
+        make_cold_start(config, partial, report, check)
         (partial / "done").touch()
         if not folder.exists():
             partial.rename(folder)
@@ -64,16 +68,30 @@ def first_checkpoint(config: RunConfig, report: Report) -> tuple[str, bool]:
     return str(folder), True
 
 
-def make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
-    """Write the cold-started policy into `folder`. Raises ColdStartError."""
+def kept_checkpoint(config: RunConfig) -> str | None:
+    """Return the checkpoint to start from where it need not be made, else None."""
+    if config.model.init is None and config.sft is None:
+        return config.model.path or config.model.hub or ""
+    folder = _kept_folder(config)
+    return str(folder) if (folder / "done").exists() else None
+
+
+def _kept_folder(config: RunConfig) -> Path:
+    return Path(config.runs_dir) / ".cache" / f"cold-start-{_key(config)}"
+
+
+def make_cold_start(
+    config: RunConfig, folder: Path, report: Report, check: Check = lambda folder: None
+) -> None:
+    """Write the cold-started policy into `folder`. Raises ColdStartError, and what `check` raises."""
     try:
-        _make_cold_start(config, folder, report)
+        _make_cold_start(config, folder, report, check)
     except (OSError, FloatingPointError, Unsupported) as error:  # disk, Hub, training, policy
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ColdStartError(f"cold start: {reason}") from error
 
 
-def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
+def _make_cold_start(config: RunConfig, folder: Path, report: Report, check: Check) -> None:
     start = config.model.path or config.model.hub
     if config.model.init is not None:
         from trainer.small.init_model import init_checkpoint
@@ -86,6 +104,7 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
             seed=config.seed_of(config.seed),
         )
         start = str(folder)
+        check(folder)
     if config.sft is None:
         return
     assert start is not None, "RunConfig has exactly one source of the policy"
@@ -108,6 +127,16 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report) -> None:
     except SftError as error:
         raise ColdStartError(f"cold start: {error}") from error
     renderer.tokenizer.save_pretrained(folder)
+
+
+def make_tokenizer(config: RunConfig, folder: Path) -> None:
+    """Write the tokenizer alone that a new policy (`model.init`) will have. Raises ColdStartError."""
+    from trainer.small.presets import VOCAB_SIZE
+    from trainer.small.tokenizer import train_tokenizer
+
+    assert config.model.init is not None, "only a new policy has a tokenizer that is to be made"
+    size = VOCAB_SIZE[config.model.init.preset]
+    train_tokenizer(corpus(config), size).save_pretrained(folder)
 
 
 def corpus(config: RunConfig) -> Iterator[str]:

@@ -100,7 +100,7 @@ FLOORS = (
     {"config"},
     {"cold_start", "nodes", "objective_check", "plugin_check", "record"},
     {"actors", "dashboard", "preflight", "simulator", "tasks"},
-    {"compare", "fleet", "sft", "trackers"},
+    {"compare", "fleet", "planning", "sft", "trackers"},
     {"cluster"},
     {"loop"},
     {"env_tools", "jobs", "launch"},

@@ -35,7 +35,8 @@ class CostSpec(Section):
     Training a batch takes train_fixed_seconds + tokens * train_device_seconds_per_token / devices.
     weights_seconds: an engine takes another version. kv_bytes_per_token, move_bytes_per_second: of a
     cache that moves between engines; 0 bytes per second: caches do not travel, prefixes are computed
-    again.
+    again. engine_beside_learner, learner_beside_engines: how many times as long each takes while the other is
+    at work on the same cores.
     """
 
     decode_fixed_ms: PositiveFloat
@@ -47,6 +48,8 @@ class CostSpec(Section):
     weights_seconds: NonNegativeFloat = 0
     kv_bytes_per_token: NonNegativeFloat = 0
     move_bytes_per_second: NonNegativeFloat = 0
+    engine_beside_learner: PositiveFloat = 1
+    learner_beside_engines: PositiveFloat = 1
 
 
 class LengthSpec(Section):

@@ -32,6 +32,8 @@ class SimEngine:
         self.version: int | None = None
         self.limit = 1
         self.available = True
+        # How many times as long everything takes.
+        self.slow = 1.0
         self.clock = 0.0
         self.now = 0.0
         self.ready_at = 0.0
@@ -105,7 +107,7 @@ class SimEngine:
 
     def stall(self, seconds: float) -> None:
         """Stand still from now on for so long, after what it stands still for already."""
-        self.ready_at = max(self.ready_at, self.now) + seconds
+        self.ready_at = max(self.ready_at, self.now) + seconds * self.slow
 
     def recompute(self) -> None:
         """Compute all running contexts again: their caches are of other weights."""
@@ -119,7 +121,8 @@ class SimEngine:
 
     def _pace(self) -> float:
         cost = self.cost
-        return (cost.decode_fixed_ms + cost.decode_per_sequence_ms * self.running) / 1e3
+        pace = cost.decode_fixed_ms + cost.decode_per_sequence_ms * self.running
+        return pace * self.slow / 1e3
 
     def _stands(self, end: float, id: int) -> bool:
         """True if an entry of the heap is about a sequence as it runs now."""

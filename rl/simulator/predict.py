@@ -67,7 +67,7 @@ def run_as_simulation(config: RunConfig, trace: str) -> SimConfig:
             length=LengthSpec(median=1, sigma=0, max=1),
             trace=trace,
         ),
-        modes={mode: _mode(config, mode) for mode in get_args(Mode)},
+        modes={mode: mode_spec(config, mode) for mode in get_args(Mode)},
     )
 
 
@@ -76,7 +76,8 @@ def devices(config: RunConfig) -> int:
     return config.engine.count + (config.layout == "disaggregated")
 
 
-def _mode(config: RunConfig, mode: Mode) -> ModeSpec:
+def mode_spec(config: RunConfig, mode: Mode) -> ModeSpec:
+    """A mode of a run, as the simulator knows it."""
     run = config.model_copy(update={"mode": mode})
     rules, limits = run.rules, run.limits
     float32 = {run.learner.dtype, run.engine.dtype} == {"float32"}

@@ -54,13 +54,19 @@ class Trace:
             rng.shuffle(groups)
 
     def decode_costs(self) -> tuple[float, float, float]:
-        """Seconds per token written, the same per token and sequence beside it, per token read.
+        """Seconds per token written, the same per token and sequence beside it, per token read: least squares
+        over all turns."""
+        rows = self.turn_work()
+        work = np.array([row for row, _ in rows], dtype=float)
+        return _nonnegative_fit(work, np.array([seconds for _, seconds in rows]))
 
-        Least squares over all turns: while it was played, a turn waited for the tokens it wrote, for the
-        sequences that were written with it, and for what its engine read meanwhile.
+    def turn_work(self) -> list[tuple[tuple[float, float, float], float]]:
+        """What each turn waited for, and how many seconds it took.
+
+        While it was played, a turn waited for the tokens it wrote, for the sequences that were written with
+        it, and for what its engine read meanwhile.
         """
-        rows: list[tuple[float, float, float]] = []
-        seconds: list[float] = []
+        rows: list[tuple[tuple[float, float, float], float]] = []
         by_engine: dict[str, list[PlayedTurn]] = defaultdict(list)
         for turn in self.turns:
             by_engine[turn.engine].append(turn)
@@ -74,9 +80,8 @@ class Trace:
                 beside = np.clip(shared, 0, None).sum() / length
                 meanwhile = read[(starts >= turn.start - 1e-3) & (starts < turn.end)].sum()
                 written = turn.completion_tokens
-                rows.append((written, written * beside, meanwhile))
-                seconds.append(length)
-        return _nonnegative_fit(np.array(rows, dtype=float), np.array(seconds))
+                rows.append(((written, written * beside, meanwhile), length))
+        return rows
 
     def learner_seconds(self) -> float:
         """Seconds of one step: the update, and copying its weights."""

@@ -7,7 +7,7 @@ live run; what is simulated is how long engines, tools and the learner take.
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,7 +77,10 @@ class Tally:
 class Simulation:
     """One mode of a configuration. `run` plays warm-up and measured steps."""
 
-    def __init__(self, config: SimConfig, mode: ModeSpec) -> None:
+    def __init__(
+        self, config: SimConfig, mode: ModeSpec, source: Iterator[GroupPlan] | None = None
+    ) -> None:
+        """source: the groups to play, in place of those that the configuration describes."""
         self.config, self.mode, self.rules = config, mode, mode.rules
         batch = config.workload
         self._place_devices()
@@ -98,7 +101,7 @@ class Simulation:
                 f"active_per_engine: {self.limits.max_active} trajectories in progress are less than one "
                 f"group ({batch.group_size})"
             )
-        self.source = plans(config.workload, config.seed)
+        self.source = source or plans(config.workload, config.seed)
         self.now = 0.0
         self.window = Window((0,))
         self.learner = 0
@@ -289,6 +292,9 @@ class Simulation:
             self._switch(self.engines[name], available=False)
         if self.borrowed and len(self.borrowed) < len(self.engines):
             self._rebalance("switch")
+        if any(engine.available and engine.running for engine in self.engines.values()):
+            seconds *= cost.learner_beside_engines
+        self._slow_down(cost.engine_beside_learner)
         self.at(self.now + seconds, lambda: self._trained(seconds, tokens))
 
     def _trained(self, seconds: float, tokens: int) -> None:
@@ -301,10 +307,19 @@ class Simulation:
         self.steps.append(StepRecord(self.now, seconds, tokens, gaps))
         self.learner += 1
         self.window = publish(self.window, self.learner)
+        self._slow_down(1.0)
         for name in self.borrowed:
             self._switch(self.engines[name], available=True)
         self._rebalance("step")
         self._go_on()
+
+    def _slow_down(self, times: float) -> None:
+        """Let all engines take so many times as long from now on."""
+        for engine in self.engines.values():
+            if engine.slow != times:
+                self._touch(engine)
+                engine.slow = times
+                self._watch(engine)
 
     def _switch(self, engine: SimEngine, *, available: bool) -> None:
         """Lend an engine's devices to the learner, or get them back; its sequences wait in place."""

@@ -1,0 +1,1 @@
+"""`dorado plan --here`: measures this machine, and predicts what a run on it would do per second."""
