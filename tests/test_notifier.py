@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from recorded_run import RecordedRun
 from test_trackers import Played, until
-from tracker_servers import HttpServer, SmtpServer, serving
+from tracker_servers import HttpServer, SmtpServer, own_certificate, serving
 
 from rl.config import RunConfig
 from rl.dashboard import run_data
@@ -149,6 +149,44 @@ def test_a_mail_is_not_sent_to_a_server_that_has_no_starttls(tmp_path):
     with serving(server), pytest.raises(notifier.smtplib.SMTPNotSupportedError):
         send(settings, "subject", "body")
     assert server.mails == []
+
+
+def test_a_mail_and_its_password_go_behind_starttls_to_a_server_whose_certificate_is_trusted(
+    tmp_path, monkeypatch
+):
+    certificate, context = own_certificate(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SMTP_PASSWORD", "secret")
+    server = SmtpServer("answers", context)
+    login = {"user": "ada", "password": "$SMTP_PASSWORD"}
+    given = email(server, **login)
+    del given["security"]  # the default
+    with serving(server):
+        send(EmailConfig.model_validate(given), "subject", "body")
+    [mail], [sent] = server.mails, server.logins
+    assert mail.endswith("body\r\n") and sent == b"\0ada\0secret"
+
+
+@pytest.mark.parametrize(
+    ("address", "trusted", "why"),
+    [("127.0.0.1", False, "self-signed certificate"), ("127.0.0.2", True, "IP address mismatch")],
+)
+def test_a_server_with_another_certificate_gets_neither_mail_nor_password(
+    tmp_path, monkeypatch, capsys, address, trusted, why
+):
+    certificate, context = own_certificate(tmp_path, address)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SMTP_PASSWORD", "secret")
+    server = SmtpServer("answers", context)
+    login = {"user": "ada", "password": "$SMTP_PASSWORD", "security": "starttls"}
+    with serving(server):
+        run, told_by = notifying(tmp_path, email=email(server, **login))
+        told_by.end(Ended("finished", "", {}))
+    run.close()
+    assert (server.mails, server.logins) == ([], [])
+    [said] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("says: ")]
+    assert "e-mail: " in said and why in said and "secret" not in said
 
 
 @pytest.mark.process

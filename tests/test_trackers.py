@@ -26,6 +26,7 @@ from rl.record.run_folder import RunFolder
 from rl.record.status import Status, write_end
 from rl.trackers import tracker_process
 from rl.trackers import trackers as trackers_module
+from rl.trackers.tracker import STATES
 from rl.trackers.trackers import Trackers
 from rollout.trajectory import Phase
 
@@ -333,29 +334,83 @@ def settings_of(use: str, url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("use", ALL)
-def test_a_tracker_that_is_killed_is_one_warning_and_the_last_step_is_in_the_folder(tmp_path, use):
+def test_a_tracker_that_is_killed_is_started_again_and_the_second_time_it_is_not(tmp_path, use):
     server = HttpServer("answers")
     with serving(server):
         played = Played(tmp_path, use, **settings_of(use, server.url))
         played.trackers.start()
         played.step(1)
         until(lambda: has_the_first_step(played, use, server), 200)
-        victim = played.process(use)
-        victim.kill()
-        victim.wait(20)
-        began = time.monotonic()
+        for _ in range(2):
+            victim = played.process(use)
+            victim.kill()
+            victim.wait(20)
+            began = time.monotonic()
+            played.trackers.look()
         played.step(2)
         played.status()
         played.trackers.look()
         played.end()
         assert time.monotonic() - began < 5, "nobody waits for one that is gone"
-    [warning] = played.said
-    assert "its process has ended; it gets nothing more" in warning
+    again, warning = played.said
+    assert again.endswith(f"is started again (log: {played.path}/logs/{use}.log)")
+    assert "its process has ended again; it gets nothing more" in warning
     assert (
         f"{played.path}/metrics.jsonl has every step (log: {played.path}/logs/{use}.log)" in warning
     )
     last = (played.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     assert json.loads(last)["step"] == 2
+
+
+def test_a_tracker_that_was_started_again_has_every_step_once(tmp_path):
+    server = HttpServer("answers")
+    with serving(server):
+        played = Played(tmp_path, *ALL, otel={"endpoint": server.url})
+        played.trackers.start()
+        played.step(1)
+        processes = played.trackers.processes
+        until(lambda: all(has_the_first_step(played, use, server) for use in ALL), 200)
+        # Of a tracker that writes a log, the next process goes on behind what is told.
+        until(lambda: played.trackers.look() or all(told_first_step(processes[u]) for u in ALL), 60)
+        for use in ALL:
+            victim = played.process(use)
+            victim.kill()
+            victim.wait(20)
+        played.trackers.look()
+        played.step(2)
+        until(lambda: rows_of_both_steps(played), 200)
+        played.end()
+    assert len(played.said) == len(ALL) and all("is started again" in one for one in played.said)
+    events = written_events(played.path / "tensorboard")
+    assert [e.step for e in events.Scalars("rollout/all/reward")] == [1, 2]
+    rewards = "select count(*) from metrics where key = 'rollout/all/reward'"
+    assert rows(tmp_path / "mlflow.db", rewards) == 2
+    episodes = [
+        span.name
+        for _, body in server.posts
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert episodes.count("episode") == 4
+
+
+def told_first_step(process: tracker_process.TrackerProcess) -> bool:
+    """True if a process has said that it is behind the first step."""
+    at = process.position
+    return process.order.tracker in STATES or (at is not None and bool(at.metrics or at.read))
+
+
+def rows_of_both_steps(played: Played) -> bool:
+    """True once Prometheus, which begins anew, shows the sum of both steps."""
+    address = played.path / "prometheus.address"
+    if not address.exists():
+        return False
+    try:
+        with urllib.request.urlopen(address.read_text(encoding="utf-8"), timeout=5) as answer:
+            return b"dorado_rollout_tokens_total 220.0" in answer.read()
+    except OSError:  # the address is of the process before
+        return False
 
 
 @pytest.mark.parametrize("use", ALL)

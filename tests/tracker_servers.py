@@ -3,12 +3,21 @@
 Each answers, or takes what it is sent and never answers, or fails.
 """
 
+import base64
+import datetime
+import ipaddress
 import socketserver
+import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 Manner = Literal["answers", "hangs", "fails"]
 
@@ -44,15 +53,20 @@ class _Post(BaseHTTPRequestHandler):
 
 
 class SmtpServer(socketserver.ThreadingTCPServer):
-    """Keeps what each mail had between DATA and its end."""
+    """Keeps what each mail had between DATA and its end, and each login.
+
+    With `starttls` it offers STARTTLS, and takes logins behind that alone.
+    """
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, manner: Manner) -> None:
+    def __init__(self, manner: Manner, starttls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Smtp)
         self.manner = manner
+        self.starttls = starttls
         self.mails: list[str] = []
+        self.logins: list[bytes] = []
         self.over = threading.Event()
         self.port: int = self.server_address[1]
 
@@ -64,17 +78,37 @@ class _Smtp(socketserver.StreamRequestHandler):
         if self.server.manner == "hangs":
             self.server.over.wait()
             return
+        self.secure = False
         self._say("220 here")
+        self._talk()
+
+    def _talk(self) -> None:
         for line in self.rfile:
-            word = line.split()[0].upper() if line.split() else b""
+            [word, *_] = line.upper().split() or [b""]
             if word == b"DATA":
                 self._say("354 go on")
                 self._take()
+            if word == b"AUTH":
+                self.server.logins.append(base64.b64decode(line.split()[2]))
             self._say("221 bye" if word == b"QUIT" else self._answer(word))
             if word == b"QUIT":
                 return
+            if word == b"STARTTLS" and self.server.starttls is not None:
+                self._secure(self.server.starttls)
+                return
+
+    def _secure(self, context: ssl.SSLContext) -> None:
+        """Go on behind TLS; where the client refuses the certificate, that is the end."""
+        with suppress(OSError), context.wrap_socket(self.request, server_side=True) as socket:
+            self.rfile, self.wfile = socket.makefile("rb"), socket.makefile("wb", buffering=0)
+            self.secure = True
+            self._talk()
 
     def _answer(self, word: bytes) -> str:
+        if word == b"EHLO" and self.server.starttls is not None:
+            return "250-here\r\n250 AUTH PLAIN" if self.secure else "250-here\r\n250 STARTTLS"
+        if word == b"AUTH":
+            return "235 welcome" if self.secure else "538 not in the clear"
         refused = self.server.manner == "fails" and word == b"RCPT"
         return "550 nobody of that name" if refused else "250 fine"
 
@@ -86,6 +120,34 @@ class _Smtp(socketserver.StreamRequestHandler):
 
     def _say(self, line: str) -> None:
         self.wfile.write(f"{line}\r\n".encode())
+
+
+def own_certificate(folder: Path, address: str) -> tuple[Path, ssl.SSLContext]:
+    """A certificate that nobody has signed, for an IP address: its file, and a server's context with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a mail server")])
+    now = datetime.datetime.now(datetime.UTC)
+    of_host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(of_host, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, private)
+    return certificate, context
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from rl.dashboard.trajectory_counts import ask
 from rl.dashboard.trajectory_index import Hit, first_rows
 from rl.dashboard.trajectory_record import Said, TrajectoryView, Unreadable, read_record
 from rl.record.status import Status, read_status
-from rl.trackers.tracker import Ended, Episode, Evaluated, Line, News, Order, Sample
+from rl.trackers.tracker import Ended, Episode, Evaluated, Line, News, Order, Position, Sample
 
 # Trajectories that one look reads, and characters of a transcript in a table.
 EPISODES, TRANSCRIPT = 256, 4000
@@ -58,8 +58,13 @@ class Feed:
         self.share = share
         self._metrics = _NewLines(self.folder / "metrics.jsonl", order.metrics)
         self._evaluations = _NewLines(self.folder / "evaluations.jsonl", order.evaluations)
-        self._row = order.row
+        self._row = order.row if order.read is None else order.read
         self._status: Status | None = None
+
+    @property
+    def position(self) -> Position:
+        """How far it has read."""
+        return Position(self._metrics.offset, self._evaluations.offset, self._row)
 
     def read(self) -> Iterator[News]:
         """Read what is new of all that the tracker hears."""

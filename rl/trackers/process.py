@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rl.tracker_config import NotifyConfig, TrackersConfig, WandbConfig
 from rl.trackers.feed import Feed
-from rl.trackers.tracker import TRACKERS, Order, RunFacts, Tracker, say
+from rl.trackers.tracker import TRACKERS, Order, RunFacts, Tracker, say, tell
 
 # Seconds between two looks, and from the end of the run to the end of this.
 LOOK_SECONDS, FINISH_SECONDS = 1.0, 60
@@ -46,11 +46,13 @@ def follow(tracker: Tracker, feed: Feed, ended: Callable[[], bool]) -> None:
 
     `ended()` waits a moment for the run's end, and says whether it has come.
     """
-    over = False
+    over, told = False, None
     while True:
         for news in feed.read():
             tracker.take(news)
         tracker.look()
+        if feed.position != told:
+            tell(told := feed.position)
         os.utime(sys.stderr.fileno())
         if over:
             break

@@ -5,8 +5,9 @@ which a run writes. Whatever it raises ends that process with one warning, and n
 a class with these methods and an entry in TRACKERS and in `rl.tracker_config`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,8 @@ class Order:
 
     folder: the run folder. metrics, evaluations: the bytes of metrics.jsonl and evaluations.jsonl at which
     the part begins; row: the last row of the index before it. resumed: there was an earlier part. id: of the
-    run at W&B. offline: W&B's run stays in the folder.
+    run at W&B. offline: W&B's run stays in the folder. read: the last row that an earlier process of this
+    part has read; None where there was no such process.
     """
 
     tracker: str
@@ -32,6 +34,7 @@ class Order:
     resumed: bool = False
     id: str = ""
     offline: bool = False
+    read: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ class Tracker(Protocol):
 
 # What a line on a tracker's standard output begins with that is a sentence for the run.
 SAYS = "says: "
+# What a line begins with that is a position in the run folder (`Position`), as JSON.
+AT = "at: "
 
 
 def say(sentence: str) -> None:
@@ -144,6 +149,25 @@ def say(sentence: str) -> None:
     print(f"{SAYS}{sentence}", flush=True)
 
 
+@dataclass(frozen=True)
+class Position:
+    """How far a tracker's process has told what the run wrote: the next one may go on from there.
+
+    Bytes of metrics.jsonl and evaluations.jsonl, and the last row of the index.
+    """
+
+    metrics: int
+    evaluations: int
+    read: int
+
+
+def tell(position: Position) -> None:
+    """Tell the run a position; called in the tracker's process."""
+    print(f"{AT}{json.dumps(asdict(position))}", flush=True)
+
+
+# Trackers that show a state rather than write a log: a later process reads all of its part again.
+STATES = frozenset(("prometheus", "notify"))
 # Where each tracker's class is; it is imported in the tracker's process only.
 TRACKERS = {
     "wandb": "rl.trackers.wandb_tracker:WandbTracker",

@@ -1,7 +1,8 @@
 """The process of one tracker, as the run sees it: started, looked at, and ended by a deadline.
 
 Nothing of a tracker can end or stop the run: the process reads the run folder (`rl.trackers.process`), and
-the run never waits for it before its own end. Whatever goes wrong there is one warning.
+the run never waits for it before its own end. One that was killed is started again, once. Whatever goes wrong
+beyond that is one warning.
 """
 
 import json
@@ -15,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rl.trackers.tracker import SAYS, Order
+from rl.trackers.tracker import AT, SAYS, STATES, Order, Position
 
 # A process that has shown no sign of life for so many seconds hangs.
 HANGS_SECONDS = 300.0
@@ -44,6 +45,9 @@ class TrackerProcess:
         # Bytes of the log that have been heard.
         self._heard = self._log.stat().st_size if self._log.exists() else 0
         self._warned = False
+        # How far it has come, and whether it may be started again.
+        self.position: Position | None = None
+        self._may_start_again = True
         self._spawn(order)
 
     def look(self) -> None:
@@ -56,16 +60,33 @@ class TrackerProcess:
         if not ended:
             self._end_if_it_hangs(process)
             return
+        killed = process.returncode != 0
         self._gone()
         if (offline := self._offline()) is None:
-            self._warn("its process has ended; it gets nothing more")
+            if killed and self._may_start_again:
+                self._start_again()
+                return
+            again = "" if self._may_start_again else " again"
+            self._warn(f"its process has ended{again}; it gets nothing more")
             return
         self._warn("its process was ended; it goes on offline, and `wandb sync` sends that")
         self.order = offline
         self._spawn(offline)
 
+    def _start_again(self) -> None:
+        """Start another process, which goes on where the one before has come to."""
+        self._may_start_again = False
+        self.order = replace(self.order, resumed=True)
+        if self.position is not None and self.order.tracker not in STATES:
+            self.order = replace(self.order, **asdict(self.position))
+        self.say(
+            f"{TITLES[self.order.tracker]}: its process has ended, and is started again (log: {self._log})"
+        )
+        self._spawn(self.order)
+
     def end_input(self) -> None:
         """Tell it that the run has ended."""
+        self.look()
         if self.process is not None and self.process.stdin is not None:
             with suppress(OSError):
                 self.process.stdin.close()
@@ -96,6 +117,7 @@ class TrackerProcess:
         if still < HANGS_SECONDS:
             return
         self._warn(f"its process has not moved for {still:.0f} s, and is ended")
+        self._may_start_again = False
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -160,6 +182,8 @@ class TrackerProcess:
         for line in said.decode(errors="replace").splitlines():
             if line.startswith(SAYS):
                 self._warn(line.removeprefix(SAYS))
+            elif line.startswith(AT):
+                self.position = Position(**json.loads(line.removeprefix(AT)))
         if self.order.tracker == "wandb" and self._refused():
             # Of a run that was online `wandb sync` alone sends nothing.
             runs = f"{self.order.folder}/wandb/run-*"
