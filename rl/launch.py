@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,11 +32,12 @@ from rl.fleet.node_watch import ControlLost, NodesLost, control_seconds, watch_c
 from rl.fleet.weight_sync import SyncError
 from rl.loop.resume import Resume
 from rl.loop.run import Interrupted, Run
-from rl.loop.run_error import RunError
+from rl.loop.run_error import Collapsed, RunError
 from rl.nodes.deadline import while_watching, within
 from rl.nodes.nodes import control_address, control_answers
 from rl.nodes.process import cause, first_line, is_disk_full
-from rl.preflight import own_settings, resolved
+from rl.preflight import check_new_tokenizer, own_settings, resolved
+from rl.record.checkpoint_choice import best_checkpoint
 from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
 from rl.record.provenance import provenance
 from rl.record.run_folder import RunFolder
@@ -139,6 +141,9 @@ def _ending(error: BaseException, folder: RunFolder, progress: Progress) -> tupl
         return "interrupted", f"interrupted; what there is lies in {folder.path}{on}"
     if isinstance(error, ColdStartError | StartError):
         return "failed", f"error: {error}"
+    if isinstance(error, Collapsed):
+        said = f"error: {error} (run folder: {folder.path})"
+        return "failed", said + _after_collapse(folder, progress)
     if isinstance(error, SENTENCES):
         on = _next(folder, progress)
         return "failed", f"error: {error} (run folder: {folder.path}){on}"
@@ -185,7 +190,9 @@ def _train(
 def _cold_start(config: RunConfig, progress: Progress) -> tuple[str, bool]:
     if config.model.init is not None or config.sft is not None:
         progress.stage("cold start", usual=COLD_START_SECONDS)
-    checkpoint, made = first_checkpoint(config, progress.updates)
+    checkpoint, made = first_checkpoint(
+        config, progress.updates, partial(check_new_tokenizer, config)
+    )
     if not made and (config.model.init is not None or config.sft is not None):
         progress.left.set(0.0)
         progress.note(f"cold start: kept from before in {checkpoint}")
@@ -298,6 +305,16 @@ def _next(folder: RunFolder, progress: Progress) -> str:
     """Say what to type next: the run goes on, or where it has no checkpoint begins anew."""
     anew = f"; it has no checkpoint yet: dorado train {folder.path}/config.toml begins it anew"
     return _goes_on(folder, progress) or anew
+
+
+def _after_collapse(folder: RunFolder, progress: Progress) -> str:
+    """Say what to type next where the last checkpoint is of no use: the best one, or an earlier one."""
+    with suppress(ConfigError):
+        best = best_checkpoint(folder.path).name
+        return f"; with other settings --resume {folder.path} --best goes on after {best}, its best"
+    if latest(folder.path / "checkpoints", progress.note) is None:
+        return _next(folder, progress)
+    return f"; with other settings --resume {folder.path}/step_N goes on after an earlier step N"
 
 
 async def _go_on(resume: Resume, cluster: Cluster, folder: RunFolder, progress: Progress) -> None:

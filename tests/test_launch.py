@@ -13,14 +13,18 @@ import pytest
 import ray
 from dorado_command import ROOT
 from ray.exceptions import RayError
+from test_resume import checkpoint as write_checkpoint
 from typer.testing import CliRunner
 
 from rl import launch
 from rl.actors.handles import StartError
 from rl.cli import app
+from rl.config import RunConfig
 from rl.fleet.node_watch import ControlLost
 from rl.fleet.weight_sync import SyncError
-from rl.loop.run_error import RunError
+from rl.loop.run_error import Collapsed, RunError
+from rl.record.best_checkpoint import BEST
+from rl.record.run_folder import RunFolder
 from rl.record.status import read_status
 
 pytestmark = pytest.mark.process
@@ -51,6 +55,36 @@ def ends(config: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) ->
     result = CliRunner().invoke(app, ["train", str(config)])
     assert "Traceback" not in result.output
     return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("steps", "best", "next"),
+    [
+        ((2, 5), 2, "with other settings --resume runs/demo --best goes on after step_2, its best"),
+        (
+            (2, 5),
+            None,
+            "with other settings --resume runs/demo/step_N goes on after an earlier step N",
+        ),
+        ((), None, "it has no checkpoint yet: dorado train runs/demo/config.toml begins it anew"),
+    ],
+)
+def test_a_collapsed_run_names_its_best_checkpoint_to_go_on_from(
+    config, monkeypatch, steps, best, next
+):
+    def fail(config: RunConfig, folder: RunFolder, *_: object) -> None:
+        for step in steps:
+            write_checkpoint(folder.path, step)
+        if best:
+            (folder.path / "checkpoints" / BEST).symlink_to(f"step_{best}")
+        raise Collapsed("training ends after step 5 of 9: it has collapsed: the entropy was low")
+
+    monkeypatch.setattr(launch, "_train", fail)
+    result = CliRunner().invoke(app, ["train", str(config)])
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1
+    assert "it has collapsed: the entropy was low (run folder: runs/demo); " in said
+    assert said.endswith(next)
 
 
 ANEW = "it has no checkpoint yet: dorado train runs/demo/config.toml begins it anew"
