@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from envs.tool import tools_of
 from reward.answer import check_references, mathematics
 from reward.registry import find_judge, names_of
 from reward.score import JudgeFault, of_row
+from rl.cold_start import ColdStartError, kept_checkpoint, make_tokenizer
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.env_table import DeadlineConfig, EnvTable
@@ -106,6 +108,25 @@ def _check_rows(table: EnvTable, env: Env, splits: Sequence[Split]) -> None:
             asyncio.run(check_references(compared))
     except ValueError as error:
         raise ConfigError(f"env {table.label!r}: {error}") from None
+
+
+def check_new_tokenizer(config: RunConfig, folder: Path | None = None) -> None:
+    """Raise ConfigError where the tokenizer of a new policy (`model.init`) cannot play.
+
+    folder: has it; None: it is made for the look, which takes seconds.
+    """
+    if config.model.init is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="dorado-check-") as made:
+        if folder is None and (kept := kept_checkpoint(config)) is not None:
+            folder = Path(kept)
+        if folder is None:
+            folder = Path(made)
+            try:
+                make_tokenizer(config, folder)
+            except ColdStartError as error:
+                raise ConfigError(str(error)) from None
+        check_tokenizer(folder, config.all_envs, config.episode, key="model.init", seed=config.seed)
 
 
 def check_tokenizer(

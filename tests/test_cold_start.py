@@ -1,6 +1,7 @@
 """Demonstrations as samples, the demonstrator's slips, and the cache of first checkpoints."""
 
 import random
+from functools import partial
 
 import pytest
 
@@ -8,9 +9,17 @@ from envs.builtin.calculator import Calculator
 from envs.env import call, say
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import Opening
-from rl.cold_start import ColdStartError, demonstrations, first_checkpoint, slip
-from rl.config import ModelConfig, RunConfig
+from rl.cold_start import (
+    ColdStartError,
+    demonstrations,
+    first_checkpoint,
+    kept_checkpoint,
+    slip,
+)
+from rl.config import InitConfig, ModelConfig, RunConfig
+from rl.config_error import ConfigError
 from rl.env_table import EnvTable, NoiseConfig
+from rl.preflight import check_new_tokenizer
 from trainer.config import LearnerConfig, OptimConfig, SftConfig
 
 
@@ -143,6 +152,27 @@ def test_a_cold_start_that_fails_leaves_nothing_behind(tmp_path, checkpoint):
     with pytest.raises(ColdStartError, match="expert fails"):
         first_checkpoint(config(tmp_path, checkpoint, f"{__name__}:Hopeless"), report_nothing)
     assert list((tmp_path / "runs" / ".cache").iterdir()) == []
+
+
+def test_a_new_policys_tokenizer_is_looked_at_before_anything_is_trained(tmp_path, checkpoint):
+    made = config(tmp_path, checkpoint, "calculator")
+    made = made.model_copy(update={"model": ModelConfig(init=InitConfig())})
+    short = made.episode.model_copy(update={"max_tokens": 40, "max_completion_tokens": 8})
+    small = made.model_copy(update={"episode": short})
+
+    def no_update(*_: object) -> None:
+        raise AssertionError("it was trained")
+
+    look = partial(check_new_tokenizer, small)
+    with pytest.raises(ConfigError, match="its openings leave no room for an answer"):
+        first_checkpoint(small, no_update, look)
+    assert list((tmp_path / "runs" / ".cache").iterdir()) == []
+    with pytest.raises(ConfigError, match="its openings leave no room for an answer"):
+        check_new_tokenizer(small)
+    kept, _ = first_checkpoint(made, report_nothing, partial(check_new_tokenizer, made))
+    assert kept_checkpoint(small) == kept, "the limit changes no policy"
+    with pytest.raises(ConfigError, match="its openings leave no room for an answer"):
+        first_checkpoint(small, no_update, look)
 
 
 def test_where_training_is_noisy_every_other_demonstration_is(tmp_path, checkpoint, renderer):

@@ -55,8 +55,10 @@ def playing(
 )
 async def test_a_group_whose_controller_is_gone_is_lost_by_name_and_no_more(error, monkeypatch):
     played = playing(error, monkeypatch)
+    played.crash = lambda controller: f"a segmentation fault in {controller}"
     lost = await asyncio.wait_for(played.play(SPEC), 5)
     assert isinstance(lost, Lost) and lost.why.startswith("controller-0: ")
+    assert ("a segmentation fault in controller-0" in lost.why) == isinstance(error, ActorDiedError)
     assert played.busy["controller-0"] == 0 and not played.playing
 
 

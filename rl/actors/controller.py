@@ -21,6 +21,7 @@ from rl.actors.engine_wires import EngineWires
 from rl.actors.env_host import EnvHost
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_pool import GRACE_SECONDS, HostPool, HostSession
+from rl.actors.judge_crash import last_words_to_log
 from rl.actors.judge_loop import JudgeLoop
 from rl.config import RunConfig
 from rl.nodes.process import log_to
@@ -53,6 +54,7 @@ class ControllerActor:
         """Engines and hosts are named, not handed over: Ray cannot start an actor anew whose
         arguments hold handles."""
         log_to(f"{folder}/logs/{name}.log")
+        last_words_to_log()
         refuse_ends()
         self.name = name
         self.config = config

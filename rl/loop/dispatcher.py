@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -58,8 +59,13 @@ class Dispatcher:
         actors: Actors,
         fleet: EngineMap,
         max_seconds: float,
+        crash: Callable[[str], str] = lambda controller: "",
     ) -> None:
-        """fleet: sends the map to a controller that has none. max_seconds: an episode's own limit."""
+        """fleet: sends the map to a controller that has none. max_seconds: an episode's own limit.
+
+        crash: says what ended a controller that has died, where that is known.
+        """
+        self.crash = crash
         self.controllers = actors.controllers
         self.limit = max_seconds + GROUP_GRACE_SECONDS
         self.fleet = fleet
@@ -88,14 +94,16 @@ class Dispatcher:
             self._cancel(spec.id)
             told = name in self.away
             self._set_aside(name)
-            why = (
-                "it died or is out of reach, and is started anew; what it played is lost"
-                if isinstance(error, RayActorError)
-                else first_line(error)
-            )
-            return Lost(f"{name}: {why}", told)
+            return Lost(f"{name}: {self._why(name, error)}", told)
         finally:
             self.playing.pop(spec.id, None)
+
+    def _why(self, name: str, error: RayError) -> str:
+        if not isinstance(error, RayActorError):
+            return first_line(error)
+        crash = self.crash(name)
+        how = f"{crash} has ended it" if crash else "it died or is out of reach"
+        return f"{how}, and it is started anew; what it played is lost"
 
     async def _choose(self) -> str:
         while len(self.away) == len(self.controllers):

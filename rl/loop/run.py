@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from rl.actors.judge_crash import JudgeCrashes
 from rl.cluster import Cluster
 from rl.config import RunConfig
 from rl.fleet.engine_restarts import EngineRestarts
@@ -33,7 +34,7 @@ from rl.loop.learner_client import LearnerClient
 from rl.loop.learning_watch import LearningWatch
 from rl.loop.resume import Resume
 from rl.loop.rollouts import Rollouts
-from rl.loop.run_error import RunError
+from rl.loop.run_error import Collapsed, RunError
 from rl.loop.stop_rules import StopRules
 from rl.loop.watch import Activity, Watch
 from rl.nodes.nodes import control_address
@@ -145,7 +146,8 @@ class Run:
     def _build_loops(self, first: int) -> None:
         """Build what the loops work with."""
         config, timeouts = self.config, self.config.timeouts
-        self.dispatcher = Dispatcher(self.actors, self.fleet, config.episode.max_seconds)
+        why = JudgeCrashes(self.folder.path / "logs", config.all_envs).why
+        self.dispatcher = Dispatcher(self.actors, self.fleet, config.episode.max_seconds, why)
         self.rollouts = Rollouts(
             self.book,
             self.fleet,
@@ -279,13 +281,7 @@ class Run:
         if self.stopping:
             raise Interrupted
         if self.stops.collapsed:
-            best = self.best.best
-            earlier = (
-                f"the best checkpoint (step {best.step}, --best)"
-                if best
-                else "an earlier checkpoint"
-            )
-            raise RunError(f"{self.stops.sentence}; go on from {earlier} with other settings")
+            raise Collapsed(self.stops.sentence)
 
     def stop(self) -> bool:
         """Ask training to end after the step in progress, with a checkpoint of the last finished one.
