@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from counter_probe import Counter
 
 from rl.config import RunConfig
 from rl.config_error import ConfigError
@@ -25,6 +25,8 @@ from rl.planning.workload import Played, TurnLengths, limited, tasks_of
 from rl.simulator.run_trace import PlayedTurn
 from trainer.sample import TrainSample
 
+# For a probe to start on a machine that is busy.
+SECONDS = 300
 FIXED, BESIDE, READING = 0.004, 0.0002, 1e-5
 SETTINGS = {
     "name": "planned",
@@ -246,53 +248,33 @@ def test_options_of_a_sweep_are_refused():
         refuse_sweep("", "2,3")
 
 
-class Counter:
-    """Something to ask in another process; `start` leaves a process of its own there."""
-
-    def add(self, one: int, other: int) -> int:
-        return one + other
-
-    def fail(self) -> None:
-        raise ValueError("no such thing\nand more")
-
-    def end(self) -> None:
-        print("out of memory", file=sys.stderr, flush=True)
-        os._exit(3)
-
-    def start(self) -> int:
-        return subprocess.Popen(["sleep", "600"]).pid
-
-    def wait(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
 @pytest.mark.process
 def test_a_probe_answers_fails_and_leaves_nothing(tmp_path):
     with Probe("a counter", tmp_path, Counter) as probe:
-        assert probe.ask(60, Counter.add, 2, 3) == 5
+        assert probe.ask(SECONDS, Counter.add, 2, 3) == 5
         with pytest.raises(ProbeError, match=r"^a counter: no such thing$"):
-            probe.ask(60, Counter.fail)
-        child = psutil.Process(probe.ask(60, Counter.start))
+            probe.ask(SECONDS, Counter.fail)
+        child = psutil.Process(probe.ask(SECONDS, Counter.start))
         slow = probe.begin(Counter.wait, 600)
         with pytest.raises(ProbeError, match=r"no answer within 0\.1 s"):
             slow(0.1)
-    assert not probe.process.is_alive() and not child.is_running()
+    assert psutil.wait_procs([child], timeout=30)[1] == []
     with (
         Probe("a counter", tmp_path, Counter) as probe,
         pytest.raises(ProbeError, match="has ended: out of memory"),
     ):
-        probe.ask(60, Counter.end)
+        probe.ask(SECONDS, Counter.end)
 
 
 PROBING = """
 import sys
 from pathlib import Path
-from test_planning import Counter
+from counter_probe import Counter
 from rl.planning.probe import Probe
 
 if __name__ == "__main__":
     with Probe("a counter", Path(sys.argv[1]), Counter) as probe:
-        print(probe.process.pid, probe.ask(60, Counter.start), flush=True)
+        print(probe.process.pid, probe.ask(300, Counter.start), flush=True)
         probe.ask(600, Counter.wait, 600)
 """
 
