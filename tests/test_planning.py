@@ -291,6 +291,7 @@ def test_a_probe_ends_with_who_started_it(tmp_path, sign):
         stderr=subprocess.DEVNULL,
         env=variables,
         text=True,
+        encoding="utf-8",
     )
     with asking:
         assert asking.stdout is not None

@@ -31,7 +31,7 @@ PLAY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Replay:
-    """What an engine wrote in one go. sequences: at most, at a time. seconds: of the wall.
+    """A go of an engine at its trajectories. sequences: at most, at a time. seconds: of the wall.
 
     core, front: CPU seconds of vLLM's own processes, and of this one, which stands where an engine's actor
     does. others: CPU seconds of everybody else on the machine meanwhile.

@@ -1,4 +1,4 @@
-"""What was measured of a machine: its engines, its learner, how the two slow each other, what was played."""
+"""A measured machine: its engines, its learner, how the two slow each other, what was played."""
 
 from dataclasses import dataclass
 from statistics import fmean

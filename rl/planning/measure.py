@@ -142,7 +142,7 @@ class Measurement:
                 engine.close()
 
     def _groups(self, engine: Probe[EngineProbe], plays: bool) -> tuple[Groups, float]:
-        """What is played, and an episode's CPU seconds outside of engine and learner."""
+        """The groups that are played, and an episode's CPU seconds outside of engine and learner."""
         tasks, at_once = tasks_of(self.config, PLAYED_GROUPS), self._at_once()
         self.say(f"playing {len(tasks)} groups")
         try:

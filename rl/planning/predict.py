@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a candidate would do. rate: trajectories per second. learner_share: of the time that it steps."""
+    """A candidate, and how fast it would be: trajectories per second, and the time that the learner steps."""
 
     candidate: Candidate
     mode: Mode

@@ -1,4 +1,4 @@
-"""What `dorado plan --here` cannot know: GPUs, several ranks, adapters, other machines."""
+"""Refuses what `dorado plan --here` cannot know: GPUs, several ranks, adapters, other machines."""
 
 from rl.config import RunConfig
 from rl.config_error import ConfigError

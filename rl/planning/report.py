@@ -1,4 +1,4 @@
-"""What `dorado plan --here` prints: what was measured, the candidates, and the lines to paste."""
+"""The report of `dorado plan --here`: what was measured, the candidates, and the lines to paste."""
 
 import json
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _possible(config: RunConfig, mode: Mode) -> bool:
 
 
 def measured_lines(machine: Machine) -> list[str]:
-    """What was measured, in sentences."""
+    """Say what was measured, in sentences."""
     lines = [
         f"{machine.cpus} CPUs, {machine.memory / 2**30:.0f} GiB of memory free",
         f"{sum(map(len, machine.groups))} trajectories of {machine.by}: {machine.turns:.1f} turns, "

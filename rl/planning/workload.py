@@ -1,4 +1,4 @@
-"""What a run would play: a few groups of trajectories, played by its policy or by the experts.
+"""The trajectories that a run would play: a few groups of them, played by its policy or by experts.
 
 A policy that is there plays itself. Where a cold start has yet to make it, its experts play.
 In: the run's settings, tasks, a way to generate. Out: groups of `Played`, as token ids and seconds, which an
@@ -156,14 +156,14 @@ def _played(member: ScoredTrajectory) -> Played:
 
 
 def _advantage(trajectory: Trajectory) -> float:
-    """Of either sign: what it is changes no time, but one of 0 would."""
+    """An advantage of either sign: its size changes no time, but one of 0 would."""
     return 1.0 if int(trajectory.id.rpartition("/")[2]) % 2 else -1.0
 
 
 async def expert_turns(
     config: RunConfig, tasks: Sequence[tuple[EnvTable, Task]], renderer: Renderer
 ) -> Mapping[str, list[tuple[int, ...]]]:
-    """What the expert writes in each turn, as ids, by group. Raises EnvFault, HostFault, ValueError."""
+    """The expert's turns as ids, by group. Raises EnvFault, HostFault, ValueError."""
     found: dict[str, list[tuple[int, ...]]] = {}
     for index, (table, task) in enumerate(tasks):
         _, said, _ = await demonstrate(table.make(), task)

@@ -61,7 +61,7 @@ class Trace:
         return _nonnegative_fit(work, np.array([seconds for _, seconds in rows]))
 
     def turn_work(self) -> list[tuple[tuple[float, float, float], float]]:
-        """What each turn waited for, and how many seconds it took.
+        """The work that each turn waited for, and how many seconds it took.
 
         While it was played, a turn waited for the tokens it wrote, for the sequences that were written with
         it, and for what its engine read meanwhile.
