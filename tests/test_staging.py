@@ -129,8 +129,7 @@ async def _again_and_again(checkpoint: Path, folder: Path) -> None:
         engine = policies.engine
         assert await policies.gap("A", 0) <= LIMIT
         wrote = {0: "A"}
-        # vLLM keeps no prefixes with multi-head latent attention on a CPU.
-        whole = 96 if checkpoint.name == "qwen3_moe" else 0
+        whole = 96
         assert await _found(engine, "first") == [0, whole, whole, whole, whole]
         updates = ["rolling", "rolling", "at_once", "rolling", "keep_cache"]
         for (version, policy), update in zip(enumerate("BABBA", start=1), updates, strict=True):
