@@ -1,14 +1,15 @@
 # `make quickstart` and `make test` are all a newcomer needs: each sets up .venv first if it has to.
 PY := .venv/bin/python
 STAMP := .venv/.installed
-.PHONY: quickstart test test-fast test-parallel test-smoke test-rest test-all check map setup clean
+.PHONY: quickstart test test-fast test-parallel test-smoke test-engines test-runs test-rest test-all check map setup clean
 # One after the other: each part keeps two cores busy.
 .NOTPARALLEL:
 
-# Every test is in exactly one of these three (docs/testing.md); tests/test_suite.py holds that.
+# Every test is in exactly one of these four (docs/testing.md); tests/test_suite.py holds that.
 PARALLEL := not (engine or run or slow or network or compiler)
 SMOKE := smoke
-REST := (engine or run or slow or network or compiler) and not smoke
+ENGINES := (engine or slow or network or compiler) and not (run or smoke)
+RUNS := run and not smoke
 # Of the first one what starts no process and is about our own model families.
 FAST := $(PARALLEL) and not (process or families)
 PYTEST := .venv/bin/pytest --durations=25
@@ -29,8 +30,14 @@ test-parallel: setup
 test-smoke: setup
 	$(PYTEST) -m "$(SMOKE)" $(ARGS) $(OR_NONE)
 
-test-rest: setup
-	$(PYTEST) -m "$(REST)" --numprocesses=2 --dist=loadfile $(ARGS) $(OR_NONE)
+test-engines: setup
+	$(PYTEST) -m "$(ENGINES)" --numprocesses=2 --dist=loadfile $(ARGS) $(OR_NONE)
+
+# One at a time: Ray's workers are at a low priority, and whatever runs beside them takes the cores.
+test-runs: setup
+	$(PYTEST) -m "$(RUNS)" $(ARGS) $(OR_NONE)
+
+test-rest: test-engines test-runs
 
 test-all: test test-rest
 

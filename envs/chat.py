@@ -165,7 +165,7 @@ def _call(value: object, offered: set[str]) -> ToolCall:
         hint = f", did you mean {near[0]!r}?" if near else f": {', '.join(sorted(offered))}"
         raise ValueError(f"it calls {name!r}, which is none of the row's tools{hint}")
     given: object = function.get("arguments")
-    arguments = {} if given in (None, "") else _json(given, f"the arguments of {name!r}")
+    arguments: object = {} if given in (None, "") else _json(given, f"the arguments of {name!r}")
     if not isinstance(arguments, dict):
         raise ValueError(f"the arguments of {name!r} have to be an object, not {shown(arguments)}")
     return ToolCall(name, cast(JsonObject, arguments))
@@ -258,7 +258,7 @@ def _tools(row: JsonObject) -> tuple[ToolSchema, ...]:
             )
         if any(tool.name == name for tool in found):
             raise ValueError(f"two tools are called {name!r}")
-        parameters = {"type": "object", "properties": {}, **cast(JsonObject, schema)}
+        parameters: JsonObject = {"type": "object", "properties": {}, **cast(JsonObject, schema)}
         found.append(ToolSchema(name, said if isinstance(said, str) else "", parameters))
     return tuple(found)
 

@@ -128,7 +128,7 @@ def token_rows(
                 "learner.micro_batch_tokens: raise that, or leave the row out"
             )
         rows.add(name, ids, learn)
-        every = [message.role for message in chat.messages]
+        every: list[Role] = [message.role for message in chat.messages]
         roles.update(every)
         if chat.tools:
             roles.add("tool")

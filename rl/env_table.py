@@ -155,9 +155,13 @@ def _anchor_functions(values: dict[str, object], folder: Path) -> None:
     learner = values.get("learner")
     if not isinstance(learner, dict):
         return
-    loss = learner.get("loss")
-    for section, keys in ((learner, ("advantage",)), (loss, ("kind", "correction"))):
-        for key in keys if isinstance(section, dict) else ():
+    for section, keys in (
+        (learner, ("advantage",)),
+        (learner.get("loss"), ("kind", "correction")),
+    ):
+        if not isinstance(section, dict):
+            continue
+        for key in keys:
             if isinstance(name := section.get(key), str):
                 section[key] = anchored(name, folder)
 

@@ -22,6 +22,7 @@ from rl.config_file import ConfigError, find_config, flat, read_origins
 from rl.env_table import DeadlineConfig, EnvTable
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
+from rl.objective_check import check_objective
 from rl.preflight import _check_settings, check_run, own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
 from rollout.engine import Sampling
@@ -145,7 +146,7 @@ def test_the_resolved_settings_name_the_choice_and_leave_out_what_nothing_reads(
     learner = tomllib.loads(text)["learner"]
     assert learner["advantage"] == "grpo"
     assert set(learner["loss"]) == {
-        *("kind", "max_completion_tokens", "behaviour", "correction"),
+        *("kind", "max_completion_tokens", "behaviour", "correction", "entropy_weight", "own"),
         "gspo",
     }
 
@@ -171,7 +172,7 @@ def test_a_part_of_a_losss_settings_leaves_the_rest_at_its_papers_values(tmp_pat
             "learner.optim.warmup_step: unknown key, did you mean",
         ),
         ("[batch]\ngroup = 1", "batch.group: unknown key, did you mean 'groups'?"),
-        ("[batch]\nzzz = 1", "known here are groups, group_size, filter_zero_variance"),
+        ("[batch]\nzzz = 1", "known here are groups, group_size, length, filter_zero_variance"),
         ("[[env]]\nid = 'orders'\nwieght = 2", "env.2.wieght: unknown key, did you mean 'weight'?"),
         (
             "[[env]]\nid = 'orders'\ndeadlines = { tool_second = 2 }",
@@ -520,7 +521,9 @@ def checked(path: Path, *options: str) -> str:
     text = 'name = "x"\nmodel = { init = {} }\n[[env]]\nid = "calculator"\n'
     (path / "x.toml").write_text(text, encoding="utf-8")
     try:
-        _check_settings(load_config(path / "x.toml", options))
+        config = load_config(path / "x.toml", options)
+        _check_settings(config)
+        check_objective(config)
     except ConfigError as error:
         return str(error)
     return ""

@@ -22,6 +22,7 @@ from rl.dashboard.demo import demo_runs
 from rl.dashboard.page import RUN as RUN_ROUTE
 from rl.dashboard.server import PAGES
 
+expect.set_options(timeout=30_000)  # a busy machine
 ROOT = Path(__file__).parent.parent
 _SPEC = importlib.util.spec_from_file_location("screenshots", ROOT / "scripts/screenshots.py")
 assert _SPEC is not None and _SPEC.loader is not None
@@ -162,7 +163,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 800}, base_url=address)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     wrong: list[str] = []
     page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))

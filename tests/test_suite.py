@@ -13,7 +13,7 @@ from markers import MARKERS, MAY_TAKE_LONGER
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("PARALLEL", "SMOKE", "REST")
+PARTS = ("PARALLEL", "SMOKE", "ENGINES", "RUNS")
 
 
 def test_every_test_is_in_exactly_one_part_of_the_makefile(request):
@@ -37,9 +37,11 @@ def test_the_parts_are_what_make_and_ci_run():
     )
     targets = dict(re.findall(r"^(test[\w-]*): (.*)\n", makefile, re.MULTILINE))
     assert targets["test"].split() == ["test-parallel", "test-smoke"]
+    assert targets["test-rest"].split() == ["test-engines", "test-runs"]
     assert targets["test-all"].split() == ["test", "test-rest"]
     used = dict(re.findall(r"^test-(\w+): setup\n.*-m \"\$\((\w+)\)\"", makefile, re.MULTILINE))
-    assert used == {"fast": "FAST", "parallel": "PARALLEL", "smoke": "SMOKE", "rest": "REST"}
+    parts = {name.lower(): name for name in PARTS}
+    assert used == {"fast": "FAST", **parts}
     assert "FAST := $(PARALLEL) and not (process or families)\n" in makefile, (
         "the fast ones are some of these"
     )

@@ -19,7 +19,7 @@ from rl.config import RunConfig
 from rl.config_error import ConfigError
 from rl.nodes.cpus import usable_cpus
 from rl.planning.engine_probe import Change, EngineProbe
-from rl.planning.learner_probe import LearnerProbe
+from rl.planning.learner_probe import LearnerProbe, Steps
 from rl.planning.machine import EngineCost, LearnerCost, Machine, Sharing, learner_costs
 from rl.planning.probe import Probe, ProbeError
 from rl.planning.workload import Groups, limited, tasks_of
@@ -227,7 +227,10 @@ class Measurement:
         for threads in self._threads():
             if threads != self._threads()[0]:
                 learner.ask(ACT_SECONDS, LearnerProbe.load, threads)
-            ask = partial(learner.ask, ACT_SECONDS, LearnerProbe.steps)
+
+            def ask(some: Sequence[TrainSample], tokens: int, count: int, seconds: float) -> Steps:
+                return learner.ask(ACT_SECONDS, LearnerProbe.steps, some, tokens, count, seconds)
+
             ask(samples, size, 1, 0.0)  # the first has kernels to load
             whole = ask(samples, size, 2, STEP_SECONDS)
             half = ask(samples[: max(1, len(samples) // 2)], size, 2, STEP_SECONDS)
