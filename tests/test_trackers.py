@@ -118,6 +118,13 @@ class Played:
         assert started is not None
         return psutil.Process(started.pid)
 
+    def kill(self, name: str) -> None:
+        """Kill a tracker's process. (psutil's wait would take its exit status from the run.)"""
+        started = self.trackers.processes[name].process
+        assert started is not None
+        started.kill()
+        started.wait(20)
+
 
 def until(true: Callable[[], Any], seconds: float = 60) -> Any:
     """The first value of `true()` that is one."""
@@ -342,9 +349,7 @@ def test_a_tracker_that_is_killed_is_started_again_and_the_second_time_it_is_not
         played.step(1)
         until(lambda: has_the_first_step(played, use, server), 200)
         for _ in range(2):
-            victim = played.process(use)
-            victim.kill()
-            victim.wait(20)
+            played.kill(use)
             began = time.monotonic()
             played.trackers.look()
         played.step(2)
@@ -373,9 +378,7 @@ def test_a_tracker_that_was_started_again_has_every_step_once(tmp_path):
         # Of a tracker that writes a log, the next process goes on behind what is told.
         until(lambda: played.trackers.look() or all(told_first_step(processes[u]) for u in ALL), 60)
         for use in ALL:
-            victim = played.process(use)
-            victim.kill()
-            victim.wait(20)
+            played.kill(use)
         played.trackers.look()
         played.step(2)
         until(lambda: rows_of_both_steps(played), 200)

@@ -107,6 +107,8 @@ class _Smtp(socketserver.StreamRequestHandler):
     def _answer(self, word: bytes) -> str:
         if word == b"EHLO" and self.server.starttls is not None:
             return "250-here\r\n250 AUTH PLAIN" if self.secure else "250-here\r\n250 STARTTLS"
+        if word == b"STARTTLS":
+            return "220 go on behind TLS"
         if word == b"AUTH":
             return "235 welcome" if self.secure else "538 not in the clear"
         refused = self.server.manner == "fails" and word == b"RCPT"
