@@ -196,7 +196,7 @@ def test_several_updates_and_a_kl_to_a_reference_are_those_of_one_rank(two_ranks
     config = {
         "loss": LossConfig.model_validate(loss),
         "updates": UpdatesConfig(mini_batches=3, epochs=2, max_kl=10.0),
-        "optim": OptimConfig(lr=3e-4),
+        "optim": OptimConfig(lr=3e-5, eps=1e-5),
     }
     batches = [samples(0), samples(0, seed=4)]
     found, wanted = compared(two_ranks, checkpoint, 2, config, batches)

@@ -117,7 +117,7 @@ def _go_on_through_kills(command: Command, run: Path) -> str:
 
 def _assert_a_sentence_for_each_kill(output: str) -> None:
     for sentence in (
-        "TensorBoard: its process has ended; it gets nothing more; ",
+        "TensorBoard: its process has ended, and is started again ",
         "; it goes on offline, and `wandb sync` sends that",
         "was lost: controller-0: it died or is out of reach",
         "within 30 s: it hangs, and is ended as if it had died",
