@@ -73,9 +73,8 @@ class Trajectory:
     """The record of one episode.
 
     env_rewards: the environment's own named rewards, those of its turns included; empty where it could not be
-    judged. fault: what
-    went wrong, in one sentence, and where there is one the first traceback. notes: facts of the
-    environment's side, such as {"sandbox": "bubblewrap"}.
+    judged. fault: what went wrong, in one sentence, and where there is one the first traceback. notes: facts
+    of the environment's side, such as {"sandbox": "bubblewrap"}.
     """
 
     id: str

@@ -159,7 +159,7 @@ class BatchUpdates:
     def _fix(self) -> None:
         """Score the batch as it is at its start."""
         start = time.perf_counter()
-        rows = self.passes.rows_by_sample(self.samples, self._fixed_rows)
+        rows = self.passes.by_sample(self.samples, self._fixed_rows)
         columns = 2 if self.reference is None else 3
         self.fixed = [torch.tensor(one).view(len(one), columns) for one in rows]
         self.behaviour_seconds += time.perf_counter() - start

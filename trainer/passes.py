@@ -72,22 +72,12 @@ class Passes:
         assert values_N is not None, "a scorer with a critic"
         return values_N
 
+    @torch.no_grad()
     def by_sample(
         self, samples: Sequence[TrainSample], numbers: Callable[[PackedBatch], Tensor]
-    ) -> list[list[float]]:
-        """`numbers(micro-batch)`, (N,), as a list per sample; every rank has all of them."""
-        return self._by_sample(samples, numbers)
-
-    def rows_by_sample(
-        self, samples: Sequence[TrainSample], numbers: Callable[[PackedBatch], Tensor]
-    ) -> list[list[list[float]]]:
-        """`numbers(micro-batch)`, (N, C), as a list of rows per sample; every rank has all of them."""
-        return self._by_sample(samples, numbers)
-
-    @torch.no_grad()
-    def _by_sample(
-        self, samples: Sequence[TrainSample], numbers: Callable[[PackedBatch], Tensor]
     ) -> list[list[Any]]:
+        """`numbers(micro-batch)`, (N,) or (N, C), as a list of numbers or of rows per sample; every rank has
+        all of them."""
         found: list[list[Any]] = [[] for _ in samples]
         for batch in self.micro_batches(samples):
             for index, number in zip(batch.sample_N.tolist(), numbers(batch).tolist(), strict=True):

@@ -68,7 +68,7 @@ class RouterSteering:
             loss = loss + watch.note(self.record, batch.num_tokens / all_tokens)
         if self.config.z_weight:
             [hidden_TD] = self.passes.scorer.before_norm
-            z_loss = hidden_z_loss(hidden_TD[0], batch.copies_T)
+            z_loss = hidden_z_loss(hidden_TD[0], self.record.copies_T)
             loss = loss + self.config.z_weight * z_loss / all_tokens
         return loss
 
