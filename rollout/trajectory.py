@@ -1,11 +1,14 @@
 """Records of episodes: what a rollout leaves behind. All frozen; a later stage makes a new object.
 
-A trajectory's token sequence is its turns end to end: each turn's `prompt_ids` (what was appended before
-the policy wrote: the opening, or the environment's messages) and `completion_ids` (what it wrote).
+A trajectory is one token sequence, its only segment, or several where its history was rewritten on the way. A
+segment is its turns end to end: each turn's `prompt_ids` (what was appended before the policy wrote: the
+opening, or the environment's messages) and `completion_ids` (what it wrote). The turns of a segment are
+neighbours. What a later segment repeats of an earlier one is in its first turn's prompt, and teaches nothing.
 """
 
 import json
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from envs.env import Task
@@ -40,7 +43,8 @@ class Turn:
     environment refused (unknown tool, wrong arguments, an error of the tool). rewards: the parts of the
     environment's named rewards that this turn has earned. routing: the router's
     choices from the last token of the turn before (in the first turn, from the first token) to the last
-    but one of this turn; None where routing is not captured.
+    but one of this turn; None where routing is not captured. segment: the index of the token sequence that it
+    is part of.
     """
 
     prompt_ids: tuple[int, ...]
@@ -57,6 +61,13 @@ class Turn:
     thought: str = ""
     rewards: dict[str, float] = field(default_factory=dict[str, float])
     routing: "Routing | None" = field(default=None, compare=False)
+    segment: int = 0
+
+
+def segment_id(trajectory: str, segment: int) -> str:
+    """The name of a segment, which its sample and its requests to engines have: the first has its
+    trajectory's."""
+    return f"{trajectory}~{segment}" if segment else trajectory
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,13 @@ class Trajectory:
         return tuple(dict.fromkeys(s.version for t in self.turns for s in t.versions))
 
     @property
+    def segments(self) -> tuple[tuple[Turn, ...], ...]:
+        """Its turns by token sequence, in order."""
+        return tuple(tuple(turns) for _, turns in groupby(self.turns, lambda t: t.segment))
+
+    @property
     def num_tokens(self) -> int:
-        """Tokens of the whole sequence."""
+        """Tokens of all its sequences."""
         return sum(len(t.prompt_ids) + len(t.completion_ids) for t in self.turns)
 
     @property
@@ -142,6 +158,7 @@ class ScoredTrajectory:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """The fields of a nested record, without routing and without the rewards of a turn that has none."""
-    left_out = ("routing",) if getattr(record, "rewards", True) else ("routing", "rewards")
-    return {name: value for name, value in vars(record).items() if name not in left_out}
+    """The fields of a nested record, without routing, and without a turn's rewards and segment where there is
+    nothing to say of them."""
+    left_out = {name for name in ("rewards", "segment") if not getattr(record, name, True)}
+    return {n: value for n, value in vars(record).items() if n not in {"routing", *left_out}}

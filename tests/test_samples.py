@@ -5,9 +5,10 @@ from fakes import scored, trajectory, turn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.samples.samples import Dropped, cut_off, group_samples, train_sample
+from rl.samples.samples import Dropped, by_segment, cut_off, group_samples, train_sample
 from rollout.engine import VersionSpan
 from rollout.trajectory import JUDGED
+from trainer.batch_updates import trajectory_tokens
 
 FAULTS = ("env_fault", "engine_fault", "host_fault", "judge_fault", "timeout", "crash")
 
@@ -163,3 +164,29 @@ def test_a_sample_is_the_turns_end_to_end_with_every_list_aligned():
     assert sample.advantages == (0, 0, 0.25, 0.25, 0, 0.25, 0.25, 0.25)
     assert sample.policy_versions == (5, 5, 5, 6, 6)
     assert sample.num_policy_tokens == 5
+
+
+def test_segments_are_samples_of_their_own_with_the_advantage_and_the_weight_of_one_trajectory():
+    turns = (
+        turn((1, 2), (3, 4)),
+        turn((5,), (6,)),
+        turn((1, 2, 3, 4, 9), (8, 8, 7), segment=1),
+    )
+    long = scored("t0", 1.0, turns=turns)
+    samples, dropped = group_samples([long, scored("t1", 0.0)], "grpo", filter_zero_variance=True)
+    assert dropped == []
+    first, second, other = samples
+    assert (first.id, second.id, other.id) == ("t0", "t0~1", "t1")
+    assert [s.trajectory for s in samples] == ["t0", "t0", ""]
+    assert first.token_ids == (1, 2, 3, 4, 5, 6) and second.token_ids == (1, 2, 3, 4, 9, 8, 8, 7)
+    assert second.loss_mask == (False,) * 5 + (True,) * 3, "what it repeats was learnt once"
+    assert {a for s in (first, second) for a in s.advantages if a} == {1.0}
+    tokens_S, trajectories = trajectory_tokens(samples)
+    assert tokens_S.tolist() == [6, 6, other.num_policy_tokens] and trajectories == 2
+
+
+def test_rewards_of_turns_go_to_the_segments_that_have_the_turns():
+    turns = (turn((1,), (3,)), turn((5,), (6,)), turn((1, 2), (8,), segment=1))
+    whole = train_sample(trajectory("t0", turns=turns), 0.0, 3.0, (1.0, 0.0, 0.5))
+    parts = by_segment(whole, trajectory("t0", turns=turns))
+    assert [p.turn_rewards for p in parts] == [(1.0, 0.0), (2.0,)]

@@ -10,7 +10,7 @@ own passes. Every rank runs the same updates on its share. Shapes: see `trainer.
 import math
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +82,17 @@ def mini_batches(count: int, c: UpdatesConfig, seed: int) -> list[list[int]]:
         parts = min(c.mini_batches, count)
         plan += [sorted(order[part::parts]) for part in range(parts)]
     return plan
+
+
+def trajectory_tokens(samples: Sequence[TrainSample]) -> tuple[Tensor, int]:
+    """(S,): for each sample the policy tokens of its trajectory among these samples; and how many
+    trajectories there are. A long episode of many segments does not count more than a short one."""
+    whole = Counter[str]()
+    for s in samples:
+        whole[s.trajectory] += s.num_policy_tokens if s.trajectory else 0
+    alone = sum(not s.trajectory for s in samples)
+    tokens = [whole[s.trajectory] if s.trajectory else s.num_policy_tokens for s in samples]
+    return torch.tensor(tokens, dtype=torch.long), alone + len(whole.keys() - {""})
 
 
 class BatchUpdates:
@@ -206,9 +217,10 @@ class BatchUpdates:
         how many these are, and the largest ratio of present to proximal policy."""
         samples = [self.samples[i] for i in chosen]
         targets = [self.targets[i] for i in chosen] if self.targets else []
-        tokens_S = torch.tensor([s.num_policy_tokens for s in samples], device=self.device)
+        tokens_S, trajectories = trajectory_tokens(samples)
+        tokens_S = tokens_S.to(self.device)
         chosen_S = torch.tensor(chosen, device=self.device)
-        num_tokens = int(tokens_S.sum())
+        num_tokens = sum(s.num_policy_tokens for s in samples)
         all_tokens = sum(len(s.token_ids) for s in samples)
         sums: dict[str, float] = defaultdict(float)
         most = torch.full((), -torch.inf, dtype=torch.float64, device=self.device)
@@ -227,7 +239,9 @@ class BatchUpdates:
                     reference_N = now_N
                 known = Fixed(past_N, now_N, reference_N)
                 self._note_start(batch, past_N, scores)
-            inputs = self._loss_inputs(batch, scores, known, tokens_S, num_tokens, targets)
+            inputs = self._loss_inputs(
+                batch, scores, known, tokens_S, (trajectories, num_tokens), targets
+            )
             scores.logprobs_N.retain_grad()  # read by the meter
             loss, parts = objective(inputs, self.config.loss)
             (loss + steering.losses(self.watch, batch, all_tokens)).backward()
@@ -256,11 +270,11 @@ class BatchUpdates:
         scores: Scores,
         fixed: Fixed,
         tokens_S: Tensor,
-        num_tokens: int,
+        counts: tuple[int, int],
         targets: Sequence[Targets],
     ) -> LossInputs:
-        """Build the objective's inputs for a micro-batch. tokens_S, num_tokens: policy tokens of each sample
-        of the update, and of all of them."""
+        """Build the objective's inputs for a micro-batch. tokens_S: policy tokens of the trajectory of each
+        sample of the update. counts: its trajectories, and their policy tokens."""
         own_N = fixed.past_N
         if self.config.loss.behaviour == "auto":
             own_N = torch.where(own_N.isnan(), batch.rollout_logprobs_N, own_N)
@@ -277,8 +291,8 @@ class BatchUpdates:
             advantages_N=batch.advantages_N,
             sample_N=batch.sample_N,
             sample_tokens_N=tokens_S[batch.sample_N],
-            num_samples=len(tokens_S),
-            num_tokens=num_tokens,
+            num_samples=counts[0],
+            num_tokens=counts[1],
             max_completion_tokens=self.config.loss.max_completion_tokens,
             reference_logprobs_N=fixed.reference_N,
             entropy_N=scores.entropy_N if self.config.loss.entropy_weight else None,

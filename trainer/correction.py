@@ -166,8 +166,7 @@ def mis(x: "LossInputs", c: MisConfig) -> Weighed:
 
 def _product(x: "LossInputs") -> "Tensor":
     """(N,): the product of the ratios of the token's sample."""
-    gap_N = x.sample_mean(x.behaviour_logprobs_N - x.rollout_logprobs_N) * x.sample_tokens_N
-    return gap_N.exp()
+    return x.sample_sum(x.behaviour_logprobs_N - x.rollout_logprobs_N).exp()
 
 
 CORRECTIONS: dict[str, Correction] = {

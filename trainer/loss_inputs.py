@@ -28,8 +28,9 @@ class LossInputs:
     """learner_logprobs: with gradient. behaviour_logprobs: the learner's, under the weights that wrote
     the token. proximal_logprobs: the learner's before the batch's updates. rollout_logprobs: the engine's.
 
-    sample: index of the token's sample, below num_samples. sample_tokens: policy tokens of that sample.
-    num_samples, num_tokens: samples and policy tokens of the whole batch. max_completion_tokens: T_max, for
+    sample: index of the token's sample. sample_tokens: policy tokens of that sample's trajectory, of which
+    there are num_samples in the whole batch: the samples of a trajectory weigh as one. num_tokens: policy
+    tokens of the batch. max_completion_tokens: T_max, for
     losses with a constant denominator. reference_logprobs: the learner's under the reference's weights, where
     a KL is to one. entropy: of the present policy at each token, in nats, with gradient; None where nothing
     needs it. critic: where there is one.
@@ -51,6 +52,10 @@ class LossInputs:
 
     def sample_mean(self, values_N: Tensor) -> Tensor:
         """(N,): for each token the mean of `values` over its sample's tokens."""
-        zeros_S = torch.zeros(self.num_samples, dtype=values_N.dtype, device=values_N.device)
-        sums_S = zeros_S.index_add(0, self.sample_N, values_N)
-        return sums_S[self.sample_N] / self.sample_tokens_N
+        return self.sample_sum(values_N) / torch.bincount(self.sample_N)[self.sample_N]
+
+    def sample_sum(self, values_N: Tensor) -> Tensor:
+        """(N,): for each token the sum of `values` over its sample's tokens."""
+        count = int(self.sample_N.max()) + 1 if len(self.sample_N) else 0
+        zeros_S = torch.zeros(count, dtype=values_N.dtype, device=values_N.device)
+        return zeros_S.index_add(0, self.sample_N, values_N)[self.sample_N]

@@ -15,6 +15,7 @@ class TrainSample:
 
     loss_mask: True where the policy wrote the token. rollout_logprobs, advantages, versions mean
     something only there: the engine's log-prob, the token's advantage, the policy version that wrote it.
+    trajectory: its id where it gave several samples, whose tokens count together as one's in the loss, or "".
     reward: the trajectory's, for advantages that are not of a group.
     turn_rewards: the part of it that each turn has earned, what comes with the end in the last one; empty
     where all of it comes with the end. A turn is a maximal run of True in loss_mask.
@@ -32,6 +33,7 @@ class TrainSample:
     reward: float = 0.0
     turn_rewards: tuple[float, ...] = ()
     routing: "npt.NDArray[np.unsignedinteger[Any]] | None" = field(default=None, compare=False)
+    trajectory: str = ""
 
     def __post_init__(self) -> None:
         lengths = {

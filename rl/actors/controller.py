@@ -103,7 +103,7 @@ class ControllerActor:
                 turn_discount=self.config.learner.turn_discount,
             )
         reports = tuple(member_report(m, *self.writer.write(m)) for m in members)
-        sample_ids = tuple(s.id for s in samples)
+        sample_ids = tuple(dict.fromkeys(s.trajectory or s.id for s in samples))
         again, self.client.reprefilled_tokens = self.client.reprefilled_tokens, 0
         use, self.client.cache_use = self.client.cache_use, CacheUse()
         report = GroupReport(

@@ -1,7 +1,8 @@
 """From a finished group to training samples: advantages, masks, and who is left out and why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from math import fsum
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from rl.samples.ledger import Closed
 from rollout.repetition import ends_in_repetition
 from rollout.routing import Routing
-from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
+from rollout.trajectory import ScoredTrajectory, Trajectory, Turn, segment_id
 from trainer.advantage import group_advantage
 from trainer.config import AdvantageName
 from trainer.sample import TrainSample
@@ -71,7 +72,8 @@ def group_samples(
     masked = {m.trajectory.id for m in judged if mask_truncated and cut_off(m.trajectory)}
     if masked:
         dropped.append(Dropped(tuple(id for id in ids if id in masked), "filtered", "truncated"))
-    return [s for s in samples if s.id not in masked], dropped
+    whole = {m.trajectory.id: m.trajectory for m in judged if m.trajectory.id not in masked}
+    return [part for s in samples if s.id in whole for part in by_segment(s, whole[s.id])], dropped
 
 
 def cut_off(trajectory: Trajectory) -> bool:
@@ -86,7 +88,7 @@ def train_sample(
     reward: float = 0.0,
     turn_rewards: Sequence[float] = (),
 ) -> TrainSample:
-    """Lay a trajectory's turns end to end; only the policy's own tokens carry loss.
+    """Lay a trajectory's turns end to end, of all its segments; only the policy's own tokens carry loss.
 
     turn_rewards: the part of `reward` that each turn has earned, where turns have.
     """
@@ -115,8 +117,38 @@ def train_sample(
         versions=tuple(versions),
         reward=reward,
         turn_rewards=_by_run(trajectory.turns, reward, turn_rewards) if turn_rewards else (),
-        routing=_routing(trajectory.turns),
+        routing=_routing(trajectory),
     )
+
+
+def by_segment(sample: TrainSample, trajectory: Trajectory) -> list[TrainSample]:
+    """Cut a trajectory's sample into one for each of its segments, `ID`, `ID~1`, `ID~2`, …: the tokens of one
+    are no context of another. All have the trajectory's advantages, reward and weight in the loss."""
+    segments = trajectory.segments
+    if len(segments) < 2:
+        return [sample]
+    lengths = [sum(len(t.prompt_ids) + len(t.completion_ids) for t in one) for one in segments]
+    parts: list[TrainSample] = []
+    turns_before = 0
+    for number, (start, end) in enumerate(pairwise(accumulate(lengths, initial=0))):
+        part = replace(
+            sample,
+            id=segment_id(sample.id, number),
+            token_ids=sample.token_ids[start:end],
+            loss_mask=sample.loss_mask[start:end],
+            rollout_logprobs=sample.rollout_logprobs[start:end],
+            advantages=sample.advantages[start:end],
+            versions=sample.versions[start:end],
+            turn_rewards=(),
+            routing=None if sample.routing is None else sample.routing[start:end],
+            trajectory=sample.id,
+        )
+        if sample.turn_rewards:
+            turns_after = turns_before + len(part.turn_lengths)
+            part = replace(part, turn_rewards=sample.turn_rewards[turns_before:turns_after])
+            turns_before = turns_after
+        parts.append(part)
+    return parts
 
 
 def _by_run(turns: Sequence[Turn], reward: float, earned: Sequence[float]) -> tuple[float, ...]:
@@ -134,17 +166,20 @@ def _by_run(turns: Sequence[Turn], reward: float, earned: Sequence[float]) -> tu
     return tuple(found and [*found[:-1], reward - fsum(found[:-1])])
 
 
-def _routing(turns: Sequence[Turn]) -> Routing | None:
-    """The turns' routing end to end, shape (tokens, MoE layers, experts per token); the last token's unknown.
+def _routing(trajectory: Trajectory) -> Routing | None:
+    """The turns' routing end to end, shape (tokens, MoE layers, experts per token); unknown of the last token
+    of each segment.
 
-    Each turn's begins with the last token of the turn before, so together they lack only the last of all.
+    Each turn's begins with the last token of the turn before, so a segment's lack only the last of all.
     """
-    known = next((turn.routing for turn in turns if turn.routing is not None), None)
+    known = next((turn.routing for turn in trajectory.turns if turn.routing is not None), None)
     if known is None:
         return None
     unknown = np.full((1, *known.shape[1:]), np.iinfo(known.dtype).max, known.dtype)
     parts: list[Routing] = []
-    for index, turn in enumerate(turns):
-        tokens = len(turn.prompt_ids) + len(turn.completion_ids) - (index == 0)
-        parts.append(np.repeat(unknown, tokens, 0) if turn.routing is None else turn.routing)
-    return np.concatenate([*parts, unknown])
+    for turns in trajectory.segments:
+        for index, turn in enumerate(turns):
+            tokens = len(turn.prompt_ids) + len(turn.completion_ids) - (index == 0)
+            parts.append(np.repeat(unknown, tokens, 0) if turn.routing is None else turn.routing)
+        parts.append(unknown)
+    return np.concatenate(parts)
