@@ -101,6 +101,7 @@ def packed(rows: Rows, device: torch.device, *, pad_to: int = 0) -> PackedBatch:
         input_ids_T=torch.cat(filled).to(device),
         position_ids_T=torch.cat([torch.arange(n) for n in lengths]).to(device),
         source_N=source.to(device),
+        before_N=source.to(device),
         target_N=torch.cat([row[1:] for row in rows]).to(device),
         sample_N=torch.zeros(len(source), dtype=torch.long, device=device),
         rollout_logprobs_N=zeros.to(device),

@@ -103,8 +103,8 @@ class Env:
     # Of a graded environment: its config has `difficulty`, from 1 to this, and its tasks' data too.
     difficulties: ClassVar[int] = 0
     # The names of the rewards that it gives, those of turns included, () for none of its own; None where they
-    # are not said.
-    reward_names: ClassVar[tuple[str, ...] | None] = None
+    # are not said. A class's own, unless an instance has others by its settings.
+    reward_names: tuple[str, ...] | None = None
     # The least and the most that a reward can be; what `dorado env check` holds it to.
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 

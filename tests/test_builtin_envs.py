@@ -12,7 +12,7 @@ from envs.builtin.agenda import Agenda
 from envs.builtin.desk import Desk
 from envs.builtin.flaky_api import FlakyApi
 from envs.builtin.library import Library
-from envs.builtin.memory import Memory
+from envs.builtin.memory import Memory, MemoryConfig
 from envs.builtin.sensors import Sensors
 from envs.builtin.shell import Shell
 from envs.builtin.sql import MAX_ROWS, Sql
@@ -327,6 +327,28 @@ async def test_memory_that_breaks_off_early_solves_nothing():
     said, rewards = await play_out(Memory, MEMORY, *moves)
     assert rewards == {"solved": 0.0}
     assert said[-3:] == ["ok", "ada ?", "ben ?"]
+
+
+@pytest.mark.parametrize(
+    ("moves", "solved", "by_turn"),
+    [
+        ([KEPT, "ok", FORGOTTEN, "ok", "55", "?"], 1.0, {4: 0.5, 5: 0.5}),
+        ([KEPT, "ok", "ok", act("get", key="ada"), "55", "72"], 0.0, {4: 0.5, 5: 0.0}),
+        (["ok", "ok", "31"], 0.0, {2: 0.0}),
+    ],
+    ids=["all right", "one right", "breaks off"],
+)
+async def test_memory_pays_each_right_answer_at_its_turn_where_it_is_asked_to(
+    moves, solved, by_turn
+):
+    env = Memory(MemoryConfig(turn_rewards=True))
+    session = EnvSession(env, Deadlines())
+    await play(session, Task("memory", MEMORY), moves)
+    found = await session.score()
+    await session.close()
+    assert env.reward_names == ("solved", "recalled") and Memory.reward_names == ("solved",)
+    assert found == {"solved": solved, "recalled": sum(by_turn.values())}
+    assert found.by_turn == {turn: {"recalled": part} for turn, part in by_turn.items()}
 
 
 UNITS = {"difficulty": 2, "big": "km", "small": "m", "a": 3, "b": 40}

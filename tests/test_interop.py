@@ -20,10 +20,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes import play
 
 from envs.env import Task
 from envs.interop import gymnasium_server
 from envs.interop.gymnasium_server import as_action, plain_colours
+from envs.interop.gymnasium_text import GymnasiumText, GymnasiumTextConfig
 from envs.interop.interpreter import ChildInterpreter, ForeignError
 from envs.interop.mcp_connection import StdioConnection
 from envs.interop.mcp_tools import McpConfig, McpEnv
@@ -273,7 +275,7 @@ def refused(code: str, message: str = "no", **more: Any) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def openenv(
-    speak: Speak, schema: Any = GUESS, hello: Any = None
+    speak: Speak, schema: Any = GUESS, hello: Any = None, **settings: Any
 ) -> AsyncIterator[EnvSession]:
     """A session on a server that answers a message by `speak`: a dict, raw text, or None to hang up.
 
@@ -300,7 +302,9 @@ async def openenv(
     async with serve(handle, "127.0.0.1", 0, process_request=http) as server:
         port = server.sockets[0].getsockname()[1]
         session = EnvSession(
-            OpenEnv(OpenEnvConfig(url=f"http://127.0.0.1:{port}/", instructions="guess")),
+            OpenEnv(
+                OpenEnvConfig(url=f"http://127.0.0.1:{port}/", instructions="guess", **settings)
+            ),
             Deadlines(reset_seconds=4.0, tool_seconds=0.5),
         )
         yield session
@@ -332,6 +336,58 @@ async def test_an_episode_by_web_socket_counts_rewards_and_ends_when_the_world_d
         assert await session.score() == {"return": 0.75}
         assert session.env.notes == {"openenv": "stand-in 7"}
     assert heard[0] == {"type": "reset", "data": {"seed": 3, "size": 2}}
+
+
+@pytest.mark.parametrize("turn_rewards", [False, True], ids=["at the end", "by turn"])
+async def test_rewards_of_an_openenv_server_are_its_turns_where_a_setting_asks_for_it(turn_rewards):
+    """The second turn acts twice; what the reset gave is no turn's."""
+
+    async def speak(message: dict[str, Any]) -> Any:
+        if message["type"] == "reset":
+            return seen(reward=0.5, text="1..9")
+        return seen(reward=float(message["data"]["guess"]), text="no")
+
+    async with openenv(speak, turn_rewards=turn_rewards) as session:
+        await session.open(START)
+        one, two = (ToolCall("guess", {"guess": n}) for n in (1, 2))
+        await session.step("", (one,))
+        await session.step("", (two, two))
+        found = await session.score()
+    assert found == {"return": 5.5}
+    assert found.by_turn == ({0: {"return": 1.0}, 1: {"return": 4.0}} if turn_rewards else {})
+
+
+class Ladder:
+    """Stands in for an interpreter: a world of three steps, worth 1, 0 and 2."""
+
+    alive, where = True, "a stand-in"
+
+    def __init__(self) -> None:
+        self.left = [1.0, 0.0, 2.0]
+
+    async def ask(self, act: str, **_: Any) -> dict[str, Any]:
+        if act == "open":
+            return {"text": "go", "action": {"type": "integer", "minimum": 0, "maximum": 1}}
+        if act != "step":
+            return {}
+        return {"text": "on", "reward": self.left.pop(0), "done": not self.left}
+
+
+@pytest.mark.parametrize("turn_rewards", [False, True], ids=["at the end", "by turn"])
+async def test_rewards_of_a_gymnasium_are_its_turns_where_a_setting_asks_for_it(
+    turn_rewards, monkeypatch
+):
+    world = Ladder()
+    monkeypatch.setattr(GymnasiumText, "child", world)
+    config = GymnasiumTextConfig(python="none", id="ladder", turn_rewards=turn_rewards)
+    session = EnvSession(GymnasiumText(config), Deadlines())
+    acts = [ToolCall("act", {"action": 1})] * 3
+    await play(session, Task("gymnasium_text", {"id": "", "kwargs": {}, "seed": 1}), acts)
+    found = await session.score()
+    await session.close()
+    assert found == {"return": 3.0}
+    by_turn = {0: {"return": 1.0}, 1: {"return": 0.0}, 2: {"return": 2.0}}
+    assert found.by_turn == (by_turn if turn_rewards else {})
 
 
 async def test_each_kind_of_action_is_a_tool_and_what_is_fixed_is_not_asked_for():

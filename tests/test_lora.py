@@ -11,6 +11,7 @@ from test_learner import assert_close, flat, learner, samples, stock_logprobs, w
 from transformers import AutoModelForCausalLM
 
 from trainer.config import LoraConfig, LossConfig, OptimConfig
+from trainer.critic_config import CriticConfig
 from trainer.export import export_policy
 from trainer.families.registry import FAMILIES
 from trainer.learner import Learner
@@ -245,12 +246,18 @@ def test_an_exported_checkpoint_is_merged_with_its_adapter_beside_it(
     assert_close(stock_scores(stock), wanted, 1e-5, "by hand")
 
 
-def test_a_critic_is_trained_beside_adapters(checkpoint):
+@pytest.mark.parametrize("kind", ["linear", "turn"])
+def test_a_critic_is_trained_beside_adapters(checkpoint, kind):
+    """Two steps: the second batch is valued under the weights of both adapters and critic before."""
     loss = LossConfig(kind="ppo", max_completion_tokens=20)
-    ours = adapted(checkpoint, loss=loss, advantage="gae")
+    critic = CriticConfig(kind=kind)
+    ours = adapted(checkpoint, loss=loss, advantage="gae", critic=critic, keep_versions=1)
     ours.step(with_rollout_logprobs(samples(), ours.logprobs(samples()), 0))
-    assert ours.scorer.critic is not None and ours.scorer.critic.bias.requires_grad
-    assert "critic.bias" in ours.optimizer.masters
+    ours.step(with_rollout_logprobs(samples(), ours.logprobs(samples()), 0))
+    critics = dict(ours.scorer.critic.named_parameters(prefix="critic"))
+    assert critics and critics.keys() <= ours.optimizer.masters.keys()
+    assert critics.keys() <= ours.past_weights[1].keys()
+    assert all(p.requires_grad for p in critics.values())
 
 
 def test_a_layer_that_the_policy_does_not_have_is_named(checkpoint):

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from transformers import GPT2Config, Qwen3MoeConfig
 
 from trainer.config import LearnerConfig, LossConfig, OptimConfig, RouterConfig, UpdatesConfig
+from trainer.critic_config import CriticConfig
 from trainer.learner import Learner
 from trainer.micro_batches import plan_shared
 from trainer.moe.exchange import from_experts, plan_route, to_experts
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.slow
 
 # How the experts lie on two ranks: sharded like every other weight, or each on one of them.
 EXPERT_PARALLEL = (1, 2)
+TURN_CRITIC = CriticConfig(kind="turn", width=16, detach=True)
 Join = Callable[[int], Ranks]
 
 
@@ -167,6 +169,8 @@ def test_a_step_in_bfloat16_is_close_to_that_of_one_rank(
 ):
     """The critic of `ppo`, and LongCat-Flash's router, stay float32 among weights that do not."""
     config = {"dtype": "bfloat16", "loss": LossConfig(kind=kind, max_completion_tokens=20)}
+    if kind == "ppo":
+        config["critic"] = TURN_CRITIC
     batches = [samples(0), samples(0, seed=4)]
     found, wanted = compared(two_ranks, family_checkpoint, expert_parallel, config, batches)
     for name in ("loss/loss", "loss/entropy", "optim/grad_norm"):
@@ -176,13 +180,19 @@ def test_a_step_in_bfloat16_is_close_to_that_of_one_rank(
         assert (weight - wanted.weights[name]).norm() <= 1e-2 * wanted.weights[name].norm(), name
 
 
-@pytest.mark.parametrize("kind", ["reinforce_pp", "ppo"])
-def test_advantages_over_the_whole_batch_are_those_of_one_rank(two_ranks, checkpoint, kind):
-    config = {"loss": LossConfig(kind=kind)}
+@pytest.mark.parametrize(
+    ("kind", "critic"),
+    [("reinforce_pp", CriticConfig()), ("ppo", CriticConfig()), ("ppo", TURN_CRITIC)],
+    ids=["reinforce_pp", "linear critic", "turn critic"],
+)
+def test_advantages_over_the_whole_batch_are_those_of_one_rank(two_ranks, checkpoint, kind, critic):
+    """In the last batch one rank has nothing to do."""
+    config = {"loss": LossConfig(kind=kind), "critic": critic}
     batches = [
         [replace(s, reward=float(i % 3)) for i, s in enumerate(samples(0, seed=seed))]
         for seed in (3, 4)
     ]
+    batches.append([replace(s, versions=(1,) * len(s.versions)) for s in batches[0][:1]])
     found, wanted = compared(two_ranks, checkpoint, 2, config, batches)
     assert_same(found, wanted, 1e-5, absolute=1e-6)
 

@@ -28,7 +28,8 @@ WORTH_SHARING = 1 / 16
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One forward pass. source_N: where in the stream each policy token is predicted. target_N: the token.
+    """One forward pass. source_N: where in the stream each policy token is predicted, before_N: where among
+    all samples' tokens. target_N: the token.
     sample_N: its sample's index in the list that was packed. routing_TLK: the engine's expert choices, -1
     where it made none; None where no sample has any. path_A: where in the stream each sample's tokens are.
     versions: those that wrote a policy token of this batch, or of one that another rank computes in step with
@@ -38,6 +39,7 @@ class PackedBatch:
     input_ids_T: Tensor
     position_ids_T: Tensor
     source_N: Tensor
+    before_N: Tensor
     target_N: Tensor
     sample_N: Tensor
     rollout_logprobs_N: Tensor
@@ -92,11 +94,13 @@ def pack(
     all_ids_A = stream([s.token_ids for s in chosen], torch.long)
     mask_A = stream([s.loss_mask for s in chosen], torch.bool)
     path_A = stream(shared.paths, torch.long)
+    before_N = mask_A.nonzero()[:, 0] - 1
     routing = _routing(chosen)
     batch = PackedBatch(
         input_ids_T=only_new(all_ids_A),
         position_ids_T=only_new(stream([range(n) for n in lengths], torch.long)),
-        source_N=path_A[mask_A.nonzero()[:, 0] - 1],
+        source_N=path_A[before_N],
+        before_N=before_N,
         target_N=all_ids_A[mask_A],
         sample_N=stream([[i] * n for i, n in zip(order or [0], lengths, strict=True)], torch.long)[
             mask_A

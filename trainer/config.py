@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES, advantage_names
+from trainer.critic_config import CriticConfig
 from trainer.families.registry import adapter_targets
 from trainer.loss import LOSSES, loss_of
 from trainer.objective_config import LossConfig, UpdatesConfig
@@ -107,6 +108,7 @@ class LearnerConfig(Section):
     advantage: where it is missing, that of the loss's paper.
     credit: what an advantage is of: the whole `trajectory`, or each `turn` by the rewards from it on
     (`trainer.turn_advantage`); with a critic it is of turns anyway. discount: of those rewards, per turn.
+    critic: of a loss that trains one.
     normalise: advantages to mean 0 and standard deviation 1 over the tokens of the batch, or of each
     environment. float32_head: logits are products in float32 (MiniMax-M1, arXiv 2506.13585, section 3.2), of
     a head that has the values of `dtype`; with float32 it changes nothing.
@@ -137,6 +139,7 @@ class LearnerConfig(Section):
     discount: float = Field(default=1.0, ge=0, le=1)
     normalise: Literal["none", "batch", "environment"] = "none"
     loss: LossConfig = LossConfig()
+    critic: CriticConfig = CriticConfig()
     updates: UpdatesConfig = UpdatesConfig()
     router: RouterConfig = RouterConfig()
     optim: OptimConfig = OptimConfig()
@@ -162,6 +165,12 @@ class LearnerConfig(Section):
             raise ValueError(
                 f"advantage {self.advantage!r} does not go with loss.kind {self.loss.kind!r}: "
                 f"{advantages} needs the critic of {losses}, and {losses} needs {advantages}"
+            )
+        if self.critic != CriticConfig() and not loss_of(self.loss.kind).critic:
+            losses = " or ".join(f'"{name}"' for name, loss in LOSSES.items() if loss.critic)
+            raise ValueError(
+                f"[critic] is set, and loss.kind {self.loss.kind!r} trains none: leave it out, or take "
+                f"{losses}"
             )
         if fault := self._wrong_credit():
             raise ValueError(fault)

@@ -81,7 +81,7 @@ class Learner:
         self.device = torch.device(config.device)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.ranks = ranks
-        critic = loss_of(config.loss.kind).critic
+        critic = config.critic if loss_of(config.loss.kind).critic else None
         of_critic = config.loss.loss_settings if critic else None
         assert of_critic is None or isinstance(of_critic, PpoConfig), "a loss with a critic"
         fixed: dict[str, Tensor] = {}

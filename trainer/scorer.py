@@ -12,9 +12,10 @@ from transformers import PreTrainedConfig
 
 from trainer.batch import PackedBatch
 from trainer.cpu.row_kernel import RowKernel
-from trainer.critic import Critic
+from trainer.critic_config import CriticConfig
 from trainer.families.family import Unsupported
 from trainer.moe.router import share_record
+from trainer.turn_critic import TurnCritic, make_critic
 
 # Logits that exist at once, in elements: what stays in the CPU's last cache, or what a GPU is busy with.
 LOGITS = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -181,7 +182,7 @@ class Scores:
 
 
 class Scorer(nn.Module):
-    """A policy, and with `critic` a value head on it, that scores the policy tokens of packed batches.
+    """A policy, and with `critic` a critic on it, that scores the policy tokens of packed batches.
 
     It is trained as it acts: without dropout.
     """
@@ -191,7 +192,7 @@ class Scorer(nn.Module):
         model: nn.Module,
         temperature: float,
         *,
-        critic: bool = False,
+        critic: CriticConfig | None = None,
         float32_head: bool = False,
     ) -> None:
         """float32_head: the logits are products in float32, whatever the dtype of the weights. Raises
@@ -208,7 +209,8 @@ class Scorer(nn.Module):
         self.model = model
         self.shape = logit_shape(model.config, temperature)  # pyright: ignore[reportArgumentType]
         width = model.config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
-        self.critic = Critic(width) if critic else None  # pyright: ignore[reportArgumentType]
+        self.critic = None if critic is None else make_critic(critic, int(width))  # pyright: ignore
+        self.detach = critic is not None and critic.detach
         self.float32_head = float32_head
         self.routers, self.routing_record = share_record(model)
         # Of the latest pass: the last hidden state before the final norm, (1, T, D).
@@ -235,8 +237,14 @@ class Scorer(nn.Module):
         logprobs_N, entropy_N = _TokenLogprobs.apply(  # pyright: ignore[reportGeneralTypeIssues]
             hidden_ND, head, batch.target_N, self.shape
         )
-        values_N = None if self.critic is None else self.critic(hidden_ND)
-        return Scores(logprobs_N, entropy_N, values_N)
+        return Scores(logprobs_N, entropy_N, self._values(hidden_TD, batch))
+
+    def _values(self, hidden_TD: Tensor, batch: PackedBatch) -> Tensor | None:
+        if self.detach:
+            hidden_TD = hidden_TD.detach()
+        if isinstance(self.critic, TurnCritic):
+            return self.critic(hidden_TD, batch)
+        return None if self.critic is None else self.critic(hidden_TD[batch.source_N])
 
     def _check(self, routing_TLK: Tensor | None) -> None:
         if routing_TLK is None or not self.routers:

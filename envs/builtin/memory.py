@@ -4,7 +4,8 @@ user: ada is 31        assistant: set(key=ada, value=31)    tool: ok    assistan
 user: ben ?            assistant: get(key=ben)              tool: 72    assistant: 72
 
 The store holds facts from before, which only `get` tells. Judged on every answer and on the store at the end:
-an answer from what was just read, without keeping the store right, does not count.
+an answer from what was just read, without keeping the store right, does not count. With `turn_rewards` each
+right answer to a question is worth its share at that turn, whatever becomes of the store.
 """
 
 import random
@@ -34,9 +35,13 @@ SAID = {
 
 
 class MemoryConfig(EnvConfig):
-    """1: a fact and a question. 2: facts change. 3: are forgotten; seven lines. 4: are copied; twelve."""
+    """difficulty: 1: a fact and a question. 2: facts change. 3: are forgotten; seven lines. 4: are copied;
+    twelve. turn_rewards: give a second reward, `recalled`: the share of the questions that were answered
+    right, each at the turn of its answer.
+    """
 
     difficulty: int = Field(default=1, ge=1, le=4)
+    turn_rewards: bool = False
 
 
 class Memory(Env):
@@ -47,6 +52,11 @@ class Memory(Env):
     config_type = MemoryConfig
     config: MemoryConfig
     difficulties = 4
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__(config)
+        if config.turn_rewards:
+            self.reward_names = ("solved", "recalled")
 
     def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
@@ -66,6 +76,8 @@ class Memory(Env):
         self.start = task.data["store"]
         self.store = dict(self.start)
         self.answers: list[str] = []
+        # The turn of each answer.
+        self.answered_at: list[int] = []
         return [self._say()]
 
     def _say(self) -> Message:
@@ -93,18 +105,29 @@ class Memory(Env):
 
     async def reply(self, text: str) -> Reply:
         self.answers.append(text.strip())
+        self.answered_at.append(self.turn_index)
         if len(self.answers) < len(self.lines):
             return Reply((self._say(),), done=False)
         return await super().reply(text)
 
-    async def score(self) -> dict[str, float]:
+    async def score(self) -> dict[str, float | dict[int, float]]:
         facts = dict(self.start)
         right = len(self.answers) == len(self.lines)
-        for line, answer in zip(self.lines, self.answers, strict=False):
+        share = 1 / sum(kind == "ask" for kind, _, _ in self.lines)
+        recalled: dict[int, float] = {}
+        for line, answer, turn in zip(self.lines, self.answers, self.answered_at, strict=False):
             remember(facts, *line)
             kind, key, _ = line
-            right &= kind != "ask" or answer == facts.get(key, "?")
-        return {"solved": float(right and self.store == facts)}
+            if kind == "ask":
+                correct = answer == facts.get(key, "?")
+                recalled[turn] = share * correct
+                right &= correct
+        solved = float(right and self.store == facts)
+        return (
+            {"solved": solved, "recalled": recalled}
+            if self.config.turn_rewards
+            else {"solved": solved}
+        )
 
     def expert(self, task: Task) -> Expert:
         for kind, key, value in task.data["lines"]:

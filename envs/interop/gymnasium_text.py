@@ -24,6 +24,7 @@ class GymnasiumTextConfig(EnvConfig):
     """python: an interpreter that has gymnasium. id, kwargs: what `gymnasium.make` takes.
     actions: names for the actions of a Discrete space, in order; without them they are numbers.
     instructions: the rules, before the first observation. request_seconds: for one step of the world.
+    turn_rewards: each step's reward is its turn's, and not the end's.
     """
 
     python: str
@@ -32,6 +33,7 @@ class GymnasiumTextConfig(EnvConfig):
     actions: tuple[str, ...] = ()
     instructions: str = ""
     request_seconds: PositiveFloat = 20.0
+    turn_rewards: bool = False
 
 
 class GymnasiumText(Env):
@@ -93,12 +95,15 @@ class GymnasiumText(Env):
             raise ToolError(result["refused"])
         if "lost" in result:
             raise HostFault(f"{self.child.where}, was started anew and has lost the episode")
-        self.total += result["reward"]
+        if self.config.turn_rewards:
+            self.reward(result["reward"], "return")
+        else:
+            self.total += result["reward"]
         self.done = result["done"]
         return result["text"]
 
     async def score(self) -> dict[str, float]:
-        """`return`: the sum of the world's rewards."""
+        """`return`: the sum of the world's rewards, without those that turns were given."""
         return {"return": self.total}
 
     async def close(self) -> None:

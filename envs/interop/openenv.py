@@ -69,13 +69,15 @@ _LINES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Line]] = WeakKey
 
 class OpenEnvConfig(EnvConfig):
     """url: of the server. reset: what its reset takes besides the seed. instructions: the rules, before the
-    first observation. connect_seconds: for reaching the server.
+    first observation. connect_seconds: for reaching the server. turn_rewards: each step's reward is its
+    turn's, and not the end's.
     """
 
     url: str
     reset: JsonObject = {}
     instructions: str = ""
     connect_seconds: PositiveFloat = 10.0
+    turn_rewards: bool = False
 
     @field_validator("url")
     @classmethod
@@ -203,7 +205,11 @@ class OpenEnv(Env):
 
     def _seen(self, data: JsonObject) -> str:
         """An observation as text, its reward counted."""
-        self.total += float(data.get("reward") or 0.0)
+        reward = float(data.get("reward") or 0.0)
+        if self.config.turn_rewards and self.turn_index >= 0:
+            self.reward(reward, "return")
+        else:  # in `reset` there is no turn yet
+            self.total += reward
         self.done = bool(data.get("done"))
         observation: JsonObject = data.get("observation") or {}
         seen = {k: v for k, v in observation.items() if k not in _OURS}
@@ -250,7 +256,7 @@ class OpenEnv(Env):
         raise fault(f"{self.config.url}, {type}: {code}: {message}")
 
     async def score(self) -> dict[str, float]:
-        """`return`: the sum of the server's rewards."""
+        """`return`: the sum of the server's rewards, without those that turns were given."""
         return {"return": self.total}
 
     async def close(self) -> None:
