@@ -19,6 +19,7 @@ from rl.config_error import ConfigError
 from rl.dashboard.cli import app as dashboard_app
 from rl.env_tools.cli import app as env_app
 from rl.env_tools.eval.cli import app as eval_app
+from rl.fuse_cli import fuse
 from rl.jobs.cli import RunCommand
 from rl.jobs.cli import app as jobs_app
 from rl.sft_cli import OVERRIDES, ConfigPath
@@ -41,6 +42,7 @@ app.add_typer(sft_app)
 app.add_typer(eval_app)
 app.add_typer(dashboard_app)
 app.add_typer(jobs_app)
+model_app.command("fuse")(fuse)
 FAILED = 1
 Number = TypeVar("Number", int, float)
 

@@ -104,7 +104,7 @@ FLOORS = (
     {"cluster"},
     {"loop"},
     {"env_tools", "jobs", "launch"},
-    {"sft_cli"},
+    {"fuse_cli", "sft_cli"},
     {"cli"},
 )
 BESIDE = [

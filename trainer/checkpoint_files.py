@@ -8,11 +8,20 @@ known here; `trainer.weights_fit` holds the rest against the model that config.j
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
 # A header above this is no header: safetensors' own limit.
 MOST_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as its file's header has it, e.g. `Stored("BF16", (1024, 128))`."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 def check_weights(folder: Path, settings: Mapping[str, object]) -> dict[str, list[int]]:
@@ -31,6 +40,11 @@ def check_weights(folder: Path, settings: Mapping[str, object]) -> dict[str, lis
 
 def read_shapes(file: Path) -> dict[str, list[int]]:
     """Shapes of a file's tensors, by name. Raises ValueError unless the file is whole."""
+    return {name: list(one.shape) for name, one in read_header(file).items()}
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """The tensors of a file, by name. Raises ValueError unless the file is whole."""
     size = file.stat().st_size
     with file.open("rb") as data:
         length = int.from_bytes(data.read(8), "little")
@@ -42,14 +56,14 @@ def read_shapes(file: Path) -> dict[str, list[int]]:
             header = json.loads(data.read(length))
             tensors = {name: one for name, one in header.items() if name != "__metadata__"}
             end = max((one["data_offsets"][1] for one in tensors.values()), default=0)
-            shapes = {name: list(one["shape"]) for name, one in tensors.items()}
+            found = {n: Stored(str(t["dtype"]), tuple(t["shape"])) for n, t in tensors.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise ValueError(f"{file} is no safetensors file: its header cannot be read") from None
     if size != 8 + length + end:
         raise ValueError(
             f"{file} is not whole: it has {size} bytes and its header speaks of {8 + length + end}"
         )
-    return shapes
+    return found
 
 
 def _check_index(folder: Path, shapes: Mapping[str, list[int]]) -> None:
