@@ -20,8 +20,10 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def tokenizer_difference(one: Path, other: Path) -> str:
-    """What differs, as a few words; "" where nothing does. Raises ValueError where a folder has no tokenizer,
-    or one that cannot be read."""
+    """Say what differs in a few words; "" where nothing does.
+
+    Raises ValueError where a folder has no tokenizer, or one that cannot be read.
+    """
     for folder in (one, other):
         if not tokenizer_files(folder):
             raise ValueError(f"{folder} has no tokenizer")

@@ -50,7 +50,7 @@ class TensorReport:
 
     @property
     def kind(self) -> str:
-        """What the tensor is of, such as `attention`."""
+        """The part of a model that the tensor belongs to, such as `attention`."""
         return next((k for k, named in _KINDS.items() if re.search(named, self.name)), "other")
 
 
