@@ -1,21 +1,24 @@
 """Finds a judge by entry point (`dorado.rewards`) or as `module:function`.
 
 A judge is `async def judge(task: Task, trajectory: Trajectory) -> dict[str, float]`: named rewards of
-a finished trajectory, from the task and the record alone. Its attribute `reward_names` may say their names.
+a finished trajectory, from the task and the record alone; or a `Judgement`, which says more. Its attribute
+`reward_names` may say their names. Judges with settings, or that ask a model, are in `reward.model_judge`.
 """
 
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
 from envs.entry_point import TwoRegister, entry_point, registered
 from envs.env import Task
 from envs.text import told
-from rollout.trajectory import Trajectory
+from rollout.trajectory import Judgement, Trajectory
 
 GROUP = "dorado.rewards"
-Judge = Callable[[Task, Trajectory], Awaitable[dict[str, float]]]
+# One judgement for each of a group's trajectories, in their order.
+GroupJudge = Callable[[Sequence[Trajectory]], Awaitable[Sequence[Judgement]]]
+Judge = Callable[[Task, Trajectory], Awaitable[Mapping[str, float] | Judgement]]
 
 
 class UnknownJudge(ValueError):

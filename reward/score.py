@@ -2,17 +2,21 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
 
+from envs.chat_model import ModelFault
 from envs.containment import contain_exits
 from envs.dataset import ROW_JUDGES
 from envs.env import Task
 from envs.handover import named_rewards
 from envs.text import shown, told
 from reward.deadline import judging
-from reward.registry import Judge
-from rollout.trajectory import ScoredTrajectory, Trajectory
+from reward.registry import GroupJudge, Judge
+from rollout.trajectory import Judgement, ScoredTrajectory, Trajectory
+
+T = TypeVar("T")
 
 # For a judge to end in that is over its deadline.
 LAST_SECONDS = 1.0
@@ -35,24 +39,83 @@ async def score(
     """
     if not trajectory.judged:
         return ScoredTrajectory(trajectory, {}, 0.0)
-    rewards = dict(trajectory.env_rewards)
+    found: list[Judgement] = []
     for judge in of_row(trajectory.task, judges):
-        found = await _findings(judge, trajectory, seconds)
-        if twice := sorted(found.keys() & rewards.keys()):
-            raise JudgeFault(
-                f"judge {_name(judge)}: its reward {twice[0]!r} is given already, by the environment or "
-                "another judge: give it another name"
-            )
-        rewards |= found
+        found.append(await _findings(judge, trajectory, seconds))
+        _refuse_twice(_name(judge), found[-1].rewards, trajectory.env_rewards, *found[:-1])
+    return summed(trajectory, found, weights)
+
+
+def summed(
+    trajectory: Trajectory, found: Sequence[Judgement], weights: Mapping[str, float]
+) -> ScoredTrajectory:
+    """The environment's rewards and those of judges, and their weighted sum. Raises JudgeFault."""
+    rewards = dict(trajectory.env_rewards)
+    for one in found:
+        rewards |= one.rewards
     if not rewards:
         raise JudgeFault(
             f"environment {trajectory.env!r} gives no reward of its own, and no judge does: name one "
             '(judges = ["exact"])'
         )
-    earned: tuple[float, ...] = ()
-    if any(turn.rewards for turn in trajectory.turns):
-        earned = tuple(_total(turn.rewards, weights) for turn in trajectory.turns)
-    return ScoredTrajectory(trajectory, rewards, _total(rewards, weights), earned)
+    parts = [turn.rewards for turn in trajectory.turns]
+    for one in found:
+        for turn, own in enumerate(one.turns):
+            parts[turn] = {**parts[turn], **own}
+    earned = tuple(_total(one, weights) for one in parts) if any(parts) else ()
+    told_more = tuple(one for one in found if one != Judgement(one.rewards))
+    return ScoredTrajectory(trajectory, rewards, _total(rewards, weights), earned, told_more)
+
+
+async def add_group_judge(
+    judge: GroupJudge,
+    members: Sequence[ScoredTrajectory],
+    weights: Mapping[str, float],
+    *,
+    seconds: float,
+) -> list[ScoredTrajectory]:
+    """The members of a group with what a judge of whole groups adds to their rewards. Raises JudgeFault.
+
+    Those that a fault ended are not shown to it, and stay as they are.
+    """
+    judged = [one for one in members if one.trajectory.judged]
+    if not judged:
+        return list(members)
+    shown = [one.trajectory for one in judged]
+    found = await _asked(_name(judge), lambda: judge(shown), seconds)
+    if not isinstance(found, Sequence) or len(found) != len(judged):
+        raise JudgeFault(f"judge {_name(judge)}: it has to return a judgement for each trajectory")
+    scored: dict[str, ScoredTrajectory] = {}
+    for one, value in zip(judged, cast(Sequence[object], found), strict=True):
+        judgement = _judgement(_name(judge), value, len(one.trajectory.turns))
+        _refuse_twice(_name(judge), judgement.rewards, one.rewards)
+        added = summed(one.trajectory, [judgement], weights)
+        scored[one.trajectory.id] = replace(
+            one,
+            rewards=one.rewards | judgement.rewards,
+            reward=one.reward + _total(judgement.rewards, weights),
+            turn_rewards=_both(one.turn_rewards, added.turn_rewards),
+            judgements=(*one.judgements, *added.judgements),
+        )
+    return [scored.get(one.trajectory.id, one) for one in members]
+
+
+def _both(first: tuple[float, ...], second: tuple[float, ...]) -> tuple[float, ...]:
+    if not first or not second:
+        return first or second
+    return tuple(a + b for a, b in zip(first, second, strict=True))
+
+
+def _refuse_twice(
+    name: str, rewards: Mapping[str, float], *given: Mapping[str, float] | Judgement
+) -> None:
+    for one in given:
+        others = one.rewards if isinstance(one, Judgement) else one
+        if twice := sorted(rewards.keys() & others.keys()):
+            raise JudgeFault(
+                f"judge {name}: its reward {twice[0]!r} is given already, by the environment or "
+                "another judge: give it another name"
+            )
 
 
 def of_row(task: Task, judges: Sequence[Judge]) -> Sequence[Judge]:
@@ -73,20 +136,45 @@ def of_row(task: Task, judges: Sequence[Judge]) -> Sequence[Judge]:
     return [judge for name, judge in known.items() if name in named]
 
 
-async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> dict[str, float]:
-    """A judge's named rewards as finite floats. Raises JudgeFault, whatever the judge does."""
-    name, deadline = _name(judge), asyncio.timeout(seconds)
+async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> Judgement:
+    """A judge's findings, its rewards as finite floats. Raises JudgeFault, whatever the judge does."""
+    name = _name(judge)
+    found = await _asked(name, lambda: judge(trajectory.task, trajectory), seconds)
+    return _judgement(name, found, len(trajectory.turns))
 
-    async def ask() -> dict[str, float] | BaseException:
+
+def _judgement(name: str, found: object, turns: int) -> Judgement:
+    """What a judge has returned as a record. Raises JudgeFault."""
+    try:
+        if not isinstance(found, Judgement):
+            return Judgement(named_rewards(found, "it"))
+        if found.turns and len(found.turns) != turns:
+            raise TypeError(
+                f"it gives rewards to {len(found.turns)} turns, and the trajectory has {turns}"
+            )
+        return replace(
+            found,
+            rewards=named_rewards(found.rewards, "it"),
+            metrics=named_rewards(found.metrics, "it"),
+            turns=tuple(named_rewards(one, "it") for one in found.turns),
+        )
+    except TypeError as error:
+        raise JudgeFault(f"judge {name}: {told(error)}") from error
+
+
+async def _asked(name: str, begin: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What a judge returns within its deadline. Raises JudgeFault."""
+    deadline = asyncio.timeout(seconds)
+
+    async def ask() -> T | _Raised:
         try:
             async with deadline:
                 with judging(deadline):
-                    found = await judge(trajectory.task, trajectory)
-                return named_rewards(found, "it")
+                    return await begin()
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # SystemExit, say, would end who asked
-            return error
+            return _Raised(error)
 
     contain_exits()
     asking, late = asyncio.create_task(ask()), False
@@ -103,9 +191,17 @@ async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> dic
     if asking.cancelled():
         raise JudgeFault(f"judge {name}: it raised CancelledError")
     found = asking.result()
-    if isinstance(found, BaseException):
-        raise JudgeFault(f"judge {name}: {told(found)}") from found
+    if isinstance(found, _Raised):
+        said = str(found.error) if isinstance(found.error, ModelFault) else told(found.error)
+        raise JudgeFault(f"judge {name}: {said}") from found.error
     return found
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """What a judge has raised."""
+
+    error: BaseException
 
 
 def _name(judge: Judge) -> str:

@@ -22,8 +22,11 @@ from rl.actors.env_host import EnvHost
 from rl.actors.handles import Actors, StartError
 from rl.actors.learner import LearnerActor
 from rl.actors.learner_ranks import LearnerRanks
+from rl.actors.model_client import PREFIX as MODEL
+from rl.actors.model_service import ModelActor
 from rl.actors.node_store import NodeStore
 from rl.config import RunConfig
+from rl.models.chat_wire import key_of
 from rl.nodes.cpus import usable_cpus
 from rl.nodes.deadline import in_daemon, within
 from rl.nodes.local_ray import join_ray, messages_to, start_local_ray
@@ -64,6 +67,7 @@ class Cluster:
         self._policy: tuple[str, tuple[int, ...]] = ("", ())
         self._engines: dict[str, Handle[EngineActor]] = {}
         self._starting: dict[str, Handle[EngineActor]] = {}
+        self._models: dict[str, Handle[ModelActor]] = {}
         self._stores: dict[str, Handle[NodeStore]] = {}
         self._placing = asyncio.Lock()
         self._store_numbers = itertools.count()
@@ -104,6 +108,7 @@ class Cluster:
         await in_daemon(self._place_engines)
         await self._probe(checkpoint, seconds)
         hosts = await in_daemon(self._place_hosts)
+        await in_daemon(self._place_models)
         # Controllers look engines and hosts up by name, so those have to be known first.
         await asyncio.gather(
             *(self._ready(h.ping.remote(), name, seconds) for name, h in hosts.items())
@@ -114,12 +119,17 @@ class Cluster:
                 self._ready(engine.start.remote(), name, config.engine.start_seconds)
                 for name, engine in self._engines.items()
             ),
+            *(
+                self._ready(self._models[m.name].start.remote(), f"{MODEL}{m.name}", None)
+                for m in config.models
+            ),
             self._ready_learner(ranks, seconds),
             *(self._ready(c.ready.remote(), name, seconds) for name, c in controllers.items()),
         )
         self._note_processes()
         learner = LearnerRanks(list(ranks.values())) if len(ranks) > 1 else ranks["learner"]
-        where = await self._where({**ranks, **self._engines, **hosts, **controllers})
+        models = {f"{MODEL}{name}": model for name, model in self._models.items()}
+        where = await self._where({**ranks, **self._engines, **hosts, **controllers, **models})
         home = where[next(iter(ranks))]
         await self._place_stores(home, {where[name] for name in self._engines})
         self.actors = Actors(
@@ -132,6 +142,7 @@ class Cluster:
             addresses=await in_daemon(alive_nodes),
             home=home,
             stores=self._stores,
+            models=self._models,
         )
         return self.actors
 
@@ -255,6 +266,18 @@ class Cluster:
             for name in names
         }
 
+    def _place_models(self) -> None:
+        for table in self.config.models:
+            name = f"{MODEL}{table.name}"
+            self._models[table.name] = self._place(
+                ModelActor,
+                name,
+                (table, key_of(table.key_env), self._log(name)),
+                num_cpus=table.serve.cpus,
+                num_gpus=table.serve.gpus,
+                max_restarts=-1,
+            )
+
     def _place_controllers(
         self, checkpoint: str, hosts: list[str]
     ) -> dict[str, Handle[ControllerActor]]:
@@ -321,6 +344,8 @@ class Cluster:
         if ray.is_initialized() and not self.control_lost:
             endings = [engine.shutdown.remote() for engine in self._engines.values()]
             ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
+            endings = [model.close.remote() for model in self._models.values()]
+            ray.wait(endings, num_returns=len(endings), timeout=15) if endings else None
             endings = [store.clear.remote() for store in self._stores.values()]
             ray.wait(endings, num_returns=len(endings), timeout=10) if endings else None
             # An engine that was about to start has gone on with it.

@@ -11,6 +11,7 @@ from pydantic import model_validator as validator
 
 from rl.config_file import read_config
 from rl.env_table import EnvTable, anchor_tables
+from rl.model_table import ModelTable, check_models
 from rl.samples.length_shaping import LengthConfig
 from rl.stop_config import StopConfig
 from rl.tracker_config import NotifyConfig, TrackersConfig, WandbConfig
@@ -190,6 +191,7 @@ class RunConfig(Section):
     checkpoint_keep: int = Field(default=0, ge=0)
     checkpoint_best: bool | None = None
     model: ModelConfig
+    models: tuple[ModelTable, ...] = ()
     env: tuple[EnvTable, ...] = Field(min_length=1)
     batch: BatchConfig = BatchConfig()
     episode: EpisodeConfig = EpisodeConfig()
@@ -294,6 +296,24 @@ class RunConfig(Section):
                 f"{self.rules.max_staleness}: {allowed} new groups may be on their way, and a step without "
                 f"any to reuse takes {self.batch.groups} (batch.groups)"
             )
+        return self
+
+    @validator(mode="after")
+    def _frozen_models(self) -> "RunConfig":
+        asked = {
+            f"{key}.{index}.judge.{number}.model": judge.models
+            for key, tables in (("env", self.env), ("eval.env", self.eval.env))
+            for index, table in enumerate(tables)
+            for number, judge in enumerate(table.judge)
+        }
+        check_models(self.models, asked)
+        for model in self.models:
+            if asked and model.hold_seconds >= self.timeouts.stall_seconds:
+                raise ValueError(
+                    f"model {model.name!r}: hold_seconds ({model.hold_seconds:g}) has to be below "
+                    f"timeouts.stall_seconds ({self.timeouts.stall_seconds:g}): trajectories that are held "
+                    "are no stall"
+                )
         return self
 
     @validator(mode="after")
@@ -417,8 +437,13 @@ class RunConfig(Section):
             return {
                 "engine": (engine.count, engine.cpus),
                 "learner": (learner.ranks, learner.cpus),
+                **{f"model {m.name}": (1, m.serve.cpus) for m in self.models},
             }
-        return {"engine": (engine.count, engine.gpus), "learner": (learner.ranks, learner.gpus)}
+        return {
+            "engine": (engine.count, engine.gpus),
+            "learner": (learner.ranks, learner.gpus),
+            **{f"model {m.name}": (1, m.serve.gpus) for m in self.models},
+        }
 
     def asked(self, resource: Literal["CPU", "GPU"]) -> float:
         """How much of it all actors ask for."""

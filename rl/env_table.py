@@ -84,12 +84,38 @@ class NoiseConfig(Section):
     gap: float = Field(default=0.05, ge=0, le=1)
 
 
+class JudgeTable(Section):
+    """One judge with settings, which may ask frozen models (`reward.model_judge`).
+
+    id: a judge that ships (`rubric`, `ranking`, …), or `module:function`. name: of its reward (default: the
+    id). model: of `[[models]]`, one or several; several are an ensemble. config: its own settings.
+    """
+
+    id: str
+    name: str = ""
+    model: str | tuple[str, ...] = ""
+    config: dict[str, object] = {}
+
+    @property
+    def label(self) -> str:
+        """The name of its reward."""
+        return self.name or self.id.rpartition(":")[2]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that it asks."""
+        if isinstance(self.model, str):
+            return (self.model,) if self.model else ()
+        return self.model
+
+
 class EnvTable(Section):
     """One environment of the mixture.
 
     id: entry point name, module:Name or file.py:Name. name: how metrics call it (default: the id).
     weight: share of the groups. rewards: weight of each named reward in the total (default: all 1).
-    judges: reward functions (name or module:function) besides the environment's own rewards.
+    judges: reward functions (name or module:function) besides the environment's own rewards. judge: those
+    with settings, which may ask a model.
     over_sample: times its share of groups that are begun. concurrency: instances at once, over all hosts.
     retries: times that an episode whose host fails before the opening is begun on another one. sampling: how
     its tokens are drawn, where that is not the run's, in training and held out alike.
@@ -102,6 +128,7 @@ class EnvTable(Section):
     deadlines: DeadlineConfig = DeadlineConfig()
     rewards: dict[str, float] = {}
     judges: tuple[str, ...] = ()
+    judge: tuple[JudgeTable, ...] = ()
     over_sample: float = Field(default=1.0, ge=1)
     concurrency: PositiveInt | None = None
     retries: int = Field(default=1, ge=0)

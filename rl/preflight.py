@@ -31,6 +31,8 @@ from rl.cold_start import ColdStartError, kept_checkpoint, make_tokenizer
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.env_table import DeadlineConfig, EnvTable
+from rl.models.chat_wire import key_of
+from rl.models.judges import check_judge
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.objective_check import check_objective
@@ -72,6 +74,7 @@ def check_run(config: RunConfig) -> None:
     _check_adapters(config)
     _check_experts(config)
     check_objective(config)
+    check_models(config)
     check_rewards(config.env)
     check_rewards(config.eval.env, "eval.env")
     _check_splits(config)
@@ -216,6 +219,29 @@ def check_rendering(
     check_template(renderer, roles=frozenset(roles), turns=turns)
 
 
+def check_models(config: RunConfig) -> None:
+    """Frozen models are there as far as this machine can say, and judges accept their settings.
+
+    Raises ConfigError.
+    """
+    for index, model in enumerate(config.models):
+        key = f"models.{index}"
+        if model.path is not None:
+            try:
+                check_model_folder(Path(model.path))
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("model.path", f"{key}.path", 1)) from None
+        if model.key_env and not key_of(model.key_env):
+            raise ConfigError(
+                f"{key}.key_env: the environment variable {model.key_env} is not set; model {model.name!r} "
+                "takes its key from it"
+            )
+    for section, tables in (("env", config.env), ("eval.env", config.eval.env)):
+        for index, table in enumerate(tables):
+            for number, judge in enumerate(table.judge):
+                check_judge(judge, f"{section}.{index}.judge.{number}")
+
+
 def _check_adapters(config: RunConfig) -> None:
     """The policy has the layers that are to have adapters; of a policy on the Hub the learner says so."""
     lora, model = config.learner.lora, config.model
@@ -255,6 +281,7 @@ def check_rewards(tables: Sequence[EnvTable], key: str = "env") -> None:
     for index, table in enumerate(tables):
         own = table.make().reward_names
         judged = [names_of(find_judge(judge)) for judge in table.judges]
+        judged += [(judge.label,) for judge in table.judge]
         if own == () and not judged:
             raise ConfigError(
                 f"env {table.label!r}: it gives no reward of its own, so a judge has to: judges = "

@@ -128,17 +128,43 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """The findings of a judge that says more than rewards: `Judgement({"rubric": 0.8}, version="rubric.v1")`.
+
+    rewards: by name, the parts that turns have earned included. turns: those parts by turn, each by name;
+    empty where no turn has earned any. metrics: what is counted and is no reward. version: of the prompt, and
+    the models that were asked. reasons: what they said. asked, cached: questions, and how many of them had
+    been answered before.
+    """
+
+    rewards: dict[str, float]
+    turns: tuple[dict[str, float], ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    version: str = ""
+    models: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    asked: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True)
 class ScoredTrajectory:
     """A judged trajectory with its named rewards and their weighted sum.
 
     turn_rewards: of each turn, the part of that sum which it has earned; the rest comes with the end. Empty
-    where no turn has earned any.
+    where no turn has earned any. judgements: those of judges that say more than rewards.
     """
 
     trajectory: Trajectory
     rewards: dict[str, float]
     reward: float
     turn_rewards: tuple[float, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Numbers of the judges that are no rewards."""
+        return {name: value for one in self.judgements for name, value in one.metrics.items()}
 
     def as_json(self) -> str:
         """One line of trajectories.jsonl; routing, which would dwarf the rest, is not written."""
@@ -153,6 +179,8 @@ class ScoredTrajectory:
         }
         if self.turn_rewards:
             record["turn_rewards"] = self.turn_rewards
+        if self.judgements:
+            record["judgements"] = [vars(one) for one in self.judgements]
         # Nested records become objects as the encoder meets them; the tokens are not copied before.
         return json.dumps(record, default=_fields, separators=(",", ":"))
 

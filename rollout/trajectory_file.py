@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rollout.trajectory import ScoredTrajectory, Trajectory
+from rollout.trajectory import Judgement, ScoredTrajectory, Trajectory
 
 
 class NoRecord(ValueError):
@@ -25,7 +25,9 @@ def read_trajectory(line: str | bytes) -> ScoredTrajectory:
         record["env_rewards"] = record.pop("evidence")
         rewards, reward = dict(record["rewards"]), float(record["reward"])
         turn_rewards = tuple(map(float, record.get("turn_rewards", ())))
-        return ScoredTrajectory(_reader().validate_python(record), rewards, reward, turn_rewards)
+        judgements = _judgements().validate_python(record.get("judgements", ()))
+        trajectory = _reader().validate_python(record)
+        return ScoredTrajectory(trajectory, rewards, reward, turn_rewards, judgements)
     except KeyError as error:
         raise NoRecord(f"it has no {error.args[0]!r}") from None
     except ValidationError as error:
@@ -40,6 +42,11 @@ def _reader() -> TypeAdapter[Trajectory]:
     # Known to type checkers only: numpy is heavy, and the file has no routing.
     reader.rebuild(_types_namespace={"Routing": Any})
     return reader
+
+
+@cache
+def _judgements() -> TypeAdapter[tuple[Judgement, ...]]:
+    return TypeAdapter(tuple[Judgement, ...])
 
 
 def _sentence(error: ValidationError) -> str:

@@ -97,9 +97,12 @@ NOT_IN_ROOM = {
 FLOORS = (
     {"config_error", "samples", "stop_config", "tracker_config"},
     {"chat_data", "commands", "config_file", "env_table"},
+    {"model_table"},
     {"config"},
     {"cold_start", "nodes", "objective_check", "plugin_check", "record"},
-    {"actors", "dashboard", "preflight", "simulator", "tasks"},
+    {"tasks"},
+    {"models"},
+    {"actors", "dashboard", "preflight", "simulator"},
     {"compare", "fleet", "planning", "sft", "trackers"},
     {"cluster"},
     {"loop"},

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from envs.process_end import refuse_ends
-from reward.registry import find_judge
-from reward.score import JudgeFault, score
+from reward.registry import GroupJudge, find_judge
+from reward.score import JudgeFault, add_group_judge, score
 from rl.actors.actor_method import Handle, actor_method, actor_method_pair, find_actor
 from rl.actors.engine import EngineActor
 from rl.actors.engine_client import EngineClient
@@ -23,7 +23,9 @@ from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_pool import GRACE_SECONDS, HostPool, HostSession
 from rl.actors.judge_crash import last_words_to_log
 from rl.actors.judge_loop import JudgeLoop
+from rl.actors.model_client import ModelClient
 from rl.config import RunConfig
+from rl.models.judges import judges_of
 from rl.nodes.process import log_to
 from rl.record.run_folder import TrajectoryWriter
 from rl.record.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
@@ -64,7 +66,12 @@ class ControllerActor:
         )
         self.hosts = HostPool([find_actor(EnvHost, host, namespace) for host in hosts], name)
         self.tables = {table.label: table for table in config.all_envs}
-        self.judges = {t.label: [find_judge(j) for j in t.judges] for t in config.all_envs}
+        models = {table.name: ModelClient(table, namespace) for table in config.models}
+        asked = {t.label: judges_of(t.judge, models) for t in config.all_envs}
+        self.judges = {
+            t.label: [*map(find_judge, t.judges), *asked[t.label].each] for t in config.all_envs
+        }
+        self.group_judges = {label: judges.groups for label, judges in asked.items()}
         longest = max(table.deadlines.score_seconds for table in config.all_envs)
         self.judge_loop = JudgeLoop(longest + GRACE_SECONDS)
         self.renderer = Renderer(checkpoint, config.episode.tool_format)
@@ -91,6 +98,8 @@ class ControllerActor:
         self.client.check_engine_map()
         start = time.time()
         members = await asyncio.gather(*(self._member(spec, id) for id in spec.ids))
+        for judge in self.group_judges[spec.env]:
+            members = await self._group_judged(judge, spec, members)
         samples: list[TrainSample] = []
         dropped: list[Dropped] = []
         if spec.train:
@@ -219,8 +228,24 @@ class ControllerActor:
             # Of the environment's own rewards there is no more to do than to add them.
             return await (self.judge_loop.run(act) if judges else act)
         except JudgeFault as error:
-            failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
-            return ScoredTrajectory(failed, {}, 0.0)
+            return _failed(ScoredTrajectory(trajectory, {}, 0.0), str(error))
+
+    async def _group_judged(
+        self, judge: GroupJudge, spec: GroupSpec, members: Sequence[ScoredTrajectory]
+    ) -> list[ScoredTrajectory]:
+        """Have a judge of whole groups add its rewards; its fault is a fault of each member."""
+        table = self.tables[spec.env]
+        seconds = table.deadlines.score_seconds
+        try:
+            act = add_group_judge(judge, members, table.rewards, seconds=seconds)
+            return await self.judge_loop.run(act)
+        except JudgeFault as error:
+            return [_failed(m, str(error)) if m.trajectory.judged else m for m in members]
+
+
+def _failed(scored: ScoredTrajectory, fault: str) -> ScoredTrajectory:
+    trajectory = replace(scored.trajectory, stop_reason="judge_fault", fault=fault)
+    return ScoredTrajectory(trajectory, {}, 0.0)
 
 
 def _found(engines: Sequence[str], namespace: str) -> dict[str, Handle[EngineActor]]:

@@ -13,6 +13,8 @@ from rl.actors.env_host import EnvHost
 from rl.actors.heartbeat import Heartbeat
 from rl.actors.learner import LearnerActor
 from rl.actors.learner_ranks import LearnerRanks
+from rl.actors.model_client import PREFIX
+from rl.actors.model_service import ModelActor
 from rl.actors.node_store import NodeStore
 from rl.nodes.deadline import within
 
@@ -30,7 +32,7 @@ class Actors:
 
     ranks: the learner's processes, which `learner` stands for. node_of: the id of each actor's node.
     addresses: by node id. home: the node of the learner (of its rank 0). stores: by node id; empty where all
-    actors are on this process's node.
+    actors are on this process's node. models: the frozen models, by the names in the settings.
     """
 
     learner: Handle[LearnerActor] | LearnerRanks
@@ -42,6 +44,7 @@ class Actors:
     addresses: dict[str, str] = field(default_factory=dict[str, str])
     home: str = ""
     stores: dict[str, Handle[NodeStore]] = field(default_factory=dict[str, Handle[NodeStore]])
+    models: dict[str, Handle[ModelActor]] = field(default_factory=dict[str, Handle[ModelActor]])
 
     async def end_engine(self, name: str) -> None:
         """End an engine that hangs, its vLLM included."""
@@ -54,7 +57,8 @@ class Actors:
     @property
     def heartbeats(self) -> Mapping[str, RemoteMethod[[], Heartbeat]]:
         """Every process's `heartbeat`, by name."""
-        actors = {**self.ranks, **self.engines, **self.controllers, **self.hosts}
+        models = {f"{PREFIX}{name}": actor for name, actor in self.models.items()}
+        actors = {**self.ranks, **self.engines, **self.controllers, **self.hosts, **models}
         return {name: actor.heartbeat for name, actor in actors.items()}
 
 

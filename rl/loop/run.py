@@ -32,6 +32,7 @@ from rl.loop.evaluation import Evaluations
 from rl.loop.group_book import GroupBook
 from rl.loop.learner_client import LearnerClient
 from rl.loop.learning_watch import LearningWatch
+from rl.loop.model_watch import ModelWatch
 from rl.loop.resume import Resume
 from rl.loop.rollouts import Rollouts
 from rl.loop.run_error import Collapsed, RunError
@@ -196,6 +197,7 @@ class Run:
             self.node_journal,
             self.folder,
             self.progress,
+            ModelWatch(self.actors.models, self.node_journal),
             steps=config.steps,
             stall_seconds=timeouts.stall_seconds,
         )

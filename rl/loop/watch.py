@@ -15,6 +15,7 @@ from rl.actors.heartbeat import Heartbeats
 from rl.fleet.fleet import Fleet
 from rl.loop.dispatcher import Dispatcher
 from rl.loop.group_book import GroupBook
+from rl.loop.model_watch import ModelWatch
 from rl.record.journal import Journal
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
@@ -62,6 +63,7 @@ class Watch:
         nodes: Journal,
         folder: RunFolder,
         progress: Progress,
+        models: ModelWatch,
         *,
         steps: int,
         stall_seconds: float,
@@ -76,6 +78,7 @@ class Watch:
         self.nodes = nodes
         self.folder = folder
         self.progress = progress
+        self.models = models
         self.steps = steps
         self.stall_seconds = stall_seconds
         self._heartbeats = Heartbeats(lambda: actors.heartbeats)
@@ -87,9 +90,11 @@ class Watch:
                 for name, heartbeat in (await self._heartbeats.ask()).items():
                     self.fleet.spans.idle(name, heartbeat.idle)
                     self.fleet.pressure.hear(name, heartbeat)
+                await self.models.look()
                 self._write(await self._status())
                 await asyncio.sleep(WRITE_SECONDS)
         finally:
+            await self.models.look()
             self._heartbeats.close()
 
     async def until_stalled(self) -> str:
@@ -142,6 +147,7 @@ class Watch:
             actors=self._heartbeats.states(),
             lost=tuple(self.nodes.sentences),
             nodes=by_node(self.actors),
+            models=tuple(self.models.states.values()),
         )
 
     def _write(self, state: Status) -> None:

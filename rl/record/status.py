@@ -19,6 +19,7 @@ from rich.text import Text
 
 from rl.config_file import ConfigError
 from rl.record.evaluations import EvaluationRow, best_of
+from rl.record.model_state import ModelState
 from rl.record.summary import Summary, read_summary
 from rl.record.waiting import Latency, Waiting
 
@@ -61,7 +62,8 @@ class Status:
     controllers that did not answer; what they play is in no row. ledger: per environment, as
     `rl.samples.ledger.Ledger.counts` has it. latency: per environment and phase. actors: who answered when.
     lost: a sentence for each node and engine that is gone, and for what was started anew elsewhere. nodes:
-    the names of the actors on each, by address. outcome: how the run has ended; said: its last sentence.
+    the names of the actors on each, by address. models: the frozen ones beside the
+    policy. outcome: how the run has ended; said: its last sentence.
     """
 
     time: float
@@ -83,6 +85,7 @@ class Status:
     actors: tuple[ActorState, ...] = ()
     lost: tuple[str, ...] = ()
     nodes: dict[str, list[str]] = field(default_factory=dict)
+    models: tuple[ModelState, ...] = ()
     outcome: Outcome = ""
     said: str = ""
 
@@ -236,6 +239,7 @@ def _moment(status: Status) -> list[str]:
     ]
     if len(status.nodes) > 1:
         lines += [f"on {node}: {', '.join(names)}" for node, names in sorted(status.nodes.items())]
+    lines += [f"model     {model.line}" for model in status.models]
     lines += [f"silent    {name} does not answer" for name in status.silent]
     for env, phases in sorted(status.counts.items()):
         said = ", ".join(f"{count} in {phase}" for phase, count in sorted(phases.items()))

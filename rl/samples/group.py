@@ -25,7 +25,7 @@ class GroupSpec:
 class MemberReport:
     """One trajectory in numbers; its tokens are in `file` at byte `offset`.
 
-    phase_seconds: time spent per phase.
+    phase_seconds: time spent per phase. metrics: of the judges, no rewards.
     """
 
     id: str
@@ -43,6 +43,7 @@ class MemberReport:
     fault: str
     file: str
     offset: int
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -87,4 +88,5 @@ def member_report(scored: ScoredTrajectory, file: str, offset: int) -> MemberRep
         fault=t.fault,
         file=file,
         offset=offset,
+        metrics=scored.metrics,
     )

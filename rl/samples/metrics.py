@@ -70,12 +70,15 @@ def _lengths(tokens: Sequence[int]) -> dict[str, float]:
 
 
 def _named(env: str, judged: Sequence[MemberReport]) -> dict[str, float]:
-    """Mean of each named reward, unweighted, over the trajectories that were given it."""
+    """Mean of each named reward, unweighted, and of each metric of a judge, over the trajectories that were
+    given it."""
     given: dict[str, list[float]] = defaultdict(list)
     for member in judged:
         for name, value in member.rewards.items():
-            given[name].append(value)
-    return {f"reward/{env}/{name}": fmean(values) for name, values in sorted(given.items())}
+            given[f"reward/{env}/{name}"].append(value)
+        for name, value in member.metrics.items():
+            given[f"judge/{env}/{name}"].append(value)
+    return {key: fmean(values) for key, values in sorted(given.items())}
 
 
 def per_env(metrics: Mapping[str, float], kind: str, name: str) -> dict[str, float]:

@@ -1,0 +1,36 @@
+"""Trajectories as a judge sees them: the question, the answer, the steps; no thought is shown."""
+
+import json
+
+from envs.message import Message
+from rollout.trajectory import Trajectory, Turn
+
+
+def question_of(trajectory: Trajectory) -> str:
+    """What the policy was asked: the opening's messages, the system's left out."""
+    said = [one.content for one in trajectory.opening if one.role != "system"]
+    return "\n\n".join(said)
+
+
+def answer_of(trajectory: Trajectory) -> str:
+    """The text of the last turn."""
+    return trajectory.turns[-1].text.strip() if trajectory.turns else ""
+
+
+def step_of(turn: Turn, most: int = 2000) -> str:
+    """One turn: what was written, called and seen."""
+    parts = [turn.text.strip()] if turn.text.strip() else []
+    parts += [f"call {c.name}({json.dumps(c.arguments, ensure_ascii=False)})" for c in turn.calls]
+    if turn.malformed:
+        parts.append("a tool call that cannot be read")
+    parts += [f"{_who(one)}: {one.content[:most]}" for one in turn.observations]
+    return "\n".join(parts)
+
+
+def words(text: str) -> int:
+    """Words of a text, by spaces."""
+    return len(text.split())
+
+
+def _who(message: Message) -> str:
+    return "result" if message.role == "tool" else message.role

@@ -1,0 +1,53 @@
+"""The judges of `[[env.judge]]`, bound to the frozen models that they ask."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from envs.chat_model import ChatModel
+from envs.settings import BadSettings
+from reward.model_judge import ModelJudge, bound, check_settings, find_model_judge
+from reward.registry import GroupJudge, Judge, UnknownJudge
+from rl.config_error import ConfigError
+from rl.env_table import JudgeTable
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judges of single trajectories, and those of whole groups."""
+
+    each: tuple[Judge, ...] = ()
+    groups: tuple[GroupJudge, ...] = ()
+
+
+def judges_of(tables: Sequence[JudgeTable], models: Mapping[str, ChatModel]) -> Judges:
+    """The judges of an environment, whose tables have been checked."""
+    each: list[Judge] = []
+    groups: list[GroupJudge] = []
+    for table in tables:
+        judge = find_model_judge(table.id)
+        act = bound(judge, table.label, [models[name] for name in table.models], table.config)
+        if judge.group:
+            groups.append(cast(GroupJudge, act))
+        else:
+            each.append(cast(Judge, act))
+    return Judges(tuple(each), tuple(groups))
+
+
+def check_judge(table: JudgeTable, key: str) -> ModelJudge:
+    """The judge of a table, once all that it says is right. key: of the table. Raises ConfigError."""
+    try:
+        judge = find_model_judge(table.id)
+    except UnknownJudge as error:
+        raise ConfigError(f"{key}.id: {error}") from None
+    if judge.asks and not table.models:
+        raise ConfigError(
+            f"{key}.model: judge {table.id!r} asks a model: give the name of one of [[models]]"
+        )
+    if not judge.asks and table.models:
+        raise ConfigError(f"{key}.model: judge {table.id!r} asks no model: leave it out")
+    try:
+        check_settings(judge, table.config)
+    except BadSettings as error:
+        raise ConfigError(f"{key}.{error}") from None
+    return judge

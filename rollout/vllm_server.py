@@ -1,0 +1,80 @@
+"""The command and the environment of vLLM's own OpenAI server, for a frozen model beside a run.
+
+Imports no vLLM: the server is a process of its own, `python -m vllm.entrypoints.openai.api_server`. What an
+engine on a CPU needs is as in `rollout.vllm_arguments`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+MODULE = "vllm.entrypoints.openai.api_server"
+# The server's own name for the model, and the variable from which it takes the key that it asks for.
+SERVED, KEY = "frozen", "VLLM_API_KEY"
+
+
+def server_command(
+    checkpoint: str,
+    port: int,
+    *,
+    device: str,
+    dtype: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    given: Mapping[str, object],
+) -> list[str]:
+    """The command line of a server on the loopback. given: further arguments, as vLLM's engine names them."""
+    arguments: dict[str, object] = {
+        "model": checkpoint,
+        "served_model_name": SERVED,
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "generation_config": "vllm",
+        "disable_uvicorn_access_log": True,
+    }
+    if device == "cpu":
+        arguments |= {
+            "enforce_eager": True,
+            "compilation_config": {"custom_ops": ["-rotary_embedding"]},
+        }
+        if not _has_latent_cache(checkpoint):
+            arguments["block_size"] = 32
+    command = [sys.executable, "-m", MODULE]
+    for name, value in (arguments | dict(given)).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            command.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict | list):
+            command += [flag, json.dumps(value)]
+        else:
+            command += [flag, str(value)]
+    return command
+
+
+def server_environment(*, device: str, threads: int, kv_cache_gib: int, key: str) -> dict[str, str]:
+    """The environment of the server's process, on top of this one's."""
+    found = {
+        **os.environ,
+        KEY: key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+    }
+    if device == "cpu":
+        found |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TORCH_COMPILE_DISABLE": "1",
+        }
+    return found
+
+
+def _has_latent_cache(checkpoint: str) -> bool:
+    file = Path(checkpoint) / "config.json"
+    return file.is_file() and "kv_lora_rank" in json.loads(file.read_text(encoding="utf-8"))
