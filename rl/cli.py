@@ -22,6 +22,7 @@ from rl.env_tools.eval.cli import app as eval_app
 from rl.fuse_cli import fuse
 from rl.jobs.cli import RunCommand
 from rl.jobs.cli import app as jobs_app
+from rl.judge_tools.cli import app as judge_app
 from rl.sft_cli import OVERRIDES, ConfigPath
 from rl.sft_cli import app as sft_app
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 model_app = typer.Typer(no_args_is_help=True, help="Make and inspect policies.")
 app.add_typer(model_app, name="model")
 app.add_typer(env_app, name="env")
+app.add_typer(judge_app, name="judge")
 app.add_typer(sft_app)
 app.add_typer(eval_app)
 app.add_typer(dashboard_app)

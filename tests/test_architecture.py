@@ -106,7 +106,7 @@ FLOORS = (
     {"compare", "fleet", "planning", "sft", "trackers"},
     {"cluster"},
     {"loop"},
-    {"env_tools", "jobs", "launch"},
+    {"env_tools", "jobs", "judge_tools", "launch"},
     {"fuse_cli", "sft_cli"},
     {"cli"},
 )

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from chat_server import serve  # noqa: F401
 
 from envs.chat_model import ChatAnswer, ChatRequest, ModelFault
 from envs.message import Message
@@ -229,7 +228,7 @@ def answered(text: str, **more: Any) -> dict[str, Any]:
     return {"choices": [choice], "usage": usage, "model": "tiny", **more}
 
 
-async def test_the_wire_speaks_to_an_openai_server(serve):  # noqa: F811
+async def test_the_wire_speaks_to_an_openai_server(serve):
     server = serve(lambda body: (200, answered("yes")))
     async with ChatWire(server.url) as wire:
         answer = await wire.send(question("Is it?", schema=SCHEMA, temperature=0.5, number=3))
@@ -252,7 +251,7 @@ async def test_the_wire_speaks_to_an_openai_server(serve):  # noqa: F811
         (400, {"error": "too long"}, Refused, "HTTP 400"),
     ],
 )
-async def test_what_goes_wrong_on_the_wire_has_its_class(serve, status, found, error, said):  # noqa: F811
+async def test_what_goes_wrong_on_the_wire_has_its_class(serve, status, found, error, said):
     server = serve(lambda body: (status, found))
     async with ChatWire(server.url, model="tiny") as wire:
         with pytest.raises(error, match=said) as caught:
@@ -267,7 +266,7 @@ async def test_no_server_is_a_fault_of_the_service():
             await wire.send(question("a"))
 
 
-async def test_a_server_that_dies_and_comes_back_costs_no_call(serve):  # noqa: F811
+async def test_a_server_that_dies_and_comes_back_costs_no_call(serve):
     ways = iter([(500, {}), (503, {}), (200, "nonsense")])
     server = serve(lambda body: next(ways, (200, answered("yes"))))
     async with ChatWire(server.url, model="tiny") as wire:

@@ -1,0 +1,1 @@
+"""Tools for judges: `dorado judge eval | tune | play`."""

@@ -1,0 +1,264 @@
+"""What `dorado judge eval | tune | play` do, from their options to what is printed and written."""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar, cast
+
+import typer
+
+from envs.chat_model import ChatModel, ModelFault
+from envs.settings import BadSettings
+from reward.judges.principles import (
+    Principles,
+    UnreadablePrinciples,
+    dumped,
+    read_principles,
+)
+from reward.model_judge import JudgeSettings, ModelJudge, bound, check_settings, find_model_judge
+from reward.registry import Judge, UnknownJudge
+from rl.config_error import ConfigError
+from rl.judge_tools.evaluate import evaluate
+from rl.judge_tools.labelled import Pair, read_labelled, trajectory_of
+from rl.judge_tools.tuning import Tried, Tuner, split
+from rl.model_table import ModelTable, ServeConfig
+from rl.models.chat_wire import key_of
+from rl.models.server import ServerFailed
+from rl.models.service import ModelService
+
+OK, FAILED = 0, 1
+T = TypeVar("T")
+# To begin with, where no file of principles is given.
+SEED_PRINCIPLES = Principles(
+    (
+        "It does what the question asks, all of it, in the form that was asked for.",
+        "It says nothing that is wrong or that it cannot know.",
+        "Each sentence adds something; nothing is said twice.",
+        "It is concrete: it shows things rather than praising them in general words.",
+        "Its parts follow from each other, and its end belongs to its beginning.",
+        "Its tone fits who speaks and who reads.",
+    )
+)
+SEED_FLAWS = (
+    "it repeats one thought in other words",
+    "it leaves out a part of what was asked, and covers that up",
+    "it uses general praise in place of anything concrete",
+    "one fact in it is wrong",
+    "its tone does not fit the reader",
+)
+
+
+def eval_command(
+    file: Path,
+    model: str,
+    judge: str,
+    config: str,
+    served: str,
+    key_env: str,
+    again: int,
+    at_once: int,
+    most: int,
+    max_model_len: int,
+    as_json: bool,
+) -> int:
+    """Print what a judge is worth. Returns the exit code; raises ConfigError."""
+    rows = read_labelled(file)
+    rows = rows[:most] if most else rows
+    found, settings = _judge(judge, config)
+    table = _table(model, served, key_env, at_once, max_model_len, asks=found.asks)
+
+    async def act(service: ModelService) -> int:
+        outcome = await evaluate(rows, found, settings, service, again=again, at_once=at_once)
+        state = service.state()
+        numbers = outcome.figures
+        if as_json:
+            record = {"judge": judge, "version": outcome.version, **numbers}
+            record |= {"calls": state.calls, "cached": state.cached, "tokens": state.tokens}
+            typer.echo(json.dumps(record | {"faults_said": outcome.faults[:5]}, indent=1))
+        else:
+            for name, value in numbers.items():
+                typer.echo(f"{name:18} {value:.3f}".replace(".000", ""))
+            typer.echo(f"version            {outcome.version or '-'}; {state.line}")
+            for said in outcome.faults[:5]:
+                typer.echo(f"fault: {said}", err=True)
+        return OK if outcome.seen else FAILED
+
+    return _with_model(table, act)
+
+
+def tune_command(
+    file: Path,
+    out: Path,
+    model: str,
+    principles: Path | None,
+    writer: str,
+    served: str,
+    key_env: str,
+    rounds: int,
+    confidence: float,
+    seed: int,
+    at_once: int,
+    max_model_len: int,
+    as_json: bool,
+) -> int:
+    """Tune principles into a folder. Returns the exit code; raises ConfigError."""
+    if out.exists():
+        raise ConfigError(f"{out} exists already")
+    pairs = [row for row in read_labelled(file) if isinstance(row, Pair)]
+    try:
+        first = read_principles(principles) if principles else SEED_PRINCIPLES
+        splits = split(pairs, seed)
+    except UnreadablePrinciples as error:
+        raise ConfigError(f"--principles: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    table = _table(model, served, key_env, at_once, max_model_len, asks=True)
+    second = _table(writer, served, key_env, at_once, max_model_len, asks=True) if writer else None
+    out.mkdir(parents=True)
+    log = out / "tuning.jsonl"
+
+    def hear(tried: Tried) -> None:
+        with log.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(asdict(tried)) + "\n")
+        how = "accepted" if tried.accepted else "dropped"
+        why = tried.fault or (
+            f"{tried.better} better, {tried.worse} worse, chance {tried.chance:.2g}"
+        )
+        typer.echo(f"round {tried.round}: {how}: {why}", err=True)
+
+    async def tuned(detector: ChatModel, other: ChatModel) -> int:
+        settings = JudgeSettings(max_tokens=1024)
+        tuner = Tuner(
+            detector, other, splits, settings, confidence=confidence, seed=seed, hear=hear
+        )
+        outcome = await tuner.tune(first, SEED_FLAWS, rounds)
+        (out / "principles.toml").write_text(dumped(outcome.principles), encoding="utf-8")
+        record = {
+            "before": outcome.before,
+            "after": outcome.after,
+            "accepted": sum(one.accepted for one in outcome.tried),
+            "proposals": len(outcome.tried),
+            "flaws": outcome.flaws,
+            "version": outcome.principles.version,
+        }
+        (out / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        if as_json:
+            typer.echo(json.dumps(record, indent=1))
+        else:
+            typer.echo(
+                f"{out}/principles.toml: {record['accepted']} of {record['proposals']} proposals accepted; "
+                f"test pairs judged right {outcome.before[0]:.2f} -> {outcome.after[0]:.2f} "
+                f"({outcome.after[1]:.2f} to {outcome.after[2]:.2f}, {len(splits.test)} pairs)"
+            )
+        return OK
+
+    async def act(service: ModelService) -> int:
+        if second is None:
+            return await tuned(service, service)
+        async with _running(second) as other:
+            return await tuned(service, other)
+
+    return _with_model(table, act)
+
+
+def play_command(
+    model: str, judge: str, config: str, served: str, key_env: str, max_model_len: int
+) -> int:
+    """Judge what a person writes, until the input ends."""
+    found, settings = _judge(judge, config)
+    if found.group:
+        raise ConfigError(f"--judge: {judge!r} judges groups; play one that judges single answers")
+    table = _table(model, served, key_env, 4, max_model_len, asks=found.asks)
+
+    async def act(service: ModelService) -> int:
+        each = cast(Judge, bound(found, judge, [service] if found.asks else [], settings))
+        while (question := _text("question")) and (answer := _text("answer")):
+            trajectory = trajectory_of(question, answer, {})
+            try:
+                typer.echo(str(await each(trajectory.task, trajectory)))
+            except (ModelFault, ValueError) as error:
+                typer.echo(f"fault: {error}")
+        return OK
+
+    return _with_model(table, act)
+
+
+def _text(what: str) -> str:
+    """Lines up to an empty one; "" at the end of the input."""
+    typer.echo(f"{what}:", err=True)
+    lines: Sequence[str] = list(iter(lambda: _line(), ""))
+    return "\n".join(lines)
+
+
+def _line() -> str:
+    try:
+        return input()
+    except EOFError:
+        return ""
+
+
+def _judge(name: str, config: str) -> tuple[ModelJudge, dict[str, object]]:
+    try:
+        settings = json.loads(config or "{}")
+        if not isinstance(settings, dict):
+            raise ValueError("a JSON object is wanted")
+        found = find_model_judge(name)
+        check_settings(found, settings)
+    except UnknownJudge as error:
+        raise ConfigError(f"--judge: {error}") from None
+    except BadSettings as error:
+        raise ConfigError(f"--config: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"--config: {error}") from None
+    return found, settings
+
+
+def _table(
+    model: str, served: str, key_env: str, at_once: int, max_model_len: int, *, asks: bool
+) -> ModelTable:
+    """The settings of the service that a command asks."""
+    if not model and asks:
+        raise ConfigError(
+            "--model: give a URL, such as http://127.0.0.1:8000/v1, or a checkpoint folder"
+        )
+    common = {"name": "judge", "model": served, "concurrency": at_once, "key_env": key_env}
+    if not model or model.startswith(("http://", "https://")):
+        return ModelTable.model_validate(
+            {**common, "url": model or "http://127.0.0.1:9", "hold_seconds": 60}
+        )
+    if not (Path(model) / "config.json").is_file():
+        raise ConfigError(f"--model: {model} is no URL and no checkpoint folder")
+    serve = ServeConfig(max_model_len=max_model_len, max_num_seqs=at_once)
+    return ModelTable.model_validate({**common, "path": model, "serve": serve})
+
+
+@asynccontextmanager
+async def _running(table: ModelTable) -> AsyncGenerator[ModelService]:
+    """The service, started, and ended in whatever way."""
+    with tempfile.TemporaryDirectory(prefix="dorado-judge-") as folder:
+        say: Callable[[str], None] = lambda said: typer.echo(said, err=True)  # noqa: E731
+        log = Path(folder) / "vllm.log"
+        service = ModelService(table, key_of(table.key_env), log, say)
+        try:
+            await service.start()
+            yield service
+        finally:
+            await service.close()
+
+
+def _with_model(
+    table: ModelTable, act: Callable[[ModelService], Coroutine[object, object, int]]
+) -> int:
+    async def run() -> int:
+        async with _running(table) as service:
+            return await act(service)
+
+    try:
+        return asyncio.run(run())
+    except (ServerFailed, ModelFault) as error:
+        typer.echo(f"error: {error}", err=True)
+        return FAILED
