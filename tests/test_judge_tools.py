@@ -169,7 +169,7 @@ def tuner(writer: Any, seed: int = 0, count: int = 300) -> Tuner:
 
 async def test_planted_flaws_are_detected_more_often_after_tuning():
     first = Principles(("no flaw-0.", "no flaw-1."))
-    outcome = await tuner(honest).tune(first, tuple(FLAWS), rounds=25)
+    outcome = await tuner(honest, count=400).tune(first, tuple(FLAWS), rounds=25)
     assert outcome.before[0] < 0.35
     assert outcome.after[1] > outcome.before[2], "the intervals do not meet"
     accepted = [one for one in outcome.tried if one.accepted]

@@ -1,0 +1,69 @@
+"""vLLM's own server as a frozen model: structured answers, killed, stopped, ended."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from envs.chat_model import ChatRequest
+from envs.message import Message
+from rl.model_table import ModelTable, ServeConfig
+from rl.models.server import ServerFailed
+from rl.models.service import ModelService
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+SCHEMA = {
+    "type": "object",
+    "properties": {"verdict": {"type": "string", "enum": ["good", "bad"]}},
+    "required": ["verdict"],
+    "additionalProperties": False,
+}
+
+
+def table(checkpoint: Path, **serve: object) -> ModelTable:
+    settings = ServeConfig.model_validate({"max_model_len": 256, "max_num_seqs": 8, **serve})
+    return ModelTable(name="judge", path=str(checkpoint), serve=settings, request_seconds=20)
+
+
+def asks(number: int, schema: dict[str, object] | None = None) -> ChatRequest:
+    return ChatRequest((Message("user", f"Is {number} good?"),), 24, schema=schema)
+
+
+async def test_a_served_checkpoint_answers_by_schema_and_survives_its_servers_death(
+    checkpoints, tmp_path
+):
+    said: list[str] = []
+    service = ModelService(table(checkpoints["qwen3_moe"]), "", tmp_path / "vllm.log", said.append)
+    try:
+        await service.start()
+        server = service.server
+        assert server is not None and server.process is not None
+        plain = await service.ask(asks(0))
+        assert plain.completion_tokens > 0 and plain.prompt_tokens > 0
+        answers = await asyncio.gather(*(service.ask(asks(n, SCHEMA)) for n in range(4)))
+        assert {json.loads(one.text)["verdict"] for one in answers} <= {"good", "bad"}
+        assert service.state().nonsense == 0, "tokens are drawn from the schema alone"
+        os.killpg(server.process.pid, signal.SIGKILL)
+        held = await asyncio.gather(*(service.ask(asks(n)) for n in range(10, 14)))
+        assert len(held) == 4
+        state = service.state()
+        assert state.faults > 0 and state.failed == 0
+        assert "started 2 times" in state.server
+        assert any("has ended" in one for one in said) and "answers again" in said[-1]
+        tree = [server.process.pid]
+        tree += [c.pid for c in psutil.Process(server.process.pid).children(recursive=True)]
+    finally:
+        await service.close()
+    assert not [pid for pid in tree if psutil.pid_exists(pid)]
+
+
+async def test_a_server_that_cannot_start_says_why(checkpoints, tmp_path):
+    wrong = table(checkpoints["qwen3_moe"], vllm={"quantization": "nonsense"})
+    service = ModelService(wrong, "", tmp_path / "vllm.log", print)
+    with pytest.raises(ServerFailed, match=r"ended while it started: .*nonsense.*log: "):
+        await service.start()
+    await service.close()
