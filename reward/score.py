@@ -144,7 +144,7 @@ async def _findings(judge: Judge, trajectory: Trajectory, seconds: float) -> Jud
 
 
 def _judgement(name: str, found: object, turns: int) -> Judgement:
-    """What a judge has returned as a record. Raises JudgeFault."""
+    """A judge's return value as a record. Raises JudgeFault."""
     try:
         if not isinstance(found, Judgement):
             return Judgement(named_rewards(found, "it"))
@@ -163,7 +163,7 @@ def _judgement(name: str, found: object, turns: int) -> Judgement:
 
 
 async def _asked(name: str, begin: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """What a judge returns within its deadline. Raises JudgeFault."""
+    """A judge's return value, within its deadline. Raises JudgeFault."""
     deadline = asyncio.timeout(seconds)
 
     async def ask() -> T | _Raised:
@@ -199,7 +199,7 @@ async def _asked(name: str, begin: Callable[[], Awaitable[T]], seconds: float) -
 
 @dataclass(frozen=True)
 class _Raised:
-    """What a judge has raised."""
+    """The error that a judge has raised."""
 
     error: BaseException
 

@@ -7,7 +7,7 @@ from rollout.trajectory import Trajectory, Turn
 
 
 def question_of(trajectory: Trajectory) -> str:
-    """What the policy was asked: the opening's messages, the system's left out."""
+    """The policy's question: the opening's messages, the system's left out."""
     said = [one.content for one in trajectory.opening if one.role != "system"]
     return "\n\n".join(said)
 

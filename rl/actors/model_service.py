@@ -17,7 +17,7 @@ from rl.record.model_state import ModelState
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What a service has done since the last report. said: sentences for the user."""
+    """Report of a service since the last one. said: sentences for the user."""
 
     state: ModelState
     calls: tuple[Call, ...]

@@ -1,4 +1,4 @@
-"""What `dorado judge eval | tune | play` do, from their options to what is printed and written."""
+"""Carries out `dorado judge eval | tune | play`, from their options to what is printed and written."""
 
 import asyncio
 import json

@@ -25,7 +25,7 @@ AGAIN = 0.7
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a judge is worth. faults: sentences, one for each row without a verdict."""
+    """Figures of a judge. faults: sentences, one for each row without a verdict."""
 
     figures: dict[str, float]
     seen: tuple[Seen, ...]
