@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from rollout.vllm_arguments import (
     prepare_process,
     rolls_over,
 )
+from rollout.vllm_core_process import begun_early
 from rollout.weight_file import slices_of
 
 if TYPE_CHECKING:
@@ -76,8 +78,6 @@ class VllmEngine:
             check_compiler()
         self.compiled = CompileCache(user_cache()) if config.compile else None
         prepare_process(config, self.compiled)
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         self.name = name
         self.config = config
         self.sampling = sampling
@@ -100,12 +100,15 @@ class VllmEngine:
         self.adapters = adapters
         # What requests run on, once there is one.
         self.adapter: LoRARequest | None = None
-        arguments = engine_arguments(
-            checkpoint, config, seed, move_cache=self.moves_cache, adapters=adapters
-        )
-        self.llm = AsyncLLM.from_vllm_config(
-            engine_config(arguments), disable_log_stats=arguments["disable_log_stats"]
-        )
+        with begun_early() if config.device == "cpu" else nullcontext():
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            arguments = engine_arguments(
+                checkpoint, config, seed, move_cache=self.moves_cache, adapters=adapters
+            )
+            self.llm = AsyncLLM.from_vllm_config(
+                engine_config(arguments), disable_log_stats=arguments["disable_log_stats"]
+            )
         hf_config = self.llm.model_config.hf_text_config
         self.routing = routing_layout(hf_config) if config.capture_routing else None
 

@@ -32,6 +32,7 @@ ONLY_IN = {
         "rollout/families/longcat_flash.py",
         "rollout/vllm_adapter.py",
         "rollout/vllm_arguments.py",
+        "rollout/vllm_core_process.py",
         "rollout/vllm_engine.py",
         "rollout/vllm_plugin.py",
         "rollout/vllm_final_outputs.py",
