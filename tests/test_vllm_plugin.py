@@ -18,6 +18,11 @@ from rollout.vllm_engine import VllmEngine
 
 async def main():
     config = EngineConfig(max_model_len=64, max_num_seqs=2)
+    try:
+        VllmEngine("engine-0", "/nowhere/at/all", config, SamplingConfig(), (0,), seed=0)
+    except Exception:
+        begun = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+        print("none, left", len(begun), flush=True)
     engine = VllmEngine("engine-0", sys.argv[1], config, SamplingConfig(), (0,), seed=0)
     await engine.start()
     print("started", *(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
@@ -31,7 +36,7 @@ if __name__ == "__main__":
 
 @pytest.mark.engine
 @pytest.mark.timeout(240)
-def test_vllms_core_ends_when_the_process_that_started_it_is_killed(checkpoint, tmp_path):
+def test_vllms_core_ends_when_no_engine_comes_of_it_or_its_engine_is_killed(checkpoint, tmp_path):
     script = tmp_path / "engine.py"
     script.write_text(ENGINE, encoding="utf-8")
     command = [sys.executable, str(script), str(checkpoint)]
@@ -40,10 +45,12 @@ def test_vllms_core_ends_when_the_process_that_started_it_is_killed(checkpoint, 
         command, cwd=root, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
         assert process.stdout is not None
+        nothing = next((line for line in process.stdout if line.startswith("none, ")), "")
         line = next((line for line in process.stdout if line.startswith("started ")), "")
         started = [psutil.Process(int(pid)) for pid in line.split()[1:]]
         cores = [p for p in started if "EngineCore" in " ".join(p.cmdline())]
         process.kill()
+    assert nothing == "none, left 0\n"
     assert cores
     give_up = time.monotonic() + 30
     while (alive := [core for core in cores if _computes(core)]) and time.monotonic() < give_up:
