@@ -233,7 +233,7 @@ class StandInCluster(Cluster):
     @override
     def _place_engine(self, name: str) -> Handle[EngineActor]:
         checkpoint, _ = self._policy
-        calls, answer = turns(Renderer(checkpoint, self.config.episode.tool_format))
+        calls, answer = turns(Renderer(checkpoint, self.config.model.format))
         return self._place(self.engine_kind, name, (name, calls, answer))
 
     @override

@@ -25,12 +25,11 @@ from transformers import AutoModelForCausalLM
 
 from envs.builtin.calculator import Calculator, CalculatorConfig
 from envs.env import Deadlines, Task
-from envs.message import Message
+from envs.message import Message, ToolSchema
 from envs.session import EnvSession, StepResult
 from rl.cold_start import first_checkpoint
 from rl.config import RunConfig
 from rollout.renderer import Renderer
-from rollout.tool_format import MalformedCall
 from trainer.advantage import GROUP_ADVANTAGES
 from trainer.loss import objective
 from trainer.loss_inputs import LossInputs
@@ -60,6 +59,7 @@ class Trajectory:
     """One episode's tokens, one entry per token in each list. In the run: `rollout/trajectory.py`."""
 
     session: EnvSession
+    tools: tuple[ToolSchema, ...] = ()
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)  # True where the policy wrote the token
     logprobs: list[float] = field(default_factory=list)  # of its own tokens, as it wrote them
@@ -83,6 +83,7 @@ def play(policy: Any, renderer: Renderer, tasks: Sequence[Task], c: RunConfig) -
     for task in tasks:
         trajectories.append(Trajectory(EnvSession(environment(c), Deadlines())))
         opening = asyncio.run(trajectories[-1].session.open(task))
+        trajectories[-1].tools = opening.tools
         trajectories[-1].hear(renderer.prompt(opening.messages, opening.tools))
     for _ in range(c.episode.max_turns):
         playing = [t for t in trajectories if not t.done]
@@ -92,10 +93,12 @@ def play(policy: Any, renderer: Renderer, tasks: Sequence[Task], c: RunConfig) -
             if ids[-1] not in renderer.eos_ids:
                 trajectory.done = True  # cut off at the length limit
                 continue
-            try:
-                result = asyncio.run(trajectory.session.step(*renderer.parse(ids)))
-            except MalformedCall as error:  # the policy's own fault: it is told, and plays on
-                result = StepResult((Message("tool", f"error: {error}"),), done=False)
+            written = renderer.read(ids, trajectory.tools)
+            if written.malformed:  # the policy's own fault: it is told, and plays on
+                result = StepResult((Message("tool", f"error: {written.malformed}"),), done=False)
+            else:
+                act = trajectory.session.step(written.answer, written.calls)
+                result = asyncio.run(act)
             trajectory.done = result.done
             trajectory.hear(renderer.suffix(result.messages, ids) if not result.done else [])
     for trajectory in trajectories:  # in the run: reward/score.py, which adds judges
@@ -192,7 +195,7 @@ def train(checkpoint: str, c: RunConfig) -> list[float]:
     """The loop: play, compare, update; returns the mean reward of each step. In the run: `rl/loop/run.py`."""
     torch.manual_seed(c.seed)
     policy = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    renderer = Renderer(checkpoint, c.episode.tool_format)
+    renderer = Renderer(checkpoint, c.model.format)
     optimizer = Optimizer(policy, c.learner.optim, torch.float32)
     tasks = environment(c).tasks("train", c.seed + 1)  # in the run: rl/tasks/task_source.py
     size, means = c.batch.group_size, []

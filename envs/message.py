@@ -34,6 +34,7 @@ class ToolCall:
 class Message:
     """One chat message; only assistant messages have `tool_calls`, only tool messages a tool's `name`.
 
+    reasoning: an assistant's thoughts, apart from its content; what a chat template makes of them is its own.
     Its text is made encodable (`envs.text`). Raises TypeError for content that is no text, ValueError for a
     role that there is not.
     """
@@ -42,6 +43,7 @@ class Message:
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
+    reasoning: str = ""
 
     def __post_init__(self) -> None:
         content = cast(object, self.content)  # an author's: it may be anything
@@ -52,6 +54,7 @@ class Message:
                 f"a message's role has to be one of {', '.join(get_args(Role))}, not {shown(self.role)}"
             )
         object.__setattr__(self, "content", encodable(content))
+        object.__setattr__(self, "reasoning", encodable(self.reasoning))
         if self.name is not None:
             object.__setattr__(self, "name", encodable(self.name))
 
@@ -65,6 +68,8 @@ class Message:
             ]
         if self.name is not None:
             chat["name"] = self.name
+        if self.reasoning:  # most templates read the first key, some the second
+            chat |= {"reasoning_content": self.reasoning, "thinking": self.reasoning}
         return chat
 
 

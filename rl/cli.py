@@ -295,6 +295,25 @@ def plan(
         Console().print(table(outcomes))
 
 
+@model_app.command("formats")
+def model_formats(
+    model: Annotated[str, typer.Argument(help="A folder or a Hub name; none: all formats.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how a checkpoint writes thoughts, tool calls, results and history."""
+    from rl.model_formats import describe, known_formats
+
+    if model:
+        require("transformers")
+    found = describe(model) if model else known_formats()
+    if as_json:
+        typer.echo(json.dumps(dict(found), indent=1, ensure_ascii=False))
+        return
+    width = max(map(len, found))
+    for name, text in found.items():
+        typer.echo(f"{name:<{width}}  {text}")
+
+
 @model_app.command("init")
 def model_init(
     folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],

@@ -95,7 +95,7 @@ class Cluster:
     async def start(self, checkpoint: str) -> Actors:
         """Place the actors and wait until each can work. Raises StartError."""
         config, seconds = self.config, self.config.timeouts.start_seconds
-        renderer = Renderer(checkpoint, config.episode.tool_format)
+        renderer = Renderer(checkpoint, config.model.format)
         try:
             check_rendering(config.all_envs, config.episode, renderer)
         except ValueError as error:

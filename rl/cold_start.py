@@ -111,7 +111,7 @@ def _make_cold_start(config: RunConfig, folder: Path, report: Report, check: Che
     from rollout.renderer import Renderer
     from trainer.sft_ranks import SftError, make_sft
 
-    renderer = Renderer(start, config.episode.tool_format)
+    renderer = Renderer(start, config.model.format)
     samples = demonstrations(config, renderer)
     steps = config.sft.updates(len(samples))
     try:
@@ -269,7 +269,6 @@ def _key(config: RunConfig) -> str:
         "model": config.model.model_dump(),
         "sft": config.sft.model_dump() if config.sft else None,
         "env": [(t.id, t.config, t.noise and t.noise.level) for t in config.env],
-        "format": config.episode.tool_format,
         "learner": [config.learner.dtype, config.learner.micro_batch_tokens],
         "router": config.learner.router.model_dump(exclude={"replay"}),
         "seed": config.seed,

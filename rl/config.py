@@ -17,6 +17,7 @@ from rl.stop_config import StopConfig
 from rl.tracker_config import NotifyConfig, TrackersConfig, WandbConfig
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig, Section
 from rollout.engine import Sampling
+from rollout.format import FormatName
 from rollout.scheduler import Limits
 from rollout.window import Eviction, Rules
 from trainer.config import LearnerConfig, SftConfig
@@ -35,11 +36,15 @@ class InitConfig(Section):
 
 
 class ModelConfig(Section):
-    """The policy to start from: a local folder (`path`), a Hub name (`hub`), or a new one (`init`)."""
+    """The policy to start from: a local folder (`path`), a Hub name (`hub`), or a new one (`init`).
+
+    format: how it writes thoughts and tool calls (`rollout.format`); None: as its chat template does.
+    """
 
     path: str | None = None
     hub: str | None = None
     init: InitConfig | None = None
+    format: FormatName | None = None
 
     @validator(mode="after")
     def _one_source(self) -> "ModelConfig":
@@ -224,6 +229,23 @@ class RunConfig(Section):
             return given
         loss = {**loss, "max_completion_tokens": episode.longest_completion}
         return {**given, "learner": {**learner, "loss": loss}}
+
+    @validator(mode="before")
+    @classmethod
+    def _format_of_the_model(cls, given: object) -> object:
+        """`episode.tool_format`, as files of older releases have it, is `model.format`.
+
+        Defined behind `_longest_completion`, and so run before it.
+        """
+        if not isinstance(given, dict):
+            return given
+        model, episode = given.get("model"), given.get("episode")
+        if not isinstance(model, dict) or not isinstance(episode, dict):
+            return given
+        if "tool_format" not in episode:
+            return given
+        kept = {key: value for key, value in episode.items() if key != "tool_format"}
+        return {**given, "model": {"format": episode["tool_format"], **model}, "episode": kept}
 
     @validator(mode="after")
     def _mode_and_layout(self) -> "RunConfig":

@@ -39,6 +39,7 @@ from rl.objective_check import check_objective
 from rl.plugin_check import check_plugins, openings
 from rl.tracker_config import missing
 from rollout.config import EpisodeConfig
+from rollout.format import FormatName
 from trainer.checkpoint_files import check_weights
 from trainer.families.registry import FAMILIES
 
@@ -89,7 +90,7 @@ def check_run(config: RunConfig) -> None:
         raise ConfigError(f"cluster.address: {why}")
     if config.model.path is not None:
         folder = Path(config.model.path)
-        check_tokenizer(folder, config.all_envs, config.episode, key="model.path", seed=config.seed)
+        _check_own_tokenizer(config, folder, "model.path")
 
 
 def _check_rows(table: EnvTable, env: Env, splits: Sequence[Split]) -> None:
@@ -129,7 +130,12 @@ def check_new_tokenizer(config: RunConfig, folder: Path | None = None) -> None:
                 make_tokenizer(config, folder)
             except ColdStartError as error:
                 raise ConfigError(str(error)) from None
-        check_tokenizer(folder, config.all_envs, config.episode, key="model.init", seed=config.seed)
+        _check_own_tokenizer(config, folder, "model.init")
+
+
+def _check_own_tokenizer(config: RunConfig, folder: Path, key: str) -> None:
+    tables, episode = config.all_envs, config.episode
+    check_tokenizer(folder, tables, episode, key=key, format=config.model.format, seed=config.seed)
 
 
 def check_tokenizer(
@@ -138,18 +144,19 @@ def check_tokenizer(
     episode: EpisodeConfig,
     *,
     key: str,
+    format: FormatName | None = None,
     seed: int | None = None,
 ) -> None:
     """Raise ConfigError unless the folder's tokenizer, if there is one, loads and its chat template plays.
 
-    seed: of the run whose first openings have to leave room for an answer.
+    format: what `model.format` says. seed: of the run whose first openings have to leave room for an answer.
     """
     from rollout.renderer import Renderer
 
     if not (folder / "tokenizer.json").is_file():
         return
     try:
-        renderer = Renderer(folder, episode.tool_format)
+        renderer = Renderer(folder, format)
         check_rendering(tables, episode, renderer)
         if seed is not None:
             _check_openings(tables, episode, seed, renderer)

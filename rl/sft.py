@@ -139,7 +139,7 @@ class ChatTraining:
         from rollout.renderer import Renderer
 
         try:
-            return Renderer(start, self.config.episode.tool_format)
+            return Renderer(start, self.config.model.format)
         except Exception as error:  # a tokenizer of others can be broken in any way
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"model: {first}") from None
@@ -155,7 +155,7 @@ class ChatTraining:
             lambda rows: self.progress.note(f"{rows:,} chats"),
         )
         try:
-            check_template(renderer, roles=found.roles, turns=found.turns)
+            check_template(renderer, roles=found.roles, turns=found.turns, one_sequence=True)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
         if found.sharegpt:

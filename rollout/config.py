@@ -17,7 +17,11 @@ from pydantic import (
 )
 
 from rollout.engine import Sampling
-from rollout.tool_format import ToolFormat
+
+SUMMARY_PROMPT = (
+    "Your context is nearly full and will be cleared. Write down all that you need to go on: what you were "
+    "asked, what you have done and found, and what is left to do. Call no tool."
+)
 
 
 class Section(BaseModel):
@@ -179,19 +183,53 @@ class EngineConfig(Section):
 
 
 class EpisodeConfig(Section):
-    """Limits of one episode.
+    """Limits of one episode, and what the policy sees of it.
 
     max_turns: turns of the policy. max_completion_tokens: of one turn. max_tokens: of the whole
-    trajectory, prompts and observations included. max_seconds: from its first phase to its last.
+    trajectory, prompts and observations included; of each of its segments, where it has several. max_seconds:
+    from its first phase to its last.
+    context: what becomes of a context of more than `context_tokens` (default: five eighths of max_tokens, as
+    80K of 128K; LongCat-Flash-Thinking-2601, section 3.3.2). append: nothing. summary: the policy is asked,
+    by `summary_prompt`, for a summary, which is trained on like any turn; a segment begins with the opening
+    and the summary. discard: a segment begins with the opening alone. hybrid: summary, and discard after
+    `discard_turns` turns, after twice as many the next time, and so on.
     """
 
     max_turns: PositiveInt = 8
     max_completion_tokens: PositiveInt = 32
     max_tokens: PositiveInt = 256
     max_seconds: PositiveFloat = 300
-    tool_format: ToolFormat = "longcat"
+    context: Literal["append", "summary", "discard", "hybrid"] = "append"
+    context_tokens: PositiveInt | None = None
+    discard_turns: PositiveInt | None = None
+    summary_prompt: str = Field(default=SUMMARY_PROMPT, min_length=1)
+
+    @model_validator(mode="after")
+    def _contexts_fit(self) -> "EpisodeConfig":
+        if self.context == "append" and self.context_tokens is not None:
+            raise ValueError(
+                'context_tokens is of a context that is shortened, and context is "append": leave it out, or '
+                'set context to "summary", "discard" or "hybrid"'
+            )
+        if self.context_tokens is not None and self.context_tokens >= self.max_tokens:
+            raise ValueError(
+                f"context_tokens ({self.context_tokens}) leaves no room for another turn in max_tokens "
+                f"({self.max_tokens}): make it smaller"
+            )
+        if (self.context == "hybrid") != (self.discard_turns is not None):
+            raise ValueError(
+                'discard_turns belongs to context = "hybrid", which needs it: after so many turns the '
+                "context is discarded in place of summed up"
+            )
+        return self
+
+    @property
+    def context_limit(self) -> int:
+        """Tokens from which on a context is shortened."""
+        return self.context_tokens or self.max_tokens * 5 // 8
 
     @property
     def longest_completion(self) -> int:
         """Most tokens that the policy writes in one episode, over all its turns."""
-        return min(self.max_tokens, self.max_turns * self.max_completion_tokens)
+        turns = self.max_turns * self.max_completion_tokens
+        return min(self.max_tokens, turns) if self.context == "append" else turns

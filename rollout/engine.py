@@ -49,6 +49,7 @@ class Request:
 
     sampling: the turn's own; None: the engine's. cache: the KV cache that an engine left for it
     (`Completion.cache`), or "". num_routed: the prompt's tokens whose routing is known from earlier turns.
+    begins: a segment begins, and what the session's turns before have left in a cache is not gone on with.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Request:
     cache: str = ""
     num_routed: int = 0
     sampling: Sampling | None = None
+    begins: bool = False
 
 
 @dataclass(frozen=True)

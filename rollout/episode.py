@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol, TypeVar
 
 from envs.env import Task
@@ -21,8 +20,9 @@ from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvFault, HostFault, Opening, StepResult
 from envs.text import encodable, told
 from rollout.config import EpisodeConfig
+from rollout.context import Asked, Before, Context, ContextRendering, letters_of
 from rollout.engine import Completion, EngineFault, Generate, Request, Sampling
-from rollout.tool_format import MalformedCall
+from rollout.reading import Written
 from rollout.trajectory import Phase, StopReason, Trajectory, Turn
 
 T = TypeVar("T")
@@ -48,13 +48,10 @@ class Session(Protocol):
     async def close(self) -> None: ...
 
 
-class Rendering(Protocol):
+class Rendering(ContextRendering, Protocol):
     """Messages to tokens and back (`rollout.renderer.Renderer`)."""
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]: ...
-    def suffix(self, messages: Sequence[Message], completion: Sequence[int]) -> list[int]: ...
-    def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]: ...
-    def split(self, completion: Sequence[int]) -> tuple[str, str]: ...
+    def read(self, completion: Sequence[int], tools: Sequence[ToolSchema]) -> Written: ...
     def text(self, ids: Sequence[int]) -> str: ...
 
 
@@ -113,6 +110,7 @@ class Episode:
     sampling: Sampling | None = None
     clock: PhaseClock = field(default_factory=PhaseClock)
     opening: tuple[Message, ...] = ()
+    tools: tuple[ToolSchema, ...] = ()
     turns: list[Turn] = field(default_factory=list)
     env_rewards: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -158,30 +156,27 @@ class Episode:
 
     async def _play(self) -> StopReason:
         opening = await self._in_phase("reset", self.session.open(self.task))
-        self.opening, self.notes = opening.messages, opening.notes
-        letters = _letters(opening.messages, opening.tools)
+        self.opening, self.tools, self.notes = opening.messages, opening.tools, opening.notes
+        letters = letters_of(opening.messages, opening.tools)
         if letters > MOST_OPENING_LETTERS * self.config.max_tokens:
             raise NoRoom(
                 f"environment {self.env!r}: an opening of {letters:,} characters leaves no room in "
                 f"episode.max_tokens ({self.config.max_tokens})"
             )
-        prompt = await self._rendered(
-            letters, lambda: self.renderer.prompt(opening.messages, opening.tools)
-        )
-        if len(prompt) >= self.config.max_tokens:
+        context = Context(self.config, self.renderer, opening.messages, opening.tools)
+        before = await self._rendered(context.begin())
+        if before.length >= self.config.max_tokens:
             raise NoRoom(
-                f"environment {self.env!r}: an opening of {len(prompt)} tokens leaves no room in "
+                f"environment {self.env!r}: an opening of {before.length} tokens leaves no room in "
                 f"episode.max_tokens ({self.config.max_tokens})"
             )
-        context: tuple[int, ...] = ()
         stop: StopReason = "max_turns"
         for index in range(self.config.max_turns):
-            context += prompt
-            room = self.config.max_tokens - len(context)
+            room = self.config.max_tokens - before.length
             if room <= 0:
                 stop = "max_tokens"
                 break
-            turn, done = await self._turn(index, context, prompt, room)
+            turn, written, done = await self._turn(index, before, room)
             self.turns.append(turn)
             if done:
                 stop = "completed"
@@ -189,61 +184,72 @@ class Episode:
             if turn.finish_reason == "length":
                 stop = "max_tokens"
                 break
-            context += turn.completion_ids
-            suffix = partial(self.renderer.suffix, turn.observations, turn.completion_ids)
-            prompt = await self._rendered(_letters(turn.observations), suffix)
+            context.wrote(before, turn.completion_ids, written, turn.observations)
+            before = await self._rendered(context.next(before))
+            if (shorter := context.full(before)) is not None:
+                before = await self._rendered(shorter)
         rewards = await self._in_phase("score", self.session.score())
         self.env_rewards, self.turns = dict(rewards), with_rewards(self.turns, rewards)
         return stop
 
-    async def _turn(
-        self, index: int, context: tuple[int, ...], prompt: tuple[int, ...], room: int
-    ) -> tuple[Turn, bool]:
-        """One completion and the environment's answer to it; True where that ended the episode."""
+    async def _turn(self, index: int, before: Before, room: int) -> tuple[Turn, Written, bool]:
+        """One completion, what it says, and True where the environment's answer to it ended the episode."""
         limit = min(room, self.config.max_completion_tokens)
         # The last token of the turn before is computed in this one.
-        routed = max(0, len(context) - len(prompt) - 1)
+        routed = max(0, len(before.context) - 1)
+        context = before.context + before.prompt
         id = f"{self.id}/{index}"
-        request = Request(id, self.id, context, limit, num_routed=routed, sampling=self.sampling)
+        request = Request(
+            id,
+            self.id,
+            context,
+            limit,
+            num_routed=routed,
+            sampling=self.sampling,
+            begins=bool(before.begins),
+        )
         completion = await self._in_phase("generate", self.generate(request))
         if completion.finish_reason == "abort":
             raise EngineFault(f"engine {completion.engine} aborted request {request.id}")
         completion = stopped(completion, self.sampling, self.renderer.text)
-        text, calls, malformed = "", (), False
-        thought, rest = self.renderer.split(completion.token_ids)
+        written = self.renderer.read(completion.token_ids, self.tools)
         result = StepResult((), done=False)
-        if completion.finish_reason == "stop":
-            try:
-                text, calls = self.renderer.parse(completion.token_ids)
-                phase = "tool" if calls else "reply"
-                act = self.session.step(text, calls)
-                result = await self._in_phase(phase, act, max(1, len(calls)))
-            except MalformedCall as error:
-                malformed = True
-                text = rest
-                result = StepResult((Message("tool", f"error: {error}"),), done=False)
+        if completion.finish_reason != "stop":  # cut off: neither an answer nor a call
+            written = replace(written, answer="", calls=(), malformed="")
+        elif before.summary:  # which the policy writes for itself
+            written = replace(written, calls=(), malformed="")
+        elif written.malformed:
+            said = Message("tool", f"error: {written.malformed}")
+            result = StepResult((said,), done=False)
+        else:
+            phase = "tool" if written.calls else "reply"
+            act = self.session.step(written.answer, written.calls)
+            result = await self._in_phase(phase, act, max(1, len(written.calls)))
         turn = Turn(
-            prompt_ids=prompt,
+            prompt_ids=before.prompt,
             completion_ids=completion.token_ids,
             rollout_logprobs=completion.logprobs,
             versions=completion.versions,
             finish_reason=completion.finish_reason,
             engine=completion.engine,
-            text=text,
-            calls=calls,
-            malformed=malformed,
+            text=written.answer,
+            calls=written.calls,
+            malformed=bool(written.malformed),
             bad_calls=result.bad_calls,
             observations=bounded(result.messages, MOST_LETTERS * self.config.max_tokens),
-            thought=thought,
+            thought=written.reasoning,
+            begins=before.begins,
+            summary=before.summary,
+            segment=(self.turns[-1].segment if self.turns else 0) + bool(before.begins),
             routing=completion.routing,
         )
-        return turn, result.done
+        return turn, written, result.done
 
-    async def _rendered(self, letters: int, render: Callable[[], list[int]]) -> tuple[int, ...]:
-        """The ids of a text of so many characters; a long one is made into tokens beside the event loop."""
-        if letters < LONG_LETTERS:
-            return tuple(render())
-        return tuple(await self._in_phase("render", asyncio.to_thread(render)))
+    async def _rendered(self, asked: Asked) -> Before:
+        """Render the context of a turn; a long text is made into tokens beside the event loop."""
+        if asked.letters < LONG_LETTERS:
+            return asked.before(asked.render())
+        return asked.before(await self._in_phase("render", asyncio.to_thread(asked.render)))
 
     async def _in_phase(self, name: str, act: Awaitable[T], acts: int = 1) -> T:
         with self.clock.phase(name, acts):
@@ -259,7 +265,11 @@ class Episode:
 
 def with_rewards(turns: Sequence[Turn], rewards: NamedRewards) -> list[Turn]:
     """The turns with the rewards that they have earned; the environment counts those that it has seen."""
-    seen = [i for i, t in enumerate(turns) if t.finish_reason == "stop" and not t.malformed]
+    seen = [
+        i
+        for i, t in enumerate(turns)
+        if t.finish_reason == "stop" and not t.malformed and not t.summary
+    ]
     earned = {seen[number]: parts for number, parts in rewards.by_turn.items()}
     return [replace(t, rewards=earned[i]) if i in earned else t for i, t in enumerate(turns)]
 
@@ -292,9 +302,3 @@ def bounded(messages: Sequence[Message], letters: int) -> tuple[Message, ...]:
         letters = max(0, -more)
         kept.append(message)
     return tuple(kept)
-
-
-def _letters(messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> int:
-    """Characters of messages, and of tools as the policy is told of them."""
-    described = sum(len(t.name) + len(t.description) + len(str(t.parameters)) for t in tools)
-    return sum(len(message.content) for message in messages) + described

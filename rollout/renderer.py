@@ -6,19 +6,24 @@ stand-in conversation with the new messages, and appended to the ids there are. 
 that is for `rollout.template_check` to say before a run.
 """
 
+import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from envs.message import Message, ToolCall, ToolSchema
-from rollout.thought import opens_thought
-from rollout.tool_format import ToolFormat, parse_calls, split_completion
+from rollout.format import FORMATS, Format, FormatName, format_of
+from rollout.history import PROBED, History, Thoughts, thoughts_of
+from rollout.reading import Written, read
+from rollout.thought import THOUGHTS, ends_thought, opens_thought
 
 _QUESTION, _STAND_IN = "?", "stand-in for what the policy wrote"
+_PROBE = Message("assistant", "", (ToolCall(PROBED.name, {"probe": "iron"}),))
 _KEPT_PROMPTS = 32
 # Where a control token that somebody wrote in a message is cut, so that it stays mere text. A Unicode
 # noncharacter: no text that is meant for interchange holds it.
@@ -29,15 +34,18 @@ class Renderer:
     """Renders for one checkpoint's tokenizer and chat template.
 
     eos_ids: the tokens that end a turn, the tokenizer's own first; an engine stops at the same ones.
+    format: how the policy writes calls and thoughts.
     """
 
-    def __init__(self, checkpoint: str | Path, tool_format: ToolFormat) -> None:
-        """Raises ValueError where the tokenizer has no chat template, or nothing that ends a turn."""
+    def __init__(self, checkpoint: str | Path, format: FormatName | None = None) -> None:
+        """format: its name; None: the chat template says.
+
+        Raises ValueError where the tokenizer has no chat template, or nothing that ends a turn.
+        """
         self.checkpoint = str(checkpoint)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.checkpoint)
         if not self.tokenizer.chat_template:
             raise ValueError(f"{checkpoint}: the tokenizer has no chat template")
-        self.tool_format: ToolFormat = tool_format
         self._prompts: dict[str, list[int]] = {}
         own = self.tokenizer.eos_token_id
         ends = [*([own] if own is not None else []), *_generation_ends(self.checkpoint)]
@@ -45,14 +53,74 @@ class Renderer:
         if not self.eos_ids:
             raise ValueError(f"{checkpoint}: neither the tokenizer nor the model has an end token")
         # An id beyond the vocabulary has no text.
-        marks = filter(None, (self.text([id]) for id in self.eos_ids))
-        self._ends = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+        self._end_marks = tuple(filter(None, (self.text([id]) for id in self.eos_ids)))
+        self._ends = re.compile("|".join(map(re.escape, self._end_marks)) or r"(?!)")
         self._control = re.compile("|".join(map(re.escape, self._control_tokens())) or r"(?!)")
+        template = str(self.tokenizer.chat_template)
+        self._shows_ids = re.search(r"tool_call_id|\.id\b|\[['\"]id['\"]\]", template) is not None
+        self.format: Format = FORMATS["text" if format is None else format]
+        written = self._probed()
+        if format is None:
+            self.format = format_of(written, template)
+
+    def _probed(self) -> str:
+        """A conversation with a call, "" where the template writes none; how it wants calls is noted.
+
+        Some templates want arguments as JSON text, some a content that is none.
+        """
+        for self._text_arguments, self._no_content in product((False, True), (False, True)):
+            try:
+                written = self.render([Message("user", _QUESTION), _PROBE], (PROBED,))
+            except Exception:  # the template's own complaint
+                continue
+            if "iron" in written:
+                return written
+        self._text_arguments = self._no_content = False
+        return ""
 
     @cached_property
     def thinking(self) -> bool:
         """True if the template's prompt leaves the policy in the middle of a thought."""
         return opens_thought(self.render([Message("user", _QUESTION)], generate=True))
+
+    @cached_property
+    def without_thought(self) -> bool:
+        """True if the template's prompt ends with an empty thought, so that the policy writes none."""
+        return ends_thought(self.render([Message("user", _QUESTION)], generate=True))
+
+    @property
+    def history(self) -> History:
+        """Thoughts of earlier turns that the template keeps: all, until the user speaks, or none."""
+        return self.thoughts.kept
+
+    @cached_property
+    def thoughts(self) -> Thoughts:
+        """How the template treats thoughts. One that knows none keeps all, as a part of the text."""
+        if not self.thinking and not self.thought_mark:
+            return Thoughts("all", field=False)
+        return thoughts_of(self.render, self.thought_mark)
+
+    @cached_property
+    def thought_mark(self) -> str:
+        """The mark that begins a thought, where the template's prompt or its source has one."""
+        prompt = self.render([Message("user", _QUESTION)], generate=True).rstrip()
+        template = str(self.tokenizer.chat_template)
+        own = self.format.thought
+        known = [mark for mark in THOUGHTS if prompt.endswith(mark)]
+        written = [m for m, end in THOUGHTS.items() if m in template or end in template]
+        return next(iter([*known, *written, *([own] if own and own in template else [])]), "")
+
+    def forgets(self, messages: Sequence[Message], thought: bool) -> bool:
+        """True if the template writes earlier turns otherwise where `messages` answer the last one.
+
+        thought: there is one in these turns, which templates drop.
+        """
+        user = any(message.role == "user" for message in messages)
+        if user and self.format.user_begins:
+            return True
+        if self.history == "all" or not (thought or self.without_thought):
+            return False
+        return user or self.history == "none"
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
         """Ids of an opening, ready for the policy to write its first turn.
@@ -74,15 +142,31 @@ class Renderer:
             return self._encode(self.after_turn(messages))
         return self._encode(self._tail(messages, generate=True))
 
-    def after_turn(self, messages: Sequence[Message]) -> str:
-        """The template's text between the end mark of a turn and the next turn, `messages` in it."""
-        tail = self._tail(messages, generate=True)
-        end = self._ends.match(tail)
-        return tail[end.end() :] if end else tail
+    def after_turn(self, messages: Sequence[Message], turn: str | None = None) -> str:
+        """The template's text between the end mark of a turn and the next turn, `messages` in it.
 
-    def ends_turn(self) -> None:
-        """Raise ValueError unless the template ends the assistant's turn with an end token."""
-        if not self._ends.search(self._tail((), generate=False)):
+        turn: the turn's text, where it may be without an end mark; then the mark is part of what follows.
+        """
+        tail = self._tail(messages, generate=True)
+        if turn is not None and not turn.endswith(self._end_marks):
+            return tail
+        if end := self._ends.match(tail):
+            return tail[end.end() :]
+        # Some templates close an answer before the mark that ends its turn.
+        closed = self._tail((), generate=False)
+        end = self._ends.search(closed)
+        ended = closed[: end.end()] if end else ""
+        return tail.removeprefix(ended)
+
+    def ends_turn(self, *, itself: bool = False) -> None:
+        """Raise ValueError unless the template ends the assistant's turn with an end token.
+
+        It may be the mark that begins the next one, as in GLM's templates; with `itself` it may not.
+        """
+        after = self._tail((), generate=False)
+        if not self._ends.search(after) and (
+            itself or not self._ends.match(self._tail([Message("user", _QUESTION)], generate=True))
+        ):
             marks = ", ".join(repr(self.text([id])) for id in self.eos_ids)
             raise ValueError(
                 f"the chat template ends the assistant's turn with no end token ({marks}): a policy "
@@ -92,9 +176,20 @@ class Renderer:
 
     def _tail(self, messages: Sequence[Message], *, generate: bool) -> str:
         """The text that the template writes after the policy's own text, the turn's end mark first."""
-        before = [Message("user", _QUESTION), Message("assistant", _STAND_IN)]
+        return self._tail_after(messages, generate=generate, calls=self._wants_calls)
+
+    def _tail_after(self, messages: Sequence[Message], *, generate: bool, calls: bool) -> str:
+        """The same. calls: tools' results come after calls, and not after an answer."""
+        answers = [m for m in messages if m.role == "tool"] if calls else []
+        # Some templates write a text beside a call behind its result: the stand-in is in the call.
+        said = [{"probe": _STAND_IN}, *({} for _ in answers[1:])]
+        names = [m.name or PROBED.name for m in answers]
+        made = tuple(map(ToolCall, names, said))
+        before = [Message("user", _QUESTION), Message("assistant", "" if made else _STAND_IN, made)]
         text = self.render([*before, *messages], generate=generate)
         _, found, tail = text.partition(_STAND_IN)
+        if made and (end := self._ends.search(tail)):  # behind the stand-in's calls
+            tail = tail[end.start() :]
         if not found:
             raise ValueError(
                 "the chat template rewrites earlier turns when a later one comes: "
@@ -102,14 +197,30 @@ class Renderer:
             )
         return tail
 
-    def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]:
-        """A completion as plain text and tool calls, its thought left out. Raises MalformedCall."""
-        return parse_calls(self._written(completion), self.tool_format, thinking=self.thinking)
+    @cached_property
+    def _wants_calls(self) -> bool:
+        """True if the template refuses a tool's result behind an answer, or writes it otherwise there."""
+        said = [Message("tool", "42", name=PROBED.name)]
+        try:
+            after_answer = self._tail_after(said, generate=True, calls=False)
+        except Exception:  # the template's own complaint
+            return True
+        try:
+            return after_answer != self._tail_after(said, generate=True, calls=True)
+        except Exception:  # as above
+            return False
 
-    def split(self, completion: Sequence[int]) -> tuple[str, str]:
-        """A completion's thought, and the rest of its text."""
-        written = self._written(completion)
-        return split_completion(written, self.tool_format, thinking=self.thinking)
+    def read(self, completion: Sequence[int], tools: Sequence[ToolSchema] = ()) -> Written:
+        """A completion's reasoning, answer and tool calls. tools: those that the policy was told of."""
+        return self._reader(self._written(completion), tools, self.thinking)
+
+    @cached_property
+    def _reader(self) -> Callable[[str, Sequence[ToolSchema], bool], Written]:
+        if not self.format.parser:
+            return lambda text, tools, thinking: read(text, tools, self.format, thinking=thinking)
+        from rollout.vllm_parsers import reader_of  # vLLM: heavy
+
+        return reader_of(self.format, self.tokenizer)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens shown."""
@@ -170,7 +281,7 @@ class Renderer:
         generate: ready for the policy to write. Raises whatever the template does.
         """
         return self.tokenizer.apply_chat_template(
-            [self._as_chat(m) for m in messages],
+            self._chats(messages),
             tools=[self._plain(t.as_chat()) for t in tools] or None,
             add_generation_prompt=generate,
             tokenize=False,
@@ -180,6 +291,31 @@ class Renderer:
         """A completion's text without its end mark."""
         ends = bool(completion) and completion[-1] in self.eos_ids
         return self.text(completion[:-1] if ends else completion)
+
+    def _chats(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages as dicts, with ids of calls and results where the template shows them."""
+        chats = [self._as_chat(m) for m in messages]
+        for chat in chats:
+            if "tool_calls" not in chat:
+                continue
+            if self._no_content and not chat["content"]:
+                chat["content"] = None
+            for call in chat["tool_calls"] if self._text_arguments else ():
+                arguments = call["function"]["arguments"]
+                call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+        if not self._shows_ids:
+            return chats
+        waiting: list[str] = []
+        number = 0
+        for chat in chats:
+            for call in chat.get("tool_calls", ()):
+                name = call["function"]["name"]
+                call["id"] = self.format.call_id.format(name=name, n=number)
+                waiting.append(call["id"])
+                number += 1
+            if chat["role"] == "tool" and waiting:
+                chat["tool_call_id"] = waiting.pop(0)
+        return chats
 
     def _as_chat(self, message: Message) -> dict[str, Any]:
         chat = message.as_chat()

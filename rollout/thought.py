@@ -8,13 +8,14 @@ inside a tool call belong to the call.
 import re
 from collections.abc import Callable
 
-# How a thought begins and ends, by family: Qwen, DeepSeek, GLM and others; LongCat; Mistral; Cohere; Seed.
+# How a thought begins and ends: Qwen, DeepSeek, GLM and others; LongCat; Mistral; Cohere; Seed; Gemma.
 THOUGHTS = {
     "<think>": "</think>",
     "<longcat_think>": "</longcat_think>",
     "[THINK]": "[/THINK]",
     "<|START_THINKING|>": "<|END_THINKING|>",
     "<seed:think>": "</seed:think>",
+    "<|channel>thought": "<channel|>",
 }
 _ENDS = set(THOUGHTS.values())
 
@@ -24,17 +25,23 @@ def opens_thought(prompt: str) -> bool:
     return prompt.rstrip().endswith(tuple(THOUGHTS))
 
 
+def ends_thought(prompt: str) -> bool:
+    """True if a prompt ends with a thought of its own, an empty one, so that the policy writes none."""
+    return prompt.rstrip().endswith(tuple(_ENDS))
+
+
 def split_thought(
     text: str, call: str, call_end: Callable[[str, int], int], *, thinking: bool = False
 ) -> tuple[str, str]:
-    """The thought in a text and the rest of it. `call` begins a tool call, `call_end(text, at)` is its end.
+    """The thought in a text and the rest of it. `call` begins a tool call ("": there are none),
+    `call_end(text, at)` is its end.
 
     thinking: the text begins in the middle of a thought. An end without a beginning ends a thought that began
     with the text: an unknown template's prompt may have opened it.
     """
     thoughts: list[str] = []
     rest: list[str] = []
-    marks = re.compile("|".join(map(re.escape, (call, *THOUGHTS, *_ENDS))))
+    marks = re.compile("|".join(map(re.escape, filter(None, (call, *THOUGHTS, *_ENDS)))))
     at = 0
     if thinking:
         first = _first(text, _ENDS)

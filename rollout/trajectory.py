@@ -18,6 +18,9 @@ from rollout.engine import FinishReason, VersionSpan
 if TYPE_CHECKING:
     from rollout.routing import Routing
 
+# Why a segment begins: the template drops earlier thoughts there, the policy has summed up the one before,
+# all but the opening was discarded, or a client rewrote history. "": the turn goes on with its segment.
+SegmentStart = Literal["", "thoughts", "summary", "discard", "branch"]
 StopReason = Literal[
     "completed",  # the environment ended the episode
     "max_turns",  # we ended it: turns used up
@@ -34,6 +37,10 @@ StopReason = Literal[
 JUDGED: frozenset[StopReason] = frozenset(("completed", "max_turns", "max_tokens"))
 
 
+# Fields of turns and messages that are not written where they are empty.
+_RARE = frozenset(("rewards", "segment", "begins", "summary", "reasoning"))
+
+
 @dataclass(frozen=True)
 class Turn:
     """One exchange: what the policy saw new, what it wrote, what came back.
@@ -44,7 +51,8 @@ class Turn:
     environment's named rewards that this turn has earned. routing: the router's
     choices from the last token of the turn before (in the first turn, from the first token) to the last
     but one of this turn; None where routing is not captured. segment: the index of the token sequence that it
-    is part of.
+    is part of. begins: why a segment begins with this turn. summary: the policy was asked for a summary of
+    the segment, which the environment does not see.
     """
 
     prompt_ids: tuple[int, ...]
@@ -60,6 +68,8 @@ class Turn:
     observations: tuple[Message, ...] = ()
     thought: str = ""
     rewards: dict[str, float] = field(default_factory=dict[str, float])
+    begins: SegmentStart = ""
+    summary: bool = False
     routing: "Routing | None" = field(default=None, compare=False)
     segment: int = 0
 
@@ -186,7 +196,9 @@ class ScoredTrajectory:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """The fields of a nested record, without routing, and without a turn's rewards and segment where there is
-    nothing to say of them."""
-    left_out = {name for name in ("rewards", "segment") if not getattr(record, name, True)}
-    return {n: value for n, value in vars(record).items() if n not in {"routing", *left_out}}
+    """The fields of a nested record, without routing, and without those that few turns and messages have."""
+    return {
+        name: value
+        for name, value in vars(record).items()
+        if name != "routing" and (value or name not in _RARE)
+    }

@@ -16,10 +16,9 @@ from rl.cli import app
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, base_of
-from rl.env_tools.eval.run import NO_TOKENS, limits_for, summary, tool_format_of
+from rl.env_tools.eval.run import NO_TOKENS, limits_for, summary
 from rl.env_tools.eval.view import EvalView
 from rollout.engine import Completion, EngineFault, Request
-from rollout.tool_format import MalformedCall
 from rollout.trajectory_file import read_trajectory
 
 pytestmark = pytest.mark.process
@@ -201,8 +200,8 @@ def test_a_call_that_cannot_be_read_goes_back_to_the_policy_under_each_of_its_id
     policy = ChatPolicy(Scripted(calls(("a", "{"), ("b", "{}"))))
     policy.prompt([Message("user", "go")], ())
     turn(policy)
-    with pytest.raises(MalformedCall, match="a: the arguments have to be a JSON object"):
-        policy.parse(())
+    found = policy.read((), ())
+    assert found.malformed == "a: the arguments have to be a JSON object" and not found.calls
     policy.suffix([Message("tool", "error: no")], ())
     assert [m.get("tool_call_id") for m in policy.chat[-2:]] == ["c0", "c1"]
 
@@ -227,15 +226,6 @@ def test_limits_are_those_of_the_runs_config_where_there_is_one():
     assert limits_for("http://x", run, 0).sampling.top_p < 1e-3
     with pytest.raises(ConfigError):
         limits_for("http://x", run, -1)
-
-
-@pytest.mark.parametrize(
-    ("template", "style"),
-    [("<longcat_tool_call>", "longcat"), ("<tool_call>", "hermes")],
-)
-def test_the_checkpoints_template_says_how_tool_calls_are_written(tmp_path, template, style):
-    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
-    assert tool_format_of(tmp_path) == style
 
 
 def test_faults_count_in_no_rate():

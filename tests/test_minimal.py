@@ -82,7 +82,7 @@ def test_a_trajectory_is_what_was_written_token_by_token(policy):
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
     torch.manual_seed(0)
     tasks = minimal.environment(config).tasks("train", 0)
-    renderer = Renderer(policy, config.episode.tool_format)
+    renderer = Renderer(policy, config.model.format)
     [one, other] = minimal.play(model, renderer, [next(tasks), next(tasks)], config)
     for trajectory in (one, other):
         assert len(trajectory.ids) == len(trajectory.mask) == len(trajectory.logprobs)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer
 
 from envs.message import Message, ToolCall, ToolSchema
+from rollout.reading import Written
 from rollout.renderer import Renderer
 from rollout.template_check import check_template
-from rollout.tool_format import MalformedCall
 from trainer.small.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 ADD = ToolSchema(
@@ -119,14 +119,14 @@ def test_a_completion_that_was_cut_off_is_ended_by_the_suffix(renderer):
 
 
 def test_a_completion_is_parsed_without_its_end_mark(renderer):
-    assert renderer.parse(encode(renderer, f" 42{END}")) == ("42", ())
-    text, found = renderer.parse(written_ids(renderer, Message("assistant", "so", (CALL,))))
-    assert (text, found) == ("so", (ToolCall("add", {"a": "4", "b": "38"}),))
+    assert renderer.read(encode(renderer, f" 42{END}")) == Written("", "42")
+    found = renderer.read(written_ids(renderer, Message("assistant", "so", (CALL,))))
+    assert found == Written("", "so", (ToolCall("add", {"a": "4", "b": "38"}),))
 
 
 def test_a_malformed_completion_is_refused_with_a_sentence(renderer):
-    with pytest.raises(MalformedCall, match="has to end with"):
-        renderer.parse(encode(renderer, f"<longcat_tool_call>add{END}"))
+    found = renderer.read(encode(renderer, f"<longcat_tool_call>add{END}"))
+    assert "has to end with" in found.malformed and not found.calls
 
 
 @given(openings, st.lists(st.tuples(written, answers), max_size=3), written)
@@ -148,7 +148,7 @@ def test_a_demonstration_reads_back_as_the_calls_it_shows(renderer):
     ids, learn = renderer.demonstration(OPENING, (ADD,), said)
     mine = [id for id, wanted in zip(ids, learn, strict=True) if wanted]
     first = mine[: mine.index(renderer.eos_ids[0]) + 1]
-    assert renderer.parse(first) == ("", (ToolCall("add", {"a": "4", "b": "38"}),))
+    assert renderer.read(first).calls == (ToolCall("add", {"a": "4", "b": "38"}),)
 
 
 def copy_with_template(checkpoint, folder, template: str):
@@ -176,8 +176,9 @@ def test_a_thought_that_the_prompt_opens_is_no_answer(checkpoint, tmp_path):
     renderer = copy_with_template(checkpoint, tmp_path / "thinks", template)
     assert renderer.thinking
     written = encode(renderer, f"7, or <longcat_tool_call>stop</longcat_tool_call></think>42{END}")
-    assert renderer.parse(written) == ("42", ())
-    assert renderer.split(written)[0].startswith("7, or <longcat_tool_call>")
+    found = renderer.read(written)
+    assert (found.answer, found.calls) == ("42", ())
+    assert found.reasoning.startswith("7, or <longcat_tool_call>")
 
 
 def test_the_ends_are_those_that_the_engine_stops_at(checkpoint, tmp_path):
@@ -191,7 +192,7 @@ def test_the_ends_are_those_that_the_engine_stops_at(checkpoint, tmp_path):
     assert renderer.eos_ids == (end, other)
     written = encode(renderer, "42")
     for stop in (end, other):
-        assert renderer.parse([*written, stop]) == ("42", ())
+        assert renderer.read([*written, stop]) == Written("", "42")
         text = renderer.text(renderer.suffix([Message("tool", "7")], [*written, stop]))
         assert text == "<|tool|>7<|end|><|assistant|>", "one end, and no mark in what is said next"
 

@@ -50,8 +50,6 @@ REFUSED = {
     "rounds": (ROUNDS, r"writes the user's message after turn 2 \(role 'user'\) as .*Round 3.*Round 2"),
     "no tool turn": (NO_TOOL_TURN, "leaves out the empty result of the tool called in turn 1"),
     "empty tool turn": (EMPTY_TOOL_TURN, r"loses '17 grams' in the result of the tool called in turn 2"),
-    "forgets thoughts": (FORGETS, r"loses the thought in the assistant's answer of turn 1"),
-    "drops thoughts": (DROPS, r"loses the thought in the assistant's answer of turn 1"),
     "tools at the end": (
         PLAIN.replace(TOOLS, "").replace(TURN, "{% if loop.last %}" + TOOLS + "{% endif %}" + TURN),
         "writes the opening as",
@@ -92,6 +90,17 @@ def renderer_of(checkpoint, tmp_path):
         return Renderer(folder, "hermes")
 
     return build
+
+
+@pytest.mark.parametrize(("template", "history"), [(FORGETS, "until_user"), (DROPS, "none")])
+def test_a_template_that_drops_thoughts_is_played_in_segments_and_refused_for_one_sequence(
+    renderer_of, template, history
+):
+    renderer = renderer_of(template)
+    check_template(renderer)
+    assert renderer.history == history
+    with pytest.raises(TemplateFault, match="drops the thoughts of earlier turns"):
+        check_template(renderer, one_sequence=True)
 
 
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, PLAIN, OPENS])

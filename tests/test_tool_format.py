@@ -7,10 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.message import ToolCall
-from rollout.tool_format import MalformedCall, parse_calls, split_completion
+from rollout.format import FORMATS
+from rollout.reading import read
+from rollout.tool_format import MalformedCall
 
 ADD = ToolCall("add", {"a": "2", "b": "3"})
 MARKS = ("longcat_tool_call>", "longcat_arg_key>", "longcat_arg_value>", "tool_call>")
+
+
+def parse_calls(text, style, *, thinking=False):
+    """(answer, calls) of a completion."""
+    found = read(text, (), FORMATS[style], thinking=thinking)
+    if found.malformed:
+        raise MalformedCall(found.malformed)
+    return found.answer, found.calls
 
 
 def longcat(call: ToolCall) -> str:
@@ -194,8 +204,8 @@ def test_a_call_inside_a_thought_is_none_and_the_thought_is_no_answer(
     parts = {"call": call, "call_cut": call[: len(call) // 2]}
     written = text.format(**parts)
     assert parse_calls(written, style, thinking=thinking) == (answer, ())
-    found, rest = split_completion(written, style, thinking=thinking)
-    assert (found, rest.strip()) == (thought.format(**parts), answer)
+    found = read(written, (), FORMATS[style], thinking=thinking)
+    assert (found.reasoning, found.answer) == (thought.format(**parts), answer)
 
 
 @both

@@ -40,20 +40,19 @@ class TokenRecorder:
             self.experts_NLK.append(torch.stack(rows, 1))
 
     def scores(self, ranks: Ranks) -> list[TokenScores]:
-        """Scores of all samples; every rank has all of them."""
+        """Scores of all trajectories, a trajectory's segments end to end; every rank has all of them."""
         logprobs = ranks.merged(self._by_sample(self.logprobs_N))
         entropies = ranks.merged(self._by_sample(self.entropies_N))
         experts = ranks.merged(self._by_sample(self.experts_NLK))
-        return [
-            TokenScores(
-                sample.id,
-                list(compress(sample.advantages, sample.loss_mask)),
-                [None if math.isnan(one) else one for one in logprobs[index]],
-                entropies[index],
-                experts[index],
-            )
-            for index, sample in enumerate(self.samples)
-        ]
+        found: dict[str | int, TokenScores] = {}
+        for index, sample in enumerate(self.samples):
+            id = sample.trajectory or sample.id
+            one = found.setdefault(sample.trajectory or index, TokenScores(id, [], [], [], []))
+            one.advantages.extend(compress(sample.advantages, sample.loss_mask))
+            one.learner_logprobs.extend(None if math.isnan(v) else v for v in logprobs[index])
+            one.entropies.extend(entropies[index])
+            one.experts.extend(experts[index])
+        return list(found.values())
 
     def _by_sample(self, rows: Sequence[Tensor]) -> list[list[Any]]:
         """Rows of all micro-batches, one per policy token, as a list for each sample; each has its tokens in

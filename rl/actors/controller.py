@@ -74,7 +74,7 @@ class ControllerActor:
         self.group_judges = {label: judges.groups for label, judges in asked.items()}
         longest = max(table.deadlines.score_seconds for table in config.all_envs)
         self.judge_loop = JudgeLoop(longest + GRACE_SECONDS)
-        self.renderer = Renderer(checkpoint, config.episode.tool_format)
+        self.renderer = Renderer(checkpoint, config.model.format)
         self.writer = TrajectoryWriter(Path(folder), name)
         self.episodes: dict[str, tuple[Episode, HostSession]] = {}
         self.times = PhaseTimes()

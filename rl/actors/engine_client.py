@@ -172,6 +172,9 @@ class EngineClient:
         """One turn, in as many pieces as it takes. Raises EngineFault."""
         pieces: list[Completion] = []
         rest, before = request, ""
+        if request.begins:  # the cache of the segment before is nobody's any more
+            session = self.sessions[request.session]
+            session.holder, session.computed = "", 0
         while True:
             piece = await self._piece(rest, before)
             pieces.append(piece)

@@ -46,7 +46,8 @@ class TurnView:
     """One turn. logprobs, versions: one per completion id, None where the record has none.
 
     thought: the reasoning apart from the text; "" in records that did not keep it apart. rewards:
-    what the turn has earned, by name.
+    what the turn has earned, by name. begins: why a segment begins with it, "" where none does. summary: it
+    was asked for, and the environment did not see it.
     """
 
     number: int
@@ -63,6 +64,8 @@ class TurnView:
     observations: tuple[Said, ...]
     thought: str = ""
     rewards: tuple[tuple[str, float], ...] = ()
+    begins: str = ""
+    summary: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,8 @@ def _turn(check: _Checked, n: int, record: Object) -> TurnView:
         ),
         thought=check.text(record, "thought", where) if "thought" in record else "",
         rewards=_numbers(rewards if isinstance(rewards, dict) else {}),
+        begins=check.text(record, "begins", where) if "begins" in record else "",
+        summary=record.get("summary") is True,
     )
 
 

@@ -99,12 +99,11 @@ def check_same(before: RunConfig, now: RunConfig) -> None:
 def _identity(config: RunConfig) -> dict[str, object]:
     lora = config.learner.lora
     found: dict[str, object] = {
-        "model": config.model.model_dump(mode="json", exclude_none=True),
+        "model": config.model.model_dump(mode="json", exclude_none=True, exclude={"format"}),
         "sft": None if config.sft is None else config.sft.model_dump(mode="json"),
         "seed": config.seed,
         "learner.lora": None if lora is None else lora.model_dump(mode="json"),
         "learner.loss.kind": config.learner.loss.kind,
-        "episode.tool_format": config.episode.tool_format,
         "env": sorted(table.label for table in config.env),
     }
     for table in config.env:

@@ -77,7 +77,7 @@ class EngineProbe:
         settings = {"threads": threads, "compile": compiled}
         self.settings = config.engine.model_copy(update=settings)
         self.checkpoint = checkpoint
-        self.renderer = Renderer(checkpoint, config.episode.tool_format)
+        self.renderer = Renderer(checkpoint, config.model.format)
         self.loop = asyncio.new_event_loop()
         self.numbers = count()
 

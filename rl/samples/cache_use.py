@@ -10,9 +10,9 @@ from rollout.engine import Completion
 class CacheUse:
     """Counts over turns; they add up.
 
-    opening_tokens, opening_cached: the prompts of first turns, and what of them the engine had, from other
-    members of the group. turns, turns_cached: later turns at the engine and with the weights of the turn
-    before, and those of them whose whole history, but for an incomplete last block, was in the cache.
+    opening_tokens, opening_cached: the prompts of segments' first turns, and what of them the engine had,
+    from other members of the group. turns, turns_cached: later turns at the engine and with the weights of
+    the turn before, and those of them whose whole history, but an incomplete last block, was in the cache.
     history_tokens, history_cached: the same in tokens.
     """
 
@@ -39,7 +39,7 @@ class CacheUse:
 
 
 def opening_use(prompt: Sequence[int], completion: Completion) -> CacheUse:
-    """The first turn of a trajectory."""
+    """The first turn of a segment."""
     return CacheUse(opening_tokens=len(prompt), opening_cached=completion.cached_tokens)
 
 

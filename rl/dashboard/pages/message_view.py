@@ -48,6 +48,10 @@ def turn_messages(turn: TurnView, most: int = MAX_TEXT) -> None:
     remarks = [f"turn {turn.number}", f"{len(turn.completion_ids):,} tokens"]
     if turn.finish_reason != "stop":
         remarks.append(f"ended by {turn.finish_reason}")
+    if turn.begins:
+        remarks.append(f"begins a segment ({turn.begins})")
+    if turn.summary:
+        remarks.append("a summary of its segment")
     if turn.malformed:
         remarks.append("a tool call that cannot be read")
     if turn.bad_calls:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from rollout.engine import Completion, EngineFault, Request
-from rollout.tool_format import MalformedCall, split_completion
+from rollout.format import FORMATS
+from rollout.reading import Written, read
 
 # Of an answer that is an error, so much is shown.
 _SHOWN = 200
@@ -128,8 +129,18 @@ class ChatPolicy:
             (), (), (), "length" if reason == "length" else "stop", engine=self.server.base
         )
 
-    def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]:
-        """Read the last answer. Raises MalformedCall."""
+    def text(self, ids: Sequence[int]) -> str:
+        """Return nothing: there are no ids."""
+        return ""
+
+    def forgets(self, messages: Sequence[Message], thought: bool) -> bool:
+        """Answer that earlier turns stay as they are."""
+        return False
+
+    def read(self, completion: Sequence[int], tools: Sequence[ToolSchema]) -> Written:
+        """Read the last answer; a server may have taken its thought apart."""
+        found = read(self.said.get("content") or "", tools, FORMATS["text"])
+        reasoning = found.reasoning or str(self.said.get("reasoning_content") or "")
         calls: list[ToolCall] = []
         for call in self._calls():
             name, written = call["function"]["name"], call["function"].get("arguments") or "{}"
@@ -138,18 +149,10 @@ class ChatPolicy:
             except ValueError:
                 arguments = None
             if not isinstance(arguments, dict):
-                raise MalformedCall(f"{name}: the arguments have to be a JSON object")
+                why = f"{name}: the arguments have to be a JSON object"
+                return Written(reasoning, found.answer, malformed=why)
             calls.append(ToolCall(name, arguments))
-        return self.split(completion)[1], tuple(calls)
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Return nothing: there are no ids."""
-        return ""
-
-    def split(self, completion: Sequence[int]) -> tuple[str, str]:
-        """The last answer's thought, which a server may have taken apart, and the rest."""
-        thought, text = split_completion(self.said.get("content") or "", "hermes")
-        return thought or str(self.said.get("reasoning_content") or ""), text.strip()
+        return Written(reasoning, found.answer, tuple(calls))
 
     def _calls(self) -> list[JsonObject]:
         return self.said.get("tool_calls") or []

@@ -202,7 +202,13 @@ def _checked(target: Target) -> RunConfig:
     check_rewards(config.eval.env, "eval.env")
     if target.model and not is_url(target.model):
         check_model_folder(Path(target.model))
-        check_tokenizer(Path(target.model), config.all_envs, config.episode, key="MODEL")
+        check_tokenizer(
+            Path(target.model),
+            config.all_envs,
+            config.episode,
+            key="MODEL",
+            format=config.model.format,
+        )
     return config
 
 

@@ -37,7 +37,7 @@ from rl.tasks.streams import OutOfTasks
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
 from rollout.engine import EngineFault, Generate, Sampling
 from rollout.episode import Episode, Rendering
-from rollout.tool_format import ToolFormat
+from rollout.format import FormatName
 from rollout.trajectory import ScoredTrajectory
 
 # Where no run's config gives limits. An engine of a CPU machine has room for this many tokens.
@@ -56,6 +56,7 @@ class Limits:
     episode: EpisodeConfig
     engine: EngineConfig
     sampling: SamplingConfig
+    format: FormatName | None = None
 
 
 def is_url(model: str) -> bool:
@@ -68,7 +69,7 @@ def limits_for(model: str, run: RunConfig | None, temperature: float | None) -> 
     if temperature is not None and temperature < 0:
         raise ConfigError(f"--temperature: {temperature:g} has to be 0 or above")
     if run is not None:
-        limits = Limits(run.episode, run.engine, run.sampling)
+        limits = Limits(run.episode, run.engine, run.sampling, run.model.format)
     else:
         room = MAX_TOKENS if is_url(model) else min(MAX_TOKENS, _positions(Path(model)))
         episode = EpisodeConfig(
@@ -76,7 +77,6 @@ def limits_for(model: str, run: RunConfig | None, temperature: float | None) -> 
             max_completion_tokens=min(512, room),
             max_tokens=room,
             max_seconds=1800,
-            tool_format="hermes" if is_url(model) else tool_format_of(Path(model)),
         )
         limits = Limits(episode, EngineConfig(max_model_len=room), SamplingConfig())
     if temperature == 0:
@@ -93,15 +93,6 @@ def _positions(folder: Path) -> int:
     return int(settings.get("max_position_embeddings") or MAX_TOKENS)
 
 
-def tool_format_of(folder: Path) -> ToolFormat:
-    """How the checkpoint's chat template writes a tool call."""
-    files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
-    written = "".join(
-        file.read_text(errors="replace", encoding="utf-8") for file in files if file.is_file()
-    )
-    return "longcat" if "longcat_tool_call" in written else "hermes"
-
-
 @asynccontextmanager
 async def local_players(
     folder: str, limits: Limits, seed: int
@@ -110,7 +101,7 @@ async def local_players(
     from rollout.renderer import Renderer
     from rollout.vllm_engine import VllmEngine
 
-    renderer = Renderer(folder, limits.episode.tool_format)
+    renderer = Renderer(folder, limits.format)
     engine = VllmEngine("engine-0", folder, limits.engine, limits.sampling, renderer.eos_ids, seed)
     try:
         async with asyncio.timeout(limits.engine.start_seconds):
@@ -293,7 +284,7 @@ def _choose_tasks(table: EnvTable, model: str, limits: Limits, tasks: int) -> li
         )
     check_rewards([table])
     if not is_url(model):
-        check_tokenizer(Path(model), [table], limits.episode, key="--model")
+        check_tokenizer(Path(model), [table], limits.episode, key="--model", format=limits.format)
     try:
         return heldout_tasks(table, tasks)
     except OutOfTasks as error:

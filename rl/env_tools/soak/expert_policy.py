@@ -8,8 +8,9 @@ import random
 from collections.abc import Sequence
 
 from envs.env import Expert
-from envs.message import Message, ToolCall, ToolSchema
+from envs.message import Message, ToolSchema
 from rollout.engine import Completion, Request
+from rollout.reading import Written
 
 
 class ExpertEnded(Exception):
@@ -46,12 +47,13 @@ class ExpertPolicy:
         self.results = [message.content for message in messages]
         return [0]
 
-    def parse(self, completion: Sequence[int]) -> tuple[str, tuple[ToolCall, ...]]:
-        return self.said.content, self.said.tool_calls
+    def forgets(self, messages: Sequence[Message], thought: bool) -> bool:
+        """Answer that earlier turns stay as they are."""
+        return False
+
+    def read(self, completion: Sequence[int], tools: Sequence[ToolSchema]) -> Written:
+        return Written("", self.said.content, self.said.tool_calls)
 
     def text(self, ids: Sequence[int]) -> str:
         """Return nothing: an expert's ids are no text."""
         return ""
-
-    def split(self, completion: Sequence[int]) -> tuple[str, str]:
-        return "", self.said.content

@@ -1,0 +1,81 @@
+"""Generated tool calls written in every format and read back: how many come back as they were, and how fast.
+
+    python benchmarks/formats.py --calls 10000
+
+Strings hold quotes, raw newlines, unicode, JSON and the marks of all formats, except what a format without
+quotes cannot write (docs/formats.md). Each text is read three times: as it is; inside a thought, out of
+which no call may come; and cut off in the middle, which may be malformed and may not be another call.
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from written_calls import WRITERS, generated, tokenizer
+
+from rollout.format import FORMATS
+from rollout.reading import read
+from rollout.thought import THOUGHTS
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--calls", type=int, default=10_000, help="texts per format")
+    arguments.add_argument("--format", default="", help="one format alone")
+    arguments.add_argument("--show", type=int, default=0, help="so many that came back otherwise")
+    given = arguments.parse_args()
+    made = tokenizer()
+    print(
+        "| format | reader | texts | back as they were | out of thoughts | cut: other calls | µs a text |"
+    )
+    print(7 * "|---" + "|", flush=True)
+    for name in [given.format] if given.format else WRITERS:
+        row(name, made, given.calls, given.show)
+
+
+def row(name: str, made: object, count: int, show: int) -> None:
+    """Print the line of one format."""
+    record = FORMATS[name]
+    if record.parser:
+        from rollout.vllm_parsers import reader_of
+
+        reader = reader_of(record, made)
+    else:
+
+        def reader(text, tools, thinking):
+            return read(text, tools, record, thinking=thinking)
+
+    rng, found, seconds = random.Random(name), Counter[str](), 0.0
+    mark = record.thought if record.thought in THOUGHTS else "<think>"
+    for _ in range(count):
+        calls, tools = generated(rng, name)
+        text = WRITERS[name](calls)
+        start = time.perf_counter()
+        back = reader(text, tools, False)
+        seconds += time.perf_counter() - start
+        same = back.calls == tuple(calls) and not back.malformed
+        found["same"] += same
+        if not same and show:
+            show -= 1
+            print(f"{text!r}\n  {calls}\n  {back}")
+        if name == "harmony":
+            thought = f"<|channel|>analysis<|message|>{text}<|end|>"
+        else:
+            thought = f"{mark}{text.replace(THOUGHTS[mark], '')}{THOUGHTS[mark]}so"
+        found["thought"] += len(reader(thought, tools, False).calls)
+        cut = reader(text[: rng.randrange(len(text))], tools, False)
+        found["cut"] += any(call not in calls for call in cut.calls)
+    who = f"vLLM `{record.parser}`" if record.parser else "Dorado"
+    print(
+        f"| `{name}` | {who} | {count:,} | {found['same']:,} | {found['thought']:,} | {found['cut']:,} "
+        f"| {1e6 * seconds / count:,.0f} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

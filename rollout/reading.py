@@ -1,0 +1,191 @@
+"""Reads what a policy wrote: its reasoning, its answer and its tool calls, by the format of its checkpoint.
+
+Flows in: a completion's text without its end mark. Flows out: `Written`. A thought that is not ended is no
+answer, and a call in a thought is none: thoughts are taken out first, and only what is left is looked at for
+calls. A call that cannot be read is the policy's fault: a sentence that goes back to it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from envs.message import ToolCall, ToolSchema
+from rollout.format import Format
+from rollout.thought import split_thought, thought_end
+from rollout.tool_format import MalformedCall, own_reader
+
+# Reads one block of calls, its marks included; raises MalformedCall.
+BlockReader = Callable[[str, Sequence[ToolSchema]], Sequence[ToolCall]]
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"\s*")
+
+
+@dataclass(frozen=True)
+class Written:
+    """One completion taken apart: `Written("2 + 2 …", "It is 4.", ())`.
+
+    malformed: why a call that the text opens cannot be read, for the policy; then there are no calls, and the
+    answer holds all that is no reasoning. thought: there are a thought's marks, be there nothing in it.
+    """
+
+    reasoning: str
+    answer: str
+    calls: tuple[ToolCall, ...] = ()
+    malformed: str = ""
+    thought: bool = False
+
+
+def read(
+    text: str,
+    tools: Sequence[ToolSchema],
+    format: Format,
+    *,
+    thinking: bool = False,
+    block: BlockReader | None = None,
+) -> Written:
+    """Take a completion apart.
+
+    tools: those that the policy was told of, whose schemas some parsers type arguments by. thinking: the text
+    begins in the middle of a thought. block: reads calls; None: `rollout.tool_format` does, for the formats
+    that it knows.
+    """
+    block = _once(block or own_reader(format.name))
+    if format.bare and not thinking and re.match(format.bare, text):
+        reasoning, rest = "", text  # all of it is calls, whose strings may hold marks
+    else:
+        reasoning, rest = _without_thoughts(text, format, block, tools, thinking)
+    if not format.opens and not (format.bare and re.match(format.bare, rest)):
+        return Written(reasoning, rest.strip(), thought=rest != text)
+    try:
+        answer, calls = _calls(rest, tools, format, block)
+    except MalformedCall as error:
+        return Written(reasoning, rest.strip(), malformed=str(error), thought=rest != text)
+    return Written(reasoning, answer, calls, thought=rest != text)
+
+
+def _once(block: BlockReader) -> BlockReader:
+    """The reader of one text, which looks at each block once."""
+    found: dict[str, Sequence[ToolCall] | MalformedCall] = {}
+
+    def read_once(text: str, tools: Sequence[ToolSchema]) -> Sequence[ToolCall]:
+        if text not in found:
+            try:
+                found[text] = block(text, tools)
+            except MalformedCall as error:
+                found[text] = error
+        if isinstance(result := found[text], MalformedCall):
+            raise result
+        return result
+
+    return read_once
+
+
+def _calls(
+    rest: str, tools: Sequence[ToolSchema], format: Format, block: BlockReader
+) -> tuple[str, tuple[ToolCall, ...]]:
+    if format.bare:
+        _check_objects(rest)
+        return "", _read(rest, tools, block)
+    plain: list[str] = []
+    calls: list[ToolCall] = []
+    at = 0
+    while (start := rest.find(format.opens, at)) >= 0:
+        plain.append(rest[at:start])
+        at = _block_end(rest, start, format)
+        written = rest[start:at]
+        if not _complete(rest, start, at, format):
+            end = format.closes or "its arguments, a JSON object"
+            raise MalformedCall(f"a tool call has to end with {end}")
+        calls += _read(written, tools, block)
+    plain.append(rest[at:])
+    if format.closes and any(format.closes in part for part in plain):
+        raise MalformedCall(f"{format.closes} without {format.opens} before it")
+    return "".join(plain).strip(), tuple(calls)
+
+
+def _check_objects(text: str) -> None:
+    """Raise MalformedCall where calls without marks begin as JSON and go on as something else."""
+    at = text.find("{")
+    if at < 0 or "[" in text[:at]:  # calls as Python writes them
+        return
+    while at < len(text):
+        end = _json_end(text, at)
+        if end == at:
+            raise MalformedCall("tool calls have to be JSON objects, with ; between them")
+        at = _space_end(text, end + text.startswith((";", ","), end))
+
+
+def _read(written: str, tools: Sequence[ToolSchema], block: BlockReader) -> tuple[ToolCall, ...]:
+    calls = tuple(block(written, tools))
+    if not calls:
+        raise MalformedCall("a tool call was opened and none can be read")
+    return calls
+
+
+def _without_thoughts(
+    text: str, format: Format, block: BlockReader, tools: Sequence[ToolSchema], thinking: bool
+) -> tuple[str, str]:
+    def call_end(text: str, body: int) -> int:
+        start = body - len(format.opens)
+        end = _block_end(text, start, format)
+        written = text[start:end]
+        try:
+            if _complete(text, start, end, format) and block(written, tools):
+                return end
+        except MalformedCall:
+            pass
+        # What looks like a call may be a thought that speaks of one.
+        return thought_end(text, body, end)
+
+    return split_thought(text, format.opens, call_end, thinking=thinking)
+
+
+def _block_end(text: str, start: int, format: Format) -> int:
+    """Where the block that opens at `start` ends, its closing mark included, or the text does.
+
+    A mark inside JSON, or inside a string of Python's, is part of it.
+    """
+    at = _arguments(text, start, format)
+    if not format.closes:
+        after = _json_end(text, at)
+        return after if after > at else len(text)
+    quoted = r"""|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""" if format.python else ""
+    marks = re.compile(re.escape(format.closes) + r"|\{" + quoted, re.S)
+    while found := marks.search(text, at):
+        if found[0] == format.closes:
+            return found.end()
+        at = _json_end(text, found.start()) if found[0] == "{" else found.end()
+        at = max(at, found.start() + 1)
+    return len(text)
+
+
+def _complete(text: str, start: int, end: int, format: Format) -> bool:
+    """True if the block in text[start:end] has what ends it."""
+    if format.closes:
+        return text.endswith(format.closes, start, end)
+    return _arguments(text, start, format) < _json_end(text, _arguments(text, start, format)) == end
+
+
+def _arguments(text: str, start: int, format: Format) -> int:
+    """Where what stands behind a block's opening mark begins; without closing marks, its JSON object."""
+    at = start + len(format.opens)
+    if format.closes:
+        return at
+    return text.find("{", at) if "{" in text[at:] else len(text)
+
+
+def _json_end(text: str, start: int) -> int:
+    """Where the JSON object or list that begins at `start` ends, blanks included; `start` where none does."""
+    at = _space_end(text, start)
+    if text.startswith(("{", "["), at):
+        try:
+            return _space_end(text, _DECODER.raw_decode(text, at)[1])
+        except (ValueError, RecursionError):
+            pass
+    return start
+
+
+def _space_end(text: str, start: int) -> int:
+    space = _SPACE.match(text, start)
+    return space.end() if space else start

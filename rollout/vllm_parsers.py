@@ -1,0 +1,79 @@
+"""vLLM's own parsers of tool calls, for the formats of real checkpoints; no engine is needed.
+
+Flows in: one block of calls as text, the tools. Flows out: `ToolCall`s. A block that a parser reads nothing
+from, or that it only keeps as text, is a malformed call. vLLM's parsers of reasoning are left out on purpose:
+several end a thought where a call begins in it and hand that call out. `rollout.reading` takes thoughts out
+before. The exception is harmony, whose channels vLLM reads as a whole.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionRequest,
+    ChatCompletionToolsParam,
+)
+from vllm.tool_parsers import ToolParserManager
+
+from envs.message import ToolCall, ToolSchema
+from rollout.format import Format
+from rollout.reading import Written, read
+from rollout.tool_format import MalformedCall
+
+
+def reader_of(
+    format: Format, tokenizer: Any
+) -> Callable[[str, Sequence[ToolSchema], bool], Written]:
+    """How a format's completions are read: (text, tools, whether it begins in a thought) -> `Written`."""
+    if format.name == "harmony":
+        return lambda text, tools, thinking: _read_harmony(text, tokenizer)
+    block = partial(_read_block, format, tokenizer)
+    return lambda text, tools, thinking: read(text, tools, format, thinking=thinking, block=block)
+
+
+def _read_block(
+    format: Format, tokenizer: Any, block: str, tools: Sequence[ToolSchema]
+) -> tuple[ToolCall, ...]:
+    asked = [ChatCompletionToolsParam(**tool.as_chat()) for tool in tools]
+    parser = ToolParserManager.get_tool_parser(format.parser)(tokenizer, asked or None)
+    request = ChatCompletionRequest(messages=[], model="", tools=asked or None)
+    try:
+        found = parser.extract_tool_calls(block, request)
+    except Exception as error:  # the policy's text met a parser that did not expect it
+        raise MalformedCall(f"a tool call cannot be read: {error}") from None
+    if not found.tools_called:
+        raise MalformedCall(f"a tool call has to be written as {format.models} write it")
+    return tuple(_call(one.function) for one in found.tool_calls)
+
+
+def _call(function: Any) -> ToolCall:
+    """vLLM's record of a call, whose arguments are JSON text."""
+    name = str(function.name or "").strip()
+    if not name:
+        raise MalformedCall("a tool call has to name a tool")
+    try:
+        arguments = json.loads(function.arguments or "{}")
+    except (ValueError, RecursionError):
+        raise MalformedCall(f"{name}: the arguments have to be JSON") from None
+    if not isinstance(arguments, dict):
+        raise MalformedCall(f"{name}: the arguments have to be a JSON object")
+    return ToolCall(name, arguments)
+
+
+def _read_harmony(text: str, tokenizer: Any) -> Written:
+    """A completion of harmony's: `analysis` is reasoning, `final` the answer, a recipient makes a call."""
+    from vllm.entrypoints.openai.parser.harmony_utils import get_encoding
+    from vllm.parser.harmony import HarmonyParser
+
+    ids = get_encoding().encode(text, allowed_special="all")
+    request = ChatCompletionRequest(messages=[], model="")
+    try:
+        parsed = HarmonyParser(tokenizer).parse(text, request, True, ids)
+        reasoning, answer, calls = parsed
+        return Written(reasoning or "", (answer or "").strip(), tuple(map(_call, calls or ())))
+    except MalformedCall as error:
+        return Written("", "", malformed=str(error))
+    except Exception as error:  # as above
+        return Written("", "", malformed=f"the message cannot be read: {error}")
