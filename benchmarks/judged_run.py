@@ -4,9 +4,9 @@
 
 A real `dorado train` (calculator, a new tiny policy, an engine on the CPU) with the judge `tool_critic` at a
 stand-in for an OpenAI server, in this process, which goes through the ways above, `--phase` seconds each,
-and is well in between. Then the run is asked to end. Printed for each way: requests by outcome, learner steps, the
-line of `dorado status`. Exits with 1 where the run has not gone on, the books do not balance, or a trajectory
-that the judge failed has a reward.
+and is well in between. Then the run is asked to end. Printed for each way: requests by outcome, learner
+steps, the line of `dorado status`. Exits with 1 where the run has not gone on, the books do not balance, or a
+trajectory that the judge failed has a reward.
 """
 
 import argparse
