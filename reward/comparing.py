@@ -3,7 +3,7 @@
 Flows in: (reference, answer) pairs, any number at once. Flows out: True or False for each.
 sympy can take for ever on what a policy writes, in Python code or below it, so a comparison has a limit of
 CPU time and of memory, and whoever gives it up ends its process. A process that is not asked for a while ends
-by itself; so does one whose starter is gone.
+by itself; so does one that has grown large, and one whose starter is gone.
 """
 
 import asyncio
@@ -30,6 +30,8 @@ START_SECONDS = 120.0
 # CPU seconds of one comparison, and those after which the kernel ends a process that does not hear of it.
 CPU_SECONDS, HARD_CPU_SECONDS = 5, 15
 MEMORY_BYTES = 4 << 30
+# A process that has grown so large makes room for a new one: sympy keeps what it has seen.
+GROWN_BYTES = 1 << 30
 
 
 class ComparingFailed(RuntimeError):
@@ -92,7 +94,7 @@ class _Worker:
         self.socket.setblocking(False)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from reward.comparing import work; work()"],
+                [sys.executable, "-c", f"from reward.comparing import work; work({GROWN_BYTES})"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -140,8 +142,9 @@ _idle: list[_Worker] = []
 _places: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
-def work() -> None:
-    """Compare what comes on standard input, a socket, until it ends or nothing comes for a while."""
+def work(grown_bytes: int) -> None:
+    """Compare what comes on standard input, a socket, until it ends, or nothing comes for a while, or this
+    process has grown so large."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, which is meant for the starter
     signal.signal(signal.SIGPROF, _too_long)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -153,6 +156,8 @@ def work() -> None:
             if not (line := lines.readline()):
                 return
             asked.sendall(json.dumps(_found(*json.loads(line))).encode() + b"\n")
+            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > grown_bytes:
+                return
 
 
 def _found(reference: str, answer: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ from fakes import TASK, trajectory, turn
 
 from envs.env import Task
 from reward.answer import check_references, exact, final_answer, mathematics
+from reward.comparing import _Worker
 from reward.deadline import paused
 from reward.format import well_formed
 from reward.registry import UnknownJudge, find_judge
@@ -145,6 +146,23 @@ async def test_many_right_answers_at_once_are_all_right():
 
 
 @pytest.mark.slow
+async def test_a_comparing_process_that_has_grown_is_replaced(monkeypatch):
+    """Each answer has a new process where none may be as large as it is; none is a fault."""
+    pids, began = set(), _Worker.__init__
+
+    def seen(worker):
+        began(worker)
+        pids.add(worker.process.pid)
+
+    monkeypatch.setattr("reward.comparing.GROWN_BYTES", 1)
+    monkeypatch.setattr(_Worker, "__init__", seen)
+    monkeypatch.setattr("reward.comparing._idle", [])
+    for number in range(2):
+        assert await judged("1/2", f"After {number} tries it is $0.5$.") == 1.0
+    assert len(pids) == 2
+
+
+@pytest.mark.slow
 async def test_an_answer_that_takes_more_work_than_any_right_one_is_wrong():
     assert await judged("5", r"$10^{10^{10}}$") == 0.0
 
@@ -157,6 +175,26 @@ async def test_a_judges_clock_stands_still_while_it_waits_for_its_turn():
 
     found = await score(answering("42"), [patient], {}, seconds=0.1)
     assert found.rewards["patient"] == 1.0
+
+
+async def test_a_judge_that_waits_for_several_things_has_its_clock_stopped_until_the_last_is_there():
+    async def waits(seconds):
+        with paused():
+            await asyncio.sleep(seconds)
+
+    async def patient(task, trajectory):
+        await asyncio.gather(*map(waits, (0.02, 0.25, 0.1)))
+        await asyncio.sleep(0.02)
+        return {"patient": 1.0}
+
+    async def slow(task, trajectory):
+        await asyncio.gather(*map(waits, (0.02, 0.05)))
+        await asyncio.sleep(5)
+        return {"slow": 1.0}
+
+    assert (await score(answering("42"), [patient], {}, seconds=0.1)).rewards["patient"] == 1.0
+    with pytest.raises(JudgeFault, match=r"no answer within 0\.1 s"):
+        await score(answering("42"), [slow], {}, seconds=0.1)
 
 
 @pytest.mark.parametrize("reference", ["", "$$", r"\frac{1}{", "???", "x^", "1/0"])
