@@ -24,12 +24,17 @@ AGAIN_SECONDS = 1.0
 PREFIX = "model-"
 
 
+class _NotThere(Exception):
+    """Ray knows no actor of the service's name."""
+
+
 class ModelClient:
     """One frozen model of the run."""
 
     def __init__(self, table: ModelTable, namespace: str) -> None:
         self.table = table
         self.namespace = namespace
+        self._actor: Handle[ModelActor] | None = None
 
     @property
     def name(self) -> str:
@@ -42,22 +47,28 @@ class ModelClient:
         with paused():
             while True:
                 try:
-                    actor = find_actor(ModelActor, f"{PREFIX}{self.name}", self.namespace)
-                except ValueError:
+                    return await self._ask(self._found(), request)
+                except _NotThere:
                     said = "there is none of its name"
-                else:
-                    try:
-                        return await self._ask(actor, request)
-                    except RayActorError as error:
-                        said = first_line(error)
-                    except RayError as error:
-                        # Raised as the cause's class too: the sentence without the traceback is in the cause.
-                        fault = cause(error)
-                        where = "" if isinstance(fault, ModelFault) else f"model {self.name!r}: "
-                        raise ModelFault(f"{where}{fault}") from None
+                except RayActorError as error:
+                    self._actor, said = None, first_line(error)
+                except RayError as error:
+                    # Raised as the cause's class too: the sentence without the traceback is in the cause.
+                    fault = cause(error)
+                    where = "" if isinstance(fault, ModelFault) else f"model {self.name!r}: "
+                    raise ModelFault(f"{where}{fault}") from None
                 if time.monotonic() - begun > self.table.hold_seconds:
                     raise ModelFault(f"model {self.name!r}: its actor is gone: {said}")
                 await asyncio.sleep(AGAIN_SECONDS)
+
+    def _found(self) -> Handle[ModelActor]:
+        """The actor's handle. Raises _NotThere."""
+        if self._actor is None:
+            try:
+                self._actor = find_actor(ModelActor, f"{PREFIX}{self.name}", self.namespace)
+            except ValueError:
+                raise _NotThere from None
+        return self._actor
 
     async def _ask(self, actor: Handle[ModelActor], request: ChatRequest) -> ChatAnswer:
         answer = asyncio.ensure_future(actor.ask.remote(request))

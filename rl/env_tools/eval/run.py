@@ -189,6 +189,7 @@ async def evaluate(
 ) -> list[ScoredTrajectory]:
     """Play each once, `at_once` at a time, by players that come and go with it.
 
+    Judges that ask frozen models (`[[env.judge]]`) are not asked here: there is no service.
     notes: added to those of each trajectory. sampling: how an environment's tokens are drawn, None: as the
     player's are. Raises EngineFault, TimeoutError.
     """
@@ -214,11 +215,14 @@ async def evaluate(
             )
             view.begins(one)
             trajectory = await one.run()
-            trajectory = replace(trajectory, notes={**trajectory.notes, **notes})
+            asked = {"not_asked": ", ".join(one.label for one in table.judge)}
+            own_notes = {**notes, **(asked if table.judge else {})}
+            trajectory = replace(trajectory, notes={**trajectory.notes, **own_notes})
             try:
                 seconds = table.deadlines.score_seconds
-                asked = judges[table.label]
-                scored = await score(trajectory, asked, table.rewards, seconds=seconds)
+                scored = await score(
+                    trajectory, judges[table.label], table.rewards, seconds=seconds
+                )
             except JudgeFault as error:
                 failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
                 scored = ScoredTrajectory(failed, {}, 0.0)
