@@ -26,7 +26,7 @@ class ModelWatch:
         self.models = models
         self.journal = journal
         self.states = {name: ModelState(name=name) for name in models}
-        self._breakers = dict.fromkeys(models, "closed")
+        self._resting: set[str] = set()
 
     async def look(self) -> tuple[ModelState, ...]:
         """Ask every service what it has done since the last look, and write that down."""
@@ -46,14 +46,14 @@ class ModelWatch:
         state = self.states[name] = report.state
         for sentence in report.said:
             self.journal.say(f"model {name}", sentence)
-        if (
-            "open" in (state.breaker, self._breakers[name])
-            and state.breaker != self._breakers[name]
-        ):
-            rests = f"rests after faults: {state.said}; calls are held"
-            how = rests if state.breaker == "open" else "is asked again"
-            self.journal.say(f"model {name}", f"model {name!r} {how}")
-        self._breakers[name] = state.breaker
+        rests, rested = state.breaker != "closed", name in self._resting
+        if rests and not rested:
+            self._resting.add(name)
+            sentence = f"model {name!r} rests after faults: {state.said}; calls are held"
+            self.journal.say(f"model {name}", sentence)
+        elif rested and not rests:
+            self._resting.discard(name)
+            self.journal.say(f"model {name}", f"model {name!r} answers again")
         for call in report.calls:
             details = {"said": call.said} if call.said else {}
             tokens = {"tokens": call.tokens} if call.tokens else {}
