@@ -1,6 +1,6 @@
 """The command and the environment of vLLM's own OpenAI server, for a frozen model beside a run.
 
-Imports no vLLM: the server is a process of its own, `python -m vllm.entrypoints.openai.api_server`. What an
+Imports no vLLM: the server is a process of its own, `vllm serve`. What an
 engine on a CPU needs is as in `rollout.vllm_arguments`.
 """
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-MODULE = "vllm.entrypoints.openai.api_server"
+MODULE = "vllm.entrypoints.cli.main"
 # The server's own name for the model, and the variable from which it takes the key that it asks for.
 SERVED, KEY = "frozen", "VLLM_API_KEY"
 
@@ -27,7 +27,6 @@ def server_command(
 ) -> list[str]:
     """The command line of a server on the loopback. given: further arguments, as vLLM's engine names them."""
     arguments: dict[str, object] = {
-        "model": checkpoint,
         "served_model_name": SERVED,
         "host": "127.0.0.1",
         "port": port,
@@ -44,7 +43,7 @@ def server_command(
         }
         if not _has_latent_cache(checkpoint):
             arguments["block_size"] = 32
-    command = [sys.executable, "-m", MODULE]
+    command = [sys.executable, "-m", MODULE, "serve", checkpoint]
     for name, value in (arguments | dict(given)).items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
