@@ -71,6 +71,11 @@ class ControllerActor:
         self.judges = {
             t.label: [*map(find_judge, t.judges), *asked[t.label].each] for t in config.all_envs
         }
+        hold = {table.name: table.hold_seconds for table in config.models}
+        self.held = {
+            t.label: max((hold[name] for one in t.judge for name in one.models), default=0.0)
+            for t in config.all_envs
+        }
         self.group_judges = {label: judges.groups for label, judges in asked.items()}
         longest = max(table.deadlines.score_seconds for table in config.all_envs)
         self.judge_loop = JudgeLoop(longest + GRACE_SECONDS)
@@ -172,6 +177,7 @@ class ControllerActor:
                 episode_seconds=self.config.episode.max_seconds,
                 request_seconds=self.config.engine.request_seconds,
                 acts=clock.acts,
+                held=self.held[env],
                 written=written,
             )
             place = self.client.sessions.get(episode.id)

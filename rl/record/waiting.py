@@ -97,13 +97,15 @@ def deadline(
     episode_seconds: float,
     request_seconds: float,
     acts: int = 1,
+    held: float = 0.0,
     written: float | None = None,
 ) -> tuple[float, str]:
     """Seconds left to an episode that is in `phase` for `seconds` and began `age` seconds ago, and what
     happens then.
 
     episode_seconds, request_seconds: the limits of the whole episode and of one turn of an engine.
-    acts: tool calls in this phase, which have a deadline each. written: since when an engine writes the
+    acts: tool calls in this phase, which have a deadline each. held: for how long a frozen model may hold a
+    judge. written: since when an engine writes the
     present turn, in seconds; None while it waits for one.
     """
     limits = {
@@ -112,7 +114,7 @@ def deadline(
         "reply": (deadlines.tool_seconds, "failed: env_fault"),
         "score": (deadlines.score_seconds, "failed: env_fault"),
         "close": (deadlines.close_seconds, "closed without waiting"),
-        "judge": (deadlines.score_seconds, "failed: judge_fault"),
+        "judge": (deadlines.score_seconds + held, "failed: judge_fault"),
     }
     if phase == "judge":
         return limits[phase][0] - seconds, limits[phase][1]
