@@ -148,9 +148,10 @@ def play(seconds: float, folder: Path) -> dict[str, Any]:
                 "calls": calls(run, begun),
                 "status": line[:300],
             }
+            print(way, figures["ways"][way], flush=True)
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(180)
+        process.send_signal(signal.SIGTERM)
+        process.wait(900)
     return figures | books(run)
 
 

@@ -161,7 +161,7 @@ def throughput(name: str, text: str, folder: Path, seconds: float) -> float:
         times = [line["time"] for line in lines()[2:]]
         return 32 * (len(times) - 1) / (times[-1] - times[0])
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         process.wait(120)
 
 
