@@ -7,6 +7,7 @@ refuses nothing: the server has the last word. References are followed within th
 network.
 """
 
+import copy
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,12 @@ class DynamicTool:
 
     def __post_init__(self) -> None:
         _ = self._validator  # a missing package is found at reset, before the policy's first call
+
+    def calling(self, call: Callable[[JsonObject], Awaitable[str]]) -> "DynamicTool":
+        """The same tool of another episode: `call` makes its calls, and the check of arguments is shared."""
+        made = copy.copy(self)
+        object.__setattr__(made, "call", call)
+        return made
 
     @property
     def name(self) -> str:

@@ -1,0 +1,364 @@
+"""Reads a domain out of a file (TOML or JSON), or says everything that is wrong with it, a sentence each.
+
+In: the tables `entity.NAME` and `tool.NAME`, which docs/worlds.md describes. Out: a `Domain`, whose short
+forms (`offers`, `update`) have become tools, with the tools that every world has. Refuses, as DomainMistake,
+what cannot be interpreted; that a domain can be played as well is for `envs.generated.domain_check` to find
+out."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+from envs.generated.domain import Domain, DomainTool, Entity, Field, ToolKind
+from envs.generated.domain_types import type_mistakes
+from envs.generated.expression import ExpressionMistake, read_effect, read_need
+from envs.generated.names import POOLS
+
+FOLDER = Path(__file__).parent / "domains"
+_TOP = {"name", "title", "entity", "tool"}
+_ENTITY = {"fields", "by", "called", "count", "offers", "update"}
+_TOOL = {"does", "args", "needs", "effects", "ask", "confirm", "permission"}
+OFFERS = ("find", "get", "list", "create", "remove")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+MOST_ROWS = 40
+
+
+class DomainMistake(ValueError):
+    """A domain that cannot be read: one sentence per mistake, which names its place."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("; ".join(mistakes))
+        self.mistakes = mistakes
+
+
+def builtin_names() -> list[str]:
+    """The domains that come with Dorado."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+@cache
+def builtin(name: str) -> Domain:
+    """A domain that comes with Dorado. Raises DomainMistake where there is none of that name."""
+    if name not in builtin_names():
+        known = ", ".join(builtin_names())
+        raise DomainMistake([f"there is no domain {name!r}: there are {known}; or give a file"])
+    return load(FOLDER / f"{name}.toml")
+
+
+def load(path: Path) -> Domain:
+    """The domain of a file. Raises DomainMistake."""
+    try:
+        text = path.read_text()
+        data: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise DomainMistake([f"{path} cannot be read: {error.strerror}"]) from None
+    except ValueError as error:  # of both readers, and of bytes that are no text
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise DomainMistake([f"{path} is no {kind}: {error}"]) from None
+    return read_domain(data)
+
+
+def read_domain(data: object) -> Domain:
+    """The domain that plain data describe. Raises DomainMistake with all that is wrong."""
+    return _Reader().read(data)
+
+
+class _Reader:
+    """Reads one domain; `mistakes` grows, and what is wrong is left out."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[str] = []
+        self.entities: dict[str, Entity] = {}
+        self.tools: dict[str, DomainTool] = {}
+
+    def read(self, data: object) -> Domain:
+        top = self._table("the file", data, _TOP)
+        name = self._text("the file", top, "name")
+        title = self._text("the file", top, "title")
+        entities = self._table("entity", top.get("entity"), None)
+        if not entities:
+            self.mistakes.append("entity: there is none, and a world needs one at least")
+        for key, one in entities.items():
+            self._entity(key, self._table(f"entity.{key}", one, _ENTITY), set(entities))
+        for key, one in entities.items():
+            if key in self.entities and isinstance(one, dict):
+                self._offers(self.entities[key], cast("dict[str, object]", one))
+        for key, one in self._table("tool", top.get("tool"), None).items():
+            self._tool(key, self._table(f"tool.{key}", one, _TOOL))
+        self._own_tools()
+        source = cast("dict[str, object]", json.loads(json.dumps(data, default=str)))
+        domain = Domain(name, title, self.entities, self.tools, source)
+        if not self.mistakes:
+            self.mistakes += type_mistakes(domain)
+        if not self.mistakes and not domain.acts:
+            self.mistakes.append("tool: none changes anything, so there is nothing to ask for")
+        if self.mistakes:
+            raise DomainMistake(self.mistakes)
+        return domain
+
+    def _entity(self, name: str, table: dict[str, object], known: set[str]) -> None:
+        where = f"entity.{name}"
+        self._name(where, name)
+        fields: dict[str, Field] = {}
+        for key, spec in self._table(f"{where}.fields", table.get("fields"), None).items():
+            self._name(f"{where}.fields", key)
+            if key == "id":
+                self.mistakes.append(
+                    f"{where}.fields.id: every row has an id already; call it otherwise"
+                )
+            if found := self._field(f"{where}.fields.{key}", key, spec, known):
+                fields[key] = found
+        by = table.get("by", [])
+        names = [by] if isinstance(by, str) else [str(one) for one in _list(by)]
+        if not names or any(one not in fields for one in names):
+            self.mistakes.append(
+                f"{where}.by: it has to name fields by which people tell one {name} from another, of "
+                f"{', '.join(fields) or 'none'}"
+            )
+            return
+        count = table.get("count", 8)
+        if not isinstance(count, int) or not 2 <= count <= MOST_ROWS:
+            self.mistakes.append(
+                f"{where}.count: it has to be a whole number from 2 to {MOST_ROWS}"
+            )
+            count = 8
+        plain = " ".join(f"{{{one}}}" for one in names)
+        called = table.get("called", plain if len(names) == 1 else f"the {name} {plain}")
+        if not isinstance(called, str) or any(f"{{{one}}}" not in called for one in names):
+            self.mistakes.append(f"{where}.called: it has to be a text with {plain} in it")
+            return
+        prefix = name[:2].upper()
+        self.entities[name] = Entity(name, fields, tuple(names), called, count, prefix)
+
+    def _field(self, where: str, name: str, spec: object, known: set[str]) -> Field | None:
+        read = field_of(name, spec, known) if isinstance(spec, str) else None
+        if isinstance(read, Field):
+            return read
+        self.mistakes.append(f"{where}: {read or 'it has to be a text such as `int 1..9`'}")
+        return None
+
+    def _tool(self, name: str, table: dict[str, object]) -> None:
+        where = f"tool.{name}"
+        self._name(where, name)
+        does = self._text(where, table, "does")
+        args: dict[str, Field] = {}
+        for key, spec in self._table(f"{where}.args", table.get("args"), None).items():
+            self._name(f"{where}.args", key)
+            if found := self._field(f"{where}.args.{key}", key, spec, set(self.entities)):
+                args[key] = found
+        try:
+            needs = tuple(read_need(one, args) for one in self._texts(where, table, "needs"))
+            effects = tuple(read_effect(one, args) for one in self._texts(where, table, "effects"))
+        except ExpressionMistake as error:
+            self.mistakes.append(f"{where}: {error}")
+            return
+        ask = tuple(self._texts(where, table, "ask"))
+        if not effects:
+            self.mistakes.append(f"{where}.effects: an act has to change something")
+        if not ask:
+            self.mistakes.append(f"{where}.ask: it needs a text by which people ask for the act")
+        for one in ask:
+            if missing := [key for key in args if f"{{{key}}}" not in one]:
+                self.mistakes.append(
+                    f"{where}.ask: {one!r} does not say {', '.join(missing)}, so nobody could know"
+                )
+        confirm = table.get("confirm", False)
+        permission = table.get("permission", "")
+        if not isinstance(confirm, bool):
+            self.mistakes.append(f"{where}.confirm: it has to be true or false")
+        if not isinstance(permission, str):
+            self.mistakes.append(f"{where}.permission: it has to be a name such as `manager`")
+        self._add(
+            where,
+            DomainTool(
+                name, "act", does, args, "", needs, effects, ask, confirm is True, str(permission)
+            ),
+        )
+
+    def _offers(self, entity: Entity, table: dict[str, object]) -> None:
+        where = f"entity.{entity.name}.offers"
+        offers = str(table.get("offers", "")).split()
+        for one in offers:
+            if one not in OFFERS:
+                self.mistakes.append(f"{where}: {one!r} is none of {', '.join(OFFERS)}")
+        if "find" in offers and not entity.label:
+            self.mistakes.append(f"{where}: find needs a label to find by, and `by` names none")
+            return
+        if not {"find", "list"} & set(offers):
+            self.mistakes.append(
+                f"{where}: without find or list nobody can learn the id of a {entity.name}"
+            )
+        for tool in _offered(entity, offers):
+            self._add(where, tool)
+        for key in _list(table.get("update", [])):
+            if key not in entity.fields:
+                self.mistakes.append(f"entity.{entity.name}.update: there is no field {key!r}")
+            else:
+                self._add(where, _update(entity, entity.fields[str(key)]))
+
+    def _own_tools(self) -> None:
+        """The tools that a world has of itself."""
+        tools = list(self.tools.values())
+        spoken = {"about": Field("about", "text")}
+        self._own("ask_user", "ask", "ask the user for one thing that was not said", spoken)
+        if any(getattr(effect, "after", 0) for tool in tools for effect in tool.effects):
+            hours = {"hours": Field("hours", "int", low=1, high=240)}
+            self._own("wait", "wait", "let hours pass", hours)
+        if asked := tuple(sorted({tool.permission for tool in tools if tool.permission})):
+            args = {"permission": Field("permission", "choice", choices=asked)}
+            self._own("request_access", "access", "get a permission that a tool asks for", args)
+        if confirmed := tuple(tool.name for tool in tools if tool.confirm):
+            args = {
+                "tool": Field("tool", "choice", choices=confirmed),
+                "id": Field("id", "text"),
+            }
+            self._own("confirm", "confirm", "ask the user to confirm one call, before it", args)
+
+    def _own(self, name: str, kind: ToolKind, does: str, args: dict[str, Field]) -> None:
+        self._add("tool", DomainTool(name, kind, does, args))
+
+    def _add(self, where: str, tool: DomainTool) -> None:
+        if tool.name in self.tools:
+            self.mistakes.append(f"{where}: there are two tools {tool.name}")
+        self.tools[tool.name] = tool
+
+    def _name(self, where: str, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            self.mistakes.append(f"{where}: {name!r} is no name: small letters, digits and _")
+
+    def _text(self, where: str, table: Mapping[str, object], key: str) -> str:
+        value = table.get(key)
+        if isinstance(value, str) and value.strip():
+            return value
+        self.mistakes.append(f"{where}.{key}: it has to be a text")
+        return ""
+
+    def _texts(self, where: str, table: Mapping[str, object], key: str) -> list[str]:
+        value = table.get(key, [])
+        texts = [one for one in _list(value) if isinstance(one, str)]
+        if not isinstance(value, list) or len(texts) != len(_list(value)):
+            self.mistakes.append(f"{where}.{key}: it has to be a list of texts")
+        return texts
+
+    def _table(self, where: str, value: object, known: set[str] | None) -> dict[str, object]:
+        if value is None and known is None:
+            return {}
+        if not isinstance(value, dict):
+            self.mistakes.append(f"{where}: it has to be a table")
+            return {}
+        table = {str(key): one for key, one in cast("dict[object, object]", value).items()}
+        for key in table:
+            if known is not None and key not in known:
+                self.mistakes.append(
+                    f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}"
+                )
+        return table
+
+
+def field_of(name: str, spec: str, entities: set[str]) -> Field | str:
+    """`choice open|shut = open` as a field, or what is wrong with it."""
+    body, has_default, default = (part.strip() for part in spec.partition(" = "))
+    kind, _, rest = (part.strip() for part in body.partition(" "))
+    found: Field | str = f"{spec!r} is none of label, text, int, choice, ref, list, or an entity"
+    if kind in ("label", "text"):
+        found = Field(name, kind, pool=rest)
+        if rest not in POOLS:
+            found = f"{rest!r} is no pool of names; there are {', '.join(sorted(POOLS))}"
+    elif kind == "int":
+        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", rest)
+        found = f"{spec!r} has to be `int LEAST..MOST`"
+        if ends and int(ends.group(1)) < int(ends.group(2)):
+            found = Field(name, "int", low=int(ends.group(1)), high=int(ends.group(2)))
+    elif kind == "choice":
+        choices = tuple(one.strip() for one in rest.split("|"))
+        found = Field(name, "choice", choices=choices)
+        if len(set(choices)) < 2 or "" in choices:
+            found = f"{spec!r} has to offer two different choices at least"
+    elif kind in ("ref", "list") or (kind in entities and not rest):
+        entity = (rest or kind).removesuffix("?")
+        found = Field(name, "ref", entity=entity, optional=rest.endswith("?"), many=kind == "list")
+        if entity not in entities:
+            found = f"there is no entity {entity!r}"
+    if isinstance(found, Field) and has_default:
+        return _with_default(found, default)
+    return found
+
+
+def _with_default(found: Field, default: str) -> Field | str:
+    value = int(default) if re.fullmatch(r"-?\d+", default) else default
+    if found.kind == "int" and not isinstance(value, int):
+        return f"the default {default!r} is no number"
+    if found.kind == "choice" and default not in found.choices:
+        return f"the default {default!r} is none of its choices"
+    if found.kind == "ref" and default != "nothing":
+        return "a reference can have no default but `nothing`"
+    kept = str(default) if found.kind in ("choice", "text") else value
+    known = vars(found) | {"default": None if found.kind == "ref" else kept}
+    return Field(**(known | {"has_default": True}))
+
+
+def _offered(entity: Entity, offers: list[str]) -> Iterator[DomainTool]:
+    name, one = entity.name, {entity.name: Field(entity.name, "ref", entity=entity.name)}
+    if "find" in offers:
+        label = entity.fields[entity.label]
+        yield DomainTool(
+            f"find_{name}", "find", f"the {name} of this {label.name}", {label.name: label}, name
+        )
+    if "get" in offers:
+        yield DomainTool(f"get_{name}", "get", f"all about one {name}", one, name)
+    if "list" in offers:
+        page = Field("page", "int", low=1, high=99)
+        some = {key: f for key, f in entity.fields.items() if f.kind in ("ref", "choice")}
+        filters = {k: Field(**(vars(f) | {"optional": True})) for k, f in some.items()}
+        does = f"{plural(name)}, a page at a time, all or those with some value"
+        yield DomainTool(f"list_{plural(name)}", "list", does, {"page": page, **filters}, name)
+    if "create" in offers:
+        yield _create(entity, {k: f for k, f in entity.fields.items() if not f.has_default})
+    if "remove" in offers:
+        yield DomainTool(
+            f"remove_{name}", "act", f"end a {name} that nothing refers to", one,
+            effects=(read_effect(f"remove {name}", one),), ask=(f"remove {{{name}}}",),
+            confirm=True,
+        )  # fmt: skip
+
+
+def _create(entity: Entity, args: dict[str, Field]) -> DomainTool:
+    said = [f"with {key.replace('_', ' ')} {{{key}}}" for key in args]
+    fields = ", ".join(f"{key} = {key}" for key in args)
+    return DomainTool(
+        f"create_{entity.name}", "act", f"a new {entity.name}", args,
+        effects=(read_effect(f"new {entity.name}: {fields}", args),),
+        ask=(f"add a {entity.name} " + ", ".join(said),),
+    )  # fmt: skip
+
+
+def _update(entity: Entity, changed: Field) -> DomainTool:
+    name, key = entity.name, changed.name
+    args = {name: Field(name, "ref", entity=name), key: changed}
+    if key == name:  # a field that is called as its entity
+        args = {name: args[name], f"new_{key}": changed}
+    given = list(args)[1]
+    said = key.replace("_", " ")
+    return DomainTool(
+        f"change_{name}_{key}", "act", f"change the {said} of a {name}", args,
+        effects=(read_effect(f"{name}.{key} = {given}", args),),
+        ask=(
+            f"change the {said} of {{{name}}} to {{{given}}}",
+            f"set {{{given}}} as the {said} of {{{name}}}",
+        ),
+    )  # fmt: skip
+
+
+def plural(name: str) -> str:
+    """visit -> visits, delivery -> deliveries."""
+    if name.endswith("y") and name[-2:-1] not in "aeiou":
+        return f"{name[:-1]}ies"
+    return f"{name}es" if name.endswith(("s", "x", "ch", "sh")) else f"{name}s"
+
+
+def _list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []

@@ -1,0 +1,218 @@
+"""Generated worlds: domains as data, tasks from verified chains."""
+
+import random
+import tomllib
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from envs.env import Task
+from envs.generated.books import BUSY, Refused
+from envs.generated.chain import Step, play
+from envs.generated.domain_file import FOLDER, DomainMistake, builtin, builtin_names, read_domain
+from envs.generated.environment import Generated, GeneratedConfig
+from envs.generated.generator import Tally, make_task
+from envs.generated.mutations import mutated
+from envs.generated.rubric import difference
+from envs.generated.task_data import Difficulty, GeneratedTask
+from envs.generated.tool_graph import structure
+from envs.generated.verification import Rejected, said, satisfies, verified
+from envs.generated.world import World
+from envs.session import demonstrate
+
+CLINIC = builtin("clinic")
+
+
+def a_world(**rows):
+    """A clinic with one row of each entity, changed as said: `a_world(patient={"owed": 40})`."""
+    known = {
+        "doctor": {"id": "D1", "name": "Ada Berg", "field": "eyes", "on_duty": "yes"},
+        "patient": {
+            "id": "P1", "name": "Ben Falk", "phone": 1234, "doctor": "D1", "state": "active",
+            "owed": 0,
+        },
+        "slot": {"id": "S1", "doctor": "D1", "day": 3, "hour": 9, "state": "free"},
+        "visit": {
+            "id": "V1", "patient": "P1", "slot": "S1", "reason": "pain", "state": "booked", "fee": 0
+        },
+        "prescription": {"id": "R1", "patient": "P1", "drug": "zinc", "days": 5, "state": "open"},
+    }  # fmt: skip
+    return World(CLINIC, {name: [row | rows.get(name, {})] for name, row in known.items()})
+
+
+def test_a_call_checks_what_it_needs_and_changes_what_it_says():
+    world = a_world()
+    assert world.call("book_visit", {"patient": "P1", "slot": "S1", "reason": "check"})["ok"]
+    assert difference(world) == (
+        "new visit: patient = P1, slot = S1, reason = check, state = booked, fee = 0",
+        "slot S1: state = taken",
+    )
+    with pytest.raises(Refused, match=r"slot.state = free, and there it is taken"):
+        world.call("book_visit", {"patient": "P1", "slot": "S1", "reason": "check"})
+    with pytest.raises(Refused, match="no patient 'P9'"):
+        world.call("book_visit", {"patient": "P9", "slot": "S1", "reason": "check"})
+
+
+def test_a_refused_call_changes_nothing():
+    world = a_world(visit={"state": "arrived"}, patient={"owed": 880})
+    with pytest.raises(Refused):
+        world.call("end_visit", {"visit": "V1", "fee": 30})
+    assert difference(world) == ()
+
+
+def test_time_brings_what_a_call_began():
+    world = a_world()
+    world.call("send_prescription", {"prescription": "R1"})
+    with pytest.raises(Refused, match="sent"):
+        world.call("hand_out", {"prescription": "R1"})
+    world.call("wait", {"hours": 6})
+    world.call("hand_out", {"prescription": "R1"})
+    assert difference(world) == ("prescription R1: state = collected",)
+
+
+def test_a_permission_has_to_be_granted_and_a_rule_is_seen_to_be_broken():
+    world = a_world(patient={"owed": 50})
+    with pytest.raises(Refused, match="403"):
+        world.call("waive_debt", {"patient": "P1"})
+    world.call("request_access", {"permission": "manager"})
+    world.call("waive_debt", {"patient": "P1"})
+    assert "waive_debt P1: not confirmed" in difference(world)
+    assert "permission manager: granted" in difference(world)
+
+
+def test_a_busy_tool_does_nothing_and_half_a_list():
+    rows = {name: a_world().rows(name) for name in CLINIC.entities}
+    rows["visit"].append(rows["visit"][0] | {"id": "V2", "reason": "check"})
+    world = World(CLINIC, rows, faults={"check_in": 1, "cancel_visits": 1})
+    assert world.call("check_in", {"visit": "V1"}) == {"error": BUSY}
+    found = world.call("cancel_visits", {"visits": ["V1", "V2"]})
+    assert found == {"done": ["V1"], "not_done": {"V2": BUSY}}
+
+
+def test_what_was_rewound_has_not_been():
+    world = a_world()
+    books = world.mark()
+    world.call("send_prescription", {"prescription": "R1"})
+    world.call("create_patient", {"name": "Nora Berg", "phone": 2000, "doctor": "D1"})
+    world.rewind(books)
+    assert difference(world) == ()
+    assert len(world.rows("patient")) == 1
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_every_domain_makes_tasks_that_hold_what_they_promise(name):
+    domain, tally = builtin(name), Tally()
+    assert len(domain.tools) >= 20
+    for chain in (1, 3):
+        task = make_task(domain, "test", Difficulty(chain=chain, hidden=1, noise=1), tally)
+        world = task.world(domain)
+        assert satisfies(world, task, task.steps)
+        assert not task.rubric.holds(world, "done")
+        assert not any(satisfies(world, task, task.steps, absent=i) for i in range(len(task.steps)))
+        assert GeneratedTask.of_json(domain, task.as_json()) == task
+
+
+def test_no_domain_is_another_one_renamed():
+    assert len({structure(builtin(name)) for name in builtin_names()}) == len(builtin_names())
+    renamed = (FOLDER / "clinic.toml").read_text().replace("patient", "guest")
+    assert structure(read_domain(tomllib.loads(renamed))) == structure(CLINIC)
+
+
+def test_the_same_seed_makes_the_same_task():
+    level = Difficulty(chain=2)
+    assert make_task(CLINIC, "7", level) == make_task(CLINIC, "7", level)
+    assert make_task(CLINIC, "7", level) != make_task(CLINIC, "8", level)
+
+
+def test_mutations_of_a_verified_task_are_rejected():
+    task = make_task(CLINIC, "m", Difficulty(chain=3))
+    world = task.world(CLINIC)
+    found = list(mutated(world, task, random.Random(1), 10))
+    assert len(found) == 10
+    assert not any(passes for _, passes in found)
+    assert task.rubric.holds(world, said(task, play(world, task.steps)))
+
+
+def test_a_task_is_not_accepted_for_a_reason():
+    task = make_task(CLINIC, "m", Difficulty(chain=3))
+    rubric, steps = task.rubric, task.steps
+    twice = next(row for row in task.rows["doctor"]) | {"id": "D1"}
+    wrong = {
+        "nothing to do": replace(task, rubric=replace(rubric, changes=())),
+        "gold fails": replace(task, rubric=replace(rubric, changes=rubric.changes[1:])),
+        "step not needed": replace(task, steps=(*steps, Step("list_doctors", {"page": 1}))),
+        "ambiguous words": replace(
+            task, rows=task.rows | {"doctor": [*task.rows["doctor"], twice]}
+        ),
+    }
+    for reason, one in wrong.items():
+        with pytest.raises(Rejected, match=reason):
+            verified(CLINIC, one, random.Random(0))
+
+
+def test_tools_used_often_are_drawn_less():
+    tally = Tally()
+    for i in range(12):
+        make_task(CLINIC, str(i), Difficulty(chain=2), tally)
+    counts = Counter(tally.used)
+    assert len(counts) >= 12
+    assert max(counts.values()) <= 5
+
+
+MISTAKES = [
+    (("tool", "check_in", "needs"), ["visit.colour = red"], "visit has no field colour"),
+    (("tool", "check_in", "needs"), ["visit.state = flown"], "'flown' is none of state's choices"),
+    (("tool", "check_in", "effects"), ["visit.fee = state"], "neither a number nor an argument"),
+    (("tool", "check_in", "effects"), [], "has to change something"),
+    (("tool", "check_in", "ask"), ["check it in"], "does not say visit"),
+    (("tool", "check_in", "args"), {"visit": "ref flight"}, "no entity 'flight'"),
+    (("tool", "check_in", "needs"), ["visit.state"], "no comparison"),
+    (("tool", "check_in", "effects"), ["new visit: patient = visit"], "patient is of patient"),
+    (("entity", "patient", "by"), "surname", "fields by which people tell"),
+    (("entity", "patient", "offers"), "find fly", "'fly' is none of"),
+    (("entity", "slot", "offers"), "find get", "find needs a label"),
+    (("entity", "patient", "fields"), {"name": "label aliens"}, "no pool of names"),
+    (("entity", "visit", "count"), 900, "whole number from 2 to 40"),
+    (("tool", "check_in", "colour"), "red", "unknown key 'colour'"),
+    (("name",), "", "has to be a text"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "sentence"), MISTAKES)
+def test_a_mistake_in_a_domain_is_one_sentence_with_its_place(place, value, sentence):
+    data = tomllib.loads((FOLDER / "clinic.toml").read_text())
+    at = data
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    with pytest.raises(DomainMistake) as caught:
+        read_domain(data)
+    assert any(sentence in one for one in caught.value.mistakes), caught.value.mistakes
+    if len(place) > 1:
+        assert any(one.startswith(".".join(place[:2])) for one in caught.value.mistakes)
+
+
+@pytest.mark.parametrize("noise", [0, 3])
+async def test_the_expert_plays_to_the_full_score_with_severe_noise_too(noise):
+    env = Generated(GeneratedConfig(domains=("clinic",), task=Difficulty(hidden=1, noise=1)))
+    for task in [next(env.tasks("train", 3)), next(env.tasks("heldout", 3))]:
+        env = Generated(env.config)
+        _, said, rewards = await demonstrate(env, replace(task, noise=noise))
+        assert rewards == {"solved": 1.0}, said
+
+
+def test_held_out_domains_are_never_trained_on():
+    env = Generated(GeneratedConfig(heldout="domain"))
+    seen = {split: set() for split in ("train", "heldout")}
+    for split, names in seen.items():
+        tasks = env.tasks(split, 0)
+        names |= {next(tasks).data["domain"] for _ in range(200)}
+    assert seen["train"] | seen["heldout"] == set(builtin_names())
+    assert not seen["train"] & seen["heldout"]
+
+
+async def test_a_task_of_an_unknown_domain_is_refused():
+    env = Generated(GeneratedConfig(domains=("clinic",)))
+    with pytest.raises(ValueError, match="of domain 'moon'"):
+        await env.reset(Task("generated", {"domain": "moon", "seed": "1"}))
