@@ -115,7 +115,7 @@ def test_every_domain_makes_tasks_that_hold_what_they_promise(name):
 
 def test_no_domain_is_another_one_renamed():
     assert len({structure(builtin(name)) for name in builtin_names()}) == len(builtin_names())
-    renamed = (FOLDER / "clinic.toml").read_text().replace("patient", "guest")
+    renamed = (FOLDER / "clinic.toml").read_text(encoding="utf-8").replace("patient", "guest")
     assert structure(read_domain(tomllib.loads(renamed))) == structure(CLINIC)
 
 
@@ -181,7 +181,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("place", "value", "sentence"), MISTAKES)
 def test_a_mistake_in_a_domain_is_one_sentence_with_its_place(place, value, sentence):
-    data = tomllib.loads((FOLDER / "clinic.toml").read_text())
+    data = tomllib.loads((FOLDER / "clinic.toml").read_text(encoding="utf-8"))
     at = data
     for key in place[:-1]:
         at = at[key]

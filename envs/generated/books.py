@@ -39,8 +39,8 @@ class Later:
 
 @dataclass(frozen=True)
 class Books:
-    """What a world keeps beside its rows. before: rows that changed, as they were; None: there was none.
-    acts: calls that a rule wants confirmed, and whether they were."""
+    """The state that a world keeps beside its rows. before: rows that changed, as they were; None: there was
+    none. acts: calls that a rule wants confirmed, and whether they were."""
 
     before: dict[Key, Row | None] = field(default_factory=dict[Key, Row | None])
     confirmed: frozenset[tuple[str, str]] = frozenset()

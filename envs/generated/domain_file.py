@@ -52,7 +52,7 @@ def builtin(name: str) -> Domain:
 def load(path: Path) -> Domain:
     """The domain of a file. Raises DomainMistake."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         data: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise DomainMistake([f"{path} cannot be read: {error.strerror}"]) from None

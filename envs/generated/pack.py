@@ -33,7 +33,7 @@ class PackMistake(ValueError):
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """What the index knows of a task without reading it."""
+    """A line of the index: a task without its content."""
 
     id: int
     domain: str
@@ -46,7 +46,9 @@ class Pack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.sheet: dict[str, Any] = json.loads((folder / "pack.json").read_text())
+            self.sheet: dict[str, Any] = json.loads(
+                (folder / "pack.json").read_text(encoding="utf-8")
+            )
         except OSError:
             raise PackMistake(f"{folder} is no pack: it has no pack.json") from None
         except ValueError as error:
@@ -61,7 +63,7 @@ class Pack:
 
     @property
     def digest(self) -> str:
-        """What its content is, in 16 digits; tasks name it."""
+        """A hash of its content, 16 digits; tasks name it."""
         return self.sheet["digest"]
 
     @cached_property

@@ -39,7 +39,7 @@ class Rubric:
 
 
 def difference(world: World) -> tuple[str, ...]:
-    """What is no longer as it was, sorted; lets the world settle first."""
+    """Tell all that is no longer as it was, sorted; lets the world settle first."""
     world.settle()
     new = {id: (entity, id) for (entity, id), row in world.books.before.items() if row is None}
     told: list[str] = []

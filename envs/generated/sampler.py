@@ -293,7 +293,7 @@ def _touch(made: Draft, tool: DomainTool, args: dict[str, Any], result: dict[str
 
 
 def _referred(made: Draft, entity_name: str, id: str) -> tuple[object, str]:
-    """What a step passes for a row, and how the user says it. Raises Broken, Refused."""
+    """The value that a step passes for a row, and how the user says it. Raises Broken, Refused."""
     key = (entity_name, id)
     if key in made.made:
         return made.known[key], f"the {entity_name} from ({made.made[key]})"

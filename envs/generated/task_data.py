@@ -21,7 +21,7 @@ from envs.generated.world import World
 
 
 class Difficulty(EnvConfig):
-    """What makes a task hard, each measured and each a setting. chain: acts that are asked for. branching:
+    """Dimensions of difficulty, each measured and each a setting. chain: acts that are asked for. branching:
     the chance that an act is on other rows than those before. distractors: rows, times as many as the domain
     asks for. lookups: the share of ids that are not told. hidden: facts that the user says only when asked.
     noise: calls that find a tool busy. question: the chance that the task ends with one."""

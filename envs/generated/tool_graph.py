@@ -28,7 +28,7 @@ def needed_fields(domain: Domain, tool: DomainTool) -> set[tuple[str, str]]:
 
 
 def successors(domain: Domain) -> dict[str, tuple[str, ...]]:
-    """Of each act, the acts that it can make possible."""
+    """For each act, the acts that it can make possible."""
     changed = {tool.name: changed_fields(domain, tool) for tool in domain.acts}
     needed = {tool.name: needed_fields(domain, tool) for tool in domain.acts}
     found: dict[str, tuple[str, ...]] = {}

@@ -67,7 +67,7 @@ def satisfies(world: World, task: GeneratedTask, steps: Sequence[Step], absent: 
 
 
 def _gold(world: World, task: GeneratedTask) -> tuple[list[tuple[set[Fact], set[Fact]]], Wanted]:
-    """What each step reads and writes, and the state that the chain leads to. Raises Rejected."""
+    """Find what each step reads and writes, and the state that the chain leads to. Raises Rejected."""
     books = world.mark()
     traces: list[tuple[set[Fact], set[Fact]]] = []
     gave: list[dict[str, object]] = []
@@ -117,7 +117,7 @@ def _orders(
 def dependencies(
     steps: Sequence[Step], traces: Sequence[tuple[set[Fact], set[Fact]]]
 ) -> list[set[int]]:
-    """Of each step, those that have to come before it: its sources, and conflicts over a fact."""
+    """For each step, those that have to come before it: its sources, and conflicts over a fact."""
     before = [set(sources(step)) for step in steps]
     for j, (reads, writes) in enumerate(traces):
         for i in range(j):

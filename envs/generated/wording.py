@@ -67,7 +67,7 @@ def finished(draft: Draft, seed: str) -> GeneratedTask:
 
 
 def system_text(domain: Domain, user: str, manner: str) -> str:
-    """What the agent is told of its place, its user and its rules."""
+    """Tell the agent of its place, its user and its rules."""
     told = [
         f"You serve {domain.title}, with tools. Ids have to be looked up. Do what is asked, no more."
     ]
@@ -126,7 +126,7 @@ def _faults(draft: Draft) -> dict[str, int]:
 def _measures(
     draft: Draft, steps: list[Step], facts: dict[str, Value], faults: dict[str, int]
 ) -> dict[str, float]:
-    """What makes the task hard, counted."""
+    """Count what makes the task hard."""
     kinds = [draft.domain.tools[step.tool].kind for step in steps]
     rows = {key for key in draft.touched if key not in draft.made}
     return {
