@@ -41,7 +41,7 @@ class Format:
     calls; "" where `rollout.tool_format` reads them. thought: the mark that begins a thought, as the kind
     writes it. call_id: the id of the n-th call of a conversation, where a template shows it. user_begins:
     earlier turns are written otherwise once the user speaks, so that a segment begins. python: calls are
-    written as Python writes them.
+    written as Python writes them. json: arguments are a JSON object.
     """
 
     name: FormatName
@@ -55,6 +55,7 @@ class Format:
     call_id: str = "call{n:05d}"
     user_begins: bool = False
     python: bool = False
+    json: bool = False
 
 
 _RECORDS = (
@@ -96,6 +97,7 @@ _RECORDS = (
         "<\uff5ctool\u2581calls\u2581begin\uff5c>",
         "<\uff5ctool\u2581calls\u2581end\uff5c>",
         parser="deepseek_v3",
+        json=True,
     ),
     Format(
         "deepseek_v31",
@@ -104,6 +106,7 @@ _RECORDS = (
         "<\uff5ctool\u2581calls\u2581begin\uff5c>",
         "<\uff5ctool\u2581calls\u2581end\uff5c>",
         parser="deepseek_v31",
+        json=True,
     ),
     Format(
         "deepseek_v32",
@@ -120,6 +123,7 @@ _RECORDS = (
         "<|tool_calls_section_begin|>",
         "<|tool_calls_section_end|>",
         parser="kimi_k2",
+        json=True,
         call_id="functions.{name}:{n}",
     ),
     Format(
@@ -136,6 +140,7 @@ _RECORDS = (
         r"\[TOOL_CALLS\]",
         "[TOOL_CALLS]",
         parser="mistral",
+        json=True,
         thought="[THINK]",
     ),
     Format(
@@ -171,7 +176,6 @@ _RECORDS = (
         r"<\|START_ACTION\|>",
         "<|START_ACTION|>",
         "<|END_ACTION|>",
-        parser="cohere_command3",
         thought="<|START_THINKING|>",
     ),
     Format(

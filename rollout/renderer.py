@@ -214,6 +214,10 @@ class Renderer:
         """A completion's reasoning, answer and tool calls. tools: those that the policy was told of."""
         return self._reader(self._written(completion), tools, self.thinking)
 
+    def prepare(self) -> None:
+        """Load what reads calls: vLLM's parsers take seconds, which the first turn would wait for."""
+        _ = self._reader
+
     @cached_property
     def _reader(self) -> Callable[[str, Sequence[ToolSchema], bool], Written]:
         if not self.format.parser:

@@ -2,6 +2,7 @@
 
 `longcat`: `<longcat_tool_call>add<longcat_arg_key>a</longcat_arg_key><longcat_arg_value>2</longcat_arg_value>
 </longcat_tool_call>`, or a JSON object between the outer marks, as LongCat-Flash-Chat writes it.
+`cohere`: `<|START_ACTION|>[{"tool_name": "add", "parameters": {"a": 2}}]<|END_ACTION|>` (Command A).
 `hermes`: `<tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call>` (Qwen3); `"parameters"` will do.
 A call that cannot be read is the policy's fault: it becomes a sentence that goes back to the policy.
 """
@@ -26,9 +27,9 @@ _KNOWN = {"name", "arguments", "parameters", "id", "type"}
 
 
 def own_reader(name: str) -> Callable[[str, Sequence[ToolSchema]], tuple[ToolCall, ...]]:
-    """The reader of a format's block: one call with its marks. Raises KeyError for a format of others."""
+    """The reader of a format's block, marks included. Raises KeyError for a format of others."""
     opening, closing, read = _STYLES[name]
-    return lambda block, tools: (read(block[len(opening) : len(block) - len(closing)]),)
+    return lambda block, tools: read(block[len(opening) : len(block) - len(closing)])
 
 
 def _read_longcat(body: str) -> ToolCall:
@@ -66,6 +67,19 @@ def _read_json(body: str) -> ToolCall:
     return ToolCall(call["name"], arguments)
 
 
+def _read_cohere(body: str) -> tuple[ToolCall, ...]:
+    calls = _json(body)
+    if not isinstance(calls, list) or not all(isinstance(one, dict) for one in calls):
+        raise MalformedCall("tool calls have to be a JSON list of objects")
+    found: list[ToolCall] = []
+    for one in calls:
+        name, parameters = one.get("tool_name"), one.get("parameters", {})
+        if not isinstance(name, str) or not isinstance(parameters, dict):
+            raise MalformedCall('a tool call needs a "tool_name" and an object of "parameters"')
+        found.append(ToolCall(name, parameters))
+    return tuple(found)
+
+
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
@@ -73,12 +87,13 @@ def _json(text: str) -> Any:
         raise MalformedCall("a tool call has to be one JSON object") from None
 
 
-def _nothing(body: str) -> ToolCall:
+def _nothing(body: str) -> tuple[ToolCall, ...]:
     raise MalformedCall("this checkpoint's format has no tool calls")
 
 
-_STYLES: dict[str, tuple[str, str, Callable[[str], ToolCall]]] = {
-    "longcat": ("<longcat_tool_call>", "</longcat_tool_call>", _read_longcat),
-    "hermes": ("<tool_call>", "</tool_call>", _read_json),
+_STYLES: dict[str, tuple[str, str, Callable[[str], tuple[ToolCall, ...]]]] = {
+    "longcat": ("<longcat_tool_call>", "</longcat_tool_call>", lambda body: (_read_longcat(body),)),
+    "hermes": ("<tool_call>", "</tool_call>", lambda body: (_read_json(body),)),
+    "cohere": ("<|START_ACTION|>", "<|END_ACTION|>", _read_cohere),
     "text": ("", "", _nothing),
 }

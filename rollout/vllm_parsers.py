@@ -7,6 +7,7 @@ before. The exception is harmony, whose channels vLLM reads as a whole.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +23,11 @@ from rollout.format import Format
 from rollout.reading import Written, read
 from rollout.tool_format import MalformedCall
 
+# Strings, and what begins a mark in one.
+_STRING, _MARKS = re.compile(r'"(?:[^"\\]|\\.)*"'), re.compile("[<\\[|`\uff5c]")
+_PYTHON_STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.S)
+_ESCAPE_OR_MARK = re.compile(r"\\.|<", re.S)
+
 
 def reader_of(
     format: Format, tokenizer: Any
@@ -36,6 +42,10 @@ def reader_of(
 def _read_block(
     format: Format, tokenizer: Any, block: str, tools: Sequence[ToolSchema]
 ) -> tuple[ToolCall, ...]:
+    if format.json:
+        block = _escaped(block)
+    if format.python:
+        block = _PYTHON_STRING.sub(_as_python, block)
     asked = [ChatCompletionToolsParam(**tool.as_chat()) for tool in tools]
     parser = ToolParserManager.get_tool_parser(format.parser)(tokenizer, asked or None)
     request = ChatCompletionRequest(messages=[], model="", tools=asked or None)
@@ -46,6 +56,27 @@ def _read_block(
     if not found.tools_called:
         raise MalformedCall(f"a tool call has to be written as {format.models} write it")
     return tuple(_call(one.function) for one in found.tool_calls)
+
+
+def _escaped(block: str) -> str:
+    """The same block with marks in its JSON strings escaped: vLLM looks for marks before it reads JSON."""
+    decoder, at, parts = json.JSONDecoder(), 0, list[str]()
+    while (start := block.find("{", at)) >= 0:
+        try:
+            end = decoder.raw_decode(block, start)[1]
+        except (ValueError, RecursionError):
+            end = start + 1
+        parts += block[at:start], _STRING.sub(_as_json, block[start:end])
+        at = end
+    return "".join([*parts, block[at:]])
+
+
+def _as_json(string: re.Match[str]) -> str:
+    return _MARKS.sub(lambda one: f"\\u{ord(one[0]):04x}", string[0])
+
+
+def _as_python(string: re.Match[str]) -> str:
+    return _ESCAPE_OR_MARK.sub(lambda one: "\\x3c" if one[0] == "<" else one[0], string[0])
 
 
 def _call(function: Any) -> ToolCall:

@@ -17,7 +17,7 @@ from rollout.thought import THOUGHTS
 from rollout.tool_format import MalformedCall
 
 CALL = ToolCall("delete", {"path": "/"})
-OWN = ("longcat", "hermes")
+OWN = ("longcat", "hermes", "cohere")
 VLLM = sorted(name for name, record in FORMATS.items() if record.parser)
 # What a rendered assistant's turn has around a call that has no marks of its own.
 TURNS = {

@@ -30,6 +30,8 @@ UNQUOTED = {
     "deepseek_v32": ("DSML",),
     "gemma4": ('<|"|>',),
 }
+# vLLM's parser types arguments, and gives what is inside lists and objects as texts.
+UNTYPED = ("gemma4",)
 # Control tokens end a message of harmony's wherever they stand: the policy writes them as tokens.
 CONTROL = {"harmony": ("<|channel|>", "<|call|>")}
 TYPES = {
@@ -49,9 +51,8 @@ def generated(rng: random.Random, format: str) -> tuple[list[ToolCall], list[Too
 
 
 def _call(rng: random.Random, format: str) -> ToolCall:
-    name = "".join(rng.choice("abcdefg_") for _ in range(rng.randint(2, 9))) + str(
-        rng.randint(0, 999_999)
-    )
+    letters = "".join(rng.choice("abcdefg_") for _ in range(rng.randint(1, 9)))
+    name = f"f{letters}{rng.randint(0, 999_999)}"
     keys = rng.sample(
         ("a", "path", "text", "unit_2", "parameters", "arguments", "name"), rng.randint(0, 4)
     )
@@ -60,16 +61,16 @@ def _call(rng: random.Random, format: str) -> ToolCall:
 
 def _value(rng: random.Random, format: str, depth: int = 0) -> Any:
     kind = 0.0 if format == "longcat" else rng.random()  # LongCat's values are texts
-    if kind < 0.5 or (depth and kind < 0.6):
+    if kind < 0.5 or (depth and (kind < 0.6 or (kind < 0.8 and format in UNTYPED))):
         return _text(rng, format)
     if kind < 0.7:
         return rng.randint(-(10**12), 10**12)
     if kind < 0.75:
         return rng.random() < 0.5
     if kind < 0.8:
-        return rng.choice((0.5, -3.25, 1e20))
+        return rng.choice((0.5, -3.25, 1e-7))
     if depth == 2:
-        return None
+        return None if format not in UNTYPED else "none"
     if kind < 0.9:
         return [_value(rng, format, depth + 1) for _ in range(rng.randint(0, 3))]
     return {_key(rng): _value(rng, format, depth + 1) for _ in range(rng.randint(0, 3))}

@@ -80,6 +80,7 @@ class ControllerActor:
         longest = max(table.deadlines.score_seconds for table in config.all_envs)
         self.judge_loop = JudgeLoop(longest + GRACE_SECONDS)
         self.renderer = Renderer(checkpoint, config.model.format)
+        self.renderer.prepare()
         self.writer = TrajectoryWriter(Path(folder), name)
         self.episodes: dict[str, tuple[Episode, HostSession]] = {}
         self.times = PhaseTimes()
