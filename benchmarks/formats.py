@@ -3,8 +3,8 @@
     python benchmarks/formats.py --calls 10000
 
 Strings hold quotes, raw newlines, unicode, JSON and the marks of all formats, except what a format without
-quotes cannot write (docs/formats.md). Every tenth text is read twice more: inside a thought, out of which no call
-may come; and cut off in the middle, which may be malformed and may not be another call.
+quotes cannot write (docs/formats.md). Every tenth text is read twice more: inside a thought, out of which no
+call may come; and cut off in the middle, which may be malformed and may not be another call.
 """
 
 import argparse
