@@ -4,6 +4,7 @@ import random
 import tomllib
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -216,3 +217,10 @@ async def test_a_task_of_an_unknown_domain_is_refused():
     env = Generated(GeneratedConfig(domains=("clinic",)))
     with pytest.raises(ValueError, match="of domain 'moon'"):
         await env.reset(Task("generated", {"domain": "moon", "seed": "1"}))
+
+
+def test_the_domain_of_the_documentation_makes_tasks():
+    page = (Path(__file__).parent.parent / "docs" / "worlds.md").read_text(encoding="utf-8")
+    kiosk = page.split("```toml\nname = ")[1].split("```")[0]
+    domain = read_domain(tomllib.loads(f"name = {kiosk}"))
+    assert make_task(domain, "0", Difficulty(chain=2)).rubric.changes

@@ -94,8 +94,8 @@ def performed(
         if i == absent:
             gave.append({})
             continue
-        args = {name: _resolved(value, gave) for name, value in step.args.items()}
-        pick = {name: _resolved(value, gave) for name, value in step.pick.items()}
+        args = {name: resolved(value, gave) for name, value in step.args.items()}
+        pick = {name: resolved(value, gave) for name, value in step.pick.items()}
         gave.append((yield from _picked(step, args, pick) if pick else _made(step.tool, args)))
     return gave
 
@@ -124,8 +124,8 @@ def play_on(world: World, steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 def play_step(world: World, step: Step, gave: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Carry out one step, after those that gave this. Raises Broken, Refused."""
-    args = {name: _resolved(value, gave) for name, value in step.args.items()}
-    pick = {name: _resolved(value, gave) for name, value in step.pick.items()}
+    args = {name: resolved(value, gave) for name, value in step.args.items()}
+    pick = {name: resolved(value, gave) for name, value in step.pick.items()}
     made = _picked(step, args, pick) if pick else _made(step.tool, args)
     return _driven(world, made)
 
@@ -144,9 +144,10 @@ def _driven(world: World, calls: Generator[Call, dict[str, Any], dict[str, Any]]
         return end.value
 
 
-def _resolved(value: object, gave: Sequence[Mapping[str, Any]]) -> object:
+def resolved(value: object, gave: Sequence[Mapping[str, Any]]) -> object:
+    """An argument with what earlier steps gave in it. Raises Broken where they did not."""
     if isinstance(value, list):
-        return [_resolved(one, gave) for one in cast("list[object]", value)]
+        return [resolved(one, gave) for one in cast("list[object]", value)]
     if not isinstance(value, dict):
         return value
     source = cast("dict[str, Any]", value)

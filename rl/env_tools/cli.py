@@ -201,6 +201,52 @@ def replay(
     raise typer.Exit(OK if same else FAILED)
 
 
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Argument(help="The pack's folder, which must not exist yet.")],
+    domains: Annotated[str, typer.Option(help="How many, or names and files with commas.")] = "20",
+    tasks: Annotated[int, typer.Option(min=1, help="Verified tasks, all domains together.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pack.")] = 0,
+    task: Annotated[str, typer.Option(help='Levels that all share, as JSON: {"chain": 2}.')] = "",
+    processes: Annotated[int, typer.Option(min=1, help="That work at once.")] = 2,
+) -> None:
+    """Make a pack of verified tasks for `id = "generated"`."""
+    from rl.env_tools.packs import chosen_domains, fixed_levels, generate
+
+    try:
+        sheet = generate(
+            out,
+            chosen_domains(domains),
+            tasks=tasks,
+            seed=seed,
+            fixed=fixed_levels(task),
+            processes=processes,
+        )
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    tries = ", ".join(f"{name} {n}" for name, n in sorted(sheet["tries"].items()))
+    typer.echo(f"{out}: {sheet['tasks']} tasks in {sheet['seconds']} s; tries: {tries}")
+
+
+@app.command()
+def packs(
+    folder: Annotated[Path, typer.Argument(help="Where packs lie.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """The packs of a folder."""
+    from rl.env_tools.packs import packs_in
+
+    found = packs_in(folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for one in found:
+        about = one.get("mistake") or (
+            f"{one['digest']}  {one['tasks']} tasks, {len(one['domains'])} domains, seed {one['seed']}"
+        )
+        typer.echo(f"{one['name']}  {about}")
+
+
 def _bad_input(error: ConfigError) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(BAD_INPUT)

@@ -1,0 +1,294 @@
+"""`dorado env generate` and `dorado env packs`: makes packs of verified tasks in processes, and lists them.
+
+In: domains, how many tasks, a seed. Out: a folder that `[env.config] pack` names (`envs.generated.pack`), the
+same for the same seed, however many processes make it. Everything is written into a folder beside it, which
+takes the final name when it is complete; one that a call which has died has left is removed by the next."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import ValidationError
+
+from envs.generated.domain import Domain
+from envs.generated.domain_file import DomainMistake, builtin_names, read_domain
+from envs.generated.environment import domain_called
+from envs.generated.generator import NoTask, Tally, make_task
+from envs.generated.pack import FORMAT, Pack, PackMistake, write_tasks
+from envs.generated.task_data import Difficulty
+from envs.generated.tool_graph import structure
+from rl.config_error import ConfigError
+
+CHUNK = 25
+# The dimensions of a task whose level is not given: a task draws one of these for each.
+LEVELS: dict[str, tuple[float, ...]] = {
+    "chain": (1, 2, 3, 3, 4, 5, 6),
+    "branching": (0.2, 0.4, 0.8),
+    "distractors": (0.5, 1.0, 2.0),
+    "lookups": (0.6, 0.9, 1.0),
+    "hidden": (0, 0, 1, 2),
+    "noise": (0, 0, 1, 2),
+    "question": (0.4,),
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """A part of a pack, for one process: so many tasks of a domain, from a number on."""
+
+    source: dict[str, object]
+    seed: int
+    first: int
+    count: int
+    fixed: dict[str, float]
+
+
+@dataclass
+class Made:
+    """A part of a pack: its tasks, and how it went."""
+
+    domain: str
+    tasks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    tally: Tally = field(default_factory=Tally)
+
+
+def generate(
+    out: Path,
+    domains: Sequence[Domain],
+    *,
+    tasks: int,
+    seed: int,
+    fixed: dict[str, float],
+    processes: int,
+) -> dict[str, Any]:
+    """Write a pack; returns its verification sheet. Raises ConfigError."""
+    if out.exists():
+        raise ConfigError(f"{out} exists already: give another name, or remove it")
+    for left in out.parent.glob(f".{out.name}.partial-*"):
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    try:
+        (partial / "domains").mkdir(parents=True)
+        sheet = _write(partial, domains, tasks, seed, fixed, processes)
+        os.rename(partial, out)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
+    except NoTask as error:
+        raise ConfigError(str(error)) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sheet
+
+
+def chosen_domains(which: str) -> list[Domain]:
+    """`20`: so many of those that come with Dorado; else names and files with commas between. Raises
+    ConfigError."""
+    names = which.split(",") if not which.isdigit() else builtin_names()
+    if which.isdigit():
+        if not 1 <= int(which) <= len(names):
+            raise ConfigError(f"--domains {which}: there are {len(names)}; or give names or files")
+        names = names[: int(which)]
+    try:
+        found = [domain_called(name.strip()) for name in names]
+    except DomainMistake as error:
+        raise ConfigError("--domains: " + "\n".join(error.mistakes)) from None
+    twice = [name for name, n in Counter(one.name for one in found).items() if n > 1]
+    if twice:
+        raise ConfigError(f"--domains: two domains are called {twice[0]}")
+    return found
+
+
+def fixed_levels(text: str) -> dict[str, float]:
+    """`{"chain": 2}` as the levels that all tasks have. Raises ConfigError."""
+    try:
+        read: object = json.loads(text) if text else {}
+        level = Difficulty.model_validate(read)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "--task"
+        raise ConfigError(f"--task: {where}: {first['msg'].lower()}") from None
+    except ValueError as error:
+        raise ConfigError(f"--task is no JSON object: {error}") from None
+    return level.model_dump(exclude_unset=True)
+
+
+def packs_in(folder: Path) -> list[dict[str, Any]]:
+    """The packs in a folder: name, digest, counts."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*/pack.json")):
+        try:
+            pack = Pack(path.parent)
+        except PackMistake as error:
+            found.append({"name": path.parent.name, "mistake": str(error)})
+            continue
+        found.append({"name": path.parent.name, **pack.sheet})
+    return found
+
+
+def _write(
+    folder: Path,
+    domains: Sequence[Domain],
+    tasks: int,
+    seed: int,
+    fixed: dict[str, float],
+    processes: int,
+) -> dict[str, Any]:
+    for domain in domains:
+        text = json.dumps(domain.source, indent=1)
+        (folder / "domains" / f"{domain.name}.json").write_text(text, encoding="utf-8")
+    begun = time.monotonic()
+    by_domain = {domain.name: Made(domain.name) for domain in domains}
+    counts = {domain.name: _Counts() for domain in domains}
+    orders = _orders(domains, tasks, seed, fixed)
+
+    def each() -> Iterator[dict[str, Any]]:
+        for made in _made(orders, processes):
+            total = by_domain[made.domain].tally
+            total.reasons.update(made.tally.reasons)
+            total.used.update(made.tally.used)
+            for data in made.tasks:
+                counts[made.domain].see(data)
+                yield data
+
+    count, digest = write_tasks(folder / "tasks.sqlite", each())
+    sheet = {
+        "seconds": round(time.monotonic() - begun, 1),
+        "processes": processes,
+        "tasks": count,
+        "tries": dict(sum((one.tally.reasons for one in by_domain.values()), Counter[str]())),
+        "domains": {
+            domain.name: {
+                "tools": len(domain.tools),
+                "structure": structure(domain),
+                "tries": dict(by_domain[domain.name].tally.reasons),
+                "acts": dict(by_domain[domain.name].tally.used),
+                "acts_never_asked": sorted(
+                    {tool.name for tool in domain.acts} - set(by_domain[domain.name].tally.used)
+                ),
+                **counts[domain.name].as_json(),
+            }
+            for domain in domains
+        },
+    }
+    head = {
+        "format": FORMAT, "digest": digest, "tasks": count, "seed": seed, "fixed": fixed,
+        "domains": [domain.name for domain in domains],
+    }  # fmt: skip
+    for name, content in (("pack.json", head), ("verification.json", sheet)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(head, sheet), encoding="utf-8")
+    return sheet
+
+
+class _Counts:
+    """Counts over the tasks of one domain."""
+
+    def __init__(self) -> None:
+        self.tasks, self.hard = 0, 0
+        self.steps: Counter[int] = Counter()
+        self.acts: Counter[int] = Counter()
+        self.shapes: set[str] = set()
+
+    def see(self, data: dict[str, Any]) -> None:
+        """Count one task."""
+        self.tasks += 1
+        self.hard += data["hard"]
+        self.steps[int(data["measures"]["steps"])] += 1
+        self.acts[int(data["measures"]["acts"])] += 1
+        self.shapes.add(data["structure"])
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "tasks": self.tasks,
+            "hard": self.hard,
+            "steps": dict(sorted(self.steps.items())),
+            "asked": dict(sorted(self.acts.items())),
+            "shapes": len(self.shapes),
+        }
+
+
+def _orders(
+    domains: Sequence[Domain], tasks: int, seed: int, fixed: dict[str, float]
+) -> list[Order]:
+    """Parts of the same size, domains in turn."""
+    orders: list[list[Order]] = []
+    for i, domain in enumerate(domains):
+        share = tasks // len(domains) + (i < tasks % len(domains))
+        orders.append(
+            [
+                Order(domain.source, seed, first, min(CHUNK, share - first), fixed)
+                for first in range(0, share, CHUNK)
+            ]
+        )
+    longest = max((len(one) for one in orders), default=0)
+    return [one[i] for i in range(longest) for one in orders if i < len(one)]
+
+
+def _made(orders: Sequence[Order], processes: int) -> Iterator[Made]:
+    if processes == 1:
+        yield from map(make_part, orders)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(make_part, orders)
+
+
+def make_part(order: Order) -> Made:
+    """Carry out an order. Raises NoTask."""
+    domain = read_domain(order.source)
+    made = Made(domain.name)
+    for number in range(order.first, order.first + order.count):
+        rng = random.Random(f"{order.seed}/{domain.name}/{number}")
+        drawn = {name: rng.choice(levels) for name, levels in LEVELS.items()}
+        level = Difficulty.model_validate({**drawn, **order.fixed})
+        task = make_task(domain, f"{order.seed}/{number}", level, made.tally)
+        made.tasks.append(task.as_json())
+    return made
+
+
+def _card(head: dict[str, Any], sheet: dict[str, Any]) -> str:
+    """The data card."""
+    tries = sheet["tries"]
+    total = sum(tries.values())
+    rows = [
+        f"| {name} | {one['tools']} | {one['tasks']} | {one['hard']} | {one['shapes']} | "
+        f"{len(one['acts_never_asked'])} |"
+        for name, one in sheet["domains"].items()
+    ]
+    reasons = "\n".join(f"- {reason}: {n}" for reason, n in sorted(tries.items()))
+    return "\n".join(
+        (
+            f"# Pack {head['digest']}",
+            "",
+            f"{head['tasks']} tasks over {len(head['domains'])} domains, made by `dorado env generate` from "
+            f"seed {head['seed']}; format {head['format']}. Settings that all tasks share: "
+            f"{json.dumps(head['fixed'])}; the others are drawn for each task.",
+            "",
+            "Made by a program from domain files, without a model and without data of people: names come out "
+            "of lists. For training and evaluating agents that call tools. Texts are English, by "
+            "templates: they vary less than people do. A policy that does well here knows these tools, "
+            "and not a real clinic's.",
+            "",
+            "| domain | tools | tasks | hard | shapes of chains | acts never asked for |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Of {total} tries {tries.get('accepted', 0)} were accepted. By outcome:",
+            "",
+            reasons,
+            "",
+            "Hard: the planner, which sees the schema and the wanted state but not the chain, found no "
+            "solution.",
+            "",
+        )
+    )
