@@ -63,7 +63,7 @@ def again(pack: Pack, count: int) -> dict[str, Any]:
     """Tasks verified again in a fresh process, from the pack and their ids alone."""
     ids = sampled(pack, count, 1)
     command = [sys.executable, "-c", AGAIN, str(pack.folder), json.dumps(ids)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     wrong = json.loads(done.stdout)
     return {"tasks": len(ids), "not accepted again": wrong}
 

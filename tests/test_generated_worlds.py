@@ -12,7 +12,7 @@ from envs.env import Task
 from envs.generated.books import BUSY, Refused
 from envs.generated.chain import Step, play
 from envs.generated.domain_file import FOLDER, DomainMistake, builtin, builtin_names, read_domain
-from envs.generated.environment import Generated, GeneratedConfig
+from envs.generated.environment import Generated, GeneratedConfig, domain_called
 from envs.generated.generator import Tally, make_task
 from envs.generated.mutations import mutated
 from envs.generated.rubric import difference
@@ -224,3 +224,17 @@ def test_the_domain_of_the_documentation_makes_tasks():
     kiosk = page.split("```toml\nname = ")[1].split("```")[0]
     domain = read_domain(tomllib.loads(f"name = {kiosk}"))
     assert make_task(domain, "0", Difficulty(chain=2)).rubric.changes
+
+
+def test_sampled_domains_have_the_tools_that_were_asked_for_and_differ():
+    sampled = [
+        domain_called(f"sampled:{i}:{tools}") for i, tools in enumerate([20, 30, 45, 65, 90])
+    ]
+    assert all(
+        len(one.tools) >= tools for one, tools in zip(sampled, [20, 30, 45, 65, 90], strict=True)
+    )
+    known = [*(builtin(name) for name in builtin_names()), *sampled]
+    assert len({structure(one) for one in known}) == len(known)
+    assert make_task(sampled[3], "0", Difficulty(chain=3)).domain == "sampled_3"
+    with pytest.raises(DomainMistake, match="SEED:TOOLS"):
+        domain_called("sampled:1:many")

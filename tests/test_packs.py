@@ -122,7 +122,8 @@ def test_what_is_no_whole_pack_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--domains", "99"], "there are 20"),
+        (["--domains", "5000"], "1 to 1000"),
+        (["--domains", "sampled:1:900"], "1 to 150 tools"),
         (["--domains", "moon"], "there is no domain 'moon'"),
         (["--domains", "clinic,clinic"], "two domains are called clinic"),
         (["--task", '{"chain": 99}'], "chain: input should be less than or equal to 12"),

@@ -25,8 +25,9 @@ from envs.env import HELDOUT_SHARE, Deadlines, Env, EnvConfig, Expert, Split, Ta
 from envs.generated.books import Refused
 from envs.generated.chain import Broken, performed
 from envs.generated.domain import Domain
-from envs.generated.domain_file import builtin, builtin_names, load
+from envs.generated.domain_file import DomainMistake, builtin, builtin_names, load
 from envs.generated.generator import make_task
+from envs.generated.grammar import sample_domain
 from envs.generated.pack import PackMistake, TaskEntry, pack_at
 from envs.generated.task_data import Difficulty, GeneratedTask
 from envs.generated.tool_schema import offered
@@ -36,6 +37,7 @@ from envs.tool import ToolError
 
 HELDOUT_DOMAINS = 0.25
 MOST_RECENT = 64
+SAMPLED_TOOLS = 30
 T = TypeVar("T")
 
 
@@ -192,7 +194,13 @@ def domains_of(pack: str, names: Sequence[str]) -> dict[str, Domain]:
 
 @functools.cache
 def domain_called(name: str) -> Domain:
-    """A domain by its name, or out of a file. Raises DomainMistake."""
+    """A domain by its name, out of a file, or sampled: `sampled:SEED:TOOLS`. Raises DomainMistake."""
+    if name.startswith("sampled:"):
+        _, seed, *tools = name.split(":")
+        try:
+            return sample_domain(seed, int(tools[0]) if tools else SAMPLED_TOOLS)
+        except ValueError as error:
+            raise DomainMistake([f"{name}: {error}; write sampled:SEED:TOOLS"]) from None
     if name.endswith((".toml", ".json")):
         return load(Path(name))
     return builtin(name)

@@ -29,6 +29,7 @@ from envs.generated.tool_graph import structure
 from rl.config_error import ConfigError
 
 CHUNK = 25
+MOST_DOMAINS = 1000
 # The dimensions of a task whose level is not given: a task draws one of these for each.
 LEVELS: dict[str, tuple[float, ...]] = {
     "chain": (1, 2, 3, 3, 4, 5, 6),
@@ -91,13 +92,15 @@ def generate(
 
 
 def chosen_domains(which: str) -> list[Domain]:
-    """`20`: so many of those that come with Dorado; else names and files with commas between. Raises
-    ConfigError."""
-    names = which.split(",") if not which.isdigit() else builtin_names()
+    """`20`: so many, those that come with Dorado and, beyond them, sampled ones; else names with commas between
+    (`envs.generated.environment.domain_called`). Raises ConfigError."""
+    names = which.split(",")
     if which.isdigit():
-        if not 1 <= int(which) <= len(names):
-            raise ConfigError(f"--domains {which}: there are {len(names)}; or give names or files")
-        names = names[: int(which)]
+        own, count = builtin_names(), int(which)
+        if not 1 <= count <= MOST_DOMAINS:
+            raise ConfigError(f"--domains {which}: it has to be 1 to {MOST_DOMAINS}, or names")
+        sampled = [f"sampled:{i}" for i in range(count - len(own))]
+        names = [*own, *sampled][:count]
     try:
         found = [domain_called(name.strip()) for name in names]
     except DomainMistake as error:
