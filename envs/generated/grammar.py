@@ -153,8 +153,8 @@ class _Made:
         new = (
             f"new {name}: {holder} = {holder}, {asset} = {asset}, number = number, amount = amount"
         )
-        self._tool(f"draft_{name}", args, needs, [new],
-                   f"draft {name} {{number}} for {{{holder}}} and {{{asset}}}, amount {{amount}}")  # fmt: skip
+        ask = f"draft {name} {{number}} for {{{holder}}} and {{{asset}}}, amount {{amount}}"
+        self._tool(f"draft_{name}", args, needs, [new], ask)
         for one, other in pairwise(states):
             self._step(name, holder, asset, one, other)
         if self.rng.random() < 0.6:

@@ -92,7 +92,7 @@ def generate(
 
 
 def chosen_domains(which: str) -> list[Domain]:
-    """`20`: so many, those that come with Dorado and, beyond them, sampled ones; else names with commas between
+    """`20`: so many, those that come with Dorado, then sampled ones; else names with commas between
     (`envs.generated.environment.domain_called`). Raises ConfigError."""
     names = which.split(",")
     if which.isdigit():
