@@ -489,6 +489,15 @@ async def test_histories_are_looked_for_only_where_the_weights_are_those_of_the_
     assert (engines.cache_use.turns, engines.cache_use.turns_cached) == (2, 1)
 
 
+async def test_a_segment_that_begins_has_no_history_and_the_one_before_is_nobodys():
+    engines, _ = await pool(a=1)
+    engines.begin("x", None)
+    await engines.generate(request("x"))
+    await engines.generate(Request("x/1", "x", (7, 8), 3, begins=True))
+    assert (engines.cache_use.turns, engines.cache_use.opening_tokens) == (0, 3)
+    assert engines.reprefilled_tokens == 0 and engines.contexts() == {"a": 2}
+
+
 async def test_a_first_turn_fails_where_ray_says_that_its_engine_has_died():
     """The engine is asked for its address then."""
     made, engine = await wired()

@@ -4,13 +4,16 @@ vLLM's parsers take a minute to import: what needs them is `slow`. `benchmarks/f
 per format.
 """
 
+import json
 import random
 import re
 
 import pytest
+from typer.testing import CliRunner
 from written_calls import UNQUOTED, WRITERS, generated, tokenizer
 
 from envs.message import ToolCall
+from rl.cli import app
 from rollout.format import FORMATS, format_of
 from rollout.reading import Written, read
 from rollout.thought import THOUGHTS
@@ -148,3 +151,19 @@ def test_json_that_does_not_end_is_malformed_and_no_part_of_it_is_a_call(name, t
     seen: list[str] = []
     found = read(text, (), FORMATS[name], block=block_reader(seen))
     assert (seen, found.calls) == ([], ()) and found.malformed
+
+
+def test_the_command_says_how_a_checkpoint_writes(checkpoint):
+    said = CliRunner().invoke(app, ["model", "formats", str(checkpoint), "--json"])
+    found = json.loads(said.output)
+    assert found["format"].startswith("longcat: ") and "<longcat_tool_call>" in found["a call"]
+    assert found["earlier thoughts"] == "all of them stay"
+    assert found["played"] == "turn by turn with user and system and tool"
+    assert "17 grams" in found["a result"] and "<|end|>" in found["a turn ends with"]
+
+
+def test_the_command_lists_all_formats_and_refuses_what_is_no_checkpoint(tmp_path):
+    listed = CliRunner().invoke(app, ["model", "formats", "--json"])
+    assert set(json.loads(listed.output)) == set(FORMATS)
+    wrong = CliRunner().invoke(app, ["model", "formats", str(tmp_path)])
+    assert wrong.exit_code == 2
