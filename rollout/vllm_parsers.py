@@ -26,6 +26,7 @@ from rollout.tool_format import MalformedCall
 # Strings, and what begins a mark in one.
 _STRING, _MARKS = re.compile(r'"(?:[^"\\]|\\.)*"'), re.compile("[<\\[|`\uff5c]")
 _PYTHON_STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.S)
+_HARMONY = ("<|channel|>", "<|message|>", "<|start|>")
 _ESCAPE_OR_MARK = re.compile(r"\\.|<", re.S)
 
 
@@ -34,7 +35,8 @@ def reader_of(
 ) -> Callable[[str, Sequence[ToolSchema], bool], Written]:
     """How a format's completions are read: (text, tools, whether it begins in a thought) -> `Written`."""
     if format.name == "harmony":
-        return lambda text, tools, thinking: _read_harmony(text, tokenizer)
+        harmony = _harmony_reader(tokenizer)
+        return lambda text, tools, thinking: harmony(text)
     block = partial(_read_block, format, tokenizer)
     return lambda text, tools, thinking: read(text, tools, format, thinking=thinking, block=block)
 
@@ -93,18 +95,35 @@ def _call(function: Any) -> ToolCall:
     return ToolCall(name, arguments)
 
 
-def _read_harmony(text: str, tokenizer: Any) -> Written:
-    """A completion of harmony's: `analysis` is reasoning, `final` the answer, a recipient makes a call."""
+def _harmony_reader(tokenizer: Any) -> Callable[[str], Written]:
+    """Reads harmony's completions: `analysis` is reasoning, `final` the answer, a recipient makes a call."""
     from vllm.entrypoints.openai.parser.harmony_utils import get_encoding
     from vllm.parser.harmony import HarmonyParser
+    from vllm.reasoning.gptoss_reasoning_parser import GptOssReasoningParser
+    from vllm.tool_parsers.gptoss_tool_parser import GptOssToolParser
 
-    ids = get_encoding().encode(text, allowed_special="all")
+    class Parser(HarmonyParser):
+        reasoning_parser_cls = GptOssReasoningParser
+        tool_parser_cls = GptOssToolParser
+
     request = ChatCompletionRequest(messages=[], model="")
-    try:
-        parsed = HarmonyParser(tokenizer).parse(text, request, True, ids)
-        reasoning, answer, calls = parsed
-        return Written(reasoning or "", (answer or "").strip(), tuple(map(_call, calls or ())))
-    except MalformedCall as error:
-        return Written("", "", malformed=str(error))
-    except Exception as error:  # as above
-        return Written("", "", malformed=f"the message cannot be read: {error}")
+
+    def read_harmony(text: str) -> Written:
+        ids = get_encoding().encode(text, allowed_special="all")
+        try:
+            reasoning, answer, calls = Parser(tokenizer).parse(text, request, True, ids)
+        except Exception as error:  # the policy's text met a parser that did not expect it
+            return Written("", "", malformed=f"the message cannot be read: {error}")
+        reasoning, answer = (reasoning or "").strip(), (answer or "").strip()
+        if any(mark in answer for mark in _HARMONY):  # text that it could make nothing of
+            return Written(
+                reasoning, "", malformed="a message has to be written in harmony's channels"
+            )
+        try:
+            return Written(
+                reasoning, answer, tuple(map(_call, calls or ())), thought=bool(reasoning)
+            )
+        except MalformedCall as error:
+            return Written(reasoning, answer, malformed=str(error), thought=bool(reasoning))
+
+    return read_harmony
