@@ -151,9 +151,10 @@ def resolved(value: object, gave: Sequence[Mapping[str, Any]]) -> object:
     if not isinstance(value, dict):
         return value
     source = cast("dict[str, Any]", value)
-    found = gave[source["from"]].get(source["get"])
+    at, name = int(source["from"]), str(source["get"])
+    found: object = gave[at].get(name)
     if found is None:
-        raise Broken(f"step {source['from']} gave no {source['get']}")
+        raise Broken(f"step {at} gave no {name}")
     return found
 
 

@@ -9,6 +9,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -194,7 +195,7 @@ class _Reader:
             )
         for tool in _offered(entity, offers):
             self._add(where, tool)
-        for key in _list(table.get("update", [])):
+        for key in _list(table.get("update")):
             if key not in entity.fields:
                 self.mistakes.append(f"entity.{entity.name}.update: there is no field {key!r}")
             else:
@@ -238,9 +239,10 @@ class _Reader:
         return ""
 
     def _texts(self, where: str, table: Mapping[str, object], key: str) -> list[str]:
-        value = table.get(key, [])
-        texts = [one for one in _list(value) if isinstance(one, str)]
-        if not isinstance(value, list) or len(texts) != len(_list(value)):
+        value = table.get(key)
+        given = _list(value)
+        texts = [one for one in given if isinstance(one, str)]
+        if (value is not None and not isinstance(value, list)) or len(texts) != len(given):
             self.mistakes.append(f"{where}.{key}: it has to be a list of texts")
         return texts
 
@@ -297,8 +299,7 @@ def _with_default(found: Field, default: str) -> Field | str:
     if found.kind == "ref" and default != "nothing":
         return "a reference can have no default but `nothing`"
     kept = str(default) if found.kind in ("choice", "text") else value
-    known = vars(found) | {"default": None if found.kind == "ref" else kept}
-    return Field(**(known | {"has_default": True}))
+    return replace(found, default=None if found.kind == "ref" else kept, has_default=True)
 
 
 def _offered(entity: Entity, offers: list[str]) -> Iterator[DomainTool]:
@@ -313,7 +314,7 @@ def _offered(entity: Entity, offers: list[str]) -> Iterator[DomainTool]:
     if "list" in offers:
         page = Field("page", "int", low=1, high=99)
         some = {key: f for key, f in entity.fields.items() if f.kind in ("ref", "choice")}
-        filters = {k: Field(**(vars(f) | {"optional": True})) for k, f in some.items()}
+        filters = {k: replace(f, optional=True) for k, f in some.items()}
         does = f"{plural(name)}, a page at a time, all or those with some value"
         yield DomainTool(f"list_{plural(name)}", "list", does, {"page": page, **filters}, name)
     if "create" in offers:

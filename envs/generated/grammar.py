@@ -22,7 +22,16 @@ _RECORDS = (
     "permit", "lease", "voyage", "commission", "survey", "contract", "licence", "deal", "shift",
     "tour", "session", "trial",
 )  # fmt: skip
-_STATES = ("drafted", "filed", "granted", "begun", "held", "settled", "closed", "shelved")
+_STATES: tuple[str, ...] = (
+    "drafted",
+    "filed",
+    "granted",
+    "begun",
+    "held",
+    "settled",
+    "closed",
+    "shelved",
+)
 _STEPS = ("file", "grant", "begin", "hold", "settle", "close", "shelve", "renew")
 _CONDITIONS = (("ready", "worn", "broken"), ("open", "shut"), ("new", "used", "lent", "gone"))
 _POOLS = ("things", "works", "places")
@@ -125,7 +134,9 @@ class _Made:
         """A record of a holder and an asset, which goes through states."""
         name = self._fresh(_RECORDS)
         holder, asset = self.rng.choice(self.holders), self.rng.choice(sorted(self.assets))
-        states = sorted(self.rng.sample(_STATES, self.rng.randint(3, 6)), key=_STATES.index)
+        states: list[str] = sorted(
+            self.rng.sample(_STATES, self.rng.randint(3, 6)), key=_STATES.index
+        )
         self.entities[name] = {
             "fields": {
                 holder: f"ref {holder}",

@@ -7,6 +7,7 @@ again."""
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 from envs.generated.books import Refused
 from envs.generated.chain import Broken, Step, play_on, play_step, writes
@@ -62,10 +63,6 @@ def _passes(
         world.rewind(books)
 
 
-def _literal(value: object) -> bool:
-    return not isinstance(value, dict | list)
-
-
 def _other_value(world: World, spec: Field, value: object, rng: random.Random) -> object | None:
     if spec.kind == "ref":
         ids = [str(row["id"]) for row in world.rows(spec.entity) if row["id"] != value]
@@ -109,16 +106,16 @@ def _with_other(
 
 def _present(world: World, task: GeneratedTask, at: int, name: str) -> object | None:
     """The value that an argument has when the chain is played."""
-    value: object = task.steps[at].args[name]
-    if _literal(value):
-        return value
+    value: Any = task.steps[at].args[name]
+    if not isinstance(value, dict):
+        return None if isinstance(value, list) else value
     books = world.mark()
     try:
         gave = play_on(world, task.steps[:at])
     finally:
         world.rewind(books)
-    source = task.steps[at].args[name]
-    return gave[source["from"]].get(source["get"])
+    source = cast("dict[str, Any]", value)
+    return gave[int(source["from"])].get(str(source["get"]))
 
 
 def _left_out(world: World, task: GeneratedTask, rng: random.Random) -> list[Step] | None:

@@ -9,7 +9,7 @@ counts as hard."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Any
+from typing import Any, cast
 
 from envs.generated.books import BUSY, Key, Refused
 from envs.generated.domain import Domain, DomainTool, Row
@@ -151,7 +151,7 @@ class Planner:
         need = error.need
         if need is None or isinstance(need.left, Count):
             return False
-        single = {k: v[0] if isinstance(v, list) else v for k, v in args.items()}
+        single = _single(args)
         for path in (*paths(need.left), *paths(need.right)):
             try:
                 key, name = self.world.place_of(tool, path, single)
@@ -237,7 +237,7 @@ class Planner:
         self, tool: DomainTool, effect: Set, args: dict[str, Any], key: Key, value: Value
     ) -> bool:
         """False if a call sets another row, or this one to another value. Sums may still grow."""
-        single = {k: v[0] if isinstance(v, list) else v for k, v in args.items()}
+        single = _single(args)
         try:
             place, _ = self.world.place_of(tool, effect.path, single)
             set_to = self.world.value(tool, effect.value, single)
@@ -303,7 +303,9 @@ class Planner:
             yield tool, dict(zip(tool.args, values, strict=True))
 
     def _spoken_of(self, id: str) -> bool:
-        return any(id in one for one in self.wanted.sentences) or id in self.world.books.before
+        return any(id in one for one in self.wanted.sentences) or any(
+            id == changed for _, changed in self.world.books.before
+        )
 
     def _values(self) -> list[Value]:
         found = [value for _, row in self.wanted.created for value in row.values()]
@@ -314,6 +316,14 @@ class Planner:
             if isinstance(value, int) and isinstance(present, int):
                 found.append(abs(value - present))
         return list(dict.fromkeys(one for one in found if one is not None))
+
+
+def _single(args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, of a list the first row alone."""
+    return {
+        name: cast("list[Any]", value)[0] if isinstance(value, list) else value
+        for name, value in args.items()
+    }
 
 
 def difference_now(world: World) -> tuple[str, ...]:
