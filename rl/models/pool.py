@@ -12,6 +12,7 @@ import itertools
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -48,6 +49,9 @@ class Pool:
         self.turns = Turns(table.concurrency, table.breaker, clock)
         self.answered_at = clock()
         self.asked_since = clock()
+        # Faults since the last answer, and what those who pause after one wait for.
+        self.unanswered = 0
+        self._back = asyncio.Event()
         self.counts: Counter[str] = Counter()
         self.said = ""
         self._cache: OrderedDict[str, ChatAnswer] = OrderedDict()
@@ -84,6 +88,13 @@ class Pool:
         """Seconds without any answer while some are asked for."""
         since = max(self.answered_at, self.asked_since)
         return self.clock() - since if self._asked else 0.0
+
+    def back(self) -> None:
+        """Whatever serves the model is there again: who pauses after a fault asks now."""
+        self.unanswered = 0
+        self.asked_since = self.clock()
+        self._back.set()
+        self._back = asyncio.Event()
 
     def take_calls(self) -> list[Call]:
         """The calls since the last time, oldest first."""
@@ -177,7 +188,9 @@ class Pool:
             if own > self.table.retries:
                 raise ModelFault(f"model {self.name!r}: failed {own} times, at last: {said}")
             if (left := self._held_until(begun)) > 0:
-                await asyncio.sleep(min(wait, LONGEST_PAUSE, left))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(wait, LONGEST_PAUSE, left)):
+                        await self._back.wait()
             pause *= 2
 
     def _held_until(self, begun: float) -> float:
@@ -214,6 +227,7 @@ class Pool:
         except (ServiceFault, TimeoutError) as error:
             self.turns.end(turn, fault=True)
             self.counts["fault"] += 1
+            self.unanswered += 1
             late = f"no answer within {table.request_seconds:g} s"
             fault = error if isinstance(error, ServiceFault) else ServiceFault(late)
             self._note(start, "fault", said=str(fault))
@@ -228,6 +242,8 @@ class Pool:
             self._note(start, "cancelled", said=type(error).__name__)
             raise
         self.answered_at = self.clock()
+        if self.unanswered:
+            self.back()
         self.turns.end(turn, fault=False)
         tokens = answer.prompt_tokens + answer.completion_tokens
         self.counts["tokens"] += tokens

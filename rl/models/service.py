@@ -4,7 +4,6 @@ Knows no Ray: `rl.actors.model_service` has one in an actor of a run, `dorado ju
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +17,9 @@ from rl.models.pool import Pool
 from rl.models.server import Server, ServerFailed
 from rl.record.model_state import ModelState
 
+# Requests in a row that a server has to leave unanswered to be called deaf.
+LEAST_FAULTS = 2
+
 
 class ModelService:
     """One frozen model that answers, whatever serves it (`envs.chat_model.ChatModel`)."""
@@ -28,7 +30,6 @@ class ModelService:
         self.server = Server(table.name, table.path, table.serve, log, say) if table.path else None
         self.wire = ChatWire(table.url or "", key=key, model=table.model)
         self.pool = Pool(table, lambda request: self.wire.send(request))
-        self._ready_at = time.monotonic()
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -46,7 +47,6 @@ class ModelService:
         self.server.start()
         await self.server.ready()
         self.wire = ChatWire(self.server.url, key=self.server.key, model=self.server.model)
-        self._ready_at = time.monotonic()
         self._watching = asyncio.create_task(self._watch(self.server))
 
     async def ask(self, request: ChatRequest) -> ChatAnswer:
@@ -74,12 +74,9 @@ class ModelService:
     async def _watch(self, server: Server) -> None:
         """Keep the server alive; where it cannot be, calls are held and then fail by the pool's own clock."""
         with suppress(ServerFailed):
-            await server.watch(self._stuck)
+            await server.watch(self._is_stuck, self.pool.back)
 
-    def _stuck(self) -> bool:
+    def _is_stuck(self) -> bool:
         """True where requests have ended at their deadlines, several times over, and nobody was answered."""
         longest = 2.5 * self.table.request_seconds
-        stuck = min(self.pool.silent, time.monotonic() - self._ready_at) > longest
-        if stuck:
-            self._ready_at = time.monotonic()
-        return stuck
+        return self.pool.unanswered >= LEAST_FAULTS and self.pool.silent > longest
