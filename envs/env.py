@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from envs.agents.access import ModelAccess
 from envs.dynamic_tool import DynamicTool
 from envs.handover import turn_reward
 from envs.message import Message, ToolCall
@@ -83,6 +84,7 @@ class Deadlines:
     tool_seconds: float = 30.0
     score_seconds: float = 30.0
     close_seconds: float = 10.0
+    agent_seconds: float = 300.0
 
 
 class EnvConfig(BaseModel):
@@ -155,6 +157,14 @@ class Env:
         self.answer = text
         return Reply(done=True)
 
+    async def play(self, access: ModelAccess) -> str:
+        """Let the agent play, where `served_model` is set: run it to its end, and return its own log.
+
+        Cancelled when the episode ends before it; then nothing of the agent may be left running. Raises
+        whatever says that the agent failed.
+        """
+        raise TypeError(f"environment {self.name!r} has to define play()")
+
     async def score(self) -> Mapping[str, float | Mapping[int, float]]:
         """Named rewards of the finished episode, judged on the final state or answer.
 
@@ -187,6 +197,9 @@ class Env:
         Raises ValueError, or `envs.session.HostFault`, with one sentence.
         """
 
+    # The name under which an agent is served the policy: set in `reset` where an agent plays (`play`) and the
+    # policy is not asked turn by turn; "" elsewhere.
+    served_model: str = ""
     answer: str | None = None
     # A tool sets this to True where its call ended the world: the episode ends with the turn.
     done: bool = False

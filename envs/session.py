@@ -9,6 +9,7 @@ with the first traceback kept.
 import asyncio
 import contextlib
 import inspect
+import math
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from envs.agents.access import ModelAccess
 from envs.containment import contain_exits
 from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Deadlines, Env, Reply, Task
@@ -35,9 +37,11 @@ from envs.tool import ToolError, tools_of
 from envs.tool_result import result_text
 
 T = TypeVar("T")
-FaultKind = Literal["reset", "tool", "reply", "score", "close", "timeout"]
+FaultKind = Literal["reset", "tool", "reply", "agent", "score", "close", "timeout"]
 # Latency that noise adds to a call comes before its deadline begins, and is at most this share of it.
 LATENCY_SHARE = 0.1
+# Characters of an agent's own log that are kept with its trajectory.
+MOST_LOG = 100_000
 
 
 # When the act in progress is over its deadline, by the event loop's clock.
@@ -75,11 +79,12 @@ class HostFault(Exception):
 @dataclass(frozen=True)
 class Opening:
     """The opening that the policy sees first; `notes` are facts for the record, such as {"sandbox":
-    "bubblewrap"}."""
+    "bubblewrap"}. agent: the model's name for the agent that plays; "" where none does."""
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSchema, ...]
     notes: dict[str, str] = field(default_factory=dict[str, str])
+    agent: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class EnvSession:
             if self.noise.clarifies:
                 self.tools = {**self.tools, CLARIFY.name: CLARIFY}
         schemas = tuple(t.schema for t in self.tools.values())
-        return Opening(said, schemas, notes)
+        return Opening(said, schemas, notes, self.env.served_model)
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         """One turn of the policy: its calls in order, or, without any, its plain text.
@@ -141,6 +146,16 @@ class EnvSession:
                 content, bad = f"error: {error}", bad + 1
             results.append(Message("tool", content, name=one.name))
         return StepResult(tuple(results), done=self._over(), bad_calls=bad)
+
+    async def play(self, access: ModelAccess) -> str:
+        """Let the environment's agent play to its end: when that is too late, who asks knows, and closes.
+
+        Returns the last part of its log. Raises EnvFault.
+        """
+        said = await self._guard(
+            "agent", math.inf, result_of("play", lambda: self.env.play(access))
+        )
+        return encodable(str(said))[-MOST_LOG:]
 
     async def score(self) -> NamedRewards:
         """The environment's named rewards, and which parts of them turns have earned. Raises EnvFault."""

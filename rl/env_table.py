@@ -16,6 +16,8 @@ from rollout.config import EnvSampling, Section
 
 # Settings of an environment that name files of rows.
 DATA_PATHS = ("path", "heldout_path")
+# Those of `agent`, whose paths may be folders.
+AGENT_PATHS = ("agent", "tasks", "heldout", "verifier")
 
 
 class DeadlineConfig(Section):
@@ -25,6 +27,7 @@ class DeadlineConfig(Section):
     tool_seconds: PositiveFloat = 30
     score_seconds: PositiveFloat = 30
     close_seconds: PositiveFloat = 10
+    agent_seconds: PositiveFloat = 300
 
     @property
     def record(self) -> Deadlines:
@@ -201,6 +204,12 @@ def _anchored_rows(settings: dict[str, object], folder: Path) -> dict[str, objec
             found[key] = [_anchored_file(one, folder) for one in path]
         elif isinstance(path, str):
             found[key] = _anchored_file(path, folder)
+    for key in AGENT_PATHS:
+        if not isinstance(path := settings.get(key), str) or not path:
+            continue
+        file = split_file(path)
+        if (folder / (file[0] if file else path)).exists():
+            found[key] = anchored(path, folder) if file else os.path.abspath(folder / path)
     return found
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
+from envs.agents.access import ModelAccess
 from envs.env import Task
 from envs.handover import NamedRewards
 from envs.message import Message, ToolCall, ToolSchema
@@ -23,7 +24,7 @@ from rollout.config import EpisodeConfig
 from rollout.context import Asked, Before, Context, ContextRendering, letters_of
 from rollout.engine import Completion, EngineFault, Generate, Request, Sampling
 from rollout.reading import Written
-from rollout.trajectory import Phase, StopReason, Trajectory, Turn
+from rollout.trajectory import Branch, Phase, StopReason, Trajectory, Turn
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ class Session(Protocol):
 
     async def open(self, task: Task) -> Opening: ...
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult: ...
+    async def play(self, access: ModelAccess) -> str: ...
     async def score(self) -> NamedRewards: ...
     async def close(self) -> None: ...
 
@@ -64,6 +66,7 @@ PHASES = frozenset(
         "generate",
         "tool",
         "reply",
+        "agent",
         "render",
         "score",
         "judge",
@@ -93,6 +96,13 @@ class PhaseClock:
             self.phases.append(Phase(name, start, time.time() - start))
             self.current, self.since = "between", time.time()
 
+    def turn_to(self, name: str) -> None:
+        """End the phase in progress and begin another, where somebody else says what comes next."""
+        now = time.time()
+        if self.current not in ("created", "between"):
+            self.phases.append(Phase(self.current, self.since, now - self.since))
+        self.current, self.since, self.acts = name, now, 1
+
 
 @dataclass
 class Episode:
@@ -114,6 +124,8 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     env_rewards: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
+    log: str = ""
 
     async def run(self) -> Trajectory:
         """Play to the end. Raises only CancelledError."""
@@ -152,11 +164,20 @@ class Episode:
             fault=encodable(fault),
             trace=encodable(trace),
             notes=self.notes,
+            branches=self.branches,
+            log=self.log,
         )
 
     async def _play(self) -> StopReason:
         opening = await self._in_phase("reset", self.session.open(self.task))
         self.opening, self.tools, self.notes = opening.messages, opening.tools, opening.notes
+        return await self._converse(opening)
+
+    async def _converse(self, opening: Opening) -> StopReason:
+        if opening.agent:
+            raise EnvFault(
+                "agent", f"environment {self.env!r} is played by an agent, in a run only"
+            )
         letters = letters_of(opening.messages, opening.tools)
         if letters > MOST_OPENING_LETTERS * self.config.max_tokens:
             raise NoRoom(

@@ -90,12 +90,28 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A segment that began where the history was rewritten: `Branch(1, 0, 4, "user", "Summary: …")`.
+
+    parent: the segment that it has most in common with. message: the index of the first message that is
+    another one than there, its role and the beginning of its text; -1 where the tools are.
+    """
+
+    segment: int
+    parent: int
+    message: int
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """The record of one episode.
 
     env_rewards: the environment's own named rewards, those of its turns included; empty where it could not be
     judged. fault: what went wrong, in one sentence, and where there is one the first traceback. notes: facts
-    of the environment's side, such as {"sandbox": "bubblewrap"}.
+    of the environment's side, such as {"sandbox": "bubblewrap"}. branches: of an agent that rewrote its
+    history. log: what an agent itself wrote, its last part where it is long.
     """
 
     id: str
@@ -110,6 +126,8 @@ class Trajectory:
     fault: str = ""
     trace: str = ""
     notes: dict[str, str] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
+    log: str = ""
 
     @property
     def judged(self) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from envs.process_end import refuse_ends
 from reward.registry import GroupJudge, find_judge
@@ -26,6 +27,7 @@ from rl.actors.judge_loop import JudgeLoop
 from rl.actors.model_client import ModelClient
 from rl.config import RunConfig
 from rl.models.judges import judges_of
+from rl.nodes.nodes import own_address
 from rl.nodes.process import log_to
 from rl.record.run_folder import TrajectoryWriter
 from rl.record.waiting import PhaseTimes, Waiting, WaitingTable, deadline, worst
@@ -34,10 +36,14 @@ from rl.samples.group import GroupReport, GroupSpec, member_report
 from rl.samples.length_shaping import shaped
 from rl.samples.samples import Dropped, group_samples
 from rollout.episode import Episode
+from rollout.gateway.agent_episode import AgentEpisode, Gate
 from rollout.placement import InProgress
 from rollout.renderer import Renderer
 from rollout.trajectory import ScoredTrajectory, Trajectory
 from trainer.sample import TrainSample
+
+if TYPE_CHECKING:
+    from rollout.gateway.server import Gateway
 
 
 class ControllerActor:
@@ -85,6 +91,7 @@ class ControllerActor:
         self.episodes: dict[str, tuple[Episode, HostSession]] = {}
         self.times = PhaseTimes()
         self.retries: Counter[str] = Counter()
+        self.gateway: Gateway | None = None
 
     @actor_method
     async def ready(self) -> None:
@@ -162,7 +169,7 @@ class ControllerActor:
         numbers."""
         now, latency = time.time(), self.times.latency()
         writing = {
-            session: (engine, now - self.client.asked[id])
+            session.partition("~")[0]: (engine, now - self.client.asked[id])
             for id, (engine, session) in self.client.running.items()
         }
         rows: list[Waiting] = []
@@ -202,7 +209,7 @@ class ControllerActor:
     async def _member(self, spec: GroupSpec, id: str) -> ScoredTrajectory:
         table = self.tables[spec.env]
         session = HostSession(self.hosts, id, table)
-        episode = Episode(
+        episode = AgentEpisode(
             id=id,
             group=spec.id,
             env=spec.env,
@@ -212,6 +219,9 @@ class ControllerActor:
             renderer=self.renderer,
             config=self.config.episode,
             sampling=self.config.sampling_of(table, train=spec.train),
+            gate=self._gate,
+            branched=self.client.branch,
+            agent_seconds=table.deadlines.agent_seconds,
         )
         self.episodes[id] = (episode, session)
         self.client.begin(id, spec.version)
@@ -226,6 +236,14 @@ class ControllerActor:
                 self.retries[spec.id] += session.retries
             del self.episodes[id]
             self.client.end(id)
+
+    def _gate(self) -> Gate:
+        """The server that agents ask, made for the first of them."""
+        if self.gateway is None:
+            from rollout.gateway.server import Gateway  # no run without agents pays for its import
+
+            self.gateway = Gateway(own_address())
+        return self.gateway
 
     async def _judged(self, trajectory: Trajectory) -> ScoredTrajectory:
         table = self.tables[trajectory.env]

@@ -67,6 +67,7 @@ class EngineClient:
         self.request_seconds = request_seconds
         self.serves: dict[str, int | None] = {}
         self.sessions: dict[str, _Session] = {}
+        self.branches: dict[str, list[str]] = {}
         self.loads = dict.fromkeys(engines, 0)
         self.running: dict[str, tuple[str, str]] = {}
         self.asked: dict[str, float] = {}
@@ -96,9 +97,16 @@ class EngineClient:
         """A trajectory begins; all its turns go to engines of `version`."""
         self.sessions[session] = _Session(version)
 
+    def branch(self, session: str, parent: str) -> None:
+        """A trajectory goes on in another segment, `ID~1` beside `ID`, on the version of its parent."""
+        there = self.sessions[parent]
+        self.sessions[session] = _Session(there.version, there.engine)
+        self.branches.setdefault(session.partition("~")[0], []).append(session)
+
     def end(self, session: str) -> None:
-        """A trajectory is over."""
-        self.sessions.pop(session, None)
+        """A trajectory is over, with all its segments."""
+        for one in (session, *self.branches.pop(session, ())):
+            self.sessions.pop(one, None)
 
     def contexts(self) -> dict[str, int]:
         """Count the tokens of all trajectories at each engine: what its cache would hold at best."""

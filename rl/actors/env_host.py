@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from envs.agents.access import ModelAccess
 from envs.env import Task
 from envs.handover import NamedRewards
 from envs.message import ToolCall
@@ -59,6 +60,8 @@ class EnvHost:
                 return await self.open(session, *arguments)
             case "step":
                 return await self.step(session, *arguments)
+            case "play":
+                return await self.play(session, *arguments)
             case "score":
                 return await self.score(session)
             case "close":
@@ -88,6 +91,10 @@ class EnvHost:
     async def step(self, session: str, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         """One turn of the policy. Raises EnvFault."""
         return await self.sessions[session].step(text, calls)
+
+    async def play(self, session: str, access: ModelAccess) -> str:
+        """An agent plays to its end. Raises EnvFault."""
+        return await self.sessions[session].play(access)
 
     async def score(self, session: str) -> NamedRewards:
         """The environment's rewards. Raises EnvFault."""

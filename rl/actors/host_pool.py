@@ -6,12 +6,14 @@ tells their addresses.
 """
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import cast
 
+from envs.agents.access import ModelAccess
 from envs.env import Task
 from envs.handover import NamedRewards
 from envs.message import ToolCall
@@ -146,6 +148,9 @@ class HostSession:
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         limit = self.table.deadlines.tool_seconds * max(1, len(calls))
         return cast(StepResult, await self._ask(limit, "step", text, calls))
+
+    async def play(self, access: ModelAccess) -> str:
+        return cast(str, await self._ask(math.inf, "play", access))
 
     async def score(self) -> NamedRewards:
         limit = self.table.deadlines.score_seconds

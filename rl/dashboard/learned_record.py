@@ -43,33 +43,57 @@ class Learned:
 def read_learned(folder: Path, hit: Hit, policy_tokens: int) -> Learned | str:
     """Read the learner's numbers of a trajectory, or a sentence that says why they are not known."""
     try:
+        # The last time of each of its samples, which are `ID`, and of further segments `ID~1`, `ID~2`, …
         rows = ask(
             folder,
-            "select step, offset, count(*) over () from learned where id = ? order by step desc limit 1",
-            [hit.id],
+            "select id, max(step), offset, count(*) from learned "
+            "where id = ? or id glob ? || '~*' group by id",
+            [hit.id, hit.id],
         )
     except sqlite3.Error:  # no such table: written before there was one
         rows = []
     if not rows:
         return not_trained(hit)
-    step, offset, times = rows[0]
-    try:
-        record = line_at(folder, LEARNED, offset if isinstance(offset, int) else None)
-    except Unreadable as error:
-        return str(error)
-    if record.get("id") != hit.id:
-        return f"{LEARNED} holds another record at byte {offset} than that of {hit.id!r}."
-    advantages = record.get("advantages")
-    if number(advantages) is not None:
-        advantages = [advantages] * policy_tokens
+    records: list[dict[str, object]] = []
+    for id, _, offset, _ in sorted(rows, key=lambda row: _segment(row[0])):
+        try:
+            record = line_at(folder, LEARNED, offset if isinstance(offset, int) else None)
+        except Unreadable as error:
+            return str(error)
+        if record.get("id") != id:
+            return f"{LEARNED} holds another record at byte {offset} than that of {id!r}."
+        records.append(record)
+    only = policy_tokens if len(records) == 1 else None
+    step, times = rows[0][1], rows[0][3]
     return Learned(
         step=step if isinstance(step, int) else 0,
-        advantages=_per_token(advantages, policy_tokens),
-        learner_logprobs=_per_token(record.get("learner_logprobs"), policy_tokens),
-        entropies=_per_token(record.get("entropies"), policy_tokens),
-        experts=_choices(record.get("experts"), policy_tokens),
+        advantages=_per_token(_joined(records, "advantages", only), policy_tokens),
+        learner_logprobs=_per_token(_joined(records, "learner_logprobs", only), policy_tokens),
+        entropies=_per_token(_joined(records, "entropies", only), policy_tokens),
+        experts=_choices(_joined(records, "experts", only), policy_tokens),
         times=times,
     )
+
+
+def _segment(id: object) -> int:
+    number = str(id).partition("~")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _joined(records: list[dict[str, object]], key: str, tokens: int | None) -> object:
+    """A list per sample end to end; where a sample has one number for all its tokens, that as often. tokens:
+    of the only sample; None where there are several, which tell their own."""
+    found: list[object] = []
+    for record in records:
+        value = record.get(key)
+        known = record.get("entropies")
+        if number(value) is not None:
+            count = len(known) if tokens is None and isinstance(known, list) else tokens or 0
+            value = [value] * count
+        if not isinstance(value, list):
+            return None
+        found += value
+    return found
 
 
 def not_trained(hit: Hit) -> str:

@@ -112,6 +112,7 @@ def deadline(
         "reset": (deadlines.reset_seconds, "failed: env_fault"),
         "tool": (deadlines.tool_seconds * acts, "failed: env_fault"),
         "reply": (deadlines.tool_seconds, "failed: env_fault"),
+        "agent": (deadlines.agent_seconds, "failed: env_fault"),
         "score": (deadlines.score_seconds, "failed: env_fault"),
         "close": (deadlines.close_seconds, "closed without waiting"),
         "judge": (deadlines.score_seconds + held, "failed: judge_fault"),

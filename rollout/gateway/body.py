@@ -1,0 +1,155 @@
+"""Parts of a request's body, read as strictly as the APIs do: a wrong one is a sentence with its name."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+from envs.message import JsonObject, ToolCall
+from rollout.gateway.api_error import ApiError
+
+# Sampling is the run's: these are read, and overruled.
+SAMPLING = frozenset(
+    (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+    )
+)
+
+
+def parsed(raw: bytes) -> JsonObject:
+    """A body as a JSON object. Raises ApiError."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        why = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ApiError(
+            "invalid", f"We could not parse the JSON body of your request: {why}"
+        ) from None
+    if not isinstance(body, dict):
+        raise ApiError("invalid", "the body of a request has to be a JSON object")
+    return cast(JsonObject, body)
+
+
+def text_of(body: JsonObject, name: str) -> str:
+    """A text that has to be there. Raises ApiError."""
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise ApiError("invalid", f"you must provide a {name!r} parameter, a text", name)
+    return value
+
+
+def list_of(body: JsonObject, name: str) -> list[Any]:
+    """A list, empty where there is none. Raises ApiError."""
+    value = body.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ApiError("invalid", f"{name!r} has to be a list", name)
+    return cast(list[Any], value)
+
+
+def object_of(value: object, name: str) -> JsonObject:
+    """An object. Raises ApiError."""
+    if not isinstance(value, dict):
+        raise ApiError("invalid", f"{name!r} has to be an object", name)
+    return cast(JsonObject, value)
+
+
+def count_of(body: JsonObject, *names: str) -> int | None:
+    """The first of these numbers that is there, at least 1. Raises ApiError."""
+    for name in names:
+        value = body.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ApiError("invalid", f"{name!r} has to be a whole number of at least 1", name)
+        return value
+    return None
+
+
+def stops_of(body: JsonObject, name: str) -> tuple[str, ...]:
+    """Texts at which an answer ends: one, or a list. Raises ApiError."""
+    value = body.get(name)
+    if isinstance(value, str):
+        value = [value]
+    found = list_of({name: value}, name)
+    if not all(isinstance(one, str) and one for one in found):
+        raise ApiError("invalid", f"{name!r} has to be a text or a list of texts", name)
+    return tuple(found)
+
+
+def refuse(body: JsonObject, usual: Mapping[str, Collection[object]]) -> None:
+    """Raise ApiError for a parameter that asks more than the run's sampling does: any value but these."""
+    for name, values in usual.items():
+        value = body.get(name)
+        if value is not None and value not in values:
+            raise ApiError(
+                "invalid",
+                f"{name!r}: {json.dumps(value)[:100]} is not supported: a run samples its policy freely, one "
+                "answer at a time; leave it out",
+                name,
+            )
+
+
+def wants(body: JsonObject) -> tuple[str, ...]:
+    """The sampling that a client names and the run overrules, such as ("temperature=0.2",)."""
+    named = sorted(SAMPLING & body.keys())
+    return tuple(f"{n}={json.dumps(body[n])[:40]}" for n in named if body[n] is not None)
+
+
+def key_of(path: str, body: JsonObject, idempotency: str) -> str:
+    """Equal for requests that ask the same; a stream and a whole answer are the same. idempotency: the
+    client's own key for it, or ""."""
+    plain = {n: v for n, v in body.items() if n not in ("stream", "stream_options")}
+    text = json.dumps([path, idempotency, plain], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def arguments_of(text: object, name: str) -> JsonObject:
+    """The arguments of an earlier call. Those that are no object stand as one text, as the policy wrote them.
+    Raises ApiError."""
+    if not isinstance(text, str):
+        raise ApiError("invalid", f"the arguments of {name!r} have to be a text with JSON")
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = text
+    return cast(JsonObject, found) if isinstance(found, dict) else {"arguments": found}
+
+
+def call(name: object, arguments: JsonObject) -> ToolCall:
+    """An earlier call. Raises ApiError."""
+    if not isinstance(name, str) or not name:
+        raise ApiError("invalid", "a tool call has to have the name of its tool")
+    return ToolCall(name, arguments)
+
+
+def plain_text(content: object, where: str, kinds: Collection[str]) -> str:
+    """A message's content as text: a text, or parts of these kinds end to end. Raises ApiError."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ApiError("invalid", f"{where}: content has to be a text or a list of parts", where)
+    texts: list[str] = []
+    for part in cast(list[Any], content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in kinds:
+            raise ApiError(
+                "invalid",
+                f"{where}: a content part of the type {kind!r} is not supported, only text is",
+                where,
+            )
+        text = cast(JsonObject, part).get("text", cast(JsonObject, part).get("refusal"))
+        if not isinstance(text, str):
+            raise ApiError("invalid", f"{where}: a text part has to have a text", where)
+        texts.append(text)
+    return "".join(texts)
