@@ -56,9 +56,9 @@ class AgentEpisode(Episode):
         try:
             stop = await self._driven(talk, access)
         finally:
+            await gate.shut(talk)
             if self._silence is not None:
                 self._silence.cancel()
-            await gate.shut(talk)
             self.clock.turn_to("between")
             turns, self.branches = talk.segments()
             self.turns, self.opening = list(turns), talk.opening or self.opening
@@ -92,7 +92,7 @@ class AgentEpisode(Episode):
         finally:
             for task in (driving, *others):
                 task.cancel()
-            await asyncio.wait({driving, *others})
+            await asyncio.gather(driving, *others, return_exceptions=True)
         return cast(StopReason, talk.refused or "completed")
 
     def _busy(self, busy: bool) -> None:
