@@ -49,11 +49,11 @@ def made(tmp_path: Path, script: str, **config) -> Agent:
     return Agent(AgentConfig(**{**usual, **config}))
 
 
-async def played(renderer, env: Agent, script, task=None, *, agent_seconds=20.0, **config):
+async def played(renderer, env: Agent, script, task=None, *, agent_seconds=100.0, **config):
     """The trajectory of one episode, and its engine."""
     engine = ScriptedEngine(renderer.tokenizer, script)
     gateway = Gateway()
-    limits = {"max_turns": 8, "max_completion_tokens": 64, "max_tokens": 512, "max_seconds": 60}
+    limits = {"max_turns": 8, "max_completion_tokens": 64, "max_tokens": 512, "max_seconds": 110}
     episode = AgentEpisode(
         id="g0.0",
         group="g0",

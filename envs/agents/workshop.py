@@ -28,6 +28,8 @@ SOCKET = "/run/gateway.sock"
 # Bytes of output that are kept: the first and the last of them.
 MOST_OUTPUT = 100_000
 _MARK = "DORADO_WORKSHOP"
+# Until all that was killed is gone, looked for so often.
+_END_SECONDS, _LOOK_SECONDS = 10.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -186,27 +188,47 @@ class Workshop:
     async def _to_its_end(
         self, argv: Sequence[str], environment: dict[str, str], stdin: str
     ) -> Ended:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-            cwd=self.workspace,
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                env=environment,
+                cwd=self.workspace,
+            )
         )
+        try:
+            process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # asyncio can wait for ever for a process whose start was cut off: let it start, then end it.
+            process = await starting
+            await self._end(process)
+            raise
         reading = asyncio.create_task(_output(process.stdout))
         try:
             await _feed(process.stdin, stdin)
             code = await process.wait()
         finally:
-            _kill_group(process.pid)
-            if self.level != "bubblewrap":
-                _kill_marked(f"{_MARK}={self.folder.name}".encode())
+            await self._end(process)
             # Killed, it ends; what holds the pipe is gone as well, or is nobody's to wait for.
             await asyncio.wait({reading}, timeout=1.0)
             reading.cancel()
         return Ended(128 - code if code < 0 else code, _said(reading))
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a program and all that it has begun, and wait until it is gone."""
+        _kill_group(process.pid)
+        if self.level == "bubblewrap":  # its namespace dies with it
+            return
+        mark = f"{_MARK}={self.folder.name}".encode()
+        async with asyncio.timeout(_END_SECONDS):
+            while found := [pid for pid in map(_pid, os.listdir("/proc")) if _has(pid, mark)]:
+                for pid in found:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
+                await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _feed(pipe: asyncio.StreamWriter | None, text: str) -> None:
@@ -243,23 +265,12 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _kill_marked(mark: bytes) -> None:
-    """Kill what was left running outside of the group, until there is nothing."""
-    for _ in range(100):
-        found = [pid for pid in map(_pid, os.listdir("/proc")) if pid and _has(pid, mark)]
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        if not found:
-            return
-
-
 def _pid(name: str) -> int:
     return int(name) if name.isdigit() else 0
 
 
 def _has(pid: int, mark: bytes) -> bool:
-    """True if a process has the variable, and is not dead already."""
+    """True if a process has the variable, and is not dead already; 0 is none."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return mark in file.read().split(b"\0")
