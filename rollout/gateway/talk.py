@@ -18,8 +18,8 @@ from typing import Any
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from envs.text import told
 from rollout.config import EpisodeConfig
-from rollout.engine import Completion, EngineFault, Generate, Request, Sampling
 from rollout.context import letters_of
+from rollout.engine import Completion, EngineFault, Generate, Request, Sampling
 from rollout.episode import LONG_LETTERS, MOST_OPENING_LETTERS, Rendering, stopped
 from rollout.gateway.api_error import ApiError
 from rollout.gateway.conversation import Conversation, Place
