@@ -62,7 +62,7 @@ def _task(path: Path, without_docker: bool) -> TaskFolder | None:
 
 
 def _instruction(path: Path) -> str | None:
-    """What a task asks. Raises ValueError."""
+    """The instruction of a task; None where it has none. Raises ValueError."""
     for name in ("instruction.md", "instruction.txt"):
         if (path / name).is_file():
             return (path / name).read_text(encoding="utf-8").strip()

@@ -283,7 +283,7 @@ class Talk:
 
 
 async def _heard_of(task: asyncio.Task[Answer]) -> Answer:
-    """What a turn gives, for one of those who wait for it. Raises ApiError."""
+    """The answer of a turn, for one of those who wait for it. Raises ApiError."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
