@@ -131,7 +131,7 @@ async def test_a_silent_agent_is_ended_with_what_it_began(renderer, tmp_path):
     trajectory, _ = await played(renderer, env, ["1" + END], agent_seconds=1.0)
     assert trajectory.stop_reason == "env_fault" and "within 1 s" in trajectory.fault
     pid = int((tmp_path / "pid").read_text(encoding="utf-8"))
-    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+    assert not Path(f"/proc/{pid}/environ").exists() or not _marked(str(pid), b"DORADO_WORKSHOP")
 
 
 async def test_an_agent_that_asks_nothing_is_a_fault(renderer, tmp_path):
