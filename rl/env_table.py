@@ -178,6 +178,8 @@ def anchor_tables(values: dict[str, object], folder: Path) -> None:
             table["id"] = anchored(table["id"], folder)
         if isinstance(settings := table.get("config"), dict):
             settings |= _anchored_rows(settings, folder)
+            if table.get("id") == "generated":
+                settings |= _anchored_worlds(settings, folder)
 
 
 def _anchor_functions(values: dict[str, object], folder: Path) -> None:
@@ -210,6 +212,21 @@ def _anchored_rows(settings: dict[str, object], folder: Path) -> dict[str, objec
         file = split_file(path)
         if (folder / (file[0] if file else path)).exists():
             found[key] = anchored(path, folder) if file else os.path.abspath(folder / path)
+    return found
+
+
+def _anchored_worlds(settings: dict[str, object], folder: Path) -> dict[str, object]:
+    """A pack and the files of domains; a domain's name stays as it is."""
+    found: dict[str, object] = {}
+    if isinstance(pack := settings.get("pack"), str) and pack:
+        found["pack"] = os.path.abspath(folder / pack)
+    if isinstance(names := settings.get("domains"), list):
+        found["domains"] = [
+            os.path.abspath(folder / one)
+            if isinstance(one, str) and one.endswith((".toml", ".json"))
+            else one
+            for one in names
+        ]
     return found
 
 

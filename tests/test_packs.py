@@ -10,12 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from envs.env import Task
+from envs.generated.domain_file import FOLDER
 from envs.generated.environment import Generated, GeneratedConfig
 from envs.generated.pack import Pack, PackMistake
 from envs.registry import settings_of
 from envs.session import demonstrate
 from envs.settings import BadSettings
 from rl.config_error import ConfigError
+from rl.env_table import EnvTable, anchor_tables
 from rl.env_tools.cli import app
 from rl.env_tools.packs import chosen_domains, fixed_levels, generate
 
@@ -154,3 +156,18 @@ def test_an_interrupted_call_leaves_no_half_pack_and_the_next_one_cleans_up(tmp_
     assert list(tmp_path.glob(".pack.partial-*"))
     pack_of(tmp_path / "pack", tasks=2, domains="clinic")
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
+def test_packs_and_domain_files_are_seen_from_the_folder_of_the_config(tmp_path):
+    pack_of(tmp_path / "worlds" / "pack", tasks=2)
+    text = (FOLDER / "clinic.toml").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(text.replace('"clinic"', '"mine"', 1), encoding="utf-8")
+    tables = [
+        {"id": "generated", "name": "packed", "config": {"pack": "worlds/pack"}},
+        {"id": "generated", "name": "own", "config": {"domains": ["mine.toml", "bank"]}},
+    ]
+    values = {"env": tables}
+    anchor_tables(values, tmp_path)
+    packed, own = (EnvTable.model_validate(table).make() for table in values["env"])
+    assert sorted(packed.domains) == ["clinic", "home"]
+    assert sorted(own.domains) == ["bank", "mine"]
