@@ -209,14 +209,20 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same pack.")] = 0,
     task: Annotated[str, typer.Option(help='Levels that all share, as JSON: {"chain": 2}.')] = "",
     processes: Annotated[int, typer.Option(min=1, help="That work at once.")] = 2,
+    with_: Annotated[str, typer.Option("--with", help="A server whose model writes domains.")] = "",
+    served: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
+    about: Annotated[
+        list[str] | None, typer.Option(help="A domain for the model to write; may be given again.")
+    ] = None,
 ) -> None:
     """Make a pack of verified tasks for `id = "generated"`."""
-    from rl.env_tools.packs import chosen_domains, fixed_levels, generate
+    from rl.env_tools.packs import chosen_domains, fixed_levels, generate, written_domains
 
     try:
+        chosen = chosen_domains(domains)
         sheet = generate(
             out,
-            chosen_domains(domains),
+            [*chosen, *written_domains(out, chosen, with_, served, about or [])],
             tasks=tasks,
             seed=seed,
             fixed=fixed_levels(task),

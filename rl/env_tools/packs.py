@@ -27,6 +27,7 @@ from envs.generated.pack import FORMAT, Pack, PackMistake, write_tasks
 from envs.generated.task_data import Difficulty
 from envs.generated.tool_graph import structure
 from rl.config_error import ConfigError
+from rl.env_tools.domain_writer import NotWritten, keep_rejected, served_writer, written_domain
 
 CHUNK = 25
 MOST_DOMAINS = 1000
@@ -108,6 +109,26 @@ def chosen_domains(which: str) -> list[Domain]:
     twice = [name for name, n in Counter(one.name for one in found).items() if n > 1]
     if twice:
         raise ConfigError(f"--domains: two domains are called {twice[0]}")
+    return found
+
+
+def written_domains(
+    out: Path, known: Sequence[Domain], server: str, model: str, about: Sequence[str]
+) -> list[Domain]:
+    """Domains that a served model writes; what is not accepted lies in `OUT-rejected`. Raises ConfigError."""
+    if bool(server) != bool(about):
+        raise ConfigError("--with SERVER and --about TEXT go together: who writes, and what about")
+    found: list[Domain] = []
+    rejected = out.parent / f"{out.name}-rejected"
+    for one in about:
+        try:
+            domain, tried = written_domain(served_writer(server, model), one, [*known, *found])
+        except NotWritten as error:
+            keep_rejected(rejected, one, error.attempts)
+            raise ConfigError(f"--about {one!r}: {error}; all are in {rejected}") from None
+        found.append(domain)
+        if len(tried) > 1:
+            keep_rejected(rejected, one, tried)
     return found
 
 
