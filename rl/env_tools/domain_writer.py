@@ -32,7 +32,7 @@ acts or more.
 {example}```
 
 Answer with one ```toml block and nothing else. Every text in `ask` has to say every argument in braces. No
-word in `needs` and `effects` may be called as an argument of the same tool is, unless that argument is meant."""
+word in `needs` and `effects` may be called as an argument of its tool is, unless that argument is meant."""
 
 
 @dataclass(frozen=True)
