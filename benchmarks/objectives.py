@@ -193,9 +193,9 @@ def cold_start(folder: Path) -> Path:
 
 def curve(policy: Path, setup: Setup, *, seed: int, stale: int, gap: float) -> Curve:
     """Train for as many steps as the table shows."""
-    torch.manual_seed(seed)
     rng = random.Random(seed)
     learner = made_learner(policy, setup, rate=RATE, keep_versions=stale)
+    torch.manual_seed(seed)  # after it: the first one of a process draws numbers of its own
     waiting: list[list[TrainSample]] = []
     rewards: list[float] = []
     entropies: list[float] = []
