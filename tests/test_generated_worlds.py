@@ -176,7 +176,15 @@ MISTAKES = [
     (("entity", "patient", "fields"), {"name": "label aliens"}, "no pool of names"),
     (("entity", "visit", "count"), 900, "whole number from 2 to 40"),
     (("tool", "check_in", "colour"), "red", "unknown key 'colour'"),
+    (("tool", "check_in", "ask"), ["check in {visit} of {nobody}"], "has {nobody}"),
+    (("tool", "check_in", "ask"), ["check in {visit"], "expected '}'"),
+    (
+        ("entity", "patient", "fields"),
+        {"name": "label people", "page": "int 1..9"},
+        "call it otherwise",
+    ),
     (("name",), "", "has to be a text"),
+    (("name",), "../clinic", "is no name"),
 ]
 
 
@@ -238,3 +246,11 @@ def test_sampled_domains_have_the_tools_that_were_asked_for_and_differ():
     assert make_task(sampled[3], "0", Difficulty(chain=3)).domain == "sampled_3"
     with pytest.raises(DomainMistake, match="SEED:TOOLS"):
         domain_called("sampled:1:many")
+
+
+def test_a_user_who_is_asked_says_what_was_held_back():
+    rows = {name: a_world().rows(name) for name in CLINIC.entities}
+    world = World(CLINIC, rows, facts={"from day": 7})
+    for question in ("from day", "From which day on?", "from_day"):
+        assert world.call("ask_user", {"about": question}) == {"about": "from day", "answer": 7}
+    assert "all that I know" in str(world.call("ask_user", {"about": "the weather"}))

@@ -8,10 +8,11 @@ out."""
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import cast
 
 from envs.generated.domain import Domain, DomainTool, Entity, Field, ToolKind
@@ -23,6 +24,7 @@ FOLDER = Path(__file__).parent / "domains"
 _TOP = {"name", "title", "entity", "tool"}
 _ENTITY = {"fields", "by", "called", "count", "offers", "update"}
 _TOOL = {"does", "args", "needs", "effects", "ask", "confirm", "permission"}
+_RESERVED = {"id": "every row has an id already", "page": "lists have pages"}
 OFFERS = ("find", "get", "list", "create", "remove")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MOST_ROWS = 40
@@ -80,6 +82,7 @@ class _Reader:
         top = self._table("the file", data, _TOP)
         name = self._text("the file", top, "name")
         title = self._text("the file", top, "title")
+        self._name("name", name)
         entities = self._table("entity", top.get("entity"), None)
         if not entities:
             self.mistakes.append("entity: there is none, and a world needs one at least")
@@ -107,10 +110,8 @@ class _Reader:
         fields: dict[str, Field] = {}
         for key, spec in self._table(f"{where}.fields", table.get("fields"), None).items():
             self._name(f"{where}.fields", key)
-            if key == "id":
-                self.mistakes.append(
-                    f"{where}.fields.id: every row has an id already; call it otherwise"
-                )
+            if key in _RESERVED:
+                self.mistakes.append(f"{where}.fields.{key}: {_RESERVED[key]}; call it otherwise")
             if found := self._field(f"{where}.fields.{key}", key, spec, known):
                 fields[key] = found
         by = table.get("by", [])
@@ -132,6 +133,7 @@ class _Reader:
         if not isinstance(called, str) or any(f"{{{one}}}" not in called for one in names):
             self.mistakes.append(f"{where}.called: it has to be a text with {plain} in it")
             return
+        self._filled(f"{where}.called", called, names)
         prefix = name[:2].upper()
         self.entities[name] = Entity(name, fields, tuple(names), called, count, prefix)
 
@@ -163,6 +165,7 @@ class _Reader:
         if not ask:
             self.mistakes.append(f"{where}.ask: it needs a text by which people ask for the act")
         for one in ask:
+            self._filled(f"{where}.ask", one, args)
             if missing := [key for key in args if f"{{{key}}}" not in one]:
                 self.mistakes.append(
                     f"{where}.ask: {one!r} does not say {', '.join(missing)}, so nobody could know"
@@ -230,6 +233,19 @@ class _Reader:
     def _name(self, where: str, name: str) -> None:
         if not _NAME.fullmatch(name):
             self.mistakes.append(f"{where}: {name!r} is no name: small letters, digits and _")
+
+    def _filled(self, where: str, text: str, names: Collection[str]) -> None:
+        """Braces of a text have to hold one of these names each, and nothing else."""
+        try:
+            held = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+        except ValueError as error:
+            self.mistakes.append(f"{where}: {text!r}: {error}")
+            return
+        for name in held:
+            if name not in names:
+                self.mistakes.append(
+                    f"{where}: {text!r} has {{{name}}}, which is none of its names"
+                )
 
     def _text(self, where: str, table: Mapping[str, object], key: str) -> str:
         value = table.get(key)

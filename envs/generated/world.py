@@ -32,6 +32,7 @@ from envs.generated.expression import (
 )
 
 PAGE = 5
+MOST_LETTERS = 400
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -204,8 +205,10 @@ class World:
             if not spec.low <= value <= spec.high:
                 raise Refused(f"argument {spec.name}: it has to be {spec.low} to {spec.high}")
             return value
-        if not isinstance(value, str) or not value or len(value) > 80:
-            raise Refused(f"argument {spec.name}: it has to be a text of 1 to 80 letters")
+        if not isinstance(value, str) or not value or len(value) > MOST_LETTERS:
+            raise Refused(
+                f"argument {spec.name}: it has to be a text, of {MOST_LETTERS} letters at most"
+            )
         if spec.kind == "choice" and value not in spec.choices:
             raise Refused(f"argument {spec.name}: it has to be one of {', '.join(spec.choices)}")
         if spec.kind == "ref" and self.row(spec.entity, value) is None:
@@ -242,8 +245,9 @@ class World:
         self.reads |= {(entity.name, str(row["id"]), name) for row in rows for name in ("", *names)}
 
     def _ask(self, about: str) -> dict[str, object]:
+        asked = about.lower().replace("_", " ")
         for key, value in self.facts.items():
-            if key in about.lower():
+            if all(word in asked for word in key.split()):
                 return {"about": key, "answer": value}
         return {"answer": "I have said all that I know about it."}
 
