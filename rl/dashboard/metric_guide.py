@@ -27,7 +27,7 @@ SECTIONS = (
     Section(
         "Rewards",
         "Rewards of the training tasks, and whether groups of tries differ enough to learn from.",
-        r"^reward/|^rollout/.*(reward|zero_variance)|^learn/.*/advantage",
+        r"^(reward|judge)/|^rollout/.*(reward|zero_variance)|^learn/.*/advantage",
     ),
     Section(
         "Stability",
@@ -80,6 +80,10 @@ _KEYS = (
     (r"^rollout/.*/reward$", "mean total reward of what was played in the step"),
     (r"/zero_variance$", "share of groups whose rewards are all equal: they teach nothing"),
     (r"^reward/", "mean of one named reward, unweighted"),
+    (r"^judge/.*/disagreement$", "how far the judges of an ensemble part: standard deviation"),
+    (r"^judge/.*/position_bias$", "share of pairs in which both orders named the same place"),
+    (r"^judge/.*/cannot_tell$", "share of a rubric's criteria that the judge could not decide"),
+    (r"^judge/", "mean of a judge's number that is no reward"),
     (r"/advantage_std$", "spread of the advantages over trained tokens; 0 means no signal"),
     (r"/advantage$", "mean advantage of the trained tokens; near 0"),
     (r"^loss/loss$", "the objective; its level says little, a jump does"),
