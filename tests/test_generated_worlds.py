@@ -254,3 +254,20 @@ def test_a_user_who_is_asked_says_what_was_held_back():
     for question in ("from day", "From which day on?", "from_day"):
         assert world.call("ask_user", {"about": question}) == {"about": "from day", "answer": 7}
     assert "all that I know" in str(world.call("ask_user", {"about": "the weather"}))
+
+
+def test_an_act_that_changes_nothing_in_the_end_does_not_keep_a_domain_from_long_tasks():
+    data = tomllib.loads((FOLDER / "clinic.toml").read_text(encoding="utf-8"))
+    data["tool"]["air_slot"] = {
+        "does": "a slot is closed for an hour",
+        "args": {"slot": "slot"},
+        "needs": ["slot.state = free"],
+        "effects": ["slot.state = taken", "after 1: slot.state = free"],
+        "ask": ["air {slot}"],
+    }
+    tally = Tally()
+    domain = read_domain(data)
+    for seed in ("0", "1", "2"):
+        make_task(domain, seed, Difficulty(chain=4, branching=0.8), tally)
+    assert not tally.used["air_slot"]
+    assert tally.reasons["accepted"] == 3

@@ -28,6 +28,7 @@ class Tally:
 
     reasons: Counter[str] = field(default_factory=Counter[str])
     used: Counter[str] = field(default_factory=Counter[str])
+    drawn: Counter[str] = field(default_factory=Counter[str])
 
 
 def make_task(
@@ -37,9 +38,8 @@ def make_task(
     tally = tally or Tally()
     for attempt in range(MOST_TRIES):
         rng = random.Random(f"{domain.name}/{seed}/{attempt}")
-        used = Counter(tally.used)
         try:
-            made = draft(domain, rng, difficulty, used)
+            made = draft(domain, rng, difficulty, tally.drawn)
         except NoChain:
             tally.reasons["no chain"] += 1
             continue

@@ -24,7 +24,7 @@ from envs.generated.domain_file import DomainMistake, builtin_names, read_domain
 from envs.generated.environment import domain_called
 from envs.generated.generator import NoTask, Tally, make_task
 from envs.generated.pack import FORMAT, Pack, PackMistake, write_tasks
-from envs.generated.task_data import Difficulty
+from envs.generated.task_data import Difficulty, GeneratedTask
 from envs.generated.tool_graph import structure
 from rl.config_error import ConfigError
 from rl.env_tools.domain_writer import NotWritten, keep_rejected, served_writer, written_domain
@@ -275,9 +275,23 @@ def make_part(order: Order) -> Made:
         rng = random.Random(f"{order.seed}/{domain.name}/{number}")
         drawn = {name: rng.choice(levels) for name, levels in LEVELS.items()}
         level = Difficulty.model_validate({**drawn, **order.fixed})
-        task = make_task(domain, f"{order.seed}/{number}", level, made.tally)
+        task = _longest(domain, f"{order.seed}/{number}", level, made.tally, order)
         made.tasks.append(task.as_json())
     return made
+
+
+def _longest(
+    domain: Domain, seed: str, level: Difficulty, tally: Tally, order: Order
+) -> GeneratedTask:
+    """A task of this level; where a small domain makes none, of a shorter chain, unless the length was asked
+    for. Raises NoTask."""
+    while True:
+        try:
+            return make_task(domain, seed, level, tally)
+        except NoTask:
+            if level.chain == 1 or "chain" in order.fixed:
+                raise
+            level = level.model_copy(update={"chain": level.chain - 1})
 
 
 def _card(head: dict[str, Any], sheet: dict[str, Any]) -> str:
