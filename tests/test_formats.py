@@ -110,7 +110,7 @@ def test_generated_calls_come_back_through_vllms_parsers(name, made):
 
     reader = reader_of(FORMATS[name], made)
     rng = random.Random(name)
-    for _ in range(100):
+    for _ in range(60):
         calls, tools = generated(rng, name)
         found = reader(WRITERS[name](calls), tools, False)
         assert (found.malformed, found.calls) == ("", tuple(calls))
