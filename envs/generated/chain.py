@@ -123,7 +123,11 @@ def play_on(world: World, steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def play_step(world: World, step: Step, gave: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Carry out one step, after those that gave this. Raises Broken, Refused."""
+    """Carry out one step, after those that gave this; `world.reads` and `writes` are then of all its calls.
+
+    Raises Broken, Refused.
+    """
+    world.reads, world.writes = set(), set()
     args = {name: resolved(value, gave) for name, value in step.args.items()}
     pick = {name: resolved(value, gave) for name, value in step.pick.items()}
     made = _picked(step, args, pick) if pick else _made(step.tool, args)

@@ -10,16 +10,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from envs.generated.books import Fact, Refused
-from envs.generated.chain import Broken, Step, play, play_step, reordered, sources
+from envs.generated.chain import (
+    Broken,
+    Step,
+    play,
+    play_on,
+    play_step,
+    reordered,
+    resolved,
+    sources,
+)
 from envs.generated.domain import Domain
 from envs.generated.mutations import mutated
-from envs.generated.planner import Planner, Wanted, wanted_of
+from envs.generated.planner import Planner, Wanted, difference_now, wanted_of
 from envs.generated.task_data import GeneratedTask
 from envs.generated.world import World
 
 REASONS = (
-    "no chain", "gold fails", "nothing to do", "ambiguous words", "step not needed",
-    "order matters", "mutation passes",
+    "no chain", "gold fails", "nothing to do", "ambiguous words", "argument unseen",
+    "step not needed", "order matters", "mutation passes",
 )  # fmt: skip
 ORDERS, MUTATIONS = 3, 10
 
@@ -73,8 +82,10 @@ def _gold(world: World, task: GeneratedTask) -> tuple[list[tuple[set[Fact], set[
     gave: list[dict[str, object]] = []
     try:
         for step in task.steps:
+            before = difference_now(world)
             gave.append(play_step(world, step, gave))
             traces.append((world.reads, world.writes))
+            _seen(world, step, gave, before)
         wanted = wanted_of(world)
         if not task.rubric.holds(world, said(task, gave)):
             raise Rejected("gold fails", "the rubric does not hold")
@@ -85,10 +96,37 @@ def _gold(world: World, task: GeneratedTask) -> tuple[list[tuple[set[Fact], set[
     return traces, wanted
 
 
+def _seen(
+    world: World, step: Step, gave: Sequence[dict[str, object]], before: tuple[str, ...]
+) -> None:
+    """Each row that an act is called with has to occur in what it changes, or another would do as well.
+    Raises Rejected."""
+    tool = world.domain.tools[step.tool]
+    if tool.kind != "act":
+        return
+    changed = " ".join(set(before) ^ set(difference_now(world)))
+    for name, spec in tool.args.items():
+        if spec.kind != "ref" or spec.many:
+            continue
+        id = str(resolved(step.args[name], gave))
+        new = world.books.before.get((spec.entity, id), {}) is None  # told by what it holds
+        if not new and id not in changed:
+            raise Rejected("argument unseen", f"{step.tool}, {name}")
+
+
 def _no_step_too_many(world: World, task: GeneratedTask) -> None:
-    for i in range(len(task.steps)):
+    """No step can be left out, nor an act and all that is refused without it. Raises Rejected."""
+    for i, step in enumerate(task.steps):
         if satisfies(world, task, task.steps, absent=i):
-            raise Rejected("step not needed", task.steps[i].tool)
+            raise Rejected("step not needed", step.tool)
+        if world.domain.tools[step.tool].kind != "act":
+            continue
+        books = world.mark()
+        play_on(world, [*task.steps[:i], replace(step, tool="left out"), *task.steps[i + 1 :]])
+        same = task.rubric.holds(world, task.rubric.answer or "done")
+        world.rewind(books)
+        if same:
+            raise Rejected("step not needed", step.tool)
 
 
 def _words_are_clear(domain: Domain, task: GeneratedTask) -> None:

@@ -94,8 +94,7 @@ class World:
         return None if found is None else dict(zip(names, found, strict=True))
 
     def call(self, name: str, arguments: Arguments) -> dict[str, object]:
-        """Carry out a call. Raises Refused."""
-        self.reads, self.writes = set(), set()
+        """Carry out a call; what it reads and writes is added to `reads` and `writes`. Raises Refused."""
         tool = self.domain.tools.get(name)
         if tool is None:
             raise Refused(f"there is no tool {name!r}")
