@@ -104,6 +104,11 @@ def test_a_save_that_did_not_end_is_passed_over_with_a_sentence(run, tmp_path):
         ("demo", {"seed": 4}, "--resume: seed was 0 in this run and is 4 now"),
         ("demo", {"env": [{"id": "calculator"}]}, "--resume: env was"),
         ("demo", {"learner": {"loss": {"kind": "grpo"}}}, "--resume: learner.loss.kind was"),
+        (
+            "demo",
+            {"learner": {"loss": {"kind": "ppo"}, "critic": {"kind": "turn"}}},
+            "--resume: learner.critic was",
+        ),
     ],
 )
 def test_what_cannot_go_on_is_one_sentence(run, tmp_path, what, changes, sentence):

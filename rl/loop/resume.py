@@ -104,6 +104,7 @@ def _identity(config: RunConfig) -> dict[str, object]:
         "seed": config.seed,
         "learner.lora": None if lora is None else lora.model_dump(mode="json"),
         "learner.loss.kind": config.learner.loss.kind,
+        "learner.critic": config.learner.critic.model_dump(exclude={"detach"}),
         "env": sorted(table.label for table in config.env),
     }
     for table in config.env:
