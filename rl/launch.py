@@ -42,6 +42,7 @@ from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
 from rl.record.provenance import provenance
 from rl.record.run_folder import RunFolder
 from rl.record.status import Outcome, write_end
+from rl.record.teachers import with_teachers
 from rl.samples.ledger import LedgerError
 from rl.tasks.streams import OutOfTasks
 from rl.trackers.trackers import Trackers
@@ -174,6 +175,7 @@ def _train(
     if made:
         folder.event("run", "cold start", start, time.time())
     folder.keep_tokenizer(checkpoint)
+    config = with_teachers(config, checkpoint)
     progress.stage(f"engines: starting {config.engine.count}", usual=ENGINES_SECONDS)
     cluster = Cluster(config, folder.path)
     endings.callback(cluster.stop)

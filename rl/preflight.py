@@ -37,6 +37,7 @@ from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.objective_check import check_objective
 from rl.plugin_check import check_plugins, openings
+from rl.record.teachers import check_teachers
 from rl.tracker_config import missing
 from rollout.config import EpisodeConfig
 from rollout.format import FormatName
@@ -91,6 +92,8 @@ def check_run(config: RunConfig) -> None:
     if config.model.path is not None:
         folder = Path(config.model.path)
         _check_own_tokenizer(config, folder, "model.path")
+    begins = config.model.path or (config.model.init and kept_checkpoint(config))
+    check_teachers(config, Path(begins) if begins else None)
 
 
 def _check_rows(table: EnvTable, env: Env, splits: Sequence[Split]) -> None:

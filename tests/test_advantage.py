@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trainer.advantage import (
     BATCH_ADVANTAGES,
     CRITIC_ADVANTAGES,
+    DISTILL,
     GROUP_ADVANTAGES,
     advantage_names,
     all_equal,
@@ -30,7 +31,7 @@ rewards = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=2, max_si
 def test_every_name_of_the_configuration_is_of_a_group_or_the_learners():
     learners = {"reinforce_pp", "reinforce_pp_baseline", "gae"}
     assert set(BATCH_ADVANTAGES) | set(CRITIC_ADVANTAGES) == learners
-    assert set(GROUP_ADVANTAGES) | learners == set(advantage_names())
+    assert set(GROUP_ADVANTAGES) | learners | {DISTILL} == set(advantage_names())
     assert len(advantage_names()) == len(set(advantage_names()))
     assert {loss.advantage for loss in LOSSES.values()} <= set(advantage_names())
 

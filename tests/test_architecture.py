@@ -105,11 +105,11 @@ FLOORS = (
     {"tasks"},
     {"models"},
     {"actors", "dashboard", "preflight", "simulator"},
-    {"compare", "fleet", "planning", "sft", "trackers"},
+    {"compare", "fleet", "planning", "preference_data", "sft", "trackers"},
     {"cluster"},
     {"loop"},
-    {"env_tools", "jobs", "judge_tools", "launch"},
-    {"fuse_cli", "sft_cli"},
+    {"env_tools", "jobs", "judge_tools", "launch", "recipes"},
+    {"fuse_cli", "reward_cli", "sft_cli"},
     {"cli"},
 )
 BESIDE = [

@@ -19,6 +19,7 @@ from transformers import GPT2Config, Qwen3MoeConfig
 
 from trainer.config import LearnerConfig, LossConfig, OptimConfig, RouterConfig, UpdatesConfig
 from trainer.critic_config import CriticConfig
+from trainer.distil_config import DistilConfig
 from trainer.learner import Learner
 from trainer.micro_batches import plan_shared
 from trainer.moe.exchange import from_experts, plan_route, to_experts
@@ -212,6 +213,26 @@ def test_several_updates_and_a_kl_to_a_reference_are_those_of_one_rank(two_ranks
     found, wanted = compared(two_ranks, checkpoint, 2, config, batches)
     assert_same(found, wanted, 1e-4, absolute=1e-6)
     assert found.metrics[1]["update/made"] == 6 and found.metrics[1]["loss/kl_reference"] > 0
+
+
+@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
+def test_teachers_of_two_families_score_as_on_one_rank(two_ranks, checkpoints, expert_parallel):
+    student, other = checkpoints["longcat_flash"], checkpoints["qwen3_moe"]
+    config = {
+        "advantage": "distill",
+        "distill": DistilConfig(teacher=str(other), teachers={"y": str(student)}),
+        "loss": LossConfig(kind="dapo"),
+    }
+    batches = [
+        [replace(s, env="xy"[i % 2]) for i, s in enumerate(samples(0, seed=seed))]
+        for seed in (3, 4)
+    ]
+    found, wanted = compared(two_ranks, student, expert_parallel, config, batches)
+    for mine, theirs in zip(found.tokens, wanted.tokens, strict=True):
+        assert mine.advantages == pytest.approx(theirs.advantages, abs=1e-4)
+    for name in ("distill/x/kl", "distill/y/kl", "distill/all/kl"):
+        assert found.metrics[1][name] == pytest.approx(wanted.metrics[1][name], abs=1e-5)
+    assert abs(found.metrics[1]["distill/x/kl"]) > 0.1
 
 
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)

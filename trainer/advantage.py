@@ -150,9 +150,13 @@ class OverTurns(Protocol):
 CRITIC_ADVANTAGES: dict[str, OverTurns] = {"gae": gae}
 
 
+# Of teachers, token by token (`trainer.distillation`).
+DISTILL = "distill"
+
+
 def advantage_names() -> list[str]:
     """All of them."""
-    return list(GROUP_ADVANTAGES | BATCH_ADVANTAGES | CRITIC_ADVANTAGES)
+    return [*(GROUP_ADVANTAGES | BATCH_ADVANTAGES | CRITIC_ADVANTAGES), DISTILL]
 
 
 def group_advantage(name: str) -> Callable[[Sequence[float]], list[float]] | None:

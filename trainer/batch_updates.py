@@ -21,6 +21,7 @@ from trainer.batch import PackedBatch
 from trainer.behaviour import BehaviourPass
 from trainer.config import LearnerConfig, UpdatesConfig
 from trainer.critic import Targets, mean_error, value_inputs
+from trainer.distillation import Teachers, distances, distilled
 from trainer.kl import ESTIMATORS, k3, penalised
 from trainer.learning_meter import LearningMeter
 from trainer.loss import objective
@@ -107,12 +108,14 @@ class BatchUpdates:
         version: int,
         past_weights: Mapping[int, dict[str, Tensor]],
         reference: Reference | None = None,
+        teachers: Teachers | None = None,
     ) -> None:
         """targets: a critic's, one per sample; empty without one. version: of the present weights."""
         self.training, self.config, self.passes = training, training.config, training.passes
         self.samples, self.targets = samples, targets
         self.version, self.past_weights = version, past_weights
-        self.reference = reference
+        self.reference, self.teachers = reference, teachers
+        self.of_teachers: dict[str, float] = {}
         self.device = self.passes.device
         self.plan = [
             chosen
@@ -139,8 +142,10 @@ class BatchUpdates:
         """
         kl = self.config.loss.kl
         in_reward = kl is not None and kl.place == "reward"
-        if len(self.plan) > 1 or in_reward:
+        if len(self.plan) > 1 or in_reward or self.teachers is not None:
             self._fix()
+        if self.teachers is not None:
+            self._distil(self.teachers)
         if kl is not None and in_reward:
             found = [ESTIMATORS[kl.estimator](one[:, 2] - one[:, 1]).tolist() for one in self.fixed]
             self.samples = penalised(self.samples, found, kl.weight)
@@ -166,6 +171,18 @@ class BatchUpdates:
         if not done:
             return StepResult({"parity/tokens": 0.0}), faults, 0
         return self._result(done, stopped), faults, len(done)
+
+    def _distil(self, teachers: Teachers) -> None:
+        """Give the batch the advantages of its teachers."""
+        assert self.config.distill is not None, "there are teachers"
+        start = time.perf_counter()
+        theirs = teachers.logprobs(self.samples)
+        own = [one[:, 1].tolist() for one in self.fixed]
+        self.of_teachers = distances(self.samples, theirs, own)
+        self.of_teachers["time/teachers_seconds"] = time.perf_counter() - start
+        self.samples = distilled(self.samples, theirs, own, self.config.distill)
+        if self.recorder is not None:
+            self.recorder.samples = self.samples
 
     def _fix(self) -> None:
         """Score the batch as it is at its start."""
@@ -317,6 +334,7 @@ class BatchUpdates:
             "parity/share": compared / sum(s.num_policy_tokens for s in self.samples),
             **self.meter.metrics(ranks),
             **(_of_updates(done, stopped) if len(self.plan) > 1 else {}),
+            **self.of_teachers,
             "optim/lr": optimizer.lr,
             "time/behaviour_seconds": self.behaviour_seconds,
         }

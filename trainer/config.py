@@ -11,8 +11,9 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES, advantage_names
+from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES, DISTILL, advantage_names
 from trainer.critic_config import CriticConfig
+from trainer.distil_config import DistilConfig
 from trainer.families.registry import adapter_targets
 from trainer.loss import LOSSES, loss_of
 from trainer.objective_config import LossConfig, UpdatesConfig
@@ -108,7 +109,7 @@ class LearnerConfig(Section):
     advantage: where it is missing, that of the loss's paper.
     credit: what an advantage is of: the whole `trajectory`, or each `turn` by the rewards from it on
     (`trainer.turn_advantage`); with a critic it is of turns anyway. discount: of those rewards, per turn.
-    critic: of a loss that trains one.
+    critic: of a loss that trains one. distill: the teachers of advantage `distill`.
     normalise: advantages to mean 0 and standard deviation 1 over the tokens of the batch, or of each
     environment. float32_head: logits are products in float32 (MiniMax-M1, arXiv 2506.13585, section 3.2), of
     a head that has the values of `dtype`; with float32 it changes nothing.
@@ -140,6 +141,7 @@ class LearnerConfig(Section):
     normalise: Literal["none", "batch", "environment"] = "none"
     loss: LossConfig = LossConfig()
     critic: CriticConfig = CriticConfig()
+    distill: DistilConfig | None = None
     updates: UpdatesConfig = UpdatesConfig()
     router: RouterConfig = RouterConfig()
     optim: OptimConfig = OptimConfig()
@@ -172,7 +174,7 @@ class LearnerConfig(Section):
                 f"[critic] is set, and loss.kind {self.loss.kind!r} trains none: leave it out, or take "
                 f"{losses}"
             )
-        if fault := self._wrong_credit():
+        if fault := self._wrong_distillation() or self._wrong_credit():
             raise ValueError(fault)
         kl = self.loss.kl
         if kl is not None and kl.place == "reward" and self.advantage in CRITIC_ADVANTAGES:
@@ -211,6 +213,35 @@ class LearnerConfig(Section):
             )
         return self
 
+    @property
+    def reward_advantage(self) -> AdvantageName:
+        """The advantage that rewards give: with teachers the outcome's, `distill` where rewards give none."""
+        if self.distill is not None and self.distill.outcome is not None:
+            return self.distill.outcome
+        return self.advantage
+
+    def _wrong_distillation(self) -> str:
+        """The sentence on teachers that have no effect or are missing, "" where all is well."""
+        if (self.advantage == DISTILL) != (self.distill is not None):
+            return (
+                f'advantage "{DISTILL}" and [distill], which names the teachers, go together: '
+                f"advantage is {self.advantage!r}, and [distill] is "
+                + ("missing" if self.distill is None else "there")
+            )
+        if self.distill is None:
+            return ""
+        if self.loss.kind == "gspo":
+            return (
+                'advantage "distill" is of tokens, and takes no effect with loss.kind "gspo", whose one '
+                "ratio moves all tokens of a sample alike: take another loss"
+            )
+        if self.distill.outcome is None and (self.normalise != "none" or self.credit == "turn"):
+            key = "normalise" if self.normalise != "none" else "credit"
+            return (
+                f"{key} is of the rewards' advantage, and [distill] adds none: set distill.outcome"
+            )
+        return ""
+
     def _wrong_credit(self) -> str:
         """The sentence on a credit that takes no effect, "" where it does."""
         if self.credit == "trajectory":
@@ -220,15 +251,16 @@ class LearnerConfig(Section):
                 f"discount ({self.discount:g}) is of rewards from turn to turn, and nothing reads it: it "
                 'needs credit = "turn"; with a critic it is loss.ppo.gamma'
             )
-        if self.advantage in CRITIC_ADVANTAGES:
+        if self.reward_advantage in CRITIC_ADVANTAGES:
             return (
-                f'credit "turn" has nothing to add to advantage {self.advantage!r}, which is of turns '
+                f'credit "turn" has nothing to add to advantage {self.reward_advantage!r}, which is of turns '
                 "already: leave it out; its discount is loss.ppo.gamma"
             )
-        if self.advantage in BATCH_ADVANTAGES and self.advantage not in BATCH_TURN_ADVANTAGES:
-            return (
-                f'advantage {self.advantage!r} is of trajectories only: leave credit = "turn" out'
-            )
+        if (
+            self.reward_advantage in BATCH_ADVANTAGES
+            and self.reward_advantage not in BATCH_TURN_ADVANTAGES
+        ):
+            return f'advantage {self.reward_advantage!r} is of trajectories only: leave credit = "turn" out'
         if self.loss.kind == "gspo":
             return (
                 'credit "turn" takes no effect with loss.kind "gspo", whose one ratio moves all tokens of '

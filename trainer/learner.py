@@ -24,6 +24,7 @@ from trainer.cpu.allocator import keep_freed_memory
 from trainer.cpu.row_kernel import compile_kernels
 from trainer.critic import Targets, turn_targets, with_advantages
 from trainer.determinism import make_deterministic
+from trainer.distillation import load_teachers
 from trainer.lora import add_adapters
 from trainer.loss import PpoConfig, loss_of
 from trainer.moe.steering import RouterSteering
@@ -125,6 +126,7 @@ class Learner:
         self.version = 0
         self.past_weights: dict[int, dict[str, Tensor]] = {}
         self.reference = self._reference(fixed)
+        self.teachers = load_teachers(config, temperature, ranks)
         self.writer = CheckpointWriter()
         self.set_aside = SetAside()
 
@@ -176,6 +178,7 @@ class Learner:
             version=self.version,
             past_weights=self.past_weights,
             reference=self.reference,
+            teachers=self.teachers,
         )
         return updates.run(self._begin_version)
 
@@ -192,7 +195,7 @@ class Learner:
     def _with_advantages(
         self, samples: Sequence[TrainSample]
     ) -> tuple[Sequence[TrainSample], Sequence[Targets]]:
-        name = self.config.advantage
+        name = self.config.reward_advantage
         if name in BATCH_ADVANTAGES:
             if (discount := self.config.turn_discount) is not None:
                 return BATCH_TURN_ADVANTAGES[name](samples, discount), ()

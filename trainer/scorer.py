@@ -220,16 +220,20 @@ class Scorer(nn.Module):
     def _note_hidden(self, module: nn.Module, arguments: tuple[Tensor]) -> None:
         self.before_norm[:] = arguments
 
-    def forward(self, batch: PackedBatch) -> Scores:
-        """Empty for a batch without policy tokens. Raises ValueError where its routing does not fit."""
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """(T, D): the last hidden state of the stream. Raises ValueError where its routing does not fit."""
         self._check(batch.routing_TLK)
         self.routing_record.begin(batch.routing_TLK, batch.copies_T)
-        hidden_TD = self.model.model(  # pyright: ignore[reportCallIssue]
+        return self.model.model(  # pyright: ignore[reportCallIssue]
             input_ids=batch.input_ids_T[None],
             position_ids=batch.position_ids_T[None],
             use_cache=False,
             layout=batch.layout,
         ).last_hidden_state[0]
+
+    def forward(self, batch: PackedBatch) -> Scores:
+        """Empty for a batch without policy tokens. Raises ValueError where its routing does not fit."""
+        hidden_TD = self.hidden(batch)
         hidden_ND = hidden_TD[batch.source_N]
         head = self.model.lm_head.weight  # pyright: ignore[reportAttributeAccessIssue]
         if self.float32_head:

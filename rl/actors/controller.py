@@ -119,8 +119,10 @@ class ControllerActor:
             members = shaped(members, self.config.batch.length)
             samples, dropped = group_samples(
                 members,
-                self.config.learner.advantage,
-                filter_zero_variance=self.config.batch.filter_zero_variance,
+                self.config.learner.reward_advantage,
+                # A teacher has something to say of a group whose rewards are equal.
+                filter_zero_variance=self.config.batch.filter_zero_variance
+                and self.config.learner.distill is None,
                 mask_truncated=self.config.batch.mask_truncated,
                 turn_discount=self.config.learner.turn_discount,
             )

@@ -1,0 +1,93 @@
+"""On-policy distillation: how many steps a student needs for what its teachers learnt by RL, in one process.
+
+    python benchmarks/distill.py [--steps 40] [--seeds 3] [--cold 12] [--json FILE]
+
+One cold start (`benchmarks/domains.py`). RL makes a teacher of one domain in `--steps` steps. A student
+begins as the teacher did and is trained by the advantage `distill` alone, with as many answers a step, until
+its held-out reward is 95 % of the teacher's. Then the same with two teachers, one per environment, of which
+the student takes both. Both sides are evaluated after every second step; steps are the first at which a side
+is there.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from domains import batch_of, begin, cold_start, heldout, save
+
+from trainer.learner import Learner
+
+SHARE, EVERY = 0.95, 2
+
+
+def steps_until(
+    learner: Learner, domains: list[str], goal: float, most: int, seed: int
+) -> tuple[int, float]:
+    """Train until the mean held-out reward is at the goal; the steps (0: never) and the last reward."""
+    draw = random.Random(f"train/{seed}")
+    torch.manual_seed(seed)
+    found = 0.0
+    for step in range(1, most + 1):
+        learner.step(batch_of(learner, domains, draw)[0])
+        if step % EVERY == 0:
+            found = statistics.fmean(heldout(learner, domain) for domain in domains)
+            if found >= goal:
+                return step, found
+    return 0, found
+
+
+def one_seed(seed: int, steps: int, cold: int, root: Path) -> dict[str, object]:
+    """The figures of one seed."""
+    start = root / "start"
+    cold_start(start, root / "scratch", cold, seed)
+    first = begin(start)
+    before = {domain: heldout(first, domain) for domain in ("one", "two")}
+    teachers: dict[str, float] = {}
+    needed: dict[str, int] = {}
+    for domain in ("one", "two"):
+        learner = begin(start)
+        _, teachers[domain] = steps_until(learner, [domain], 2.0, steps, seed)
+        save(learner, root / domain, start)
+        # How soon RL itself was at 95 % of where it ended.
+        again = begin(start)
+        needed[domain], _ = steps_until(again, [domain], SHARE * teachers[domain], steps, seed)
+    single = begin(start, advantage="distill", distill={"teacher": str(root / "one")})
+    alone, alone_at = steps_until(single, ["one"], SHARE * teachers["one"], steps, seed + 100)
+    folders = {domain: str(root / domain) for domain in ("one", "two")}
+    student = begin(start, advantage="distill", distill={"teachers": folders})
+    goal = SHARE * statistics.fmean(teachers.values())
+    both, both_at = steps_until(student, ["one", "two"], goal, steps, seed + 100)
+    return {
+        "before": before, "teachers": teachers, "rl_steps": steps, "rl_steps_to_95": needed,
+        "student_steps": alone, "student": alone_at, "student_of_two_steps": both,
+        "student_of_two": {domain: heldout(student, domain) for domain in folders},
+        "mean_of_two": both_at,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Steps of a student against those of its teachers."
+    )
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cold", type=int, default=12)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    found: list[dict[str, object]] = []
+    show: Callable[[object], None] = lambda row: print(json.dumps(row), flush=True)  # noqa: E731
+    for seed in range(given.seeds):
+        with tempfile.TemporaryDirectory() as name:
+            found.append(one_seed(seed, given.steps, given.cold, Path(name)))
+            show(found[-1])
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""`dorado reward train | eval`: reward models from preference pairs, and how well they fit such pairs."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rl.commands import require
+from rl.config_error import ConfigError
+
+if TYPE_CHECKING:
+    from rl.preference_data import PreferencePair
+    from rollout.renderer import Renderer
+    from trainer.reward_model import Preference, RewardModel, RewardReport, RewardTraining
+
+app = typer.Typer(no_args_is_help=True, help="Train reward models, and look at them.")
+FAILED = 1
+LOG = "training.jsonl"
+Data = Annotated[
+    list[str], typer.Option(help="Pairs: a file, or a data set on the Hub. Several times.")
+]
+Split = Annotated[str, typer.Option(help="Of a data set on the Hub.")]
+Tokens = Annotated[int, typer.Option(min=2, help="Of one forward pass.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="The policy to begin with: a folder or a run.")],
+    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    data: Data,
+    split: Split = "train",
+    heldout: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the prompts that is held out.")
+    ] = 0.1,
+    eval_data: Annotated[
+        list[str] | None, typer.Option(help="Pairs to evaluate on, in place of --heldout.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(min=0.001, help="Passes over the pairs.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs of an update.")] = 16,
+    lr: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 1e-5,
+    micro_batch_tokens: Tokens = 4096,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of the order and the held-out prompts.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a reward model by Bradley and Terry's loss on rows of prompt, chosen and rejected."""
+    if out.exists():
+        raise ConfigError(f"{out} exists already")
+    if not lr > 0:
+        raise ConfigError(f"--lr: {lr:g} has to be above 0")
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"--dtype: {dtype!r} has to be float32 or bfloat16")
+    pairs = _read(data, split)
+    if eval_data:
+        trained, held = pairs, _read(eval_data, split)
+    else:
+        from rl.preference_data import heldout_split
+
+        trained, held = heldout_split(pairs, heldout, seed)
+    if not trained or not held:
+        which = "train on" if not trained else "evaluate on"
+        raise ConfigError(
+            f"--heldout: of {len(pairs)} pairs none is left to {which}: change it, or give --eval-data"
+        )
+    require("torch", "transformers")
+    from trainer.config import OptimConfig
+    from trainer.reward_model import RewardTraining
+
+    folder, renderer = _policy(model)
+    settings = RewardTraining(
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch_tokens=micro_batch_tokens,
+        optim=OptimConfig(lr=lr),
+        dtype="bfloat16" if dtype == "bfloat16" else "float32",
+        device=device,
+        seed=seed,
+    )
+    from rl.preference_data import preference_tokens
+
+    tokens = [preference_tokens(one, renderer, micro_batch_tokens) for one in (trained, held)]
+    made, report = _train(folder, tokens[0], tokens[1], settings, out, renderer)
+    if as_json:
+        typer.echo(json.dumps({"reward_model": str(made), **vars(report)}, indent=1))
+        return
+    typer.echo(f"{made}: trained on {len(trained)} pairs; held out: {_told(report)}")
+
+
+@app.command()
+def eval(
+    model: Annotated[Path, typer.Argument(help="A reward model's folder.")],
+    data: Data,
+    split: Split = "train",
+    micro_batch_tokens: Tokens = 4096,
+    device: Device = "cpu",
+    scores: Annotated[
+        Path | None, typer.Option(help="A file for each pair's scores, JSONL.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a reward model on preference pairs: accuracy, loss, and how much length explains."""
+    pairs = _read(data, split)
+    if not model.is_dir():
+        raise ConfigError(f"{model}: there is no such folder")
+    require("torch", "transformers")
+    from rl.preference_data import preference_tokens
+    from trainer.reward_model import load_reward_model, report_on, score_pairs
+
+    folder, renderer = _policy(str(model))
+    tokens = preference_tokens(pairs, renderer, micro_batch_tokens)
+    try:
+        found = load_reward_model(folder, device)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    scored = score_pairs(found, tokens, micro_batch_tokens, device)
+    if scores is not None:
+        lines = [
+            json.dumps({"row": one.name, "chosen": chosen, "rejected": rejected}) + "\n"
+            for one, (chosen, rejected) in zip(tokens, scored, strict=True)
+        ]
+        scores.write_text("".join(lines), encoding="utf-8")
+    report = report_on(tokens, scored)
+    typer.echo(json.dumps(vars(report), indent=1) if as_json else _told(report))
+
+
+def _read(data: list[str], split: str) -> "list[tuple[str, PreferencePair]]":
+    from rl.chat_data import ChatSource
+    from rl.preference_data import read_pairs
+
+    sources = [ChatSource(name, None, split) for name in data]
+    for source in sources:
+        source.check()
+    return list(read_pairs(sources))
+
+
+def _policy(model: str) -> "tuple[Path, Renderer]":
+    """The folder of a model, and the renderer of its conversations."""
+    from rl.record.policy_folder import policy_folder
+    from rollout.renderer import Renderer
+
+    folder = policy_folder(model)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} has no config.json, so it is no model's folder")
+    try:
+        return folder, Renderer(folder, "longcat")
+    except Exception as error:  # a tokenizer of others can be broken in any way
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{folder}: {first}") from None
+
+
+def _train(
+    start: Path,
+    pairs: "list[Preference]",
+    held: "list[Preference]",
+    settings: "RewardTraining",
+    out: Path,
+    renderer: "Renderer",
+) -> "tuple[Path, RewardReport]":
+    """Train into a folder that gets its name when it is whole. Raises ConfigError, typer.Exit."""
+    from trainer.families.family import Unsupported
+    from trainer.reward_model import (
+        begin_reward_model,
+        report_on,
+        save_reward_model,
+        score_pairs,
+        train_reward_model,
+    )
+    from trainer.sample_check import NotFinite
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        model: RewardModel = begin_reward_model(start, settings)
+        updates = settings.updates(len(pairs))
+        with (partial / LOG).open("w", encoding="utf-8") as log:
+
+            def report(update: int, loss: float) -> None:
+                log.write(json.dumps({"update": update + 1, "loss": loss}) + "\n")
+                if sys.stderr.isatty() or not (update + 1) % 10 or update + 1 == updates:
+                    typer.echo(f"update {update + 1} of {updates}, loss {loss:.4f}", err=True)
+
+            train_reward_model(model, pairs, settings, report)
+        scored = score_pairs(model, held, settings.micro_batch_tokens, settings.device)
+        found = report_on(held, scored)
+        save_reward_model(model, partial, settings.dtype)
+        renderer.tokenizer.save_pretrained(partial)
+        (partial / "reward.json").write_text(
+            json.dumps({"trained_on": len(pairs), "heldout": vars(found)}, indent=1),
+            encoding="utf-8",
+        )
+        partial.rename(out)
+    except (Unsupported, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    except (OSError, NotFinite) as error:
+        typer.echo(f"error: {out} was not written: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out, found
+
+
+def _told(report: "RewardReport") -> str:
+    return (
+        f"{report.accuracy:.1%} of {report.pairs} pairs right (the longer one: "
+        f"{report.length_accuracy:.1%}), loss {report.loss:.3f}, mean gap {report.gap:.3f}, its correlation "
+        f"with length {report.length_correlation:.2f}"
+    )
