@@ -1,6 +1,6 @@
 """On-policy distillation: how many steps a student needs for what its teachers learnt by RL, in one process.
 
-    python benchmarks/distill.py [--steps 40] [--seeds 3] [--cold 12] [--json FILE]
+    python benchmarks/distill.py [--steps 40] [--seeds 3] [--cold 100] [--json FILE]
 
 One cold start (`benchmarks/domains.py`). RL makes a teacher of one domain in `--steps` steps. A student
 begins as the teacher did and is trained by the advantage `distill` alone, with as many answers a step, until
@@ -76,7 +76,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cold", type=int, default=12)
+    parser.add_argument("--cold", type=int, default=100)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found: list[dict[str, object]] = []

@@ -1,6 +1,6 @@
 """Fusion of three experts of one cold start: held-out reward by method, of distillation and of each expert.
 
-    python benchmarks/fusion.py [--steps 30] [--seeds 3] [--cold 12] [--distil 10] [--json FILE]
+    python benchmarks/fusion.py [--steps 30] [--seeds 3] [--cold 100] [--distil 10] [--json FILE]
 
 One cold start (`benchmarks/domains.py`), one expert per domain by RL in `--steps` steps, then one policy of
 the three: by each method of `dorado model fuse`, and by distillation from the three in `--distil` steps, from
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Three experts as one policy, by each method.")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cold", type=int, default=12)
+    parser.add_argument("--cold", type=int, default=100)
     parser.add_argument("--distil", type=int, default=10)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
