@@ -18,7 +18,9 @@ from trainer.config import LearnerConfig, LossConfig, OptimConfig
 from trainer.distil_config import DistilConfig
 from trainer.distillation import distances, distilled
 from trainer.learner import Learner
+from trainer.policy import load_policy
 from trainer.sample import TrainSample
+from trainer.weights import write_checkpoint
 
 
 def distilling(checkpoint: Path, temperature: float = 1.0, **distill) -> Learner:
@@ -45,12 +47,12 @@ def in_envs(batch, *envs: str) -> list[TrainSample]:
 def moved(checkpoint: Path, folder: Path, seed: int) -> Path:
     """Another policy of the same architecture and tokenizer."""
     shutil.copytree(checkpoint, folder)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model = load_policy(checkpoint, torch.float32)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for weight in model.parameters():
             weight += 0.03 * torch.randn_like(weight)
-    model.save_pretrained(folder)
+    write_checkpoint(model, folder, torch.float32)
     return folder
 
 

@@ -281,9 +281,8 @@ def test_a_stage_that_fuses_two_checkpoints_is_a_real_command(checkpoints, tmp_p
     assert ran(folder) == [f"after {out}"]
 
 
-def test_a_missing_section_is_a_config_error():
+def test_a_teacher_that_is_no_earlier_stage_is_refused():
     file = find_recipe(Path("recipes/quick"))
-    config = load_recipe(file, {})
-    assert config.stage[0].name == "start"
-    with pytest.raises(ConfigError, match="no earlier stage"):
-        load_recipe(file, {"stage": [config.stage[2].model_dump()]})
+    distilled = load_recipe(file, {}).stage[5]
+    with pytest.raises(ConfigError, match="'distilled' uses 'orders', which is no earlier stage"):
+        load_recipe(file, {"stage": [distilled.model_dump()]})

@@ -143,7 +143,7 @@ def test_gradients_are_those_of_pairs_scored_one_by_one(checkpoint):
     pairs = pairs_of(5, 1)
     totals = []
     for tokens in (1000, 30):
-        model = begin_reward_model(checkpoint, RewardTraining(micro_batch_tokens=tokens))
+        model = begin_reward_model(checkpoint, RewardTraining())
         losses: list[float] = []
         train_reward_model(
             model,

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from trainer.agreement import check_agreement
 from trainer.batch import PackedBatch, pack
+from trainer.checkpoint_files import read_header
 from trainer.config import Dtype, OptimConfig
 from trainer.micro_batches import plan_micro_batches
 from trainer.optimizer import Optimizer
@@ -99,9 +101,10 @@ def begin_reward_model(checkpoint: Path, c: RewardTraining) -> RewardModel:
 def load_reward_model(folder: Path, device: str = "cpu") -> RewardModel:
     """Read what `save_reward_model` has written. Raises ValueError where the folder is none."""
     file = folder / "model.safetensors"
-    head = load_file(file).get(HEAD) if file.is_file() else None
-    if head is None:
+    if not file.is_file() or HEAD not in read_header(file):
         raise ValueError(f"{folder} is no reward model: it has no {HEAD} in model.safetensors")
+    with safe_open(file, framework="pt") as tensors:
+        head: Tensor = tensors.get_tensor(HEAD)
     model = RewardModel(Scorer(load_policy(folder, torch.float32), 1.0))
     if head.shape != model.weight.shape:
         raise ValueError(

@@ -166,15 +166,15 @@ class Runner:
         Returns the checkpoint from which a training goes on, WHOLE where it has ended already, else "".
         """
         stage, folder = planned.stage, planned.folder
-        begun = read_state(self.folder).get(stage.name, {}).get("key") == planned.key
+        noted = read_state(self.folder).get(stage.name, {})
         self._note(planned, {"state": "begun"})
         if planned.settings is not None:
             file = self.folder / f"{stage.name}.toml"
             file.write_text(dump_toml(planned.settings), encoding="utf-8")
         if isinstance(stage, TrainStage):
-            return _how_far(folder) if begun else ""
+            return _how_far(folder) if noted.get("key") == planned.key else ""
         if folder.exists():
-            if not begun:
+            if not noted:
                 raise ConfigError(
                     f"stage {stage.name!r}: {folder} exists already, and this recipe did not make it"
                 )
@@ -189,17 +189,21 @@ class Runner:
             return
         try:
             process = psutil.Process(pid)
-            if process.create_time() != since:
+            if process.create_time() != since or process.status() == psutil.STATUS_ZOMBIE:
                 return
             self.say(f"{name}: waiting for process {pid} of an earlier try to end")
-            process.wait(ENDS_WITHIN)
+            until = time.monotonic() + ENDS_WITHIN
+            while process.status() != psutil.STATUS_ZOMBIE:
+                if time.monotonic() > until:
+                    raise ConfigError(
+                        f"stage {planned.stage.name!r}: process {pid} of an earlier try has not ended "
+                        f"within {ENDS_WITHIN:g} s: end it first"
+                    )
+                with suppress(psutil.TimeoutExpired):
+                    process.wait(0.5)
+                    return
         except psutil.NoSuchProcess:
             return
-        except psutil.TimeoutExpired:
-            raise ConfigError(
-                f"stage {planned.stage.name!r}: process {pid} of an earlier try has not ended within "
-                f"{ENDS_WITHIN:g} s: end it first"
-            ) from None
 
     def _note(self, planned: Planned, values: Mapping[str, object]) -> None:
         state = read_state(self.folder)
