@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rl.cli import app
+from rl.config import load_config
 from rl.config_error import ConfigError
 from rl.recipes.config import find_recipe, load_recipe
 from rl.recipes.plan import plan
-from rl.recipes.runner import _how_far, read_state
+from rl.recipes.runner import WHOLE, _how_far, read_state
 
 ROOT = Path(__file__).parent.parent
 # Writes the result, and a line in a file beside the recipe, each time that it runs.
@@ -247,9 +248,8 @@ def test_a_stages_key_depends_on_the_stages_that_it_uses(tmp_path):
 
 
 def test_a_training_goes_on_from_its_last_checkpoint_or_has_ended(tmp_path):
-    assert _how_far(tmp_path) == ""
-    step = tmp_path / "checkpoints" / "step_3"
-    step.mkdir(parents=True)
+    settings = load_config("configs/quickstart.toml", ["--steps", "4", "--eval.after", "false"])
+    assert _how_far(tmp_path, settings) == ""
     record = {
         "schema": 1,
         "model": {},
@@ -258,8 +258,13 @@ def test_a_training_goes_on_from_its_last_checkpoint_or_has_ended(tmp_path):
         "past_versions": [],
         "files": {},
     }
-    (step / "learner.json").write_text(json.dumps(record), encoding="utf-8")
-    assert _how_far(tmp_path) == "step_3"
+    for step, wanted in ((3, "step_3"), (4, WHOLE)):
+        folder = tmp_path / "checkpoints" / f"step_{step}"
+        folder.mkdir(parents=True)
+        (folder / "learner.json").write_text(json.dumps(record), encoding="utf-8")
+        assert _how_far(tmp_path, settings) == wanted
+    due = settings.model_copy(update={"eval": settings.eval.model_copy(update={"after": True})})
+    assert _how_far(tmp_path, due) == "step_4"
 
 
 @pytest.mark.slow

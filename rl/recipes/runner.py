@@ -22,7 +22,9 @@ from pathlib import Path
 import psutil
 
 from rl.commands import INTERRUPTED, on_signals
+from rl.config import RunConfig
 from rl.config_error import ConfigError
+from rl.loop.resume import evaluation_is_due
 from rl.recipes.config import CommandStage, TrainStage
 from rl.recipes.plan import Planned
 from rl.record.run_folder import dump_toml
@@ -172,7 +174,9 @@ class Runner:
             file = self.folder / f"{stage.name}.toml"
             file.write_text(dump_toml(planned.settings), encoding="utf-8")
         if isinstance(stage, TrainStage):
-            return _how_far(folder) if noted.get("key") == planned.key else ""
+            if planned.settings is None or noted.get("key") != planned.key:
+                return ""
+            return _how_far(folder, planned.settings)
         if folder.exists():
             if not noted:
                 raise ConfigError(
@@ -237,13 +241,17 @@ def check_state(folder: Path, stages: Sequence[Planned]) -> None:
             )
 
 
-def _how_far(run: Path) -> str:
+def _how_far(run: Path, settings: RunConfig) -> str:
     """The last whole checkpoint of a training, WHOLE where it has ended, "" where it has none."""
     with suppress(ConfigError):
         if read_status(run).outcome == "finished":
             return WHOLE
     found = latest(run / "checkpoints", lambda said: None)
-    return found.name if found else ""
+    if found is None:
+        return ""
+    last = found.name == f"step_{settings.steps}"
+    due = settings.eval.after and evaluation_is_due(run, settings.steps)
+    return WHOLE if last and not due else found.name
 
 
 def _end_with(parent: int) -> None:
