@@ -55,7 +55,8 @@ class Runner:
     def __init__(self, folder: Path, beside: Path, say: Say) -> None:
         """beside: the folder of the recipe, in which commands of one's own run."""
         self.folder, self.beside, self.say = folder, beside, say
-        self.asked = 0
+        # How often somebody asked for the end, and how often the process has heard of it.
+        self.asked = self.told = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, stages: Sequence[Planned]) -> None:
@@ -138,7 +139,7 @@ class Runner:
                 planned,
                 {"state": "begun", "pid": pid, "since": psutil.Process(pid).create_time()},
             )
-        if self.asked:  # between the look above and the process
+        if self.asked > self.told:  # between the look above and the process
             self._signal(signal.SIGTERM)
         try:
             return self.process.wait()
@@ -156,6 +157,7 @@ class Runner:
         process = self.process
         if process is None or process.poll() is not None:
             return
+        self.told += 1
         with suppress(ProcessLookupError):
             if number == signal.SIGKILL:
                 os.killpg(process.pid, number)
