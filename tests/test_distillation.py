@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import scored
 from pydantic import ValidationError
 from test_learner import learner, samples, stock_logprobs, with_rollout_logprobs
 from transformers import AutoModelForCausalLM
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from rl.config import load_config
 from rl.config_error import ConfigError
 from rl.record.teachers import check_teachers, with_teachers
+from rl.samples.samples import group_samples
 from trainer.config import LearnerConfig, LossConfig, OptimConfig
 from trainer.distil_config import DistilConfig
 from trainer.distillation import distances, distilled
@@ -127,6 +129,16 @@ def test_the_outcome_is_added_with_its_weight():
         assert {a for a, m in zip(found.advantages, sample.loss_mask, strict=True) if not m} <= {
             0.0
         }
+
+
+def test_a_group_without_variance_and_one_of_a_single_member_are_taught():
+    settings = {"advantage": "distill", "distill": {"teacher": "x"}}
+    name = LearnerConfig.model_validate(settings).reward_advantage
+    for members in ([scored("a", 1.0), scored("b", 1.0)], [scored("a", 0.0)]):
+        found, dropped = group_samples(members, name, filter_zero_variance=False)
+        assert [s.id for s in found] == [m.trajectory.id for m in members] and not dropped
+    settings["distill"]["outcome"] = "rloo"
+    assert LearnerConfig.model_validate(settings).reward_advantage == "rloo"
 
 
 def test_metrics_are_means_over_the_tokens_of_an_environment():
