@@ -148,7 +148,7 @@ def _policy(model: str) -> "tuple[Path, Renderer]":
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} has no config.json, so it is no model's folder")
     try:
-        return folder, Renderer(folder, "longcat")
+        return folder, Renderer(folder)
     except Exception as error:  # a tokenizer of others can be broken in any way
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{folder}: {first}") from None
