@@ -8,7 +8,9 @@ from pydantic import Field, PositiveFloat, model_validator
 from trainer.advantage import BATCH_ADVANTAGES, GROUP_ADVANTAGES
 from trainer.section import Section, one_of
 
-OutcomeName = Annotated[str, one_of(lambda: [*GROUP_ADVANTAGES, *BATCH_ADVANTAGES])]
+OutcomeName = Annotated[
+    str, one_of(lambda: [*dict.fromkeys([*GROUP_ADVANTAGES, *BATCH_ADVANTAGES])])
+]
 Folder = Annotated[str, Field(min_length=1)]
 
 
