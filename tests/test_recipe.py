@@ -106,7 +106,7 @@ def test_a_recipe_that_has_changed_is_refused_where_the_stage_is_done(tmp_path):
     [
         ([command("a"), command("a")], "two stages are called 'a'"),
         ([command("a", "b"), command("b")], "stage 'a' uses 'b', which is no earlier stage"),
-        (['[[stage]]\nname = "a"\nkind = "cook"\n'], "stage.0"),
+        (['[[stage]]\nname = "a"\nkind = "cook"\n'], "stage.1"),
         (['[[stage]]\nname = "a/b"\nkind = "command"\ncommand = ["x"]\n'], "pattern"),
         (
             ['[[stage]]\nname = "a"\nkind = "fuse"\nmodels = ["x", "y"]\nfusion.method = "ties"\n'],
@@ -263,6 +263,8 @@ def test_a_training_goes_on_from_its_last_checkpoint_or_has_ended(tmp_path):
         folder.mkdir(parents=True)
         (folder / "learner.json").write_text(json.dumps(record), encoding="utf-8")
         assert _how_far(tmp_path, settings) == wanted
+    trained = json.dumps({"step": 4, "loss/loss": 1.0})
+    (tmp_path / "metrics.jsonl").write_text(f"{trained}\n", encoding="utf-8")
     due = settings.model_copy(update={"eval": settings.eval.model_copy(update={"after": True})})
     assert _how_far(tmp_path, due) == "step_4"
 
