@@ -82,7 +82,7 @@ class Pages(Env):
         return self.memo
 
     async def score(self) -> dict[str, float]:
-        return {"solved": float(self.answer.strip() == str(sum(self.numbers)))}
+        return {"solved": float((self.answer or "").strip() == str(sum(self.numbers)))}
 
 
 STATE = re.compile(r"next (\d+) sum (\d+)|page (\d+) [a-z ]*adds (\d+)")

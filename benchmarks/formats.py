@@ -12,13 +12,15 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from written_calls import WRITERS, generated, tokenizer
+from written_calls import WRITERS, generated, tokenizer  # pyright: ignore[reportMissingImports]
 
+from envs.message import ToolSchema
 from rollout.format import FORMATS
-from rollout.reading import read
+from rollout.reading import Written, read
 from rollout.thought import THOUGHTS
 
 
@@ -46,7 +48,7 @@ def row(name: str, made: object, count: int, show: int) -> None:
         reader = reader_of(record, made)
     else:
 
-        def reader(text, tools, thinking):
+        def reader(text: str, tools: Sequence[ToolSchema], thinking: bool, /) -> Written:
             return read(text, tools, record, thinking=thinking)
 
     rng, found, seconds = random.Random(name), Counter[str](), 0.0

@@ -223,7 +223,7 @@ async def measure(c: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sessions", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--episodes", type=int, default=1000)

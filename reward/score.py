@@ -204,7 +204,7 @@ class _Raised:
     error: BaseException
 
 
-def _name(judge: Judge) -> str:
+def _name(judge: Judge | GroupJudge) -> str:
     return getattr(judge, "__name__", type(judge).__name__)
 
 

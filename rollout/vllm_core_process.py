@@ -68,8 +68,7 @@ def begun_early() -> Iterator[None]:
     early = EarlyCore()
     try:
         _import("vllm.v1.engine.async_llm")
-        from vllm.v1.engine import utils
-
+        utils: Any = importlib.import_module("vllm.v1.engine.utils")
         own = utils.get_mp_context
         utils.get_mp_context = lambda: _Context(early, own())
         try:
@@ -106,8 +105,8 @@ def _become(orders: Connection) -> None:
     # None of what stands now is ever garbage.
     gc.freeze()
     from vllm.utils.system_utils import set_process_title
-    from vllm.v1.engine import core
 
+    core: Any = importlib.import_module("vllm.v1.engine.core")
     # The first title finds its room beside the environment, as long as that is as the process began.
     set_process_title("EngineCore")
     # Both vLLM and Python collect garbage at the end: seconds for objects that end with the process anyway.

@@ -48,9 +48,9 @@ def _read_block(
         block = _escaped(block)
     if format.python:
         block = _PYTHON_STRING.sub(_as_python, block)
-    asked = [ChatCompletionToolsParam(**tool.as_chat()) for tool in tools]
+    asked: list[Any] = [ChatCompletionToolsParam(**tool.as_chat()) for tool in tools]
     parser = ToolParserManager.get_tool_parser(format.parser)(tokenizer, asked or None)
-    request = ChatCompletionRequest(messages=[], model="", tools=asked or None)
+    request = ChatCompletionRequest(messages=[], model="", tools=asked or None, seed=None)
     try:
         found = parser.extract_tool_calls(block, request)
     except Exception as error:  # the policy's text met a parser that did not expect it
@@ -106,7 +106,7 @@ def _harmony_reader(tokenizer: Any) -> Callable[[str], Written]:
         reasoning_parser_cls = GptOssReasoningParser
         tool_parser_cls = GptOssToolParser
 
-    request = ChatCompletionRequest(messages=[], model="")
+    request = ChatCompletionRequest(messages=[], model="", seed=None)
 
     def read_harmony(text: str) -> Written:
         ids = get_encoding().encode(text, allowed_special="all")

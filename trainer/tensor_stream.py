@@ -51,6 +51,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Stored], make: Callable[[str
             tensor, wanted = make(name), tensors[name]
             if NAMES[tensor.dtype] != wanted.dtype or tuple(tensor.shape) != wanted.shape:
                 raise ValueError(f"{name} is {tensor.dtype} of shape {list(tensor.shape)}")
-            file.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 TESTS = ("tests/test.sh", "run-tests.sh", "tests/run-tests.sh")
 
@@ -73,6 +74,7 @@ def _instruction(path: Path) -> str | None:
         import yaml  # comes with many packages; only the older form needs it
 
         told = yaml.safe_load((path / "task.yaml").read_text(encoding="utf-8"))
-        text = told.get("instruction") if isinstance(told, dict) else None
+        known = cast(dict[str, object], told) if isinstance(told, dict) else {}
+        text = known.get("instruction")
         return text.strip() if isinstance(text, str) else None
     return None

@@ -148,20 +148,7 @@ class Pool:
     async def _answer(self, request: ChatRequest, key: str) -> ChatAnswer:
         """Ask until there is an answer that fits."""
         try:
-            for tries in range(self.table.nonsense + 1):
-                # The most likely tokens would be the same again.
-                answer = await self._sent(_warmer(request) if tries else request)
-                if request.schema is None:
-                    break
-                if (text := fitting(answer.text, request.schema)) is not None:
-                    answer = replace(answer, text=text)
-                    break
-            else:
-                cut = ", cut off by max_tokens" if answer.cut else ""
-                raise ModelFault(
-                    f"model {self.name!r}: {self.table.nonsense + 1} answers did not fit the schema, the "
-                    f"last was {answer.text[:100]!r}{cut}"
-                )
+            answer = await self._fitting(request)
         except ModelFault as fault:
             self.counts["failed"] += 1
             self.said = str(fault)
@@ -171,6 +158,22 @@ class Pool:
             while len(self._cache) > self.table.cache:
                 self._cache.popitem(last=False)
         return answer
+
+    async def _fitting(self, request: ChatRequest) -> ChatAnswer:
+        """Ask again while answers do not fit the schema. Raises ModelFault."""
+        answer, left = await self._sent(request), self.table.nonsense
+        if request.schema is None:
+            return answer
+        while (text := fitting(answer.text, request.schema)) is None:
+            if not left:
+                cut = ", cut off by max_tokens" if answer.cut else ""
+                raise ModelFault(
+                    f"model {self.name!r}: {self.table.nonsense + 1} answers did not fit the schema, the "
+                    f"last was {answer.text[:100]!r}{cut}"
+                )
+            # The most likely tokens would be the same again.
+            answer, left = await self._sent(_warmer(request)), left - 1
+        return replace(answer, text=text)
 
     async def _sent(self, request: ChatRequest) -> ChatAnswer:
         """Send a request, again and again where the service is at fault."""

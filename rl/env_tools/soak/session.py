@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from envs.agents.access import ModelAccess
 from envs.env import Task
 from envs.handover import NamedRewards
 from envs.message import ToolCall
@@ -56,6 +57,9 @@ class Watched:
 
     async def step(self, text: str, calls: tuple[ToolCall, ...]) -> StepResult:
         return await self._act(self.session.step(text, calls))
+
+    async def play(self, access: ModelAccess) -> str:
+        return await self._act(self.session.play(access))
 
     async def score(self) -> NamedRewards:
         return await self._act(self.session.score())
