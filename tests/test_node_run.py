@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,59 +95,25 @@ def test_a_node_that_cannot_import_a_plugin_is_named_before_anything_trains(
         nodes.end()
 
 
-@pytest.mark.parametrize("where", [addresses, two_places], ids=["addresses", "namespaces"])
-def test_a_run_spreads_over_two_nodes_and_goes_on_when_one_is_lost(
-    where: Any, checkpoint: Path, tmp_path: Path
+def test_a_run_spreads_over_two_nodes_and_goes_on_to_its_end_when_one_is_lost(
+    checkpoint: Path, tmp_path: Path
 ) -> None:
-    try:
-        with where() as places:
-            _spread_and_lose_a_node(places, checkpoint, tmp_path)
-    except NotPermitted as error:
-        pytest.skip(f"network namespaces cannot be made here: {error}")
-
-
-def _spread_and_lose_a_node(places: list[Place], checkpoint: Path, tmp_path: Path) -> None:
-    head, worker = (place.address for place in places)
-    # The learner has no room on the node that will be lost.
-    nodes = RayNodes(places, [2, 1])
-    try:
-        config = config_in(tmp_path, checkpoint, "two", CALCULATOR)
-        run = nodes.train(
-            config, "--mode=dora", "--steps=12", "--learner.cpus=1.5", "--engine.cpus=0.5"
-        )
-        output = read_until(run, "step 3/12")
-        assert "step 3/12" in output, output + nodes.logs()
-        before = {line.split("on node ")[1] for line in output.splitlines() if "on node " in line}
-        assert {line.split(":")[0] for line in before} == {head, worker}, output
-        lost = next(line for line in before if line.startswith(worker)).split(": ")[1].split(", ")
-        assert {name.split("-")[0] for name in lost} >= {"engine", "host"}, output
-        assert nodes.running(1, "ray::EnvHost") and nodes.running(1, "ray::Engine")
-        nodes.kill(1)
-        rest = read_rest(nodes, run, tmp_path / "runs" / "two", 200)
-        assert run.returncode == 0, output + rest
-    finally:
-        # Ray ends what is left of a job once its driver is gone.
-        _, left = psutil.wait_procs([p for p in nodes.marked() if _is_ours(p)], timeout=10)
-        nodes.end()
-    folder = tmp_path / "runs" / "two"
-    sentence = f"node {worker} is gone: {', '.join(lost)}"
-    said = [e["what"] for e in events(folder) if e["lane"] == "supervision"]
-    assert said[0] == sentence and sentence in rest
-    anew = {name for name in lost if name.startswith(("host", "controller"))}
-    assert {s.split()[0] for s in said if "was started anew on" in s} <= anew
-    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    assert sentence in status["lost"] and worker not in status["nodes"]
-    shown = RunData(folder)
-    shown.refresh()
-    assert f"{sentence}." in [alert.text for alert in alerts(shown)]
-    assert any(sentence in span.what for span in shown.spans if span.lane == "supervision")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    """Nodes that share nothing, where the machine permits namespaces."""
+    with ExitStack() as stack:
+        try:
+            places = stack.enter_context(two_places())
+        except NotPermitted:
+            places = stack.enter_context(addresses())
+        # The learner has no room on the node that will be lost.
+        nodes = RayNodes(places, [2, 1])
+        run, output, lost = _lose_a_node(nodes, places, _dora(tmp_path, checkpoint), steps=12)
+        try:
+            output += read_rest(nodes, run, tmp_path / "runs" / "two", 200)
+            assert run.returncode == 0, output
+        finally:
+            left = _end(nodes)
+    summary = _assert_a_node_was_lost(tmp_path / "runs" / "two", output, places[1].address, lost)
     assert (summary["status"], summary["steps"]) == ("finished", 12)
-    assert summary["fleet"]["engines_lost"] == sum(name.startswith("engine") for name in lost)
-    for counts in summary["ledger"].values():
-        assert counts["dispatched"] == sum(n for s, n in counts.items() if s != "dispatched")
-    # Weights that came over are those that the learner had.
-    assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
     assert left == []
 
 
@@ -156,13 +122,8 @@ def test_a_node_that_joins_gets_an_engine_in_place_of_the_one_that_was_lost(
 ) -> None:
     with addresses() as places:
         nodes = RayNodes(places, [2, 1])
+    run, output, lost = _lose_a_node(nodes, places, _dora(tmp_path, checkpoint), steps=1000)
     try:
-        config = config_in(tmp_path, checkpoint, "joins", CALCULATOR)
-        cpus = ("--learner.cpus=1.5", "--engine.cpus=0.5")
-        run = nodes.train(config, "--mode=dora", "--steps=1000", *cpus)
-        output = read_until(run, "step 2/1000")
-        assert "step 2/1000" in output, output + nodes.logs()
-        nodes.kill(1)
         output += read_until(run, "engine-2 starts in place of engine-")
         added = nodes.add(Place("127.0.0.4"), 1)
         output += read_until(run, "on node 127.0.0.4")
@@ -170,17 +131,75 @@ def test_a_node_that_joins_gets_an_engine_in_place_of_the_one_that_was_lost(
         # Then some are played with it.
         output += "".join(read_until(run, "/1000") for _ in range(6))
         run.send_signal(signal.SIGINT)
-        output += read_rest(nodes, run, tmp_path / "runs" / "joins", 100)
+        output += read_rest(nodes, run, tmp_path / "runs" / "two", 100)
         assert run.returncode == 130, output
     finally:
-        nodes.end()
-    folder = tmp_path / "runs" / "joins"
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        left = _end(nodes)
+    folder = tmp_path / "runs" / "two"
+    summary = _assert_a_node_was_lost(folder, output, places[1].address, lost)
     assert (summary["fleet"]["engines_lost"], summary["fleet"]["engines_joined"]) == (1, 1)
     loads = [e["name"] for e in events(folder) if e["lane"] == "engine-2"]
     assert [name for name in loads if name.startswith("load version ")], loads
+    assert left == []
+
+
+def _dora(folder: Path, checkpoint: Path) -> Path:
+    return config_in(folder, checkpoint, "two", CALCULATOR)
+
+
+def _lose_a_node(
+    nodes: RayNodes, places: list[Place], config: Path, *, steps: int
+) -> tuple[Any, str, list[str]]:
+    """A run over both nodes whose second one is gone after three steps: what it said so far, and what was on
+    that node."""
+    head, worker = (place.address for place in places)
+    try:
+        cpus = ("--learner.cpus=1.5", "--engine.cpus=0.5")
+        run = nodes.train(config, "--mode=dora", f"--steps={steps}", *cpus)
+        output = read_until(run, f"step 3/{steps}")
+        assert f"step 3/{steps}" in output, output + nodes.logs()
+        before = {line.split("on node ")[1] for line in output.splitlines() if "on node " in line}
+        assert {line.split(":")[0] for line in before} == {head, worker}, output
+        lost = next(line for line in before if line.startswith(worker)).split(": ")[1].split(", ")
+        assert {name.split("-")[0] for name in lost} >= {"engine", "host"}, output
+        assert nodes.running(1, "ray::EnvHost") and nodes.running(1, "ray::Engine")
+        nodes.kill(1)
+    except BaseException:
+        nodes.end()
+        raise
+    return run, output, lost
+
+
+def _end(nodes: RayNodes) -> list[psutil.Process]:
+    """End the nodes; what was left of the run on them, ten seconds after its end."""
+    # Ray ends what is left of a job once its driver is gone.
+    _, left = psutil.wait_procs([p for p in nodes.marked() if _is_ours(p)], timeout=10)
+    nodes.end()
+    return left
+
+
+def _assert_a_node_was_lost(
+    folder: Path, output: str, worker: str, lost: list[str]
+) -> dict[str, Any]:
+    """In what it said, and in each of its records; returns the summary."""
+    sentence = f"node {worker} is gone: {', '.join(lost)}"
+    said = [e["what"] for e in events(folder) if e["lane"] == "supervision"]
+    assert said[0] == sentence and sentence in output
+    anew = {name for name in lost if name.startswith(("host", "controller"))}
+    assert {s.split()[0] for s in said if "was started anew on" in s} <= anew
+    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    assert sentence in status["lost"] and worker not in status["nodes"]
+    shown = RunData(folder)
+    shown.refresh()
+    assert f"{sentence}." in [alert.text for alert in alerts(shown)]
+    assert any(sentence in span.what for span in shown.spans if span.lane == "supervision")
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["fleet"]["engines_lost"] == sum(name.startswith("engine") for name in lost)
+    for counts in summary["ledger"].values():
+        assert counts["dispatched"] == sum(n for s, n in counts.items() if s != "dispatched")
     # Weights that came over are those that the learner had.
     assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
+    return summary
 
 
 def _is_ours(process: psutil.Process) -> bool:

@@ -97,14 +97,19 @@ def _gaps(
     model, prompt: tuple[int, ...], played: list[Completion], sampling: Sampling
 ) -> Iterator[tuple[float, float]]:
     """For each token the model's log-prob minus the engine's: of the cut distribution, and of the whole."""
-    for completion in played:
-        written = list(completion.token_ids)
-        ids = torch.tensor([[*prompt, *written]])
-        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        logprobs_TV = logits.float().log_softmax(-1)
+    # Padded at the end, which no token before it sees.
+    rows = [torch.tensor([*prompt, *completion.token_ids]) for completion in played]
+    ids_ST = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    logits_STV = model(input_ids=ids_ST, use_cache=False).logits[:, len(prompt) - 1 :].float()
+    for completion, padded_TV in zip(played, logits_STV, strict=True):
+        logits_TV = padded_TV[: len(completion.token_ids)]
+        logprobs_TV = logits_TV.log_softmax(-1)
         cut_TV = logprobs_TV.masked_fill(~kept(logprobs_TV, sampling), -math.inf).log_softmax(-1)
-        for t, (token, theirs) in enumerate(zip(written, completion.logprobs, strict=True)):
-            yield cut_TV[t, token].item() - theirs, logprobs_TV[t, token].item() - theirs
+        written_T1 = torch.tensor(completion.token_ids)[:, None]
+        theirs_T = torch.tensor(completion.logprobs)
+        own_T = cut_TV.gather(1, written_T1)[:, 0] - theirs_T
+        whole_T = logprobs_TV.gather(1, written_T1)[:, 0] - theirs_T
+        yield from zip(own_T.tolist(), whole_T.tolist(), strict=True)
 
 
 async def _prompt(renderer: Renderer) -> tuple[int, ...]:
