@@ -15,6 +15,9 @@ from rollout.config import EngineConfig, SamplingConfig
 from rollout.engine import Completion, Request, Sampling
 from rollout.renderer import Renderer
 from rollout.vllm_engine import VllmEngine
+from trainer.config import LearnerConfig
+from trainer.learner import Learner
+from trainer.sample import TrainSample
 
 pytestmark = pytest.mark.engine
 
@@ -71,10 +74,38 @@ async def _compare(policy: Path) -> None:
             )
             assert own.isfinite().all(), "no token is drawn that is cut off"
             assert own.abs().mean() <= 1e-5 and (own.abs() > 1e-3).float().mean() <= 1e-3
-            assert name == "whole" or whole.abs().mean() > 1e-3, "what a run refuses in training"
+            if name == "whole":
+                _check_learner(policy, prompt, played)
+            else:
+                assert whole.abs().mean() > 1e-3, "what a run refuses in training"
         await _check_ends(engine, prompt)
     finally:
         engine.shutdown()
+
+
+def _check_learner(policy: Path, prompt: tuple[int, ...], played: list[Completion]) -> None:
+    """The learner's ratios to the engine are 1 within rounding where nothing is cut off."""
+    samples = [
+        TrainSample(
+            id=str(i),
+            env="calculator",
+            token_ids=(*prompt, *one.token_ids),
+            loss_mask=(False,) * len(prompt) + (True,) * len(one.token_ids),
+            rollout_logprobs=(0.0,) * len(prompt) + one.logprobs,
+            advantages=(0.0,) * (len(prompt) + len(one.token_ids)),
+            versions=(-1,) * len(prompt) + (0,) * len(one.token_ids),
+        )
+        for i, one in enumerate(played)
+    ]
+    learner = Learner(policy, LearnerConfig(), temperature=1.0, keep_versions=0)
+    theirs = torch.tensor([p for one in played for p in one.logprobs])
+    own = torch.tensor([p for row in learner.logprobs(samples) for p in row])
+    ratio = (own - theirs).exp()
+    print(
+        f"learner: {len(ratio)} tokens, ratio {ratio.mean():.6f}, off by {(ratio - 1).abs().max():.1e}"
+    )
+    assert len(ratio) > 10_000
+    assert (own - theirs).abs().mean() <= 1e-5 and ((ratio - 1).abs() > 1e-3).float().mean() <= 1e-3
 
 
 async def _check_ends(engine: VllmEngine, prompt: tuple[int, ...]) -> None:

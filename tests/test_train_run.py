@@ -4,6 +4,7 @@ A run takes most of its time to start, so each carries several faults, one after
 """
 
 import json
+import shutil
 import signal
 import sqlite3
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import own_objectives
 import pytest
 import torch
 from dorado_command import Command, lines
@@ -33,6 +35,11 @@ learner = { micro_batch_tokens = 128, threads = 1, optim = { lr = 1e-4 } }
 CALCULATOR = '[[env]]\nid = "calculator"\n'
 COIN = '[[env]]\nid = "chaos_envs:Coin"\nname = "coin"\n'
 SLOW = '[[env]]\nid = "envs.builtin.slow_calculator:SlowCalculator"\nname = "slow"\n'
+OWN = (
+    *("--learner.loss.kind", "mine.py:reinforce"),
+    *("--learner.loss.correction", "mine.py:halves"),
+    *("--learner.advantage", "mine.py:above_mean"),
+)
 LORA = (
     "--learner.lora",
     '{ rank = 8, alpha = 16, targets = ["q_a_proj", "q_b_proj", "o_proj", "gate_proj"] }',
@@ -450,15 +457,16 @@ def test_a_dora_run_lends_an_engine_gives_up_old_versions_and_says_what_it_waits
 def test_a_synchronous_run_that_was_stopped_leaves_nothing_and_goes_on_after_its_last_step(
     tmp_path: Path,
 ) -> None:
-    """Then the learner has two ranks."""
+    """Then the learner has two ranks. Its loss, advantage and correction are the user's own, by path."""
     run = tmp_path / "runs" / "sync"
+    shutil.copy(own_objectives.__file__, tmp_path / "mine.py")
     config = _config(
         tmp_path,
         "sync",
         'mode = "sync"\nsteps = 1000\neval = { tasks = 4, after = false }\n'
         f'model = {{ init = {{ family = "qwen3_moe" }} }}\n{COIN}[[env]]\nid = "sensors"\n',
     )
-    train = ("train", config, "--learner.loss.kind", "grpo")
+    train = ("train", config, *OWN)
     command = Command(tmp_path, *train)
     output = command.read_until("step 3/1000")
     assert "step 3/1000" in output, output
@@ -494,6 +502,9 @@ def test_a_synchronous_run_that_was_stopped_leaves_nothing_and_goes_on_after_its
     _assert_two_ranks_trained(run)
     metrics = lines(run / "metrics.jsonl")
     assert [m["step"] for m in metrics] == [*range(done + 4)], "with the evaluation before"
+    assert {m["loss/mine"] for m in metrics if "loss/mine" in m} == {0.5}, "of `halves`"
+    own = json.loads((run / "own_functions.json").read_text(encoding="utf-8"))
+    assert {one["file"] for one in own.values()} == {str(tmp_path / "mine.py")} and len(own) == 3
     goes_on = next(
         event["start"]
         for event in lines(run / "events.jsonl")
