@@ -41,7 +41,8 @@ class Format:
     calls; "" where `rollout.tool_format` reads them. thought: the mark that begins a thought, as the kind
     writes it. call_id: the id of the n-th call of a conversation, where a template shows it. user_begins:
     earlier turns are written otherwise once the user speaks, so that a segment begins. python: calls are
-    written as Python writes them. json: arguments are a JSON object.
+    written as Python writes them. json: arguments are a JSON object. marks: pattern of the marks in a call
+    whose texts have no quotes around them; other control tokens are text there.
     """
 
     name: FormatName
@@ -56,6 +57,7 @@ class Format:
     user_begins: bool = False
     python: bool = False
     json: bool = False
+    marks: str = ""
 
 
 _RECORDS = (
@@ -74,6 +76,7 @@ _RECORDS = (
         "<tool_call>",
         "</tool_call>",
         parser="qwen3_coder",
+        marks="^</?(tool_call|function|parameter)",
     ),
     Format(
         "glm",
@@ -82,6 +85,7 @@ _RECORDS = (
         "<tool_call>",
         "</tool_call>",
         parser="glm45",
+        marks="^</?(tool_call|arg_key|arg_value)>$",
     ),
     Format(
         "hermes",
@@ -115,6 +119,7 @@ _RECORDS = (
         "<\uff5cDSML\uff5cfunction_calls>",
         "</\uff5cDSML\uff5cfunction_calls>",
         parser="deepseek_v32",
+        marks="DSML",
     ),
     Format(
         "kimi_k2",
@@ -133,6 +138,7 @@ _RECORDS = (
         "<minimax:tool_call>",
         "</minimax:tool_call>",
         parser="minimax_m2",
+        marks="^</?(minimax:|invoke|parameter)",
     ),
     Format(
         "mistral",
@@ -168,6 +174,7 @@ _RECORDS = (
         "<|tool_call>",
         "<tool_call|>",
         parser="gemma4",
+        marks=r'^<\|"\|>$|^<\|tool_call>$|^<tool_call\|>$',
         thought="<|channel>thought",
     ),
     Format(
@@ -185,6 +192,7 @@ _RECORDS = (
         "<seed:tool_call>",
         "</seed:tool_call>",
         parser="seed_oss",
+        marks="^</?(seed:|function|parameter)",
         thought="<seed:think>",
     ),
     Format(

@@ -8,9 +8,10 @@ before. The exception is harmony, whose channels vLLM reads as a whole.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
@@ -26,6 +27,8 @@ from rollout.tool_format import MalformedCall
 # Strings, and what begins a mark in one.
 _STRING, _MARKS = re.compile(r'"(?:[^"\\]|\\.)*"'), re.compile("[<\\[|`\uff5c]")
 _PYTHON_STRING = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.S)
+# Characters that no text for interchange holds (Unicode's private use area).
+_PRIVATE = (0xE000, 0xF900)
 _HARMONY = ("<|channel|>", "<|message|>", "<|start|>")
 _ESCAPE_OR_MARK = re.compile(r"\\.|<", re.S)
 
@@ -48,6 +51,9 @@ def _read_block(
         block = _escaped(block)
     if format.python:
         block = _PYTHON_STRING.sub(_as_python, block)
+    shown = _hidden_in(block, format, tokenizer) if format.marks else {}
+    for token, stand_in in shown.items():
+        block = block.replace(token, stand_in)
     asked: list[Any] = [ChatCompletionToolsParam(**tool.as_chat()) for tool in tools]
     parser = ToolParserManager.get_tool_parser(format.parser)(tokenizer, asked or None)
     request = ChatCompletionRequest(messages=[], model="", tools=asked or None, seed=None)
@@ -57,7 +63,32 @@ def _read_block(
         raise MalformedCall(f"a tool call cannot be read: {error}") from None
     if not found.tools_called:
         raise MalformedCall(f"a tool call has to be written as {format.models} write it")
-    return tuple(_call(one.function) for one in found.tool_calls)
+    calls = (_call(one.function) for one in found.tool_calls)
+    return tuple(replace(c, arguments=_restored(c.arguments, shown)) for c in calls)
+
+
+def _hidden_in(block: str, format: Format, tokenizer: Any) -> dict[str, str]:
+    """A stand-in for each control token in a block that is no mark of the format's: vLLM's parsers drop
+    these, and the policy wrote them into a text."""
+    tokens = {str(one) for one in tokenizer.get_added_vocab()} | {*tokenizer.all_special_tokens}
+    found = [t for t in sorted(tokens, key=len, reverse=True) if t in block]
+    others = [token for token in found if not re.search(format.marks, token)]
+    free = (one for one in map(chr, range(*_PRIVATE)) if one not in block)
+    return dict(zip(others, free, strict=False))
+
+
+def _restored(value: Any, shown: Mapping[str, str]) -> Any:
+    """The same with control tokens in the place of their stand-ins."""
+    if isinstance(value, str):
+        for token, stand_in in shown.items():
+            value = value.replace(stand_in, token)
+        return value
+    if isinstance(value, list):
+        return [_restored(one, shown) for one in cast(list[Any], value)]
+    if isinstance(value, dict):
+        items = cast(dict[str, Any], value).items()
+        return {_restored(key, shown): _restored(one, shown) for key, one in items}
+    return value
 
 
 def _escaped(block: str) -> str:

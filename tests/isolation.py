@@ -37,6 +37,8 @@ OF_A_PROCESS = (
     "TORCH",
     "TRITON_",
     "TOKENIZERS_",
+    "PYTORCH_",
+    "TILELANG_",
 )
 # They stay for the process, or for a while: helpers of the standard library, the interpreters of another
 # ecosystem, which serve every environment of their kind, and the processes that compare answers.
