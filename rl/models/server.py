@@ -195,7 +195,7 @@ class Server:
     def _last_words(self) -> str:
         """The first error in its log since it was begun, which caused the later ones."""
         lines = self.log.read_text(errors="replace", encoding="utf-8").splitlines()[-400:]
-        found = [line for line in lines if "Error: " in line]
+        found = [line for line in lines if "Error: " in line and " WARNING " not in line]
         said = found[0].split(") ", 1)[-1].strip()[:300] if found else "it said nothing"
         return f"{said} (log: {self.log})"
 
