@@ -195,9 +195,13 @@ class Server:
     def _last_words(self) -> str:
         """The first error in its log since it was begun, which caused the later ones."""
         lines = self.log.read_text(errors="replace", encoding="utf-8").splitlines()[-400:]
-        found = [line for line in lines if "Error: " in line and " WARNING " not in line]
-        said = found[0].split(") ", 1)[-1].strip()[:300] if found else "it said nothing"
-        return f"{said} (log: {self.log})"
+        found = [n for n, line in enumerate(lines) if "Error: " in line and " WARNING " not in line]
+        if not found:
+            return f"it said nothing (log: {self.log})"
+        # pydantic says what is wrong in the lines behind.
+        told = 3 if "validation error" in lines[found[0]] else 1
+        said = " ".join(line.split(") ", 1)[-1].strip() for line in lines[found[0] :][:told])
+        return f"{said[:300]} (log: {self.log})"
 
 
 def _client() -> "httpx.AsyncClient":
