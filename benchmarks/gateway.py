@@ -186,15 +186,19 @@ def quantile(seconds: Sequence[float], share: float) -> float:
     return 1000 * sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))]
 
 
-async def measure(c: argparse.Namespace) -> dict[str, float]:
-    """All parts. Returns the figures by name."""
+def policy() -> Renderer:
+    """The renderer of a tiny policy, whose making has an event loop of its own."""
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig.model_validate(
             {"name": "gateway", "runs_dir": folder, "env": [{"id": "calculator"}]}
             | {"model": {"init": {"preset": "tiny"}}, "sft": None}
         )
         checkpoint, _ = first_checkpoint(config, lambda *_: None)
-        renderer = Renderer(checkpoint, "longcat")
+        return Renderer(checkpoint, "longcat")
+
+
+async def measure(c: argparse.Namespace, renderer: Renderer) -> dict[str, float]:
+    """All parts. Returns the figures by name."""
     alone, *_ = await part(renderer, 50, c.turns, 1, 0.0)
     many, whole, grown, talks, engine = await part(
         renderer, c.sessions, c.turns, c.sessions, c.engine_seconds
@@ -230,7 +234,7 @@ def main() -> None:
     parser.add_argument("--engine-seconds", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
     c = parser.parse_args()
-    found = asyncio.run(measure(c))
+    found = asyncio.run(measure(c, policy()))
     for name, value in found.items():
         print(f"{name:>18}  {value:,.4g}" if isinstance(value, float) else f"{name:>18}  {value:,}")
     if c.json:
