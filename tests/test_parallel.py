@@ -232,7 +232,7 @@ def test_teachers_of_two_families_score_as_on_one_rank(two_ranks, checkpoints, e
         assert mine.advantages == pytest.approx(theirs.advantages, abs=1e-4)
     for name in ("distill/x/kl", "distill/y/kl", "distill/all/kl"):
         assert found.metrics[1][name] == pytest.approx(wanted.metrics[1][name], abs=1e-5)
-    assert abs(found.metrics[1]["distill/x/kl"]) > 0.1
+    assert abs(found.metrics[1]["distill/x/kl"]) > 0.01, "the other family is another policy"
 
 
 @pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
