@@ -7,6 +7,9 @@ taken: no gradient checkpointing, one forward pass for all 64 completions, no lo
 the router is off, as it is in Dorado by default. Imports nothing of Dorado.
 """
 
+# pyright: reportArgumentType=false
+# TRL types rewards and data sets otherwise than it takes them.
+
 import asyncio
 import json
 import random
@@ -19,7 +22,7 @@ from typing import cast
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from .work import Data, Job, Outcome, digit_share, expected, opening, slow_seconds
 
