@@ -1,4 +1,4 @@
-"""What the gateway adds to a turn, and whether a token is ever another one than the engine's.
+"""Measures what the gateway adds to a turn, and counts tokens that are not the engine's own.
 
     python benchmarks/gateway.py [--sessions 1000] [--turns 4] [--episodes 1000] [--json FILE]
 

@@ -192,7 +192,7 @@ class Clock:
         self.products: list[float] = []
 
     def seconds(self, act: Callable[[], object]) -> float:
-        """Of one call, to the device's end of it."""
+        """Seconds of one call, to the device's end of it."""
         self._finish()
         start = time.perf_counter()
         act()
@@ -219,7 +219,7 @@ class Clock:
 
 
 class Worker:
-    """What a side's process holds: steps by name, and a clock."""
+    """A side's process: steps by name, and a clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -253,7 +253,7 @@ class Worker:
         self.steps = {"padded": lambda: ours.step(padded), "packed": lambda: ours.step([batch])}
 
     def seconds(self, step: str) -> float:
-        """Of one step."""
+        """Seconds of one step."""
         return self.clock.seconds(self.steps[step])
 
     def product(self) -> float:
@@ -278,7 +278,7 @@ class Side:
         self.pool = ProcessPoolExecutor(1, spawn, _start_worker, (device, compiled))
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """What the worker's method returns."""
+        """The return value of the worker's method."""
         return self.pool.submit(_ask_worker, method, arguments).result()
 
 

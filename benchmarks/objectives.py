@@ -61,7 +61,7 @@ class Curve:
 
 
 def setups(part: str) -> dict[str, Setup]:
-    """What a part compares: settings of the learner, by name."""
+    """Settings of the learner that a part compares, by name."""
     losses = {name: {"loss": {"kind": name}} for name in LOSSES}
     if part == "losses":
         quick = {"kind": "ppo", "ppo": {"critic_lr": 1e-3}}

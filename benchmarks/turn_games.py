@@ -179,7 +179,7 @@ class Episode:
     over: bool = False
 
     def sample(self, id: str, version: int) -> TrainSample:
-        """What is trained on, without an advantage yet."""
+        """The sample to train on, without an advantage yet."""
         rewards = self.game.rewards()
         return TrainSample(
             id=id,

@@ -36,7 +36,7 @@ COMMON += ["--learner.loss.kind", "grpo", "--wandb.enabled", "false"]
 
 
 class Row(NamedTuple):
-    """What one run did. clipped: mean share of the tokens without a gradient. tasks: held out, of each
+    """One run's figures. clipped: mean share of the tokens without a gradient. tasks: held out, of each
     environment."""
 
     steps: int

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from envs.chat import Chat, read_chat
-from envs.message import Role
+from envs.message import JsonObject, Role
 from envs.rows import SUFFIXES, each, file_rows, hub_rows
 from envs.text import told
 from rl.config_error import ConfigError
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 _OFTEN = 1000
 _TABLES = (".parquet",)
 Named = Iterator[tuple[str, Chat]]
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ReadRow(Protocol[T_co]):
+    """Reads a row, e.g. `envs.chat.read_chat`. from_table: it is of a table. Raises ValueError."""
+
+    def __call__(self, row: JsonObject, /, *, from_table: bool = ...) -> T_co: ...
 
 
 @dataclass(frozen=True)
@@ -61,21 +69,24 @@ class ChatSource:
 
     def chats(self) -> Named:
         """Yield each row's name and chat. Raises ConfigError."""
+        return self.rows_as("chat", read_chat)
+
+    def rows_as(self, kind: str, read: ReadRow[T]) -> Iterator[tuple[str, T]]:
+        """Yield each row's name and what it is read as. kind: what that is called. Raises ConfigError."""
         table = not self.is_file or self.name.endswith(_TABLES)
         where = self.name if self.is_file else f"{self.name}, split {self.split}"
-        rows = file_rows(self.name) if self.is_file else self._hub_rows()
+        rows = (
+            file_rows(self.name) if self.is_file else hub_rows(self.name, self.subset, self.split)
+        )
         found = 0
         try:
-            for named in each(rows, where, partial(read_chat, from_table=table)):
+            for named in each(rows, where, partial(read, from_table=table)):
                 found += 1
                 yield named
         except ValueError as error:
             raise ConfigError(f"--data: {error}") from None
         if not found:
-            raise ConfigError(f"--data: {where} holds no chat")
-
-    def _hub_rows(self) -> Iterator[tuple[int, object]]:
-        return hub_rows(self.name, self.subset, self.split)
+            raise ConfigError(f"--data: {where} holds no {kind}")
 
 
 def read_chats(sources: Sequence[ChatSource]) -> Named:

@@ -9,12 +9,10 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from envs.chat import Chat, read_chat
 from envs.message import JsonObject
-from envs.rows import each, file_rows, hub_rows
 from envs.text import shown, told
 from rl.chat_data import ChatSource
 from rl.config_error import ConfigError
@@ -45,22 +43,7 @@ class PreferencePair:
 def read_pairs(sources: Sequence[ChatSource]) -> Iterator[tuple[str, PreferencePair]]:
     """Yield the pairs of all sources with their names, in order. Raises ConfigError."""
     for source in sources:
-        table = not source.is_file or source.name.endswith(".parquet")
-        where = source.name if source.is_file else f"{source.name}, split {source.split}"
-        rows = (
-            file_rows(source.name)
-            if source.is_file
-            else hub_rows(source.name, source.subset, source.split)
-        )
-        found = 0
-        try:
-            for named in each(rows, where, partial(read_pair, from_table=table)):
-                found += 1
-                yield named
-        except ValueError as error:
-            raise ConfigError(f"--data: {error}") from None
-        if not found:
-            raise ConfigError(f"--data: {where} holds no pair")
+        yield from source.rows_as("pair", read_pair)
 
 
 def read_pair(row: JsonObject, *, from_table: bool = False) -> PreferencePair:

@@ -19,10 +19,7 @@ def prepare_process(config: EngineConfig, compiled: CompileCache | None = None) 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if config.device == "cpu":
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-        # Several engines would each bind the same first cores: leave the placing to the kernel.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+        os.environ |= cpu_variables(config.threads, config.kv_cache_gib)
         if not _compiles(config):
             # vLLM compiles small parts of its sampler all the same. That takes a C++ compiler, and one that
             # is killed in the middle leaves a torn library behind that no later start survives.
@@ -30,6 +27,31 @@ def prepare_process(config: EngineConfig, compiled: CompileCache | None = None) 
         elif compiled is not None:
             os.environ.pop("TORCH_COMPILE_DISABLE", None)
             os.environ["VLLM_CACHE_ROOT"] = str(compiled.folder)
+
+
+def cpu_variables(threads: int, kv_cache_gib: int) -> dict[str, str]:
+    """Variables that vLLM on a CPU reads, engine or server."""
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+        # Several engines would each bind the same first cores: leave the placing to the kernel.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def cpu_arguments(*, compiles: bool, latent_cache: bool) -> dict[str, Any]:
+    """vLLM's arguments on a CPU, engine or server. latent_cache: attention keeps latents (MLA)."""
+    arguments: dict[str, Any] = {
+        "enforce_eager": not compiles,
+        # Rotary embedding on CPU is wrong for the interleaved pairs of MLA (engine and learner
+        # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
+        "compilation_config": {"custom_ops": ["-rotary_embedding"]},
+    }
+    if not latent_cache:
+        # vLLM's own is 128: short contexts pay for all of their last block, a fifth of a step, and share
+        # no prompt that is shorter. (A cache of MLA's kind has 16, whatever is asked for.)
+        arguments["block_size"] = 32
+    return arguments
 
 
 def engine_arguments(
@@ -61,16 +83,8 @@ def engine_arguments(
         "disable_log_stats": True,
     }
     if config.device == "cpu":
-        arguments |= {
-            "enforce_eager": not _compiles(config),
-            # Rotary embedding on CPU is wrong for the interleaved pairs of MLA (engine and learner
-            # differ by up to 0.2 in a log-prob, without an error); the plain torch form is right.
-            "compilation_config": {"custom_ops": ["-rotary_embedding"]},
-        }
-        if not _has_latent_cache(checkpoint, config):
-            # vLLM's own is 128: short contexts pay for all of their last block, a fifth of a step, and share
-            # no prompt that is shorter. (A cache of MLA's kind has 16, whatever is asked for.)
-            arguments["block_size"] = 32
+        latent = _has_latent_cache(checkpoint, config)
+        arguments |= cpu_arguments(compiles=_compiles(config), latent_cache=latent)
         if not _is_parallel(config):
             # The worker in the core's process: one import of vLLM less, a third of an engine's start.
             # By its name vLLM takes one for unable to set OpenMP's threads; `prepare_process` has set them.

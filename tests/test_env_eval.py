@@ -15,9 +15,10 @@ from envs.message import Message, ToolCall
 from rl.cli import app
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
-from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, base_of
+from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer
 from rl.env_tools.eval.run import NO_TOKENS, limits_for, summary
 from rl.env_tools.eval.view import EvalView
+from rl.models.chat_wire import base_of
 from rollout.engine import Completion, EngineFault, Request
 from rollout.trajectory_file import read_trajectory
 

@@ -12,6 +12,7 @@ import pytest
 
 from envs.chat_model import ChatRequest
 from envs.message import Message
+from rl.env_tools.soak.leaks import lives
 from rl.model_table import ModelTable, ServeConfig
 from rl.models.server import ServerFailed
 from rl.models.service import ModelService
@@ -55,21 +56,14 @@ async def test_a_served_checkpoint_answers_by_schema_and_survives_its_servers_de
         assert state.faults > 0 and state.failed == 0
         assert "started 2 times" in state.server
         assert any("has ended" in one for one in said) and "answers again" in said[-1]
-        tree = [server.process.pid]
-        tree += [c.pid for c in psutil.Process(server.process.pid).children(recursive=True)]
+        leader = psutil.Process(server.process.pid)
+        tree = [leader, *leader.children(recursive=True)]
     finally:
         await service.close()
     give_up = time.monotonic() + 20
-    while (left := [pid for pid in tree if _computes(pid)]) and time.monotonic() < give_up:
+    while (left := [process for process in tree if lives(process)]) and time.monotonic() < give_up:
         await asyncio.sleep(0.1)
     assert not left
-
-
-def _computes(pid: int) -> bool:
-    try:  # where nobody waits for it, it stays as a zombie
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 async def test_a_server_that_cannot_start_says_why(checkpoints, tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rl.env_tools.soak.leaks import lives
+
 ENGINE = """
 import asyncio
 import sys
@@ -53,15 +55,8 @@ def test_vllms_core_ends_when_no_engine_comes_of_it_or_its_engine_is_killed(chec
     assert nothing == "none, left 0\n"
     assert cores
     give_up = time.monotonic() + 30
-    while (alive := [core for core in cores if _computes(core)]) and time.monotonic() < give_up:
+    while (alive := [core for core in cores if lives(core)]) and time.monotonic() < give_up:
         time.sleep(0.1)
     for core in alive:
         core.kill()
     assert not alive
-
-
-def _computes(process: psutil.Process) -> bool:
-    try:  # where nobody waits for it, it stays as a zombie
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

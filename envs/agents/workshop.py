@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from envs.agents import bridge
 from envs.agents.access import ModelAccess
 from envs.episode_folder import EpisodeFolder
+from envs.sandbox.bubblewrap import NAMESPACES
 from envs.sandbox.job import Job, variables
 from envs.sandbox.limits import Limits
 
@@ -141,8 +142,7 @@ class Workshop:
         own = [str(Path(sys.prefix).resolve()), str(Path(sys.base_prefix).resolve())]
         readable = (*self.readable, *own, str(Path(bridge.__file__).resolve()))
         job = Job(tuple(argv), {}, Limits(), readable)
-        parts = ["bwrap", "--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-pid"]
-        parts += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+        parts = ["bwrap", "--die-with-parent", "--new-session", *NAMESPACES]
         if os.getuid() != 0:
             parts += ["--unshare-user"]
         parts += ["--clearenv", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]

@@ -6,12 +6,13 @@ of a chain one by one for whoever carries them out: the verification on a world,
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from envs.generated.books import BUSY, Refused
 from envs.generated.domain import Domain
 from envs.generated.world import World
 
+T = TypeVar("T")
 Call = tuple[str, dict[str, object]]
 MOST_RETRIES = 8
 MOST_PAGES = 20
@@ -102,13 +103,7 @@ def performed(
 
 def play(world: World, steps: Sequence[Step], absent: int = -1) -> list[dict[str, Any]]:
     """Carry out a chain on a world. Raises Broken, Refused."""
-    chain = performed(steps, absent)
-    try:
-        name, args = next(chain)
-        while True:
-            name, args = chain.send(world.call(name, args))
-    except StopIteration as end:
-        return end.value
+    return _driven(world, performed(steps, absent))
 
 
 def play_on(world: World, steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -139,7 +134,8 @@ def writes(domain: Domain, steps: Sequence[Step]) -> list[int]:
     return [i for i, step in enumerate(steps) if domain.tools[step.tool].kind == "act"]
 
 
-def _driven(world: World, calls: Generator[Call, dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+def _driven(world: World, calls: Generator[Call, dict[str, Any], T]) -> T:
+    """Make the calls of a chain or of a step; what it is in the end. Raises Broken, Refused."""
     try:
         name, args = next(calls)
         while True:

@@ -15,6 +15,15 @@ INSTALL = (
     "bubblewrap)"
 )
 
+# All but the user namespace, which is for whoever is not root.
+NAMESPACES = (
+    "--unshare-ipc",
+    "--unshare-pid",
+    "--unshare-net",
+    "--unshare-uts",
+    "--unshare-cgroup-try",
+)
+
 
 def missing() -> str:
     """Name what this machine lacks for the level, and how to get it; "" where it lacks nothing."""
@@ -30,13 +39,7 @@ def command(
 ) -> list[str]:
     """Build the command to execute. The file descriptors have to be passed on to it."""
     parts = ["bwrap", "--die-with-parent", "--new-session", "--json-status-fd", str(status_fd)]
-    parts += [
-        "--unshare-ipc",
-        "--unshare-pid",
-        "--unshare-net",
-        "--unshare-uts",
-        "--unshare-cgroup-try",
-    ]
+    parts += NAMESPACES
     if job.uid is None:
         parts += ["--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
     parts += ["--clearenv"]

@@ -18,7 +18,8 @@ from envs.generated.task_data import Difficulty
 from envs.generated.tool_graph import structure
 from envs.message import JsonObject
 from rl.config_error import ConfigError
-from rl.env_tools.eval.chat_model import base_of, request
+from rl.env_tools.eval.chat_model import request
+from rl.models.chat_wire import base_of
 from rollout.engine import EngineFault
 
 Writer = Callable[[list[JsonObject]], str]

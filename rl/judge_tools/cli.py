@@ -42,22 +42,11 @@ def eval_(
     as_json: AsJson = False,
 ) -> None:
     """Hold a judge to labels: agreement, position and length bias, self-consistency, calibration."""
-    from rl.judge_tools.commands import eval_command
+    from rl.judge_tools.commands import Asked, eval_command
 
+    asked = Asked(served, key_env, max_model_len, at_once)
     raise typer.Exit(
-        eval_command(
-            file,
-            model,
-            judge,
-            config,
-            served,
-            key_env,
-            again,
-            at_once,
-            most,
-            max_model_len,
-            as_json,
-        )
+        eval_command(file, model, judge, config, asked, again=again, most=most, as_json=as_json)
     )
 
 
@@ -82,23 +71,20 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Tune a judge's principles against an opponent; a proposal has to win on held-out pairs."""
-    from rl.judge_tools.commands import tune_command
+    from rl.judge_tools.commands import Asked, tune_command
 
     raise typer.Exit(
         tune_command(
             file,
             out,
             model,
-            principles,
-            writer,
-            served,
-            key_env,
-            rounds,
-            confidence,
-            seed,
-            at_once,
-            max_model_len,
-            as_json,
+            Asked(served, key_env, max_model_len, at_once),
+            principles=principles,
+            writer=writer,
+            rounds=rounds,
+            confidence=confidence,
+            seed=seed,
+            as_json=as_json,
         )
     )
 
@@ -113,6 +99,7 @@ def play(
     max_model_len: Length = 2048,
 ) -> None:
     """Write to a judge: a question, an answer, and what it says; an empty line ends a text."""
-    from rl.judge_tools.commands import play_command
+    from rl.judge_tools.commands import Asked, play_command
 
-    raise typer.Exit(play_command(model, judge, config, served, key_env, max_model_len))
+    asked = Asked(served, key_env, max_model_len)
+    raise typer.Exit(play_command(model, judge, config, asked))

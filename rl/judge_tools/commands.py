@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -24,7 +24,7 @@ from reward.registry import Judge, UnknownJudge
 from rl.config_error import ConfigError
 from rl.judge_tools.evaluate import evaluate
 from rl.judge_tools.labelled import Pair, read_labelled, trajectory_of
-from rl.judge_tools.tuning import Tried, Tuner, split
+from rl.judge_tools.tuning import Outcome, Tried, Tuner, split
 from rl.model_table import ModelTable, ServeConfig
 from rl.models.chat_wire import key_of
 from rl.models.server import ServerFailed
@@ -52,27 +52,57 @@ SEED_FLAWS = (
 )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How a command reaches a model: options of `dorado judge`, under their names there."""
+
+    served: str
+    key_env: str
+    max_model_len: int
+    at_once: int = 4
+
+    def table(self, model: str, *, asks: bool) -> ModelTable:
+        """The settings of the service for a URL or a checkpoint folder. asks: one is needed. Raises
+        ConfigError."""
+        if not model and asks:
+            raise ConfigError(
+                "--model: give a URL, such as http://127.0.0.1:8000/v1, or a checkpoint folder"
+            )
+        common = {
+            "name": "judge",
+            "model": self.served,
+            "concurrency": self.at_once,
+            "key_env": self.key_env,
+        }
+        if not model or model.startswith(("http://", "https://")):
+            return ModelTable.model_validate(
+                {**common, "url": model or "http://127.0.0.1:9", "hold_seconds": 60}
+            )
+        if not (Path(model) / "config.json").is_file():
+            raise ConfigError(f"--model: {model} is no URL and no checkpoint folder")
+        serve = ServeConfig(max_model_len=self.max_model_len, max_num_seqs=self.at_once)
+        return ModelTable.model_validate({**common, "path": model, "serve": serve})
+
+
 def eval_command(
     file: Path,
     model: str,
     judge: str,
     config: str,
-    served: str,
-    key_env: str,
+    asked: Asked,
+    *,
     again: int,
-    at_once: int,
     most: int,
-    max_model_len: int,
     as_json: bool,
 ) -> int:
     """Print what a judge is worth. Returns the exit code; raises ConfigError."""
     rows = read_labelled(file)
     rows = rows[:most] if most else rows
     found, settings = _judge(judge, config)
-    table = _table(model, served, key_env, at_once, max_model_len, asks=found.asks)
+    table = asked.table(model, asks=found.asks)
 
     async def act(service: ModelService) -> int:
-        outcome = await evaluate(rows, found, settings, service, again=again, at_once=at_once)
+        outcome = await evaluate(rows, found, settings, service, again=again, at_once=asked.at_once)
         state = service.state()
         numbers = outcome.figures
         if as_json:
@@ -94,15 +124,13 @@ def tune_command(
     file: Path,
     out: Path,
     model: str,
+    asked: Asked,
+    *,
     principles: Path | None,
     writer: str,
-    served: str,
-    key_env: str,
     rounds: int,
     confidence: float,
     seed: int,
-    at_once: int,
-    max_model_len: int,
     as_json: bool,
 ) -> int:
     """Tune principles into a folder. Returns the exit code; raises ConfigError."""
@@ -116,44 +144,23 @@ def tune_command(
         raise ConfigError(f"--principles: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
-    table = _table(model, served, key_env, at_once, max_model_len, asks=True)
-    second = _table(writer, served, key_env, at_once, max_model_len, asks=True) if writer else None
+    table = asked.table(model, asks=True)
+    second = asked.table(writer, asks=True) if writer else None
     out.mkdir(parents=True)
-    log = out / "tuning.jsonl"
-
-    def hear(tried: Tried) -> None:
-        with log.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(tried)) + "\n")
-        how = "accepted" if tried.accepted else "dropped"
-        why = tried.fault or (
-            f"{tried.better} better, {tried.worse} worse, chance {tried.chance:.2g}"
-        )
-        typer.echo(f"round {tried.round}: {how}: {why}", err=True)
 
     async def tuned(detector: ChatModel, other: ChatModel) -> int:
         settings = JudgeSettings(max_tokens=1024)
         tuner = Tuner(
-            detector, other, splits, settings, confidence=confidence, seed=seed, hear=hear
+            detector,
+            other,
+            splits,
+            settings,
+            confidence=confidence,
+            seed=seed,
+            hear=lambda tried: _note(tried, out / "tuning.jsonl"),
         )
         outcome = await tuner.tune(first, SEED_FLAWS, rounds)
-        (out / "principles.toml").write_text(dumped(outcome.principles), encoding="utf-8")
-        record = {
-            "before": outcome.before,
-            "after": outcome.after,
-            "accepted": sum(one.accepted for one in outcome.tried),
-            "proposals": len(outcome.tried),
-            "flaws": outcome.flaws,
-            "version": outcome.principles.version,
-        }
-        (out / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        if as_json:
-            typer.echo(json.dumps(record, indent=1))
-        else:
-            typer.echo(
-                f"{out}/principles.toml: {record['accepted']} of {record['proposals']} proposals accepted; "
-                f"test pairs judged right {outcome.before[0]:.2f} -> {outcome.after[0]:.2f} "
-                f"({outcome.after[1]:.2f} to {outcome.after[2]:.2f}, {len(splits.test)} pairs)"
-            )
+        _tell(outcome, out, len(splits.test), as_json=as_json)
         return OK
 
     async def act(service: ModelService) -> int:
@@ -165,14 +172,43 @@ def tune_command(
     return _with_model(table, act)
 
 
-def play_command(
-    model: str, judge: str, config: str, served: str, key_env: str, max_model_len: int
-) -> int:
+def _note(tried: Tried, log: Path) -> None:
+    """Write down a proposal and what became of it."""
+    with log.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(asdict(tried)) + "\n")
+    how = "accepted" if tried.accepted else "dropped"
+    why = tried.fault or f"{tried.better} better, {tried.worse} worse, chance {tried.chance:.2g}"
+    typer.echo(f"round {tried.round}: {how}: {why}", err=True)
+
+
+def _tell(outcome: Outcome, out: Path, pairs: int, *, as_json: bool) -> None:
+    """Write what came of a tuning into its folder, and print it. pairs: how many it was tested on."""
+    (out / "principles.toml").write_text(dumped(outcome.principles), encoding="utf-8")
+    record = {
+        "before": outcome.before,
+        "after": outcome.after,
+        "accepted": sum(one.accepted for one in outcome.tried),
+        "proposals": len(outcome.tried),
+        "flaws": outcome.flaws,
+        "version": outcome.principles.version,
+    }
+    (out / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+        return
+    typer.echo(
+        f"{out}/principles.toml: {record['accepted']} of {record['proposals']} proposals accepted; "
+        f"test pairs judged right {outcome.before[0]:.2f} -> {outcome.after[0]:.2f} "
+        f"({outcome.after[1]:.2f} to {outcome.after[2]:.2f}, {pairs} pairs)"
+    )
+
+
+def play_command(model: str, judge: str, config: str, asked: Asked) -> int:
     """Judge what a person writes, until the input ends."""
     found, settings = _judge(judge, config)
     if found.group:
         raise ConfigError(f"--judge: {judge!r} judges groups; play one that judges single answers")
-    table = _table(model, served, key_env, 4, max_model_len, asks=found.asks)
+    table = asked.table(model, asks=found.asks)
 
     async def act(service: ModelService) -> int:
         each = cast(Judge, bound(found, judge, [service] if found.asks else [], settings))
@@ -215,25 +251,6 @@ def _judge(name: str, config: str) -> tuple[ModelJudge, dict[str, object]]:
     except ValueError as error:
         raise ConfigError(f"--config: {error}") from None
     return found, settings
-
-
-def _table(
-    model: str, served: str, key_env: str, at_once: int, max_model_len: int, *, asks: bool
-) -> ModelTable:
-    """The settings of the service that a command asks."""
-    if not model and asks:
-        raise ConfigError(
-            "--model: give a URL, such as http://127.0.0.1:8000/v1, or a checkpoint folder"
-        )
-    common = {"name": "judge", "model": served, "concurrency": at_once, "key_env": key_env}
-    if not model or model.startswith(("http://", "https://")):
-        return ModelTable.model_validate(
-            {**common, "url": model or "http://127.0.0.1:9", "hold_seconds": 60}
-        )
-    if not (Path(model) / "config.json").is_file():
-        raise ConfigError(f"--model: {model} is no URL and no checkpoint folder")
-    serve = ServeConfig(max_model_len=max_model_len, max_num_seqs=at_once)
-    return ModelTable.model_validate({**common, "path": model, "serve": serve})
 
 
 @asynccontextmanager

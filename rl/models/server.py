@@ -6,7 +6,6 @@ processes notice that it is gone. Its output is in a file of the run folder.
 """
 
 import asyncio
-import ctypes
 import os
 import secrets
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.model_table import ServeConfig
+from rl.nodes.parent import ends_with_this_process
 from rollout.vllm_server import SERVED, server_command, server_environment
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 # Between two looks; a health check that takes longer has failed; so many in a row are a hang.
 LOOK_SECONDS, HEALTH_SECONDS, HANGS_AFTER = 1.0, 20.0, 3
 END_SECONDS = 5.0
-_PDEATHSIG = 1
 
 
 class ServerFailed(Exception):
@@ -91,13 +90,6 @@ class Server:
             kv_cache_gib=config.kv_cache_gib,
             key=self.key,
         )
-        libc, parent = ctypes.CDLL(None), os.getpid()
-
-        def die_with_parent() -> None:
-            libc.prctl(_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os._exit(1)
-
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -106,7 +98,7 @@ class Server:
                 stderr=log,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=ends_with_this_process(),
             )
         self.starts += 1
 

@@ -6,7 +6,6 @@ same command goes on from there: a training from its last checkpoint, anything e
 stage whose recipe has changed since is refused.
 """
 
-import ctypes
 import fcntl
 import json
 import os
@@ -25,6 +24,7 @@ from rl.commands import INTERRUPTED, on_signals
 from rl.config import RunConfig
 from rl.config_error import ConfigError
 from rl.loop.resume import evaluation_is_due
+from rl.nodes.parent import ends_with_this_process
 from rl.recipes.config import CommandStage, TrainStage
 from rl.recipes.plan import Planned
 from rl.record.run_folder import dump_toml
@@ -34,8 +34,6 @@ from trainer.checkpoint_folder import latest
 STATE = "recipe.json"
 # In place of a checkpoint: the training has made its last step.
 WHOLE = "its end"
-# PR_SET_PDEATHSIG of <sys/prctl.h>.
-_PDEATHSIG = 1
 # How long a stage whose runner was killed may take to end, in seconds.
 ENDS_WITHIN = 180.0
 Say = Callable[[str], object]
@@ -116,7 +114,6 @@ class Runner:
         if self.asked:
             return INTERRUPTED
         cwd = self.beside if isinstance(planned.stage, CommandStage) else None
-        parent = os.getpid()
         with log.open("ab") as out:
             try:
                 self.process = subprocess.Popen(
@@ -126,7 +123,7 @@ class Runner:
                     stdout=out,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=lambda: _end_with(parent),
+                    preexec_fn=ends_with_this_process(code=INTERRUPTED),
                 )
             except OSError as error:
                 raise StageError(
@@ -254,13 +251,6 @@ def _how_far(run: Path, settings: RunConfig) -> str:
     last = found.name == f"step_{settings.steps}"
     due = settings.eval.after and evaluation_is_due(run, settings.steps)
     return WHOLE if last and not due else found.name
-
-
-def _end_with(parent: int) -> None:
-    """In a new process: end where the runner is killed."""
-    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(INTERRUPTED)
 
 
 def _last_line(log: Path) -> str:

@@ -64,12 +64,6 @@ def request(url: str, body: JsonObject | None, seconds: float) -> JsonObject:
     return found
 
 
-def base_of(url: str) -> str:
-    """The base of a server's API, however it was given: with or without `/v1` and what follows."""
-    url = url.rstrip("/").removesuffix("/chat/completions")
-    return url if url.endswith("/v1") else f"{url}/v1"
-
-
 class ChatPolicy:
     """One episode's conversation (`rollout.episode.Rendering`, and its `generate` an engine's)."""
 

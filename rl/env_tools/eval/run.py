@@ -27,9 +27,10 @@ from reward.score import JudgeFault, score
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.env_table import EnvTable
-from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, base_of, request
+from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, request
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_tasks
+from rl.models.chat_wire import base_of
 from rl.preflight import check_model_folder, check_rewards, check_tokenizer
 from rl.record.run_folder import TrajectoryWriter
 from rl.samples.metrics import passed
