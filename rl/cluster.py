@@ -120,7 +120,11 @@ class Cluster:
                 for name, engine in self._engines.items()
             ),
             *(
-                self._ready(self._models[m.name].start.remote(), f"{MODEL}{m.name}", None)
+                self._ready(
+                    self._models[m.name].start.remote(),
+                    f"{MODEL}{m.name}",
+                    seconds + m.serve.start_seconds,
+                )
                 for m in config.models
             ),
             self._ready_learner(ranks, seconds),
