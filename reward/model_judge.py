@@ -33,7 +33,10 @@ SHIPPED = {
     "writing": "reward.judges.writing:writing",
     "tool_critic": "reward.judges.tool_critic:tool_critic",
     "principles": "reward.judges.principles:principles",
+    "reward_model": "reward.judges.reward_model:reward_model",
 }
+# Those of them that ask a reward model; all others ask one that writes.
+SCORED = frozenset(("reward_model",))
 # Of an ensemble's judgements, so many reasons are kept.
 MOST_REASONS = 8
 

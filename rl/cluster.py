@@ -26,7 +26,7 @@ from rl.actors.model_client import PREFIX as MODEL
 from rl.actors.model_service import ModelActor
 from rl.actors.node_store import NodeStore
 from rl.config import RunConfig
-from rl.models.chat_wire import key_of
+from rl.models.http_wire import key_of
 from rl.nodes.cpus import usable_cpus
 from rl.nodes.deadline import in_daemon, within
 from rl.nodes.local_ray import join_ray, messages_to, start_local_ray

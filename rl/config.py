@@ -12,6 +12,7 @@ from pydantic import model_validator as validator
 from rl.config_file import read_config
 from rl.env_table import EnvTable, anchor_tables
 from rl.model_table import ModelTable, check_models
+from rl.samples.hacking_config import HackingConfig
 from rl.samples.length_shaping import LengthConfig
 from rl.stop_config import StopConfig
 from rl.tracker_config import NotifyConfig, TrackersConfig, WandbConfig
@@ -207,6 +208,7 @@ class RunConfig(Section):
     sft: SftConfig | None = None
     eval: EvalConfig = EvalConfig()
     stop: StopConfig = StopConfig()
+    hacking: HackingConfig = HackingConfig()
     cluster: ClusterConfig = ClusterConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
     wandb: WandbConfig = WandbConfig()
@@ -388,6 +390,11 @@ class RunConfig(Section):
     def all_envs(self) -> tuple[EnvTable, ...]:
         """The environments that are trained on, and those that are evaluated only."""
         return (*self.env, *self.eval.env)
+
+    @property
+    def signals(self) -> dict[str, tuple[str, ...]]:
+        """The environments whose rewards are watched for hacking, and what each reward is held against."""
+        return {table.label: table.held_against for table in self.env if table.watched}
 
     def sampling_of(self, table: EnvTable, *, train: bool) -> Sampling:
         """Return how tokens of an environment's episodes are drawn, in training or held out.

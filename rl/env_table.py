@@ -121,7 +121,8 @@ class EnvTable(Section):
     with settings, which may ask a model.
     over_sample: times its share of groups that are begun. concurrency: instances at once, over all hosts.
     retries: times that an episode whose host fails before the opening is begun on another one. sampling: how
-    its tokens are drawn, where that is not the run's, in training and held out alike.
+    its tokens are drawn, where that is not the run's, in training and held out alike. signals: rewards of
+    weight 0 that the reward is held against (`[hacking]`; default: all of them where a `judge` is named).
     """
 
     id: str
@@ -130,6 +131,7 @@ class EnvTable(Section):
     config: dict[str, object] = {}
     deadlines: DeadlineConfig = DeadlineConfig()
     rewards: dict[str, float] = {}
+    signals: tuple[str, ...] | None = None
     judges: tuple[str, ...] = ()
     judge: tuple[JudgeTable, ...] = ()
     over_sample: float = Field(default=1.0, ge=1)
@@ -145,6 +147,28 @@ class EnvTable(Section):
     def _absolute(cls, id: str) -> str:
         """Every process of the run has to find the same file, wherever it runs."""
         return anchored(id, Path.cwd())
+
+    @validator(mode="after")
+    def _signals_do_not_train(self) -> "EnvTable":
+        for name in self.signals or ():
+            if (weight := self.rewards.get(name, 1.0)) != 0:
+                raise ValueError(
+                    f"signals: {name!r} trains with the weight {weight:g}, and a reward is no look "
+                    f"at itself from outside: set rewards.{name} = 0, or leave it out"
+                )
+        return self
+
+    @property
+    def watched(self) -> bool:
+        """True if its reward is watched for hacking."""
+        return bool(self.judge or self.signals)
+
+    @property
+    def held_against(self) -> tuple[str, ...]:
+        """Names of the rewards that its reward is held against."""
+        if self.signals is not None:
+            return self.signals
+        return tuple(name for name, weight in self.rewards.items() if weight == 0)
 
     @property
     def label(self) -> str:

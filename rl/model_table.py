@@ -44,16 +44,18 @@ class ServeConfig(Section):
 class ModelTable(Section):
     """One frozen model, by its `path` (a checkpoint, served beside the run) or its `url`.
 
+    use: "chat" writes answers, "reward" scores conversations (a folder that `dorado reward train` has made).
     url: of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`. key_env: the environment variable
     that holds its key. model: as the server calls it (default: the first that it offers). concurrency:
     requests in progress at once. request_seconds: of one request, from when it is sent. retries: of a request
     that fails while others are answered. hold_seconds: how long a call is held while nothing is answered.
     nonsense: times that a question whose answer does not fit its schema is asked again. cache: answers that
     are kept for equal questions (0: none). max_calls, max_tokens: budget of a run, of requests that were sent
-    and of tokens read and written (0: none).
+    and of tokens read and written (0: none). anchor_seconds: between two looks at a reward model's anchors.
     """
 
     name: str
+    use: Literal["chat", "reward"] = "chat"
     path: str | None = None
     url: str | None = None
     key_env: str = ""
@@ -66,6 +68,7 @@ class ModelTable(Section):
     cache: int = Field(default=10_000, ge=0)
     max_calls: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=0, ge=0)
+    anchor_seconds: PositiveFloat = 300
     serve: ServeConfig = ServeConfig()
     breaker: BreakerConfig = BreakerConfig(faults=4, cooldown_seconds=2, max_cooldown_seconds=30)
 

@@ -20,7 +20,10 @@ from rl.config_error import ConfigError
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
     from trainer.reward_model import Preference
+    from trainer.reward_scores import Anchor
 
+# Conversations that a reward model's folder keeps as anchors.
+MOST_ANCHORS = 32
 _EXAMPLE = '{"prompt": "…", "chosen": "…", "rejected": "…"}'
 
 
@@ -116,6 +119,22 @@ def heldout_split(
         digest = hashlib.sha256(f"{seed}/{pair.prompt_digest}".encode()).digest()
         sides[int.from_bytes(digest[:8], "big") < share * 2**64].append((name, pair))
     return sides
+
+
+def anchors(
+    pairs: Sequence[tuple[str, PreferencePair]], scores: Sequence[tuple[float, float]]
+) -> "tuple[Anchor, ...]":
+    """Conversations of words alone with their scores, both of each pair, as anchors of a reward model."""
+    from trainer.reward_scores import Anchor
+
+    found: list[Anchor] = []
+    for (_, pair), both in zip(pairs, scores, strict=True):
+        for chat, score in zip((pair.chosen, pair.rejected), both, strict=True):
+            plain = all(m.role != "tool" and not m.tool_calls for m in chat.messages)
+            if plain and not chat.tools and len(found) < MOST_ANCHORS:
+                said = tuple({"role": m.role, "content": m.content} for m in chat.messages)
+                found.append(Anchor(said, score))
+    return tuple(found)
 
 
 def preference_tokens(

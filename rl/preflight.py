@@ -23,6 +23,7 @@ from envs.declaration import mistake_of
 from envs.env import Env, Split, Task
 from envs.message import Role
 from envs.process_end import ends_refused
+from envs.text import told
 from envs.tool import tools_of
 from reward.answer import check_references, mathematics
 from reward.registry import find_judge, names_of
@@ -31,7 +32,8 @@ from rl.cold_start import ColdStartError, kept_checkpoint, make_tokenizer
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.env_table import DeadlineConfig, EnvTable
-from rl.models.chat_wire import key_of
+from rl.model_table import ModelTable
+from rl.models.http_wire import key_of
 from rl.models.judges import check_judge
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
@@ -41,8 +43,9 @@ from rl.record.teachers import check_teachers
 from rl.tracker_config import missing
 from rollout.config import EpisodeConfig
 from rollout.format import FormatName
-from trainer.checkpoint_files import check_weights
+from trainer.checkpoint_files import check_weights, read_header
 from trainer.families.registry import FAMILIES
+from trainer.reward_scores import read_scores
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
@@ -234,11 +237,31 @@ def check_models(config: RunConfig) -> None:
 
     Raises ConfigError.
     """
-    for index, model in enumerate(config.models):
+    _check_models(list(enumerate(config.models)))
+    for section, tables in (("env", config.env), ("eval.env", config.eval.env)):
+        for index, table in enumerate(tables):
+            for number, judge in enumerate(table.judge):
+                check_judge(judge, f"{section}.{index}.judge.{number}", config.models)
+
+
+def check_asked_models(tables: Sequence[EnvTable], models: Sequence[ModelTable]) -> None:
+    """The same for some environments alone, and the models that their judges ask. Raises ConfigError."""
+    asked = {name for table in tables for judge in table.judge for name in judge.models}
+    _check_models([(index, one) for index, one in enumerate(models) if one.name in asked])
+    for table in tables:
+        for number, judge in enumerate(table.judge):
+            check_judge(judge, f"env {table.label!r}: judge.{number}", models)
+
+
+def _check_models(models: Sequence[tuple[int, ModelTable]]) -> None:
+    for index, model in models:
         key = f"models.{index}"
         if model.path is not None:
             try:
-                check_model_folder(Path(model.path))
+                if model.use == "reward":
+                    _check_reward_folder(Path(model.path))
+                else:
+                    check_model_folder(Path(model.path))
             except ConfigError as error:
                 raise ConfigError(str(error).replace("model.path", f"{key}.path", 1)) from None
         if model.key_env and not key_of(model.key_env):
@@ -246,10 +269,6 @@ def check_models(config: RunConfig) -> None:
                 f"{key}.key_env: the environment variable {model.key_env} is not set; model {model.name!r} "
                 "takes its key from it"
             )
-    for section, tables in (("env", config.env), ("eval.env", config.eval.env)):
-        for index, table in enumerate(tables):
-            for number, judge in enumerate(table.judge):
-                check_judge(judge, f"{section}.{index}.judge.{number}")
 
 
 def _check_adapters(config: RunConfig) -> None:
@@ -484,6 +503,27 @@ def check_model_folder(folder: Path) -> None:
             f"model.path: {folder} has no tokenizer: a tokenizer_config.json alone, and none of "
             f"{', '.join(TOKENIZERS)}"
         )
+
+
+def _check_reward_folder(folder: Path) -> None:
+    """Raise ConfigError unless the folder holds a reward model, as `dorado reward train` makes them."""
+    key = f"model.path: {folder}"
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = read_header(folder / "model.safetensors")
+        kind = str(settings["architectures"][0])
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"{key} is no reward model's folder: {told(error)}") from None
+    if not kind.endswith("ForSequenceClassification") or "score.weight" not in names:
+        raise ConfigError(
+            f'{key} holds a {kind}, and use = "reward" needs a reward model: `dorado reward train` makes one'
+        )
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ConfigError(f"{key} has no tokenizer")
+    try:
+        read_scores(folder)
+    except ValueError as error:
+        raise ConfigError(f"model.path: {error}") from None
 
 
 def _check_machine(config: RunConfig) -> None:

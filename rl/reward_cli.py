@@ -1,6 +1,7 @@
 """`dorado reward train | eval`: reward models from preference pairs, and how well they fit such pairs."""
 
 import json
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -15,10 +16,15 @@ if TYPE_CHECKING:
     from rl.preference_data import PreferencePair
     from rollout.renderer import Renderer
     from trainer.reward_model import Preference, RewardModel, RewardReport, RewardTraining
+    from trainer.reward_scores import Anchor, TrainingScores
 
 app = typer.Typer(no_args_is_help=True, help="Train reward models, and look at them.")
 FAILED = 1
 LOG = "training.jsonl"
+# Pairs whose scores the folder keeps.
+MOST_SCORED = 500
+# Between two states of a training that the same command goes on from.
+KEEP_SECONDS = 60.0
 Data = Annotated[
     list[str], typer.Option(help="Pairs: a file, or a data set on the Hub. Several times.")
 ]
@@ -85,7 +91,7 @@ def train(
     from rl.preference_data import preference_tokens
 
     tokens = [preference_tokens(one, renderer, micro_batch_tokens) for one in (trained, held)]
-    made, report = _train(folder, tokens[0], tokens[1], settings, out, renderer)
+    made, report = _train(folder, tokens[0], tokens[1], held, settings, out, renderer)
     if as_json:
         typer.echo(json.dumps({"reward_model": str(made), **vars(report)}, indent=1))
         return
@@ -158,11 +164,13 @@ def _train(
     start: Path,
     pairs: "list[Preference]",
     held: "list[Preference]",
+    held_pairs: "list[tuple[str, PreferencePair]]",
     settings: "RewardTraining",
     out: Path,
     renderer: "Renderer",
 ) -> "tuple[Path, RewardReport]":
     """Train into a folder that gets its name when it is whole. Raises ConfigError, typer.Exit."""
+    from rl.preference_data import anchors
     from trainer.families.family import Unsupported
     from trainer.reward_model import (
         begin_reward_model,
@@ -171,39 +179,67 @@ def _train(
         score_pairs,
         train_reward_model,
     )
+    from trainer.reward_scores import write_scores
+    from trainer.reward_state import TrainingState, training_key
     from trainer.sample_check import NotFinite
 
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    state = TrainingState(partial, training_key(start, pairs, settings), KEEP_SECONDS)
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
         model: RewardModel = begin_reward_model(start, settings)
         updates = settings.updates(len(pairs))
-        with (partial / LOG).open("w", encoding="utf-8") as log:
+        with (partial / LOG).open("a", encoding="utf-8") as log:
 
             def report(update: int, loss: float) -> None:
                 log.write(json.dumps({"update": update + 1, "loss": loss}) + "\n")
                 if sys.stderr.isatty() or not (update + 1) % 10 or update + 1 == updates:
                     typer.echo(f"update {update + 1} of {updates}, loss {loss:.4f}", err=True)
 
-            train_reward_model(model, pairs, settings, report)
+            train_reward_model(model, pairs, settings, report, state)
         scored = score_pairs(model, held, settings.micro_batch_tokens, settings.device)
         found = report_on(held, scored)
         save_reward_model(model, partial, settings.dtype)
         renderer.tokenizer.save_pretrained(partial)
+        write_scores(partial, _training_scores(model, pairs, settings, anchors(held_pairs, scored)))
         (partial / "reward.json").write_text(
             json.dumps({"trained_on": len(pairs), "heldout": vars(found)}, indent=1),
             encoding="utf-8",
         )
+        state.remove()
+        _once_each(partial / LOG, updates)
         partial.rename(out)
     except (Unsupported, ValueError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise ConfigError(str(error)) from None
     except (OSError, NotFinite) as error:
+        shutil.rmtree(partial, ignore_errors=True)
         typer.echo(f"error: {out} was not written: {error}", err=True)
         raise typer.Exit(FAILED) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out, found
+
+
+def _once_each(log: Path, updates: int) -> None:
+    """Keep one line of each update: those behind the state that an interrupted part left are there twice."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    last = {json.loads(line)["update"]: line for line in lines if line.endswith("}\n")}
+    kept = (line for update, line in sorted(last.items()) if update <= updates)
+    log.write_text("".join(kept), encoding="utf-8")
+
+
+def _training_scores(
+    model: "RewardModel",
+    pairs: "list[Preference]",
+    settings: "RewardTraining",
+    anchors: "tuple[Anchor, ...]",
+) -> "TrainingScores":
+    """Scores of some of the pairs that were trained on, and the anchors."""
+    from trainer.reward_model import score_pairs
+    from trainer.reward_scores import TrainingScores
+
+    some = random.Random(settings.seed).sample(pairs, min(len(pairs), MOST_SCORED))
+    scored = score_pairs(model, some, settings.micro_batch_tokens, settings.device)
+    return TrainingScores(tuple(sorted(score for both in scored for score in both)), anchors)
 
 
 def _told(report: "RewardReport") -> str:

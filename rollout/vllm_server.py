@@ -28,8 +28,10 @@ def server_command(
     max_model_len: int,
     max_num_seqs: int,
     given: Mapping[str, object],
+    scores: bool = False,
 ) -> list[str]:
-    """The command line of a server on the loopback. given: further arguments, as vLLM's engine names them."""
+    """The command line of a server on the loopback. given: further arguments, as vLLM's engine names them.
+    scores: it is a reward model, whose head gives a number at the last token."""
     arguments: dict[str, object] = {
         "model": checkpoint,
         "served_model_name": SERVED,
@@ -38,11 +40,16 @@ def server_command(
         "dtype": dtype,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
-        "generation_config": "vllm",
         "disable_uvicorn_access_log": True,
-        # A schema allows blanks without end between two marks, and a weak model writes nothing else.
-        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
+    if scores:
+        arguments |= {"runner": "pooling", "convert": "classify"}
+    else:
+        arguments |= {
+            "generation_config": "vllm",
+            # A schema allows blanks without end between two marks, and a weak model writes nothing else.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        }
     if device == "cpu":
         arguments |= cpu_arguments(compiles=False, latent_cache=_has_latent_cache(checkpoint))
     command = [sys.executable, "-m", MODULE]

@@ -18,7 +18,7 @@ from rl.config_file import ConfigError
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer
 from rl.env_tools.eval.run import NO_TOKENS, limits_for, summary
 from rl.env_tools.eval.view import EvalView
-from rl.models.chat_wire import base_of
+from rl.models.http_wire import base_of
 from rollout.engine import Completion, EngineFault, Request
 from rollout.trajectory_file import read_trajectory
 
@@ -109,15 +109,45 @@ def test_rows_of_a_data_set_are_judged_by_the_judge_that_is_named(serve, tmp_pat
     assert (done.exit_code, "pass rate: 1.0" in done.output) == (0, True), done.output
 
 
+def judging(body: dict[str, Any]) -> tuple[int, Any]:
+    """Says yes to the criterion."""
+    return 200, says('{"short": {"verdict": "yes", "reason": ""}}')
+
+
+JUDGED = """
+name = "t"
+[model.init]
+[[models]]
+name = "judge"
+url = "URL"
+[[models]]
+name = "unasked"
+path = "/nowhere"
+[[env]]
+id = "dataset"
+judges = ["exact"]
+config = { path = "rows.jsonl" }
+rewards = { exact = 0.5, style = 0.25, ranking = 2 }
+[[env.judge]]
+id = "rubric"
+name = "style"
+model = "judge"
+config = { criteria = [{ name = "short", text = "It is short." }] }
+[[env.judge]]
+id = "ranking"
+model = "judge"
+"""
+
+
 def test_judges_and_rows_of_a_runs_config_are_those_of_the_evaluation(serve, tmp_path):
-    (tmp_path / "run.toml").write_text(
-        'name = "t"\n[model.init]\n[[env]]\nid = "dataset"\njudges = ["exact"]\n'
-        'config = { path = "rows.jsonl" }\nrewards = { exact = 0.5 }\n',
-        encoding="utf-8",
-    )
+    judge = serve(judging)
+    text = JUDGED.replace("URL", judge.url)
+    (tmp_path / "run.toml").write_text(text, encoding="utf-8")
     done = evaluate_rows(tmp_path, serve(right).url, "--run", str(tmp_path / "run.toml"))
     assert done.exit_code == 0, done.output
-    assert "mean reward: 0.5" in done.output
+    # A group of one has nobody to be compared with: one half, by a judge of whole groups.
+    assert "mean reward: 1.75" in done.output
+    assert len(judge.asked) == 3
     assert (
         json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["judged"] == 3
     )

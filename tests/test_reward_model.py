@@ -25,6 +25,8 @@ from trainer.reward_model import (
     score_pairs,
     train_reward_model,
 )
+from trainer.reward_scores import read_scores
+from trainer.reward_state import TrainingState, training_key
 
 
 def test_rows_of_all_forms_are_the_same_pair():
@@ -159,6 +161,37 @@ def test_gradients_are_those_of_pairs_scored_one_by_one(checkpoint):
     assert totals[0][1] < totals[0][0]
 
 
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(checkpoint, tmp_path):
+    pairs, heads = pairs_of(6, 2), []
+    c = RewardTraining(batch_size=2, epochs=2, optim=OptimConfig(lr=1e-3))
+    key = training_key(checkpoint, pairs, c)
+
+    def trained(stop: int, state: TrainingState | None) -> tuple[list[int], int | None]:
+        seen: list[int] = []
+
+        def report(update: int, loss: float) -> None:
+            if update == stop:
+                raise KeyboardInterrupt
+            seen.append(update)
+
+        model = begin_reward_model(checkpoint, c)
+        try:
+            begun = train_reward_model(model, pairs, c, report, state)
+        except KeyboardInterrupt:
+            return seen, None
+        heads.append(model.weight.detach().clone())
+        return seen, begun
+
+    assert trained(-1, None) == ([0, 1, 2, 3, 4, 5], 0)
+    assert trained(3, TrainingState(tmp_path, key, 0)) == ([0, 1, 2], None)
+    assert trained(-1, TrainingState(tmp_path, key, 0)) == ([3, 4, 5], 3)
+    assert torch.equal(*heads), "bit by bit"
+    other = training_key(checkpoint, pairs, c.model_copy(update={"seed": 1}))
+    assert trained(0, TrainingState(tmp_path, other, 0)) == ([], None), "of another training"
+    (tmp_path / "state.pt").write_bytes(b"PK cut off")
+    assert trained(0, TrainingState(tmp_path, key, 0)) == ([], None)
+
+
 def test_a_margin_is_asked_for_in_training(checkpoint):
     losses: list[float] = []
     one = Preference("a", (5, 6, 7), (5, 6, 8), margin=2.0)
@@ -196,6 +229,11 @@ def test_the_commands_train_evaluate_and_leave_nothing_behind_on_an_error(checkp
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["accuracy"] > 0.9
     assert (out / "tokenizer.json").is_file() and (out / "training.jsonl").is_file()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["pairs.jsonl", "rm"]
+    assert not (out / "state.pt").exists()
+    kept = read_scores(out)
+    assert kept is not None and len(kept.scores) > 80 and kept.spread > 0
+    assert {len(one.messages) for one in kept.anchors} == {2}
     scores = tmp_path / "scores.jsonl"
     done = call("eval", out, "--data", data, "--scores", scores)
     assert done.exit_code == 0 and "of 60 pairs right" in done.stdout

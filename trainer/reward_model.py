@@ -2,7 +2,7 @@
 
 In: pairs of conversations of which one is preferred. Out: a folder that `load_reward_model` reads; its
 weights are those of a policy and `score.weight`, as transformers' classes for sequence classification have
-them. Left out: several ranks, a checkpoint half-way.
+them. Left out: several ranks.
 
 The loss is Bradley and Terry's, -log sigmoid(r_chosen - r_rejected - margin) (arXiv 2203.02155, equation 1;
 with a margin arXiv 2307.09288, equation 2). It leaves the level of the scores open: only differences mean
@@ -30,6 +30,7 @@ from trainer.config import Dtype, OptimConfig
 from trainer.micro_batches import plan_micro_batches
 from trainer.optimizer import Optimizer
 from trainer.policy import load_policy
+from trainer.reward_state import TrainingState
 from trainer.sample import TrainSample
 from trainer.sample_check import SetAside
 from trainer.scorer import Scorer
@@ -141,14 +142,20 @@ def train_reward_model(
     pairs: Sequence[Preference],
     c: RewardTraining,
     report: Callable[[int, float], object],
-) -> None:
+    state: TrainingState | None = None,
+) -> int:
     """Train on the pairs, each once in a pass, in an order of the pass's own; `report(update, loss)` after
-    each update, the first of which is 0. Raises NotFinite after many updates whose loss is not finite."""
+    each update, the first of which is 0. state: to go on from, and to keep. Returns the update that it began
+    with. Raises NotFinite after many updates whose loss is not finite."""
     optimizer = Optimizer(model, c.optim, getattr(torch, c.dtype))
     aside = SetAside()
     drawn = _draw(len(pairs), c.seed)
-    for update in range(c.updates(len(pairs))):
-        batch = [pairs[next(drawn)] for _ in range(min(c.batch_size, len(pairs)))]
+    begun = state.load(model, optimizer) if state else 0
+    size = min(c.batch_size, len(pairs))
+    for _ in range(begun * size):
+        next(drawn)
+    for update in range(begun, c.updates(len(pairs))):
+        batch = [pairs[next(drawn)] for _ in range(size)]
         optimizer.forget()
         total = 0.0
         for indices, packed in _micro_batches(batch, c.micro_batch_tokens, c.device):
@@ -162,6 +169,9 @@ def train_reward_model(
         if not fault:
             optimizer.step()
         report(update, total)
+        if state:
+            state.keep(model, optimizer, update + 1)
+    return begun
 
 
 def _draw(count: int, seed: int) -> Iterator[int]:

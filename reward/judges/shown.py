@@ -17,6 +17,17 @@ def answer_of(trajectory: Trajectory) -> str:
     return trajectory.turns[-1].text.strip() if trajectory.turns else ""
 
 
+def conversation(trajectory: Trajectory) -> tuple[Message, ...]:
+    """Return the messages of a trajectory, the system's included, up to its last answer."""
+    messages = list(trajectory.opening)
+    for turn in trajectory.turns:
+        messages.append(Message("assistant", turn.text.strip(), turn.calls))
+        messages += turn.observations
+    while messages and messages[-1].role != "assistant":
+        messages.pop()
+    return tuple(messages)
+
+
 def step_of(turn: Turn, most: int = 2000) -> str:
     """One turn: what was written, called and seen."""
     parts = [turn.text.strip()] if turn.text.strip() else []

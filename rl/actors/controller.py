@@ -126,7 +126,8 @@ class ControllerActor:
                 mask_truncated=self.config.batch.mask_truncated,
                 turn_discount=self.config.learner.turn_discount,
             )
-        reports = tuple(member_report(m, *self.writer.write(m)) for m in members)
+        watched = spec.train and self.tables[spec.env].watched
+        reports = tuple(member_report(m, *self.writer.write(m), watched=watched) for m in members)
         sample_ids = tuple(dict.fromkeys(s.trajectory or s.id for s in samples))
         again, self.client.reprefilled_tokens = self.client.reprefilled_tokens, 0
         use, self.client.cache_use = self.client.cache_use, CacheUse()

@@ -22,6 +22,7 @@ def alerts(run: RunData, now: float | None = None) -> list[Alert]:
         *_state(run, now),
         *learning_alerts(run),
         *_stops(run),
+        *_hacked(run),
         *_files(run),
     ]
     order = ("error", "warning", "note")
@@ -54,6 +55,9 @@ def _state(run: RunData, now: float) -> Iterator[Alert]:
         )
     for what in run.status.lost if run.status is not None else ():
         yield Alert("warning", f"{what[:300]}.", page="timeline")
+    for model in run.status.models if run.status is not None else ():
+        if model.moved:
+            yield Alert("warning", f"Model {model.name}: {model.moved[:300]}.", page="health")
     if state in ("starting", "finished", "failed", "interrupted", "ended") or run.status is None:
         return
     for name in run.status.silent:
@@ -68,6 +72,14 @@ def _stops(run: RunData) -> Iterator[Alert]:
     told = [s for s in run.spans if s.lane == "supervision" and s.name in ("guard", "stop")]
     for span in told[-3:]:
         yield Alert("warning", f"{span.what}.", step_at(run, span.end), page="timeline")
+
+
+def _hacked(run: RunData) -> Iterator[Alert]:
+    """Rewards that are earned without what they are held against, each the last time that it was told."""
+    told = [s for s in run.spans if s.lane == "supervision" and s.name.startswith("hacking ")]
+    for span in {span.name: span for span in told}.values():
+        text, query = span.what.removeprefix("warning: "), (("ids", ",".join(span.trajectories)),)
+        yield Alert("warning", f"{text}.", step_at(run, span.end), query, "trajectories")
 
 
 def _files(run: RunData) -> Iterator[Alert]:

@@ -16,7 +16,7 @@ from rl.dashboard.trajectory_index import says_what_it_trained_on
 
 Query = list[tuple[str, str]]
 PLAYED, TRAINED = "during", "step"
-_ROLLOUTS = ("rollout", "reward", "env", "mix", "selection")
+_ROLLOUTS = ("rollout", "reward", "judge", "hacking", "env", "mix", "selection")
 
 
 def drill_down(run: RunData, key: str, step: float) -> Query:

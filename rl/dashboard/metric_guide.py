@@ -27,7 +27,7 @@ SECTIONS = (
     Section(
         "Rewards",
         "Rewards of the training tasks, and whether groups of tries differ enough to learn from.",
-        r"^(reward|judge)/|^rollout/.*(reward|zero_variance)|^learn/.*/advantage",
+        r"^(reward|judge|hacking|drift)/|^rollout/.*(reward|zero_variance)|^learn/.*/advantage",
     ),
     Section(
         "Stability",
@@ -84,6 +84,26 @@ _KEYS = (
     (r"^judge/.*/position_bias$", "share of pairs in which both orders named the same place"),
     (r"^judge/.*/cannot_tell$", "share of a rubric's criteria that the judge could not decide"),
     (r"^judge/", "mean of a judge's number that is no reward"),
+    (
+        r"^hacking/.*/best_of_group$",
+        "signal of a group's highest reward, less the group's mean; below 0 training lowers the signal",
+    ),
+    (r"^hacking/.*/correlation$", "of the reward with a signal that does not train, within groups"),
+    (r"^hacking/.*/fallen$", "how far a signal that does not train is below its best window"),
+    (
+        r"^hacking/.*/explained",
+        "share of the reward's variance within groups that is length and format",
+    ),
+    (r"^drift/.*/ks$", "distance of a reward model's scores from those of its training, 0 to 1"),
+    (
+        r"^drift/.*/anchors$",
+        "how far anchors are from their scores in training; a frozen model moves none",
+    ),
+    (
+        r"^drift/",
+        "how far a reward model's scores are from those of its training, in their deviations",
+    ),
+    (r"^hacking/", "mean over the window of the meters of reward hacking"),
     (r"/advantage_std$", "spread of the advantages over trained tokens; 0 means no signal"),
     (r"/advantage$", "mean advantage of the trained tokens; near 0"),
     (r"^loss/loss$", "the objective; its level says little, a jump does"),

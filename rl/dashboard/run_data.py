@@ -59,6 +59,11 @@ def _text(value: object) -> str:
     return sys.intern(str(value)[:300])
 
 
+def _ids(value: object) -> tuple[str, ...]:
+    """At most ten ids, whatever a file holds."""
+    return tuple(map(_text, value[:10])) if isinstance(value, list) else ()
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 Moment = Annotated[float, Strict(), Field(ge=0, le=LATEST, allow_inf_nan=False)]
 
@@ -67,7 +72,8 @@ Moment = Annotated[float, Strict(), Field(ge=0, le=LATEST, allow_inf_nan=False)]
 class Span:
     """Something that took time, such as lane "learner", name "step 3", from start to end (unix seconds).
 
-    what: what is said of it beside, such as why a breaker has opened.
+    what: what is said of it beside, such as why a breaker has opened. trajectories: ids that
+    show it.
     """
 
     lane: Text = ""
@@ -75,6 +81,7 @@ class Span:
     start: Moment = math.nan
     end: Moment = math.nan
     what: Text = ""
+    trajectories: Annotated[tuple[str, ...], BeforeValidator(_ids)] = ()
 
 
 _decode_span = lines_of(TypeAdapter(Span))

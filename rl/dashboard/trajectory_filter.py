@@ -4,6 +4,7 @@ In: parameters of an address, which anybody may have written. Out: a `where` and
 text is all ours: what the address says is bound as values.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ _LARGEST = 2**53
 # Name of the text index in a question that is attached to it, and its columns.
 TEXTS = "texts"
 COLUMNS = ("messages", "tools", "errors")
-MOST_TEXT = 200
+MOST_TEXT, MOST_IDS = 200, 2000
 # Scripts without spaces between words: each letter is a word, in the index and in what is asked for.
 _LETTERS = re.compile("([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])")
 
@@ -38,7 +39,8 @@ class TrajectoryFilter:
     step: one that trained on it; during: one in whose time it was finished. task: its id. text: words that it
     has to hold, all of them, in its messages, tools or errors as `within` says. order: of `ORDERS`, the
     highest first, or the lowest with a minus before it, such as `-reward`. span: unix seconds that `during`
-    stands for, or `step` where the run does not say what it trained on; it is in no address.
+    stands for, or `step` where the run does not say what it trained on; it is in no address. ids: of chosen
+    trajectories, with commas between them.
     """
 
     env: str = ""
@@ -54,6 +56,7 @@ class TrajectoryFilter:
     step: int | None = None
     during: int | None = None
     task: str = ""
+    ids: str = ""
     text: str = ""
     within: str = ""
     order: str = NEWEST
@@ -98,6 +101,10 @@ class TrajectoryFilter:
             ("tokens >= ?", self.tokens_min),
             ("tokens <= ?", self.tokens_max),
             ("task = ?", self.task or None),
+            (
+                "id in (select value from json_each(?))",
+                json.dumps(self.ids.split(",")) if self.ids else None,
+            ),
             (
                 f"rowid in (select rowid from {TEXTS}.words where words match ?)",
                 words_query(self.text, self.within) if self.text else None,
@@ -152,6 +159,7 @@ def read_filter(query: Mapping[str, str]) -> TrajectoryFilter:
         step=_whole(query.get("step")),
         during=_whole(query.get("during")),
         task=query.get("task", "")[:200],
+        ids=query.get("ids", "")[:MOST_IDS],
         text=query.get("text", "")[:MOST_TEXT],
         within=within if (within := query.get("within", "")) in COLUMNS else "",
         order=order if order.removeprefix("-") in ORDERS else NEWEST,

@@ -180,6 +180,7 @@ def eval_(
             served=served,
             out=out,
             seed=seed,
+            models=settings.models if settings else (),
         )
     except ConfigError as error:
         raise _bad_input(error) from None

@@ -19,7 +19,7 @@ from envs.generated.tool_graph import structure
 from envs.message import JsonObject
 from rl.config_error import ConfigError
 from rl.env_tools.eval.chat_model import request
-from rl.models.chat_wire import base_of
+from rl.models.http_wire import base_of
 from rollout.engine import EngineFault
 
 Writer = Callable[[list[JsonObject]], str]

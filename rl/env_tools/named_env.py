@@ -30,6 +30,7 @@ def named_env(
         name=label or (name if like.id != id else ""),
         config=read_settings(config) if config or not there else like.config,
         judges=tuple(judges) or like.judges,
+        judge=like.judge,
         rewards=like.rewards,
     )
     check_plugins([table])

@@ -19,14 +19,21 @@ from reward.judges.principles import (
     dumped,
     read_principles,
 )
-from reward.model_judge import JudgeSettings, ModelJudge, bound, check_settings, find_model_judge
+from reward.model_judge import (
+    SCORED,
+    JudgeSettings,
+    ModelJudge,
+    bound,
+    check_settings,
+    find_model_judge,
+)
 from reward.registry import Judge, UnknownJudge
 from rl.config_error import ConfigError
 from rl.judge_tools.evaluate import evaluate
 from rl.judge_tools.labelled import Pair, read_labelled, trajectory_of
 from rl.judge_tools.tuning import Outcome, Tried, Tuner, split
 from rl.model_table import ModelTable, ServeConfig
-from rl.models.chat_wire import key_of
+from rl.models.http_wire import key_of
 from rl.models.server import ServerFailed
 from rl.models.service import ModelService
 
@@ -61,15 +68,16 @@ class Asked:
     max_model_len: int
     at_once: int = 4
 
-    def table(self, model: str, *, asks: bool) -> ModelTable:
-        """The settings of the service for a URL or a checkpoint folder. asks: one is needed. Raises
-        ConfigError."""
+    def table(self, model: str, *, asks: bool, judge: str = "") -> ModelTable:
+        """The settings of the service for a URL or a checkpoint folder. asks: one is needed. judge: who asks.
+        Raises ConfigError."""
         if not model and asks:
             raise ConfigError(
                 "--model: give a URL, such as http://127.0.0.1:8000/v1, or a checkpoint folder"
             )
         common = {
             "name": "judge",
+            "use": "reward" if judge in SCORED else "chat",
             "model": self.served,
             "concurrency": self.at_once,
             "key_env": self.key_env,
@@ -99,7 +107,7 @@ def eval_command(
     rows = read_labelled(file)
     rows = rows[:most] if most else rows
     found, settings = _judge(judge, config)
-    table = asked.table(model, asks=found.asks)
+    table = asked.table(model, asks=found.asks, judge=judge)
 
     async def act(service: ModelService) -> int:
         outcome = await evaluate(rows, found, settings, service, again=again, at_once=asked.at_once)
@@ -208,7 +216,7 @@ def play_command(model: str, judge: str, config: str, asked: Asked) -> int:
     found, settings = _judge(judge, config)
     if found.group:
         raise ConfigError(f"--judge: {judge!r} judges groups; play one that judges single answers")
-    table = asked.table(model, asks=found.asks)
+    table = asked.table(model, asks=found.asks, judge=judge)
 
     async def act(service: ModelService) -> int:
         each = cast(Judge, bound(found, judge, [service] if found.asks else [], settings))

@@ -15,9 +15,12 @@ from envs.env import Task
 from rl.config import BatchConfig
 from rl.loop.totals import RunStats
 from rl.samples.group import GroupReport, GroupSpec, MemberReport
+from rl.samples.hacking_config import HackingConfig
 from rl.samples.ledger import Closed, Ledger
 from rl.samples.reuse import ReuseBuffer
+from rl.samples.reward_hacking import HackingMeters
 from rl.samples.sample_queue import BufferedGroup, SampleQueue, count_by_version
+from rl.samples.score_drift import ScoreDrift
 from rl.samples.selection import SelectionBias
 from rollout.scheduler import Backlog
 from rollout.window import Rules, Window, may_step
@@ -27,7 +30,14 @@ class GroupBook:
     """Books every group of one run. An id is in one place at a time, and the ledger says in which."""
 
     def __init__(
-        self, batch: BatchConfig, rules: Rules, seed: int, *, learner_version: int = 0
+        self,
+        batch: BatchConfig,
+        rules: Rules,
+        seed: int,
+        *,
+        learner_version: int = 0,
+        hacking: HackingMeters | None = None,
+        drifts: Sequence[ScoreDrift] = (),
     ) -> None:
         """learner_version: the one that the learner has. seed: of the draws of reused groups."""
         self.batch = batch
@@ -38,6 +48,8 @@ class GroupBook:
         self.ledger = Ledger()
         self.selection = SelectionBias()
         self.stats = RunStats()
+        self.hacking = hacking or HackingMeters(HackingConfig(), {})
+        self.drifts = drifts
         self.queue = SampleQueue(rules.max_staleness)
         share = batch.groups - batch.fresh_groups
         self.reuse = ReuseBuffer(share, rules.max_staleness, seed)
@@ -75,6 +87,8 @@ class GroupBook:
         """
         self._leave(report.spec.id)
         self.selection.played(report.spec.env, report.members)
+        for meter in (self.hacking, *self.drifts):
+            meter.add(report)
         new_faults = self.stats.played(report)
         for drop in report.dropped:
             self._close(drop.ids, drop.outcome, drop.reason)
@@ -151,6 +165,8 @@ class GroupBook:
             **metrics,
             **self.stats.trained(batch, self.learner_version, metrics),
             **self.selection.metrics(),
+            **self.hacking.metrics(),
+            **{key: value for one in self.drifts for key, value in one.metrics().items()},
             "queue/groups": float(len(self.queue.groups)),
             "queue/in_flight_groups": float(len(self.in_flight)),
             "replay/reused_groups": float(len(self.reused)),

@@ -33,6 +33,14 @@ class ModelWatch:
         await asyncio.gather(*(self._ask(name, actor) for name, actor in self.models.items()))
         return tuple(self.states.values())
 
+    def metrics(self) -> dict[str, float]:
+        """`drift/MODEL/anchors` of each reward model whose anchors were looked at."""
+        return {
+            f"drift/{name}/anchors": state.anchors
+            for name, state in self.states.items()
+            if state.anchors is not None
+        }
+
     async def _ask(self, name: str, actor: Handle[ModelActor]) -> None:
         try:
             self._hear(name, await within(actor.report.remote(), ANSWER_SECONDS))

@@ -38,6 +38,7 @@ from rl.loop.rollouts import Rollouts
 from rl.loop.run_error import Collapsed, RunError
 from rl.loop.stop_rules import StopRules
 from rl.loop.watch import Activity, Watch
+from rl.models.drift import score_drifts
 from rl.nodes.nodes import control_address
 from rl.nodes.process import first_line
 from rl.record.best_checkpoint import BestCheckpoint
@@ -46,6 +47,7 @@ from rl.record.position import write_position
 from rl.record.progress import STEP_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.samples.metrics import outcome_totals
+from rl.samples.reward_hacking import HackingMeters
 from rl.tasks.task_source import TaskSource
 from rl.trackers.trackers import Trackers
 from rollout.scheduler import Backlog
@@ -95,7 +97,14 @@ class Run:
         self.made: asyncio.Queue[PublishedStep] = asyncio.Queue()
         self.activity = Activity()
         first = resumed.step if resumed else 0
-        self.book = GroupBook(config.batch, config.rules, config.seed, learner_version=first)
+        self.book = GroupBook(
+            config.batch,
+            config.rules,
+            config.seed,
+            learner_version=first,
+            hacking=HackingMeters(config.hacking, config.signals),
+            drifts=score_drifts(config),
+        )
         self.task_source = TaskSource(
             config.env,
             [table.make() for table in config.env],
@@ -161,7 +170,7 @@ class Run:
             most=config.rollout.max_in_flight_groups,
         )
         self.stops = StopRules(config.stop, config.steps, Journal(self.progress, self.folder).say)
-        self.learning = LearningWatch(Journal(self.progress, self.folder).say)
+        self.learning = LearningWatch(Journal(self.progress, self.folder).say, self.book.hacking)
         self.best = BestCheckpoint(self.folder.path, self.progress.note, wanted=config.keeps_best)
         self.evaluations = Evaluations(
             config,
@@ -350,6 +359,7 @@ class Run:
             self.folder.experts(step, result.computing_experts, result.expert_loads)
             self.task_source.train(group.env for group in book.training)
             values = book.trained(result.metrics) | self.task_source.metrics()
+            values |= self.watch.models.metrics()
             if book.drop_stale():
                 self.rollouts.changed.set()
             version = book.learner_version

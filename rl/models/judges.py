@@ -6,10 +6,18 @@ from typing import cast
 
 from envs.chat_model import ChatModel
 from envs.settings import BadSettings
-from reward.model_judge import ModelJudge, bound, check_settings, find_model_judge
+from reward.model_judge import (
+    SCORED,
+    SHIPPED,
+    ModelJudge,
+    bound,
+    check_settings,
+    find_model_judge,
+)
 from reward.registry import GroupJudge, Judge, UnknownJudge
 from rl.config_error import ConfigError
 from rl.env_table import JudgeTable
+from rl.model_table import ModelTable
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,9 @@ def judges_of(tables: Sequence[JudgeTable], models: Mapping[str, ChatModel]) -> 
     return Judges(tuple(each), tuple(groups))
 
 
-def check_judge(table: JudgeTable, key: str) -> ModelJudge:
-    """The judge of a table, once all that it says is right. key: of the table. Raises ConfigError."""
+def check_judge(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> ModelJudge:
+    """The judge of a table, once all that it says is right. key: of the table. models: that there are. Raises
+    ConfigError."""
     try:
         judge = find_model_judge(table.id)
     except UnknownJudge as error:
@@ -46,6 +55,13 @@ def check_judge(table: JudgeTable, key: str) -> ModelJudge:
         )
     if not judge.asks and table.models:
         raise ConfigError(f"{key}.model: judge {table.id!r} asks no model: leave it out")
+    wanted = "reward" if table.id in SCORED else "chat"
+    for model in models if table.id in SHIPPED else ():
+        if model.name in table.models and model.use != wanted:
+            raise ConfigError(
+                f"{key}.model: judge {table.id!r} needs a model of use {wanted!r}, and {model.name!r} is "
+                f"one of use {model.use!r}"
+            )
     try:
         check_settings(judge, table.config)
     except BadSettings as error:

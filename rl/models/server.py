@@ -37,12 +37,20 @@ class Server:
     """One vLLM server for one checkpoint."""
 
     def __init__(
-        self, name: str, checkpoint: str, config: ServeConfig, log: Path, say: Callable[[str], None]
+        self,
+        name: str,
+        checkpoint: str,
+        config: ServeConfig,
+        log: Path,
+        say: Callable[[str], None],
+        *,
+        scores: bool = False,
     ) -> None:
-        """say: hears a sentence of each end and start."""
+        """say: hears a sentence of each end and start. scores: it is a reward model."""
         self.name = name
         self.checkpoint = checkpoint
         self.config = config
+        self.scores = scores
         self.log = log
         self.say = say
         self.key = secrets.token_hex(16)
@@ -82,6 +90,7 @@ class Server:
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
+            scores=self.scores,
             given=config.vllm,
         )
         environment = server_environment(

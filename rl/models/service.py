@@ -11,11 +11,14 @@ from pathlib import Path
 
 from envs.chat_model import ChatAnswer, ChatRequest
 from rl.model_table import ModelTable
+from rl.models.anchors import Anchors
 from rl.models.call import Call
 from rl.models.chat_wire import ChatWire
 from rl.models.pool import Pool
+from rl.models.score_wire import ScoreWire
 from rl.models.server import Server, ServerFailed
 from rl.record.model_state import ModelState
+from trainer.reward_scores import read_scores
 
 # Requests in a row that a server has to leave unanswered to be called deaf.
 LEAST_FAULTS = 2
@@ -27,10 +30,14 @@ class ModelService:
     def __init__(self, table: ModelTable, key: str, log: Path, say: Callable[[str], None]) -> None:
         """key: of a server at a URL. log: of a server of its own. say: hears a sentence of each change."""
         self.table = table
-        self.server = Server(table.name, table.path, table.serve, log, say) if table.path else None
-        self.wire = ChatWire(table.url or "", key=key, model=table.model)
+        scores = table.use == "reward"
+        self.server: Server | None = None
+        if table.path:
+            self.server = Server(table.name, table.path, table.serve, log, say, scores=scores)
+        self.wire = self._wire(table.url or "", key, table.model)
         self.pool = Pool(table, lambda request: self.wire.send(request))
-        self._watching: asyncio.Task[None] | None = None
+        self.anchors = self._anchors(say)
+        self._watching: list[asyncio.Task[None]] = []
 
     @property
     def name(self) -> str:
@@ -46,8 +53,23 @@ class ModelService:
             return
         self.server.start()
         await self.server.ready()
-        self.wire = ChatWire(self.server.url, key=self.server.key, model=self.server.model)
-        self._watching = asyncio.create_task(self._watch(self.server))
+        self.wire = self._wire(self.server.url, self.server.key, self.server.model)
+        self._watching.append(asyncio.create_task(self._watch(self.server)))
+        if self.anchors is not None:
+            looks = self.anchors.watch(self.table.anchor_seconds)
+            self._watching.append(asyncio.create_task(looks))
+
+    def _anchors(self, say: Callable[[str], None]) -> Anchors | None:
+        """The anchors of a reward model's folder, where it has some."""
+        if self.table.use != "reward" or not self.table.path:
+            return None
+        training = read_scores(Path(self.table.path))
+        return Anchors(self, training, say) if training and training.anchors else None
+
+    def _wire(self, url: str, key: str, model: str) -> ChatWire | ScoreWire:
+        if self.table.use == "reward":
+            return ScoreWire(url, key=key, model=model, folder=self.table.path or "")
+        return ChatWire(url, key=key, model=model)
 
     async def ask(self, request: ChatRequest) -> ChatAnswer:
         """Return the model's answer. Raises ModelFault."""
@@ -55,7 +77,10 @@ class ModelService:
 
     def state(self) -> ModelState:
         """How it stands."""
-        return replace(self.pool.state(), server=self.server.line if self.server else "")
+        state = replace(self.pool.state(), server=self.server.line if self.server else "")
+        if self.anchors is None:
+            return state
+        return replace(state, anchors=self.anchors.distance, moved=self.anchors.moved)
 
     def take_calls(self) -> list[Call]:
         """The calls since the last time."""
@@ -63,9 +88,9 @@ class ModelService:
 
     async def close(self) -> None:
         """Give up what is being asked, and end the server."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
         await self.pool.close()
         await self.wire.close()
         if self.server is not None:

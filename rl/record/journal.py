@@ -4,6 +4,7 @@ Consumes sentences. Produces a line in the terminal and an event in events.jsonl
 """
 
 import time
+from collections.abc import Sequence
 
 from rl.record.progress import Progress
 from rl.record.run_folder import RunFolder
@@ -17,9 +18,11 @@ class Journal:
         self.folder = folder
         self.sentences: list[str] = []
 
-    def say(self, what: str, sentence: str) -> None:
-        """Tell of a change. what: the environment, node or actor that has changed."""
+    def say(self, what: str, sentence: str, trajectories: Sequence[str] = ()) -> None:
+        """Tell of a change. what: the environment, node or actor that has changed. trajectories: ids that
+        show it."""
         now = time.time()
         self.sentences.append(sentence)
         self.progress.note(sentence)
-        self.folder.event("supervision", what, now, now, what=sentence)
+        details = {"trajectories": list(trajectories)} if trajectories else {}
+        self.folder.event("supervision", what, now, now, what=sentence, **details)

@@ -12,7 +12,9 @@ class ModelState:
     faults: requests that the service did not answer. nonsense: answers that did not fit. failed: questions
     that were given up. tokens: read and written. calls_left, tokens_left: of the budget; None: there is none.
     silent: seconds without any answer while some are asked for. server: what serves it, and the process's id;
-    "" where it has a url. said: the last thing that went wrong.
+    "" where it has a url. said: the last thing that went wrong. anchors: of a reward model, how far the
+    scores of its anchors are from training's, in standard deviations; None: nobody has looked. moved: why
+    that is too far, "" where it is not.
     """
 
     name: str
@@ -30,6 +32,8 @@ class ModelState:
     silent: float = 0.0
     server: str = ""
     said: str = ""
+    anchors: float | None = None
+    moved: str = ""
 
     @property
     def line(self) -> str:
@@ -47,5 +51,5 @@ class ModelState:
         parts += [", ".join(f"{count} {what}" for what, count in bad.items() if count)]
         left = {"requests": self.calls_left, "tokens": self.tokens_left}
         parts += [f"{count:,} {what} left" for what, count in left.items() if count is not None]
-        parts += [self.server, f"last: {self.said}" if self.said else ""]
+        parts += [self.server, f"last: {self.said}" if self.said else "", self.moved]
         return "; ".join(part for part in parts if part)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from envs.env import Task
+from rl.samples.answer_form import answer_form
 from rl.samples.cache_use import CacheUse
 from rl.samples.samples import Dropped
 from rollout.trajectory import ScoredTrajectory, StopReason
@@ -25,7 +26,8 @@ class GroupSpec:
 class MemberReport:
     """One trajectory in numbers; its tokens are in `file` at byte `offset`.
 
-    phase_seconds: time spent per phase. metrics: of the judges, no rewards.
+    phase_seconds: time spent per phase. metrics: of the judges, no rewards. form: of the final answer
+    (`rl.samples.answer_form`), where the environment is watched for hacking.
     """
 
     id: str
@@ -44,6 +46,7 @@ class MemberReport:
     file: str
     offset: int
     metrics: dict[str, float] = field(default_factory=dict[str, float])
+    form: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ class GroupReport:
     retries: int = 0
 
 
-def member_report(scored: ScoredTrajectory, file: str, offset: int) -> MemberReport:
-    """The numbers of one trajectory."""
+def member_report(
+    scored: ScoredTrajectory, file: str, offset: int, *, watched: bool = False
+) -> MemberReport:
+    """The numbers of one trajectory. watched: those of its answer's form, too."""
     t = scored.trajectory
     seconds: dict[str, float] = {}
     for phase in t.phases:
@@ -89,4 +94,5 @@ def member_report(scored: ScoredTrajectory, file: str, offset: int) -> MemberRep
         file=file,
         offset=offset,
         metrics=scored.metrics,
+        form=answer_form(t.turns[-1].text, t.num_completion_tokens) if watched and t.turns else {},
     )

@@ -262,7 +262,7 @@ class _Page:
         for name, control in self._controls.items():
             said = str(control.value or "")
             values[name] = said if isinstance(control, ui.select) else said.strip()
-        chosen = read_filter({**values, "order": self.asked.order})
+        chosen = read_filter({**values, "ids": self.asked.ids, "order": self.asked.order})
         # A bar's ends have more digits than a field shows; they stay until the field says another number.
         kept = {
             name: getattr(self.asked, name)
@@ -297,7 +297,9 @@ class _Page:
 
 
 def steps_said(asked: TrajectoryFilter) -> str:
-    """Says which step the filter is about; "" for none."""
+    """Says which step, or which chosen trajectories, the filter is about; "" for none."""
+    if asked.ids:
+        return f", of {asked.ids.count(',') + 1} that were chosen"
     if asked.during is not None:
         return f", finished in the time of step {asked.during}"
     return "" if asked.step is None else f", of step {asked.step}"

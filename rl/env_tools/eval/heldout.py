@@ -33,8 +33,15 @@ from rl.env_tools.eval.run import (
 )
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_sets
+from rl.models.server import ServerFailed
 from rl.plugin_check import check_plugins
-from rl.preflight import check_model_folder, check_rewards, check_tokenizer, resolved
+from rl.preflight import (
+    check_asked_models,
+    check_model_folder,
+    check_rewards,
+    check_tokenizer,
+    resolved,
+)
 from rl.record.checkpoint_choice import find_checkpoint, read_checkpoint
 from rl.samples.group import GroupReport, GroupSpec, member_report
 from rl.samples.heldout import Evaluation, evaluated
@@ -180,9 +187,10 @@ def evaluate_target(
                 folder=folder,
                 view=view,
                 sampling=lambda table: config.sampling_of(table, train=False),
+                models=config.models,
             )
             played = asyncio.run(playing)
-    except (EngineFault, TimeoutError, CheckpointError, OSError) as caught:
+    except (EngineFault, TimeoutError, ServerFailed, CheckpointError, OSError) as caught:
         error = str(caught) or "the engine did not start in time"
     finally:
         shutil.rmtree(path / "model", ignore_errors=True)
@@ -200,6 +208,7 @@ def _checked(target: Target) -> RunConfig:
     config = resolved(target.config)
     check_rewards(config.env)
     check_rewards(config.eval.env, "eval.env")
+    check_asked_models(config.all_envs, config.models)
     if target.model and not is_url(target.model):
         check_model_folder(Path(target.model))
         check_tokenizer(

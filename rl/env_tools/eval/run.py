@@ -22,16 +22,17 @@ from envs.env import Task
 from envs.message import JsonObject
 from envs.process_end import ends_refused
 from envs.session import EnvSession
-from reward.registry import find_judge
-from reward.score import JudgeFault, score
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.env_table import EnvTable
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, request
+from rl.env_tools.eval.judges import EvalJudges, judges_of_evaluation
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_tasks
-from rl.models.chat_wire import base_of
-from rl.preflight import check_model_folder, check_rewards, check_tokenizer
+from rl.model_table import ModelTable
+from rl.models.http_wire import base_of
+from rl.models.server import ServerFailed
+from rl.preflight import check_asked_models, check_model_folder, check_rewards, check_tokenizer
 from rl.record.run_folder import TrajectoryWriter
 from rl.samples.metrics import passed
 from rl.tasks.streams import OutOfTasks
@@ -187,19 +188,21 @@ async def evaluate(
     folder: EvalFolder,
     view: EvalView,
     sampling: Callable[[EnvTable], Sampling | None],
+    models: Sequence[ModelTable] = (),
 ) -> list[ScoredTrajectory]:
     """Play each once, `at_once` at a time, by players that come and go with it.
 
-    Judges that ask frozen models (`[[env.judge]]`) are not asked here: there is no service.
     notes: added to those of each trajectory. sampling: how an environment's tokens are drawn, None: as the
-    player's are. Raises EngineFault, TimeoutError.
+    player's are. models: that judges may ask; services of those that they do ask come and go with it, too.
+    Raises EngineFault, TimeoutError, ServerFailed.
     """
     room = asyncio.Semaphore(at_once)
     tables = {play.table.label: play.table for play in plays}
     own = {label: asyncio.Semaphore(one.concurrency or at_once) for label, one in tables.items()}
-    judges = {label: [find_judge(j) for j in one.judges] for label, one in tables.items()}
 
-    async def play_one(play: Play, player: Callable[[], Player]) -> ScoredTrajectory:
+    async def play_one(
+        play: Play, player: Callable[[], Player], judges: EvalJudges
+    ) -> ScoredTrajectory:
         table = play.table
         async with own[table.label], room:
             generate, rendering = player()
@@ -216,25 +219,29 @@ async def evaluate(
             )
             view.begins(one)
             trajectory = await one.run()
-            asked = {"not_asked": ", ".join(one.label for one in table.judge)}
-            own_notes = {**notes, **(asked if table.judge else {})}
-            trajectory = replace(trajectory, notes={**trajectory.notes, **own_notes})
-            try:
-                seconds = table.deadlines.score_seconds
-                scored = await score(
-                    trajectory, judges[table.label], table.rewards, seconds=seconds
-                )
-            except JudgeFault as error:
-                failed = replace(trajectory, stop_reason="judge_fault", fault=str(error))
-                scored = ScoredTrajectory(failed, {}, 0.0)
-            folder.writer.write(scored)
+            trajectory = replace(trajectory, notes={**trajectory.notes, **notes})
+            scored = await judges.score(trajectory, table)
             view.ends(one, scored)
             return scored
 
+    async def play_group(
+        group: Sequence[Play], player: Callable[[], Player], judges: EvalJudges
+    ) -> list[ScoredTrajectory]:
+        members = await asyncio.gather(*(play_one(play, player, judges) for play in group))
+        found = await judges.score_group(members, group[0].table)
+        for one in found:
+            folder.writer.write(one)
+        return found
+
+    groups: dict[str, list[Play]] = {}
+    for play in plays:
+        groups.setdefault(play.group, []).append(play)
     view.stage("starting")
-    async with players as player:
+    judging = judges_of_evaluation(list(tables.values()), models, folder.path, view.note)
+    async with judging as judges, players as player:
         view.stage("playing")
-        return list(await asyncio.gather(*(play_one(play, player) for play in plays)))
+        played = await asyncio.gather(*(play_group(g, player, judges) for g in groups.values()))
+        return [one for members in played for one in members]
 
 
 @asynccontextmanager
@@ -282,7 +289,7 @@ def summary(played: Sequence[ScoredTrajectory]) -> JsonObject:
 
 def _choose_tasks(table: EnvTable, model: str, limits: Limits, tasks: int) -> list[Task]:
     """Return the held-out tasks to play. Raises ConfigError where they cannot be played or judged."""
-    if table.make().reward_names == () and not table.judges:
+    if table.make().reward_names == () and not (table.judges or table.judge):
         raise ConfigError(
             f"--judge: environment {table.label!r} gives no reward of its own: name a judge, such as "
             "--judge mathematics, or a run's TOML that does, with --run"
@@ -308,9 +315,11 @@ def evaluate_and_report(
     served: str,
     out: Path | None,
     seed: int,
+    models: Sequence[ModelTable] = (),
 ) -> bool:
-    """Evaluate and print; returns True if any episode could be judged. Raises ConfigError before anything
-    has started."""
+    """Evaluate and print; returns True if any episode could be judged. models: that judges may ask. Raises
+    ConfigError before anything has started."""
+    check_asked_models([table], models)
     chosen = _choose_tasks(table, model, limits, tasks)
     path = new_path(out, table.label)
     folder = EvalFolder(path, [table])
@@ -337,9 +346,10 @@ def evaluate_and_report(
                 view=view,
                 # A server has its own, but for the temperature.
                 sampling=lambda one: None if is_url(model) else one.sampling.over(limits.sampling),
+                models=models,
             )
             played = asyncio.run(playing)
-    except (EngineFault, TimeoutError) as error:
+    except (EngineFault, TimeoutError, ServerFailed) as error:
         view.note(f"error: {error or 'the engine did not start in time'}")
     finally:
         found = summary(played)
