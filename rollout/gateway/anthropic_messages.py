@@ -1,13 +1,17 @@
 """Anthropic's messages: `/v1/messages`, read into an `Ask` and written from an `Answer`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
+from envs.text import shown
 from rollout.gateway.api_error import ApiError, Kind
 from rollout.gateway.body import (
+    USUAL,
+    JsonType,
     call,
+    check_kinds,
     count_of,
     list_of,
     object_of,
@@ -19,6 +23,7 @@ from rollout.gateway.body import (
 from rollout.gateway.chat_completions import schema
 from rollout.gateway.exchange import Answer, Ask
 
+_TYPES: dict[str, JsonType] = {**USUAL, "thinking": "object", "container": "string"}
 _FINISH = {"stop": "end_turn", "length": "max_tokens", "calls": "tool_use"}
 _ERRORS: dict[Kind, str] = {
     "secret": "authentication_error",
@@ -32,6 +37,7 @@ _ERRORS: dict[Kind, str] = {
 
 def read(body: JsonObject, key: str) -> Ask:
     """A request's body. Raises ApiError."""
+    check_kinds(body, _TYPES)
     limit = count_of(body, "max_tokens")
     if limit is None:
         raise ApiError("invalid", "max_tokens: Field required", "max_tokens")
@@ -44,9 +50,11 @@ def read(body: JsonObject, key: str) -> Ask:
     refuse(body, {"output_format": (), "output_config": ({},)})
     if body.get("messages") is None:
         raise ApiError("invalid", "messages: Field required", "messages")
-    given = list_of(body, "messages")
+    names: dict[str, str] = {}
     messages = [
-        m for i, one in enumerate(given) for m in _messages(one, f"messages.{i}", given[:i])
+        message
+        for i, one in enumerate(list_of(body, "messages"))
+        for message in _messages(one, f"messages.{i}", names)
     ]
     if messages and messages[-1].role == "assistant":
         raise ApiError(
@@ -66,8 +74,9 @@ def read(body: JsonObject, key: str) -> Ask:
     )
 
 
-def _messages(one: object, where: str, before: list[Any]) -> list[Message]:
-    """One of the API's messages: results of tools are messages of their own here. Raises ApiError."""
+def _messages(one: object, where: str, names: dict[str, str]) -> list[Message]:
+    """One of the API's messages: results of tools are messages of their own here. names: of the tools that
+    were called so far, by the call's id; those of this message are added. Raises ApiError."""
     message = object_of(one, where)
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
@@ -82,13 +91,17 @@ def _messages(one: object, where: str, before: list[Any]) -> list[Message]:
         part = object_of(each, f"{where}.content.{place}")
         kind = part.get("type")
         if kind == "tool_use" and role == "assistant":
-            calls.append(call(part.get("name"), object_of(part.get("input", {}), where)))
+            check_kinds(part, {"id": "string"}, where)
+            made = call(part.get("name"), object_of(part.get("input", {}), where))
+            calls.append(made)
+            names[str(part.get("id"))] = made.name
         elif kind == "tool_result" and role == "user":
-            name = _name_of(part.get("tool_use_id"), before, where)
+            name = _name_of(part.get("tool_use_id"), names, where)
             text = plain_text(part.get("content"), where, ("text",))
             found.append(Message("tool", text, name=name))
         elif kind == "thinking":
-            thoughts.append(str(part.get("thinking", "")))
+            check_kinds(part, {"thinking": "string", "signature": "string"}, where)
+            thoughts.append(part.get("thinking") or "")
         elif kind != "redacted_thinking":
             texts.append(plain_text([part], where, ("text",)))
     if texts or calls or not found:
@@ -96,17 +109,14 @@ def _messages(one: object, where: str, before: list[Any]) -> list[Message]:
     return found
 
 
-def _name_of(id: object, before: list[Any], where: str) -> str:
+def _name_of(id: object, names: Mapping[str, str], where: str) -> str:
     """The name of the tool that an earlier call was of. Raises ApiError."""
-    for message in reversed(before):
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and part.get("type") == "tool_use" and part.get("id") == id:
-                return str(part.get("name"))
+    if isinstance(id, str) and id in names:
+        return names[id]
     raise ApiError(
         "invalid",
         f"{where}: `tool_result` blocks must have a corresponding `tool_use` block in a previous message; "
-        f"there is none with the id {id!r}",
+        f"there is none with the id {shown(id)}",
         where,
     )
 

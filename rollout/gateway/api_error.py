@@ -5,6 +5,8 @@ The dialects write it as their API does; what a client's library makes of it is 
 
 from typing import Literal
 
+from envs.text import encodable
+
 Kind = Literal[
     "invalid",  # the request cannot be meant, or asks what no run does
     "too_long",  # its messages leave no room in the context
@@ -14,6 +16,7 @@ Kind = Literal[
     "path",  # there is no such address
     "too_large",  # more bytes than a request may have
     "too_many",  # more requests at once than an episode may have
+    "slow",  # its body did not come in time
     "failed",  # the engine failed, and with it the episode
 ]
 STATUS: dict[Kind, int] = {
@@ -25,17 +28,22 @@ STATUS: dict[Kind, int] = {
     "path": 404,
     "too_large": 413,
     "too_many": 429,
+    "slow": 408,
     "failed": 500,
 }
+
+
+# What a client wrote may be of any length; an error shows so much of it.
+MOST_LETTERS = 1000
 
 
 class ApiError(Exception):
     """One sentence for the client, of one kind; param: the part of the request that it is about, or ""."""
 
     def __init__(self, kind: Kind, sentence: str, param: str = "") -> None:
-        super().__init__(sentence)
+        super().__init__(encodable(sentence[:MOST_LETTERS]))
         self.kind: Kind = kind
-        self.param = param
+        self.param = encodable(param[:MOST_LETTERS])
 
     @property
     def status(self) -> int:

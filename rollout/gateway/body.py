@@ -3,24 +3,42 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from envs.message import JsonObject, ToolCall
+from envs.text import encodable, shown
 from rollout.gateway.api_error import ApiError
 
+JsonType = Literal["string", "number", "integer", "boolean", "object", "array"]
+_KINDS: dict[JsonType, type | tuple[type, ...]] = {
+    "string": str,
+    "number": (int, float),
+    "integer": int,
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+}
 # Sampling is the run's: these are read, and overruled.
-SAMPLING = frozenset(
-    (
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "seed",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-    )
-)
+SAMPLING: dict[str, JsonType] = {
+    "temperature": "number",
+    "top_p": "number",
+    "top_k": "integer",
+    "min_p": "number",
+    "seed": "integer",
+    "frequency_penalty": "number",
+    "presence_penalty": "number",
+    "repetition_penalty": "number",
+}
+# What any of the APIs has, and a run makes nothing of.
+USUAL: dict[str, JsonType] = {
+    **SAMPLING,
+    "stream": "boolean",
+    "stream_options": "object",
+    "metadata": "object",
+    "service_tier": "string",
+    "store": "boolean",
+    "user": "string",
+}
 
 
 def parsed(raw: bytes) -> JsonObject:
@@ -82,7 +100,20 @@ def stops_of(body: JsonObject, name: str) -> tuple[str, ...]:
     found = list_of({name: value}, name)
     if not all(isinstance(one, str) and one for one in found):
         raise ApiError("invalid", f"{name!r} has to be a text or a list of texts", name)
-    return tuple(found)
+    return tuple(map(encodable, found))
+
+
+def check_kinds(body: JsonObject, kinds: Mapping[str, JsonType], where: str = "") -> None:
+    """Raise ApiError for a parameter of another type than its API has; null is none."""
+    for name, kind in kinds.items():
+        value = body.get(name)
+        # True is a number to Python.
+        fits = isinstance(value, _KINDS[kind]) and isinstance(value, bool) == (kind == "boolean")
+        if value is not None and not fits:
+            at = f"{where}.{name}" if where else name
+            raise ApiError(
+                "invalid", f"Invalid type for {at!r}: expected {kind}, got {shown(value)}", at
+            )
 
 
 def refuse(body: JsonObject, usual: Mapping[str, Collection[object]]) -> None:
@@ -100,7 +131,7 @@ def refuse(body: JsonObject, usual: Mapping[str, Collection[object]]) -> None:
 
 def wants(body: JsonObject) -> tuple[str, ...]:
     """The sampling that a client names and the run overrules, such as ("temperature=0.2",)."""
-    named = sorted(SAMPLING & body.keys())
+    named = sorted(SAMPLING.keys() & body.keys())
     return tuple(f"{n}={json.dumps(body[n])[:40]}" for n in named if body[n] is not None)
 
 

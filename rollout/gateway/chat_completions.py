@@ -7,8 +7,11 @@ from typing import Any, cast
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from rollout.gateway.api_error import ApiError
 from rollout.gateway.body import (
+    USUAL,
+    JsonType,
     arguments_of,
     call,
+    check_kinds,
     count_of,
     list_of,
     object_of,
@@ -36,11 +39,13 @@ _USUAL: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
+_TYPES: dict[str, JsonType] = {**USUAL, "reasoning_effort": "string", "verbosity": "string"}
 _FINISH = {"stop": "stop", "length": "length", "calls": "tool_calls"}
 
 
 def read(body: JsonObject, key: str) -> Ask:
     """A request's body. Raises ApiError."""
+    check_kinds(body, _TYPES)
     tools = tools_of(list_of(body, "tools"))
     if body.get("tool_choice") == "none":
         body, tools = {**body, "tool_choice": "auto"}, ()
@@ -65,10 +70,12 @@ def messages_of(given: list[Any]) -> tuple[Message, ...]:
         where = f"messages[{index}]"
         message = object_of(one, where)
         role = message.get("role")
+        check_kinds(message, {"name": "string", "tool_call_id": "string"}, where)
         if role == "assistant":
             calls: list[ToolCall] = []
             for each in list_of(message, "tool_calls"):
                 asked = object_of(each, f"{where}.tool_calls")
+                check_kinds(asked, {"id": "string", "type": "string"}, f"{where}.tool_calls[]")
                 function = object_of(asked.get("function"), f"{where}.tool_calls[].function")
                 name = function.get("name")
                 calls.append(call(name, arguments_of(function.get("arguments", "{}"), where)))
@@ -113,6 +120,7 @@ def tools_of(given: list[Any]) -> tuple[ToolSchema, ...]:
 
 def schema(function: JsonObject, parameters: object, where: str) -> ToolSchema:
     """A tool by its name, description and JSON schema. Raises ApiError."""
+    check_kinds(function, {"description": "string", "strict": "boolean"}, where)
     name, described = function.get("name"), function.get("description")
     if not isinstance(name, str) or not name:
         raise ApiError("invalid", f"{where}: a tool has to have a name", where)

@@ -58,6 +58,7 @@ class _Segment:
 
     keys: tuple[bytes, ...] = ()
     ids: list[int] = field(default_factory=list[int])
+    given_up: bool = False
 
 
 class Conversation:
@@ -88,7 +89,7 @@ class Conversation:
             found.continued = True
             return Place(found.segment, found, kept, rest, keys, None)
         branch = None
-        if self.segments:
+        if not all(one.given_up for one in self.segments):
             branch = self._branch(keys, messages, found)
         begins: SegmentStart = "branch" if branch else ""
         if found and forgotten:
@@ -96,6 +97,13 @@ class Conversation:
             found, kept, rest = None, (), tuple(messages)
         self.segments.append(_Segment(keys))
         return Place(len(self.segments) - 1, found, kept, rest, keys, branch, begins)
+
+    def give_up(self, place: Place) -> None:
+        """Undo `place` for a request that was not answered: what it would have begun was never there."""
+        if place.node is not None and place.branch is None:
+            place.node.continued = False
+        if not self.segments[place.segment].ids:
+            self.segments[place.segment] = _Segment(given_up=True)
 
     def played(
         self,
@@ -121,7 +129,7 @@ class Conversation:
         self, keys: Sequence[bytes], messages: Sequence[Message], found: Node | None
     ) -> Branch:
         """Say from where it branches: the last segment of those with most messages in common."""
-        commons = [_common(keys, one.keys) for one in self.segments]
+        commons = [-1 if one.given_up else _common(keys, one.keys) for one in self.segments]
         parent = found.segment if found else max(range(len(commons)), key=lambda i: (commons[i], i))
         index = commons[parent] - 1
         if index < 0:

@@ -11,8 +11,11 @@ from typing import Any
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from rollout.gateway.api_error import ApiError
 from rollout.gateway.body import (
+    USUAL,
+    JsonType,
     arguments_of,
     call,
+    check_kinds,
     count_of,
     list_of,
     object_of,
@@ -24,6 +27,13 @@ from rollout.gateway.chat_completions import schema
 from rollout.gateway.exchange import Answer, Ask
 
 _KINDS = ("input_text", "output_text", "text", "refusal")
+_TYPES: dict[str, JsonType] = {
+    **USUAL,
+    "include": "array",
+    "max_tool_calls": "integer",
+    "reasoning": "object",
+    "truncation": "string",
+}
 _USUAL: dict[str, tuple[object, ...]] = {
     "top_logprobs": (0,),
     "tool_choice": ("auto",),
@@ -38,6 +48,7 @@ _USUAL: dict[str, tuple[object, ...]] = {
 
 def read(body: JsonObject, key: str) -> Ask:
     """A request's body. Raises ApiError."""
+    check_kinds(body, _TYPES)
     tools = tuple(_tool(one, f"tools[{i}]") for i, one in enumerate(list_of(body, "tools")))
     if body.get("tool_choice") == "none":
         body, tools = {**body, "tool_choice": "auto"}, ()
@@ -74,6 +85,7 @@ def _messages(items: list[Any]) -> list[Message]:
         where = f"input[{index}]"
         item = object_of(one, where)
         kind = item.get("type", "message")
+        check_kinds(item, {"call_id": "string", "id": "string"}, where)
         if kind == "function_call":
             made = call(item.get("name"), arguments_of(item.get("arguments", "{}"), where))
             names[str(item.get("call_id"))] = made.name

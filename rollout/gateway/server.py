@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 
 from envs.agents.access import ModelAccess
 from envs.message import JsonObject
@@ -27,6 +28,8 @@ from rollout.gateway.talk import Talk
 MOST_BYTES = 8 * 2**20
 # So long a stream is silent at first, so that an early error has its own status; then it says that it lives.
 ALIVE_SECONDS = 15.0
+# Until the body of a request is there.
+READ_SECONDS = 60.0
 
 Events = list[tuple[str, str]]
 
@@ -132,8 +135,10 @@ class Gateway:
         body = parsed(await _read(request))
         _known(talk, text_of(body, "model"))
         stream = body.get("stream") is True
-        key = key_of(request.path, body, request.headers.get("Idempotency-Key", ""))
-        answering = asyncio.ensure_future(talk.answer(dialect.read(body, key)))
+        key = _key(request, body)
+        answering = asyncio.ensure_future(talk.answer(_asked(dialect, body, key)))
+        # A client that goes away in a stream leaves nobody who hears of its failure.
+        answering.add_done_callback(lambda done: done.cancelled() or done.exception())
         if not stream:
             return _json(dialect.written(await answering), answer=True)
         return await _streamed(request, dialect, body, answering)
@@ -165,8 +170,9 @@ async def _streamed(
     else:
         try:
             events = dialect.events(await answering, body)
-        except ApiError as error:
-            events = [("error", json.dumps(dialect.error(error)))]
+        except Exception as error:  # too late for a status
+            failure = error if isinstance(error, ApiError) else _failed(error)
+            events = [("error", json.dumps(dialect.error(failure)))]
     lines = [
         f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n" for name, data in events
     ]
@@ -181,7 +187,8 @@ def _handler(
     """The act, with each failure as an error of the API; a client that has gone away is none."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        spoken = MESSAGES if "anthropic-version" in request.headers else dialect
+        anthropic = "anthropic-version" in request.headers or "/messages" in request.path
+        spoken = MESSAGES if anthropic else dialect
         try:
             return await act(request, dialect)
         except ApiError as error:
@@ -191,10 +198,33 @@ def _handler(
         except web.HTTPException as error:
             failure = ApiError("invalid", error.reason)
         except Exception as error:
-            failure = ApiError("failed", f"the gateway failed: {told(error)}")
-        return _json(spoken.error(failure), status=failure.status)
+            failure = _failed(error)
+        response = _json(spoken.error(failure), status=failure.status)
+        if request.content.exception() is not None or not request.content.is_eof():
+            response.force_close()  # what is left of the body would be read as the next request
+        return response
 
     return handle
+
+
+def _failed(error: Exception) -> ApiError:
+    return ApiError("failed", f"the gateway failed: {told(error)}")
+
+
+def _asked(dialect: Dialect, body: JsonObject, key: str) -> Ask:
+    """The request that a body is. Raises ApiError, also for what no record can hold."""
+    try:
+        return dialect.read(body, key)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ApiError("invalid", f"the request cannot be read: {told(error)}") from None
+
+
+def _key(request: web.Request, body: JsonObject) -> str:
+    """Equal for requests that ask the same. Raises ApiError."""
+    try:
+        return key_of(request.path, body, request.headers.get("Idempotency-Key", ""))
+    except RecursionError:
+        raise ApiError("invalid", "the body of a request nests too deeply") from None
 
 
 async def _nowhere(request: web.Request, _: Dialect) -> web.StreamResponse:
@@ -204,7 +234,14 @@ async def _nowhere(request: web.Request, _: Dialect) -> web.StreamResponse:
 async def _read(request: web.Request) -> bytes:
     """The body. Raises ApiError."""
     try:
-        return await request.read()
+        async with asyncio.timeout(READ_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise ApiError(
+            "slow", f"the request's body did not come within {READ_SECONDS:g} s"
+        ) from None
+    except (web.RequestPayloadError, ContentEncodingError) as error:
+        raise ApiError("invalid", f"the request's body cannot be read: {told(error)}") from None
     except web.HTTPRequestEntityTooLarge:
         raise ApiError(
             "too_large", f"Request exceeds the maximum size of {MOST_BYTES:,} bytes"
@@ -229,4 +266,4 @@ def _json(body: Any, *, status: int = 200, answer: bool = False) -> web.Response
 
 def _digest(key: str) -> bytes:
     """The key as it is looked up: how long that takes says nothing of it."""
-    return hashlib.sha256(key.encode()).digest()
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

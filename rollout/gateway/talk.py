@@ -24,6 +24,7 @@ from rollout.episode import LONG_LETTERS, MOST_OPENING_LETTERS, Rendering, stopp
 from rollout.gateway.api_error import ApiError
 from rollout.gateway.conversation import Conversation, Place
 from rollout.gateway.exchange import Answer, Ask, Call, Finish
+from rollout.reading import Written
 from rollout.trajectory import Branch, Turn, segment_id
 
 AGAIN_SECONDS = 30.0
@@ -44,7 +45,7 @@ class Talk:
 
     model: the name that it serves the policy under. branched: told of the name of a segment before its first
     request, and of its parent's. busy: told when the first request begins and when the last one ends.
-    refused: the limit that the last request ran into; "" where it was answered.
+    refused: the limit that the last request ran into; "" where it was answered. closed: the episode is over.
     """
 
     id: str
@@ -64,7 +65,9 @@ class Talk:
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     overruled: set[str] = field(default_factory=set[str])
     repeats: int = 0
-    _count: int = 0
+    closed: bool = False
+    _count: int = 0  # turns that are used up or being written
+    _number: int = 0  # requests so far, by which each has a name of its own
     _known: dict[str, tuple[asyncio.Task[Answer], float]] = field(default_factory=dict[str, Any])
     _running: set[asyncio.Task[Answer]] = field(default_factory=set[Any])
 
@@ -81,7 +84,10 @@ class Talk:
         if len(self._running) >= MOST_AT_ONCE:
             raise ApiError("too_many", f"an episode may have {MOST_AT_ONCE} requests at once")
         self._check(ask)
-        task = asyncio.create_task(self._turn(ask))
+        # Counted here: of requests that come at once, none begins before the next one is checked.
+        self._count += 1
+        self._number += 1
+        task = asyncio.create_task(self._turn(ask, self._number - 1))
         self._known[ask.key] = (task, float("inf"))
         self._running.add(task)
         if len(self._running) == 1:
@@ -90,7 +96,8 @@ class Talk:
         return await _heard_of(task)
 
     async def close(self) -> None:
-        """Give up what is being written: the agent is gone, and nobody reads it."""
+        """Give up what is being written: the agent is gone, and nobody reads it. Nothing begins after it."""
+        self.closed = True
         for task in self._running:
             task.cancel()
         if self._running:
@@ -112,6 +119,8 @@ class Talk:
 
     def _check(self, ask: Ask) -> None:
         """Raises ApiError for a request that cannot begin."""
+        if self.closed:
+            raise ApiError("secret", "Incorrect API key provided: its episode is over.")
         if self.fault is not None:
             raise ApiError("failed", f"the episode has failed: {self.fault}")
         if self._count >= self.config.max_turns:
@@ -133,12 +142,14 @@ class Talk:
             "messages",
         )
 
-    async def _turn(self, ask: Ask) -> Answer:
-        """One turn of the policy. Raises ApiError."""
-        number = self._count
-        self._count += 1
+    async def _turn(self, ask: Ask, number: int) -> Answer:
+        """One turn of the policy. number: of the request. Raises ApiError."""
         self.overruled.update(ask.wants)
-        place = self.conversation.place(ask.messages, ask.tools, self.renderer.forgets)
+        try:
+            place = self.conversation.place(ask.messages, ask.tools, self.renderer.forgets)
+        except Exception as error:  # a chat template may refuse any history
+            self._count -= 1
+            raise _refused(error) from None
         try:
             ids, prompt_length = await self._prompt(place, ask)
             room = self.config.max_tokens - len(ids)
@@ -148,8 +159,7 @@ class Talk:
         except BaseException as error:
             if isinstance(error, ApiError) and error.kind != "failed":
                 self._count -= 1
-            if place.branch is None and place.node is not None:
-                place.node.continued = False
+            self.conversation.give_up(place)
             raise
         self.refused = ""
         return self._answered(place, ask, ids, prompt_length, completion, number)
@@ -168,9 +178,7 @@ class Talk:
             else:  # takes milliseconds: beside the event loop
                 new = await asyncio.to_thread(render)
         except Exception as error:  # a chat template may refuse any history
-            raise ApiError(
-                "invalid", f"the policy's chat template refuses these messages: {told(error)}"
-            ) from None
+            raise _refused(error) from None
         ids = (*place.kept, *new)
         return ids, len(new) if place.branch is None else len(ids)
 
@@ -212,7 +220,7 @@ class Talk:
         number: int,
     ) -> Answer:
         """Record the turn, and say it as the client reads it."""
-        written = self.renderer.read(completion.token_ids, ask.tools)
+        written = self._read(completion, ask)
         whole = completion.finish_reason == "stop"
         # A call that cannot be read is text: that is how servers hand it out.
         calls = written.calls if whole else ()
@@ -261,6 +269,12 @@ class Talk:
             cached_tokens=min(completion.cached_tokens, len(ids)),
         )
 
+    def _read(self, completion: Completion, ask: Ask) -> Written:
+        try:
+            return self.renderer.read(completion.token_ids, ask.tools)
+        except Exception:  # a parser met a client's schema; the turn is there all the same
+            return Written("", self.renderer.text(completion.token_ids))
+
     def _heard(self, place: Place) -> None:
         """The turn before has heard what this request brought after it."""
         if place.node is not None and place.branch is None:
@@ -280,6 +294,10 @@ class Talk:
                 for b in branches
             ),
         )
+
+
+def _refused(error: Exception) -> ApiError:
+    return ApiError("invalid", f"the policy's chat template refuses these messages: {told(error)}")
 
 
 async def _heard_of(task: asyncio.Task[Answer]) -> Answer:
