@@ -13,6 +13,6 @@ class HackingConfig(Section):
     format may explain (1: never an alarm).
     """
 
-    window: int = Field(default=64, ge=8)
+    window: int = Field(default=64, ge=16)
     errors: PositiveFloat = 4
     explained: float = Field(default=0.6, gt=0, le=1)

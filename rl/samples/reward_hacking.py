@@ -28,6 +28,8 @@ from rl.samples.hacking_config import HackingConfig
 Floats = npt.NDArray[np.float64]
 # Trajectories that an alarm names.
 MOST_SHOWN = 5
+# Groups of the shortest look.
+_FEWEST = 16
 # Share of an earlier spread of the signal within groups that is as large as before.
 _AS_BEFORE = 0.7
 # An alarm is told again where what it says had gone below this share of its bound meanwhile.
@@ -76,6 +78,13 @@ def best_of_group(groups: Sequence[tuple[Floats, Floats]]) -> tuple[float, float
     )
     error = above.std(ddof=1) / len(above) ** 0.5 if len(above) > 1 else 0.0
     return float(above.mean()), float(error)
+
+
+def _in_errors(difference: float, error: float) -> float:
+    """A difference in standard errors; where there is no error, any difference is beyond all of them."""
+    if error > 0:
+        return difference / error
+    return np.inf if difference > 1e-12 else 0.0
 
 
 def _spread_within(groups: Sequence[tuple[Floats, Floats]]) -> float:
@@ -157,7 +166,7 @@ class SignalMeter:
         level = (*np.mean(self.levels, 0).tolist(),)
         self.best = max(self.best or level, level)
         self.most = max(self.most, (*best_of_group(self._pairs()), _spread_within(self._pairs())))
-        lengths = [self.c.window // part for part in (4, 2, 1)]
+        lengths = [max(_FEWEST, self.c.window // part) for part in (4, 2, 1)]
         looks = {
             "apart": max(map(self._apart, lengths)),
             "fallen": max(self._fallen(length) for length in lengths),
@@ -177,11 +186,9 @@ class SignalMeter:
         """
         groups = self._pairs()[-length:]
         above, error = best_of_group(groups)
-        if not error > 0:
-            return 0.0, ""
-        errors, before = -above / error, ""
+        errors, before = _in_errors(-above, error), ""
         most, most_error, differed = self.most
-        fell = (most - above) / (error**2 + most_error**2) ** 0.5
+        fell = _in_errors(most - above, (error**2 + most_error**2) ** 0.5)
         if fell > errors and above < error and _spread_within(groups) > _AS_BEFORE * differed:
             errors, before = fell, f", and was {most:+.3g} at its best"
         said = (
@@ -201,9 +208,8 @@ class SignalMeter:
             f"the reward rose from {self.best[1]:.3g} to {reward:.3g}, while {self.signal} fell from "
             f"{self.best[0]:.3g} to {signal:.3g} (the last {length} groups, and the {self.c.window} best)"
         )
-        if not error[0] > 0 or reward - self.best[1] <= error[1]:
-            return 0.0, said
-        return (self.best[0] - signal) / float(error[0]), said
+        rose = reward - self.best[1] > error[1]
+        return _in_errors(self.best[0] - signal, float(error[0])) if rose else 0.0, said
 
     def restore(self, line: Mapping[str, float]) -> None:
         """Take in a line of metrics.jsonl of an earlier part of the run."""
