@@ -112,8 +112,9 @@ def explained_within(
         return None
     if not features_NF.shape[1]:
         return 0.0, np.zeros_like(reward_N)
-    weights_F, _, rank, _ = np.linalg.lstsq(features_NF, reward_N)
-    fitted_N = features_NF @ weights_F
+    solved: tuple[Floats, Floats, int, Floats] = np.linalg.lstsq(features_NF, reward_N)
+    weights_F, rank = solved[0], solved[2]
+    fitted_N: Floats = features_NF @ weights_F
     left = float(np.sum((reward_N - fitted_N) ** 2))
     return max(0.0, 1 - (left / (free - rank)) / (total / free)), fitted_N
 
@@ -334,4 +335,5 @@ def _standard(values_N: Floats) -> Floats:
 
 def _highest(groups: Iterable[_Group], values_N: Floats) -> tuple[str, ...]:
     ids = [id for one in groups for id in one.ids]
-    return tuple(ids[index] for index in np.argsort(-values_N, kind="stable")[:MOST_SHOWN])
+    order: list[int] = np.argsort(-values_N, kind="stable").tolist()
+    return tuple(ids[index] for index in order[:MOST_SHOWN])
