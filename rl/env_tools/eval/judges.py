@@ -17,6 +17,7 @@ from rl.env_table import EnvTable
 from rl.model_table import ModelTable
 from rl.models.http_wire import key_of
 from rl.models.judges import judges_of
+from rl.models.server import ServerFailed
 from rl.models.service import ModelService
 from rollout.trajectory import ScoredTrajectory, Trajectory
 
@@ -77,7 +78,10 @@ async def judges_of_evaluation(
             log = logs / f"model-{table.name}-vllm.log"
             service = ModelService(table, key_of(table.key_env), log, say)
             running.push_async_callback(service.close)
-            await service.start()
+            try:
+                await service.start()
+            except ServerFailed as error:
+                raise ServerFailed(f"model {table.name!r}: {error}") from None
             services[table.name] = _Patient(service)
         yield EvalJudges(tables, services)
 
