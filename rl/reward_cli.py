@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -221,8 +222,10 @@ def _train(
 
 def _once_each(log: Path, updates: int) -> None:
     """Keep one line of each update: those behind the state that an interrupted part left are there twice."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    last = {json.loads(line)["update"]: line for line in lines if line.endswith("}\n")}
+    last: dict[int, str] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # cut off by a kill
+            last[int(json.loads(line)["update"])] = f"{line}\n"
     kept = (line for update, line in sorted(last.items()) if update <= updates)
     log.write_text("".join(kept), encoding="utf-8")
 
