@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from types import FrameType
 from weakref import WeakKeyDictionary
 
+import psutil
+
 from reward.deadline import paused
 from reward.mathematics import UnreadableReference, equal, read_reference
 
@@ -156,8 +158,13 @@ def work(grown_bytes: int) -> None:
             if not (line := lines.readline()):
                 return
             asked.sendall(json.dumps(_found(*json.loads(line))).encode() + b"\n")
-            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > grown_bytes:
+            if _resident_bytes() > grown_bytes:
                 return
+
+
+def _resident_bytes() -> int:
+    """Memory that this process has now. Its `ru_maxrss` may be its starter's, which it was for a moment."""
+    return psutil.Process().memory_info().rss
 
 
 def _found(reference: str, answer: str) -> dict[str, object]:

@@ -145,6 +145,18 @@ async def test_many_right_answers_at_once_are_all_right():
     assert await asyncio.gather(*(judged(*pair, seconds=10) for pair in asked)) == [1.0] * 256
 
 
+async def test_a_large_process_keeps_the_comparing_process_that_it_starts(monkeypatch):
+    """A new process begins with its starter's `ru_maxrss`: each answer would have a process of its own."""
+    monkeypatch.setattr("reward.comparing.GROWN_BYTES", 300 << 20)
+    monkeypatch.setattr("reward.comparing._idle", idle := [])
+    large = b"x" * (400 << 20)
+    assert await judged("1/2", "It is $0.5$.") == 1.0
+    began = [worker.process.pid for worker in idle]
+    assert await judged("1/3", "It is $0.5$.") == 0.0
+    assert ([worker.process.pid for worker in idle], len(began), large[0]) == (began, 1, ord("x"))
+    assert idle[0].process.poll() is None
+
+
 @pytest.mark.slow
 async def test_a_comparing_process_that_has_grown_is_replaced(monkeypatch):
     """Each answer has a new process where none may be as large as it is; none is a fault."""
