@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ray_nodes import Place
 
-# Of two namespaces, each at its end of a veth pair.
-ADDRESSES = ("10.213.7.1", "10.213.7.2")
+# Of two namespaces, each at its end of a veth pair; the second has one for a node that joins later.
+ADDRESSES = (("10.213.7.1",), ("10.213.7.2", "10.213.7.3"))
 CABLE = "cable"
 
 
@@ -20,9 +20,9 @@ class NotPermitted(Exception):
 
 @contextmanager
 def two_places() -> Iterator[list[Place]]:
-    """Two places that reach each other over the cable, and nothing else. Raises NotPermitted.
+    """Two places that reach each other over the cable, and nothing else, and the second by another address.
 
-    Each has a /dev/shm of its own. They end with the processes that hold them.
+    Each has a /dev/shm of its own. They end with the processes that hold them. Raises NotPermitted.
     """
     holders: list[subprocess.Popen[bytes]] = []
     try:
@@ -31,17 +31,19 @@ def two_places() -> Iterator[list[Place]]:
         one, two = (str(holder.pid) for holder in holders)
         cable = ("ip", "link", "add", CABLE, "netns", one, "type", "veth")
         _do(*cable, "peer", "name", CABLE, "netns", two)
-        for pid, address in zip((one, two), ADDRESSES, strict=True):
+        for pid, addresses in zip((one, two), ADDRESSES, strict=True):
             inside = ("nsenter", "--target", pid, "--net", "--mount")
             _do(*inside, "mount", "-t", "tmpfs", "none", "/dev/shm")
-            _do(*inside, "ip", "address", "add", f"{address}/24", "dev", CABLE)
+            for address in addresses:
+                _do(*inside, "ip", "address", "add", f"{address}/24", "dev", CABLE)
             for device in ("lo", CABLE):
                 _do(*inside, "ip", "link", "set", device, "up")
         # The way into a mount namespace leads to its root.
         there = ("sh", "-c", 'cd "$DORADO_TEST_FOLDER" && exec "$@"', "sh")
         yield [
             Place(address, ("nsenter", "--target", pid, "--net", "--mount", *there))
-            for pid, address in zip((one, two), ADDRESSES, strict=True)
+            for pid, addresses in zip((one, two), ADDRESSES, strict=True)
+            for address in addresses
         ]
     finally:
         for holder in holders:

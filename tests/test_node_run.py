@@ -1,4 +1,4 @@
-"""Whole runs over two Ray nodes: spread, probed before, and on with one node when the other is lost."""
+"""A whole run over Ray nodes: probed before, spread, on with one when the other is lost, or one joins."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from ray_nodes import Place, RayNodes
 from rl.dashboard.alerts import alerts
 from rl.dashboard.run_data import RunData
 
-pytestmark = [pytest.mark.run, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.run, pytest.mark.timeout(900)]
 
 CONFIG = """
 wandb = { enabled = false }
@@ -27,6 +27,7 @@ learner = { micro_batch_tokens = 128, threads = 1, optim = { lr = 1e-4 } }
 rollout = { hosts = 2, controllers = 2 }
 eval = { before = false, after = false }
 """
+CPUS = ("--learner.cpus=1.5", "--engine.cpus=0.5")
 CALCULATOR = '[[env]]\nid = "calculator"\n'
 # An environment that only the head's node can import.
 PLUGIN = "from envs.builtin.calculator import Calculator\n\n\nclass Here(Calculator):\n    name = 'here'\n"
@@ -34,8 +35,8 @@ PLUGIN = "from envs.builtin.calculator import Calculator\n\n\nclass Here(Calcula
 
 @contextmanager
 def addresses() -> Iterator[list[Place]]:
-    """Two addresses of the loopback; all else is shared."""
-    yield [Place("127.0.0.2"), Place("127.0.0.3")]
+    """Addresses of the loopback; all else is shared."""
+    yield [Place(f"127.0.0.{number}") for number in (2, 3, 4)]
 
 
 def config_in(folder: Path, checkpoint: Path, name: str, rest: str) -> Path:
@@ -74,67 +75,36 @@ def events(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_node_that_cannot_import_a_plugin_is_named_before_anything_trains(
+def test_a_run_over_nodes_goes_on_when_one_is_lost_and_takes_in_one_that_joins(
     checkpoint: Path, tmp_path: Path
 ) -> None:
+    """Nodes that share nothing, where the machine permits namespaces. One run is refused before it."""
     (tmp_path / "only_here").mkdir()
     (tmp_path / "only_here" / "here_env.py").write_text(PLUGIN, encoding="utf-8")
-    with addresses() as places:
-        nodes = RayNodes(places, [3, 3], modules=[tmp_path / "only_here"])
-    try:
-        env = '[[env]]\nid = "here_env:Here"\n'
-        run = nodes.train(config_in(tmp_path, checkpoint, "plugin", env))
-        output = read_rest(nodes, run, tmp_path / "runs" / "plugin", 200)
-        assert run.returncode == 1, output
-        [error] = [line for line in output.splitlines() if "error:" in line]
-        assert error.endswith(
-            "error: env 'here_env:Here': on node 127.0.0.3: environment 'here_env:Here' cannot be imported: "
-            "ModuleNotFoundError: No module named 'here_env'"
-        ), output
-    finally:
-        nodes.end()
-
-
-def test_a_run_spreads_over_two_nodes_and_goes_on_to_its_end_when_one_is_lost(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    """Nodes that share nothing, where the machine permits namespaces."""
     with ExitStack() as stack:
         try:
             places = stack.enter_context(two_places())
         except NotPermitted:
             places = stack.enter_context(addresses())
         # The learner has no room on the node that will be lost.
-        nodes = RayNodes(places, [2, 1])
-        run, output, lost = _lose_a_node(nodes, places, _dora(tmp_path, checkpoint), steps=12)
+        nodes = RayNodes(places[:2], [2, 1], modules=[tmp_path / "only_here"])
         try:
-            output += read_rest(nodes, run, tmp_path / "runs" / "two", 200)
-            assert run.returncode == 0, output
+            _assert_a_plugin_of_one_node_is_refused(nodes, tmp_path, checkpoint)
+            config = config_in(tmp_path, checkpoint, "two", CALCULATOR)
+            run, output, lost = _lose_a_node(nodes, config)
+            output += read_until(run, "engine-2 starts in place of engine-")
+            added = nodes.add(places[2], 1)
+            output += read_until(run, f"on node {places[2].address}")
+            assert nodes.running(added, "ray::Engine"), output + nodes.logs()
+            # Then some are played with it.
+            output += "".join(read_until(run, "/1000") for _ in range(6))
+            run.send_signal(signal.SIGINT)
+            output += read_rest(nodes, run, tmp_path / "runs" / "two", 100)
+            assert run.returncode == 130, output
+            # Ray ends what is left of a job once its driver is gone.
+            _, left = psutil.wait_procs([p for p in nodes.marked() if _is_ours(p)], timeout=10)
         finally:
-            left = _end(nodes)
-    summary = _assert_a_node_was_lost(tmp_path / "runs" / "two", output, places[1].address, lost)
-    assert (summary["status"], summary["steps"]) == ("finished", 12)
-    assert left == []
-
-
-def test_a_node_that_joins_gets_an_engine_in_place_of_the_one_that_was_lost(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    with addresses() as places:
-        nodes = RayNodes(places, [2, 1])
-    run, output, lost = _lose_a_node(nodes, places, _dora(tmp_path, checkpoint), steps=1000)
-    try:
-        output += read_until(run, "engine-2 starts in place of engine-")
-        added = nodes.add(Place("127.0.0.4"), 1)
-        output += read_until(run, "on node 127.0.0.4")
-        assert nodes.running(added, "ray::Engine"), output + nodes.logs()
-        # Then some are played with it.
-        output += "".join(read_until(run, "/1000") for _ in range(6))
-        run.send_signal(signal.SIGINT)
-        output += read_rest(nodes, run, tmp_path / "runs" / "two", 100)
-        assert run.returncode == 130, output
-    finally:
-        left = _end(nodes)
+            nodes.end()
     folder = tmp_path / "runs" / "two"
     summary = _assert_a_node_was_lost(folder, output, places[1].address, lost)
     assert (summary["fleet"]["engines_lost"], summary["fleet"]["engines_joined"]) == (1, 1)
@@ -143,39 +113,35 @@ def test_a_node_that_joins_gets_an_engine_in_place_of_the_one_that_was_lost(
     assert left == []
 
 
-def _dora(folder: Path, checkpoint: Path) -> Path:
-    return config_in(folder, checkpoint, "two", CALCULATOR)
+def _assert_a_plugin_of_one_node_is_refused(
+    nodes: RayNodes, folder: Path, checkpoint: Path
+) -> None:
+    env = '[[env]]\nid = "here_env:Here"\n'
+    run = nodes.train(config_in(folder, checkpoint, "plugin", env), *CPUS)
+    output = read_rest(nodes, run, folder / "runs" / "plugin", 200)
+    assert run.returncode == 1, output
+    [error] = [line for line in output.splitlines() if "error:" in line]
+    other = nodes.node_of[1].address
+    assert error.endswith(
+        f"error: env 'here_env:Here': on node {other}: environment 'here_env:Here' cannot be imported: "
+        "ModuleNotFoundError: No module named 'here_env'"
+    ), output
 
 
-def _lose_a_node(
-    nodes: RayNodes, places: list[Place], config: Path, *, steps: int
-) -> tuple[Any, str, list[str]]:
+def _lose_a_node(nodes: RayNodes, config: Path) -> tuple[Any, str, list[str]]:
     """A run over both nodes whose second one is gone after three steps: what it said so far, and what was on
     that node."""
-    head, worker = (place.address for place in places)
-    try:
-        cpus = ("--learner.cpus=1.5", "--engine.cpus=0.5")
-        run = nodes.train(config, "--mode=dora", f"--steps={steps}", *cpus)
-        output = read_until(run, f"step 3/{steps}")
-        assert f"step 3/{steps}" in output, output + nodes.logs()
-        before = {line.split("on node ")[1] for line in output.splitlines() if "on node " in line}
-        assert {line.split(":")[0] for line in before} == {head, worker}, output
-        lost = next(line for line in before if line.startswith(worker)).split(": ")[1].split(", ")
-        assert {name.split("-")[0] for name in lost} >= {"engine", "host"}, output
-        assert nodes.running(1, "ray::EnvHost") and nodes.running(1, "ray::Engine")
-        nodes.kill(1)
-    except BaseException:
-        nodes.end()
-        raise
+    head, worker = (place.address for place in nodes.node_of)
+    run = nodes.train(config, "--mode=dora", "--steps=1000", *CPUS)
+    output = read_until(run, "step 3/1000")
+    assert "step 3/1000" in output, output + nodes.logs()
+    before = {line.split("on node ")[1] for line in output.splitlines() if "on node " in line}
+    assert {line.split(":")[0] for line in before} == {head, worker}, output
+    lost = next(line for line in before if line.startswith(worker)).split(": ")[1].split(", ")
+    assert {name.split("-")[0] for name in lost} >= {"engine", "host"}, output
+    assert nodes.running(1, "ray::EnvHost") and nodes.running(1, "ray::Engine")
+    nodes.kill(1)
     return run, output, lost
-
-
-def _end(nodes: RayNodes) -> list[psutil.Process]:
-    """End the nodes; what was left of the run on them, ten seconds after its end."""
-    # Ray ends what is left of a job once its driver is gone.
-    _, left = psutil.wait_procs([p for p in nodes.marked() if _is_ours(p)], timeout=10)
-    nodes.end()
-    return left
 
 
 def _assert_a_node_was_lost(
