@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from dorado_command import Command
 from hypothesis import settings
+from kept_policies import kept
 
 pytest_plugins = ["isolation", "markers", "chat_server"]
 
@@ -136,19 +137,26 @@ def renderer(checkpoint: Path):
     return Renderer(checkpoint, "longcat")
 
 
+SFT = """
+name = "sft"
+model = { init = {} }
+wandb = { enabled = false }
+episode = { max_turns = 3, max_tokens = 128 }
+learner = { micro_batch_tokens = 4096 }
+sft = { demonstrations = 200, steps = 70, optim = { lr = 2e-3, warmup_steps = 10 } }
+[[env]]
+id = "calculator"
+"""
+
+
 @pytest.fixture(scope="session")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def policy(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A trained policy of LongCat-Flash's family that writes calculator calls, most of the time."""
     folder = tmp_path_factory.mktemp("policy")
-    config = folder / "sft.toml"
-    config.write_text(
-        'name = "sft"\nmodel = { init = {} }\nwandb = { enabled = false }\n'
-        "episode = { max_turns = 3, max_tokens = 128 }\n"
-        "learner = { micro_batch_tokens = 4096 }\n"
-        "sft = { demonstrations = 200, steps = 70, optim = { lr = 2e-3, warmup_steps = 10 } }\n"
-        '[[env]]\nid = "calculator"\n',
-        encoding="utf-8",
-    )
-    code, output = Command(folder, "sft", str(config), "--out", "policy").wait()
-    assert code == 0, output
-    return folder / "policy"
+    (folder / "sft.toml").write_text(SFT, encoding="utf-8")
+
+    def make(made: Path) -> None:
+        code, output = Command(folder, "sft", "sft.toml", "--out", str(made)).wait()
+        assert code == 0, output
+
+    return kept(pytestconfig.cache, SFT, make, folder / "policy")

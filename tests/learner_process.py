@@ -72,16 +72,13 @@ def train(checkpoint: Path, folder: Path, log: Path) -> None:
 
 
 def several_learners(checkpoints: list[Path], *, threads: int, deterministic: bool) -> None:
-    """Print what three steps of each family in each dtype give."""
+    """Print what three steps of each checkpoint give, the first in float32, the second in bfloat16."""
     found = {}
-    for checkpoint in checkpoints:
-        for dtype in ("float32", "bfloat16"):
-            settings = {"dtype": dtype, "deterministic": deterministic}
-            learner = new_learner(checkpoint, threads=threads, **settings)
-            steps = [
-                watched(learner.step(batch(v, size=24, longest=160)).metrics) for v in range(3)
-            ]
-            found[f"{checkpoint.name} {dtype}"] = steps
+    for checkpoint, dtype in zip(checkpoints, ("float32", "bfloat16"), strict=True):
+        settings = {"dtype": dtype, "deterministic": deterministic}
+        learner = new_learner(checkpoint, threads=threads, **settings)
+        steps = [watched(learner.step(batch(v, size=24, longest=160)).metrics) for v in range(3)]
+        found[f"{checkpoint.name} {dtype}"] = steps
     print(json.dumps(found))
 
 

@@ -164,7 +164,7 @@ def test_experts_on_two_ranks_each_of_which_is_sharded_over_two_more(four_ranks,
     assert_same(found, wanted, 1e-5)
 
 
-@pytest.mark.parametrize(("expert_parallel", "kind"), [(1, "longcat"), (2, "longcat"), (2, "ppo")])
+@pytest.mark.parametrize(("expert_parallel", "kind"), [(1, "longcat"), (2, "ppo")])
 def test_a_step_in_bfloat16_is_close_to_that_of_one_rank(
     two_ranks, family_checkpoint, expert_parallel, kind
 ):
@@ -198,9 +198,7 @@ def test_advantages_over_the_whole_batch_are_those_of_one_rank(two_ranks, checkp
     assert_same(found, wanted, 1e-5, absolute=1e-6)
 
 
-@pytest.mark.parametrize(
-    "kl", [{"reference": "start"}, {"every": 2}, {"reference": "start", "place": "reward"}]
-)
+@pytest.mark.parametrize("kl", [{"every": 2}, {"reference": "start", "place": "reward"}])
 def test_several_updates_and_a_kl_to_a_reference_are_those_of_one_rank(two_ranks, checkpoint, kl):
     """The second batch is of the version before, and its mini-batches are on other ranks than its scores."""
     loss = {"kind": "dapo", "entropy_weight": 0.01, "kl": {"weight": 0.1, "estimator": "k3", **kl}}
@@ -467,8 +465,7 @@ def save_and_go_on(
     return ours.step(samples(0, seed=4)).metrics
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("expert_parallel", EXPERT_PARALLEL)
+@pytest.mark.parametrize(("expert_parallel", "dtype"), [(1, "float32"), (2, "bfloat16")])
 def test_a_checkpoint_of_two_ranks_goes_on_on_one(
     two_ranks, checkpoint, tmp_path, expert_parallel, dtype
 ):

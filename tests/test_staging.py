@@ -118,10 +118,8 @@ async def _written(engine: VllmEngine) -> int:
 
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-def test_weights_are_staged_beside_requests_and_changed_to_again_and_again(
-    family_checkpoint, tmp_path
-):
-    asyncio.run(_again_and_again(family_checkpoint, tmp_path))
+def test_weights_are_staged_beside_requests_and_changed_to_again_and_again(checkpoint, tmp_path):
+    asyncio.run(_again_and_again(checkpoint, tmp_path))
 
 
 async def _again_and_again(checkpoint: Path, folder: Path) -> None:
