@@ -22,7 +22,10 @@ def prepare_process(config: EngineConfig, compiled: CompileCache | None = None) 
         os.environ |= cpu_variables(config.threads, config.kv_cache_gib)
         # vLLM sets these as it is configured, and torch reads them as it is imported, in the core's process
         # before that: code would be compiled for a number of threads, and differ from start to start.
-        os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
+        os.environ |= {
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1",
+        }
         if not _compiles(config):
             # vLLM compiles small parts of its sampler all the same. That takes a C++ compiler, and one that
             # is killed in the middle leaves a torn library behind that no later start survives.

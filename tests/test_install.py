@@ -1,4 +1,4 @@
-"""`pip install .` in a new virtual environment of the oldest and the newest Python, without lock and extras."""
+"""`pip install .` in a new virtual environment of the oldest and newest Python, without lock and extras."""
 
 import os
 import shutil
