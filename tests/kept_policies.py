@@ -16,7 +16,7 @@ def kept(cache: pytest.Cache, what: str, make: Callable[[Path], None], target: P
     """Put at `target`, which does not exist, the folder that `make` writes; `what`: all that it depends on
     but our code. Another process that wants the same waits, and copies what it finds."""
     folder = Path(cache.mkdir("policies"))
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = folder / _digest(what)
         if not found.exists():
