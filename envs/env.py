@@ -144,6 +144,13 @@ class Env:
             if task.split == split:
                 yield task
 
+    def task_features(self, task: Task) -> Mapping[str, Any]:
+        """Tell what a task is like before it is played, as plain JSON; forecasts of its pass rate go by it.
+
+        By default the task's data. Called on an instance that plays no episode, once for every task drawn.
+        """
+        return task.data
+
     async def reset(self, task: Task) -> list[Message]:
         """Build the world of this task and return the opening messages."""
         raise TypeError(f"environment {self.name!r} has to define reset()")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic import model_validator as validator
 
 from rl.config_file import read_config
@@ -126,6 +126,17 @@ class EvalConfig(Section):
     samples_per_task: PositiveInt = 1
     sampling: HeldoutSampling | None = None
     env: tuple[EnvTable, ...] = ()
+
+    @field_validator("env")
+    @classmethod
+    def _unchosen(cls, env: tuple[EnvTable, ...]) -> tuple[EnvTable, ...]:
+        for table in env:
+            if table.choice is not None:
+                raise ValueError(
+                    f"choice is for environments that are trained on; {table.label!r} is evaluated only, "
+                    "on the same tasks each time: leave its choice out"
+                )
+        return env
 
     @property
     def beside(self) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
@@ -87,6 +88,20 @@ class NoiseConfig(Section):
     gap: float = Field(default=0.05, ge=0, le=1)
 
 
+class ChoiceConfig(Section):
+    """Which of an environment's tasks are played, by a forecast of how often each passes.
+
+    forecast: "beta" counts each task by itself, for tasks that come again; "flgp" learns from tasks that are
+    alike, for those that never do. candidates: tasks that are drawn for each that is played. explore: share
+    of the tasks that are taken as they come. forget: what an outcome weighs after one more policy version.
+    """
+
+    forecast: Literal["beta", "flgp"] = "beta"
+    candidates: int = Field(default=8, ge=2, le=1024)
+    explore: float = Field(default=0.2, ge=0, lt=1)
+    forget: float = Field(default=0.9, gt=0, le=1)
+
+
 class JudgeTable(Section):
     """One judge with settings, which may ask frozen models (`reward.model_judge`).
 
@@ -141,6 +156,7 @@ class EnvTable(Section):
     breaker: BreakerConfig = BreakerConfig()
     curriculum: CurriculumConfig | None = None
     noise: NoiseConfig | None = None
+    choice: ChoiceConfig | None = None
 
     @field_validator("id")
     @classmethod

@@ -1,5 +1,6 @@
 """TaskSource: what becomes of groups decides who begins the next one, with which task."""
 
+import random
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -8,16 +9,19 @@ import pytest
 from fakes import Counting, group_report, member
 from test_streams import Graded, GradedConfig
 
-from envs.env import EnvConfig
+from envs.env import Env, EnvConfig, Task
 from rl.config import RunConfig
+from rl.record.position import POSITION, read_position, write_position
 from rl.samples.group import GroupSpec
+from rl.tasks.streams import OutOfTasks
 from rl.tasks.task_source import TaskSource
 
 
 class Play:
     """Plays groups of four in an invented second each."""
 
-    def __init__(self, *tables: dict[str, Any]) -> None:
+    def __init__(self, *tables: dict[str, Any], env: Env | None = None) -> None:
+        """env: the first one, where it is not to count."""
         envs = [
             {"id": "counting", "name": f"e{n}", "breaker": {"faults": 4}, **table}
             for n, table in enumerate(tables)
@@ -29,6 +33,7 @@ class Play:
             Graded(GradedConfig(difficulty=1)) if "curriculum" in t else Counting(EnvConfig())
             for t in tables
         ]
+        instances[:1] = [env] if env is not None else instances[:1]
         self.said: list[str] = []
         self.task_source = TaskSource(
             config.env, instances, 4, 0, lambda _, text: self.said.append(text)
@@ -52,6 +57,7 @@ class Play:
                 f"m{n}",
                 stop_reason=stop,
                 judged=stop == "completed",
+                reward=float(n < passed),
                 rewards={"solved": float(n < passed)},
             )
             for n, stop in enumerate(stops)
@@ -229,3 +235,136 @@ def test_a_reward_that_is_given_now_and_then_may_be_weighed():
     names = play.task_source.reward_names
     names.book(group_report("e0", [member("a", rewards={"solved": 1.0, "bonus": 1.0})]))
     assert {names.book(group_report("e0", [member("b")])) for _ in range(99)} == {""}
+
+
+CHOICE = {"candidates": 4, "explore": 0.25}
+
+
+def few(n: int) -> Env:
+    """An environment of n tasks, which come again and again; the middling ones are multiples of three."""
+
+    class Few(Counting):
+        def tasks(self, split, seed):
+            while True:
+                yield from (Task(self.name, {"n": i}) for i in range(n))
+
+    return Few(EnvConfig())
+
+
+def chosen_play(play: Play, count: int) -> Counter:
+    """Play so many groups, of which multiples of three pass by half and no other ever."""
+    played: Counter[int] = Counter()
+    for _ in range(count):
+        spec = play.begin()
+        assert spec is not None
+        n = spec.task.data["n"]
+        played[n % 3] += 1
+        play.end(spec, passed=2 if n % 3 == 0 else 0)
+    return played
+
+
+def test_tasks_that_teach_are_played_more_often_and_the_metrics_say_so():
+    play = Play({"choice": CHOICE}, env=few(30))
+    chosen_play(play, 60)
+    played = chosen_play(play, 120)
+    assert played[0] > 80 > 120 / 3, "by chance a third"
+    metrics = play.task_source.metrics()
+    assert metrics["forecast/e0/value/zero_variance"] < 0.5
+    assert metrics["forecast/e0/chance/zero_variance"] > 0.5
+    assert metrics["forecast/e0/log_loss"] < metrics["forecast/e0/log_loss_base"]
+    assert 0 < metrics["forecast/e0/known"] <= 1
+    assert not any(key.startswith("forecast/") for key in Play({}).task_source.metrics())
+
+
+def test_a_choice_keeps_the_shares_of_environments():
+    play = Play({"weight": 3, "choice": CHOICE}, {"weight": 1}, env=few(30))
+    assert play.play(40) == {"e0": 30, "e1": 10}
+
+
+def test_a_task_in_flight_makes_room_for_others():
+    play = Play({"choice": {"candidates": 8, "explore": 0.0}}, env=few(8))
+    begun = [play.begin(room=8 - n) for n in range(8)]
+    assert len({spec.task.id for spec in begun if spec}) == 8
+    for spec in begun:
+        assert spec is not None
+        play.task_source.put_back(spec.id)
+    choice = play.task_source.choices["e0"]
+    assert not choice.begun and not choice.in_flight, "what was given up counts no more"
+
+
+def test_a_group_that_ended_says_what_was_forecast_and_one_of_faults_says_nothing():
+    play = Play({"choice": CHOICE}, env=few(30))
+    spec = play.begin()
+    assert spec is not None
+    members = [member(f"m{n}", versions=(3, 4), rewards={"solved": n % 2}) for n in range(4)]
+    ended = play.task_source.end(replace(group_report("e0", members), spec=spec), 1.0)
+    assert ended["forecast"] == ended["base_rate"] == 0.5
+    assert (ended["passes"], ended["episodes"], ended["known"]) == (2, 4, False)
+    assert play.task_source.choices["e0"].state().version == 3
+    spec = play.begin()
+    assert spec is not None
+    faults = [member(f"m{n}", judged=False, stop_reason="env_fault") for n in range(4)]
+    assert play.task_source.end(replace(group_report("e0", faults), spec=spec), 1.0) == {}
+
+
+def test_a_choice_goes_on_where_it_was(tmp_path):
+    whole = Play({"choice": CHOICE}, env=few(30))
+    chosen_play(whole, 40)
+    (tmp_path / POSITION).write_text(
+        write_position(40, whole.task_source.position()), encoding="utf-8"
+    )
+    after = Play({"choice": CHOICE}, env=few(30))
+    after.task_source.restore(read_position(tmp_path)[1])
+    after.number = whole.number
+    for _ in range(40):
+        specs = [play.begin() for play in (whole, after)]
+        assert specs[0] is not None and specs[0] == specs[1]
+        for play in (whole, after):
+            play.end(specs[0], passed=2 if specs[0].task.data["n"] % 3 == 0 else 0)
+    assert after.task_source.position() == whole.task_source.position()
+
+
+@pytest.mark.parametrize(
+    ("choice", "wrong"),
+    [
+        ({"forecast": "gamma"}, "choice.forecast"),
+        ({"candidates": 1}, "choice.candidates"),
+        ({"forget": 0}, "choice.forget"),
+        ({"explore": 1.0}, "choice.explore"),
+    ],
+)
+def test_wrong_settings_of_a_choice_are_named(choice, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        Play({"choice": choice})
+
+
+def test_endless_tasks_are_chosen_by_their_features():
+    class Endless(Counting):
+        def tasks(self, split, seed):
+            rng = random.Random(seed)
+            while True:
+                yield Task(self.name, {"n": rng.randrange(3), "id": rng.random()})
+
+        def task_features(self, task):
+            return {"kind": ["easy", "middling", "hard"][task.data["n"]]}
+
+    env = Endless(EnvConfig())
+    play = Play({"choice": {"forecast": "flgp", "candidates": 6}}, env=env)
+    chosen_play(play, 60)
+    assert chosen_play(play, 60)[0] > 40
+    metrics = play.task_source.metrics()
+    assert metrics["forecast/e0/known"] == 0.0
+    assert metrics["forecast/e0/log_loss"] < metrics["forecast/e0/log_loss_base"]
+
+
+def test_features_that_cannot_be_told_are_one_sentence():
+    class Odd(Counting):
+        def task_features(self, task):
+            raise KeyError("length")
+
+    play = Play({"choice": {"forecast": "flgp"}}, env=Odd(EnvConfig()))
+    with pytest.raises(
+        OutOfTasks, match="environment 'e0' cannot tell the features of a task: KeyError"
+    ):
+        while True:
+            play.begin()

@@ -119,6 +119,14 @@ class Generated(Env):
             case "domain":
                 return "heldout" if domain in heldout_domains(list(self.domains)) else "train"
 
+    def task_features(self, task: Task) -> dict[str, Any]:
+        """A pack's task is known by its domain and its measures, one that is yet to be made by its domain and
+        the settings."""
+        if "pack" not in task.data:
+            return {"domain": task.data["domain"], "task": task.data.get("task", {})}
+        made = self.generated(task)
+        return {"domain": made.domain, "hard": made.hard, "measures": made.measures}
+
     async def reset(self, task: Task) -> list[Message]:
         made = await _in_thread(lambda: self.generated(task))
         self.rubric = made.rubric

@@ -52,8 +52,8 @@ SECTIONS = (
     ),
     Section(
         "Environments and mixture",
-        "Shares of the environments, breakers, retries, difficulty and noise.",
-        r"^(mix|env|tasks)/",
+        "Shares of the environments, breakers, retries, difficulty, noise and forecasts.",
+        r"^(mix|env|tasks|forecast)/",
     ),
     Section(
         "Selection",
@@ -160,6 +160,12 @@ _KEYS = (
     (r"tokens_per_second$", "tokens played per second of the step"),
     (r"^staleness/", "versions between a trajectory's oldest token and the learner; bounded"),
     (r"/breaker$", "1 while an environment gets no new episodes, because too many fail"),
+    (r"^forecast/.*/log_loss$", "of the forecasts of pass rates, per episode, in nats"),
+    (r"^forecast/.*/log_loss_base$", "the same of a forecast that is equal for all tasks"),
+    (r"^forecast/.*/calibration_error$", "mean distance of forecast and pass rate"),
+    (r"^forecast/.*/known$", "share of candidates that were played before"),
+    (r"^forecast/.*/forecast$", "pass rate that was expected of the groups drawn so"),
+    (r"^forecast/.*/passed$", "pass rate that came of the groups drawn so"),
     (r"/noise_gap$", "pass rate of clean tasks less that of noisy ones"),
     (r"^mix/.*/asked$", "share of groups that the settings ask for"),
     (r"^mix/.*/begun$", "share of groups that were begun lately"),

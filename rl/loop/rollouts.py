@@ -224,11 +224,11 @@ class Rollouts:
         for member in self.book.book(report, played.samples):
             self.progress.note(f"{member.id} ({report.spec.env}): {member.fault}")
         self.folder.index(report, "train")
+        forecast = self.task_source.end(report, time.monotonic())
         self.folder.event(
-            "rollout", report.spec.env, report.start, report.end, group=report.spec.id
+            "rollout", report.spec.env, report.start, report.end, group=report.spec.id, **forecast
         )
         self.fleet.counts["tokens_prefilled_again"] += report.reprefilled_tokens
-        self.task_source.end(report, time.monotonic())
         self._check_use(report)
         if not self.book.stats.failed_in_a_row:
             self.activity.moved()

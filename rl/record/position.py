@@ -4,7 +4,7 @@ Consumes a `Position` of the task streams. Produces the text of run.json and rea
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,15 +18,35 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class ChoiceState:
+    """Outcomes that a choice of tasks has seen, e.g. `ChoiceState("beta", 40, 7, [9.5, …], …)`.
+
+    draws: choices so far. version: the newest policy version of an outcome. groups: sums over those drawn by
+    chance. tasks: passes, fails and their version, per task. points: features of tasks that forecast "flgp"
+    has drawn, and of `tasks`, in order, as base64 of float32; "" for other forecasts.
+    """
+
+    forecast: str
+    draws: int
+    version: int
+    groups: list[float]
+    tasks: dict[str, list[float]]
+    points: str = ""
+    played: str = ""
+
+
+@dataclass(frozen=True)
 class Position:
     """How far a run is in its tasks, as JSON has it, e.g. `Position({"calculator": {"0": 12}}, …)`.
 
     drawn: tasks per environment and difficulty. credit: of the mixture. levels: difficulty and noise.
+    choices: of environments whose tasks are chosen by a forecast.
     """
 
     drawn: dict[str, dict[str, int]]
     credit: dict[str, float]
     levels: dict[str, list[int]]
+    choices: dict[str, ChoiceState] = field(default_factory=dict[str, ChoiceState])
 
 
 _GROUPS, _POSITION = TypeAdapter(int), TypeAdapter(Position)

@@ -21,13 +21,15 @@ from rl.env_table import CurriculumConfig, NoiseConfig
 class Play:
     """How a group plays its task. difficulty: 0 where the environment has none. noise: 0 none to 3 severe.
 
-    pair: number of a task that is played clean and noisy. extra: one more group of a hard task.
+    pair: number of a task that is played clean and noisy. extra: one more group of a hard task. chosen: how
+    its choice has drawn the task, "" where there is none.
     """
 
     difficulty: int = 0
     noise: int = 0
     pair: int | None = None
     extra: bool = False
+    chosen: Literal["", "chance", "value"] = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Curriculum:
         """The extra groups of a task whose group has ended so."""
         if self.config is None or rate is None or play.extra or rate > self.config.hard_below:
             return []
-        return [replace(play, pair=None, extra=True)] * self.config.extra_groups
+        return [replace(play, pair=None, extra=True, chosen="")] * self.config.extra_groups
 
     @property
     def gap(self) -> float | None:

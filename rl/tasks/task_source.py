@@ -1,9 +1,9 @@
 """The supervision of environments: which one begins the next group, with which task, and which one rests.
 
 Consumes what became of groups. Produces the next (environment, task), or none where nothing may begin now.
-Breakers (`rl.tasks.breaker`), the mixture (`rl.tasks.mixture`) and curricula (`rl.tasks.curriculum`) decide;
-this puts them together, says in a sentence what has changed, and counts. No clock, no Ray: time, in seconds,
-is an argument.
+Breakers (`rl.tasks.breaker`), the mixture (`rl.tasks.mixture`), curricula (`rl.tasks.curriculum`) and choices
+of tasks (`rl.tasks.choice`) decide; this puts them together, says in a sentence what has changed, and counts.
+No clock, no Ray: time, in seconds, is an argument.
 """
 
 from collections import Counter, deque
@@ -18,6 +18,7 @@ from rl.samples.group import GroupReport
 from rl.samples.metrics import passed
 from rl.samples.reward_names import RewardNames
 from rl.tasks.breaker import LEVEL, Breaker, Change
+from rl.tasks.choice import make_choice
 from rl.tasks.curriculum import Curriculum, Moved, Play
 from rl.tasks.mixture import Mixture, Quota
 from rl.tasks.streams import TaskStreams
@@ -52,6 +53,11 @@ class TaskSource:
         self.curricula = {
             table.label: _curriculum(table, env) for table, env in zip(tables, envs, strict=True)
         }
+        self.choices = {
+            table.label: choice
+            for table, env in zip(tables, envs, strict=True)
+            if (choice := make_choice(table, env, group_size, seed)) is not None
+        }
         # Tasks to be played before new ones: given up before, the other half of a pair, extra groups.
         self.again: dict[str, deque[tuple[Task, Play]]] = {t.label: deque() for t in tables}
         self.playing: dict[str, tuple[str, Task, Play]] = {}
@@ -72,18 +78,18 @@ class TaskSource:
         if label is None:
             return None
         if not self.again[label]:
-            plays = self.curricula[label].plays()
-            task = self.tasks.next(label, plays[0].difficulty)
-            self.again[label] += [(_noisy(task, play.noise), play) for play in plays]
+            self.again[label] += self._drawn(label)
         task, play = self.again[label].popleft()
+        if choice := self.choices.get(label):
+            choice.begin(group, task, play.chosen)
         self.playing[group] = (label, task, play)
         self.in_flight[label] += 1
         self.begun.append(label)
         self._say(label, self.breakers[label].begin(group, now))
         return label, task
 
-    def end(self, report: GroupReport, now: float) -> None:
-        """A group has been played."""
+    def end(self, report: GroupReport, now: float) -> dict[str, object]:
+        """A group has been played. Returns what was forecast of it and what came; {} where nothing was."""
         group = report.spec.id
         label, task, play = self._leave(group)
         self.retries[label] += report.retries
@@ -100,17 +106,19 @@ class TaskSource:
         for moved in curriculum.ended(play, rate):
             self._say(label, moved)
         self.again[label] += [(task, extra) for extra in curriculum.again(play, rate)]
+        choice = self.choices.get(label)
+        return choice.end(report) if choice else {}
 
     def lost(self, group: str) -> None:
         """A group came to no end, by no fault of its environment."""
         label, _, play = self._leave(group)
-        self.breakers[label].forget(group)
+        self._forget(label, group)
         self.curricula[label].ended(play, None)
 
     def put_back(self, group: str) -> None:
         """A group was given up; its task is to be played anew, before others."""
         label, task, play = self._leave(group)
-        self.breakers[label].forget(group)
+        self._forget(label, group)
         self.again[label].append((task, play))
 
     def train(self, labels: Iterable[str]) -> None:
@@ -123,7 +131,8 @@ class TaskSource:
         for (label, difficulty), count in self.tasks.drawn.items():
             drawn[label][str(difficulty)] = count
         levels = {label: [c.difficulty, c.noise] for label, c in self.curricula.items()}
-        return Position(drawn, dict(self.mixture.credit), levels)
+        choices = {label: choice.state() for label, choice in self.choices.items()}
+        return Position(drawn, dict(self.mixture.credit), levels, choices)
 
     def restore(self, position: Position) -> None:
         """Go on from there: no task that was begun before is drawn again. Before the first `begin`."""
@@ -133,6 +142,9 @@ class TaskSource:
         self.mixture.credit |= position.credit
         for label, (difficulty, noise) in position.levels.items():
             self.curricula[label].go_on(difficulty, noise)
+        for label, state in position.choices.items():
+            if choice := self.choices.get(label):
+                choice.restore(state)
 
     @property
     def open_breakers(self) -> list[str]:
@@ -152,7 +164,8 @@ class TaskSource:
         return min((seconds for seconds in waits if seconds > 0), default=None)
 
     def metrics(self) -> dict[str, float]:
-        """`mix/<env>/<asked|begun|trained>` and `env/<env>/<breaker|retries|difficulty|noise|noise_gap>`."""
+        """`mix/<env>/<asked|begun|trained>`, `env/<env>/<breaker|retries|difficulty|noise|noise_gap>`, and
+        `forecast/<env>/...` (`rl.tasks.calibration`) where tasks are chosen."""
         values: dict[str, float] = {}
         for label, share in self.mixture.asked().items():
             values[f"mix/{label}/asked"] = share
@@ -167,7 +180,32 @@ class TaskSource:
                 values[f"env/{label}/noise"] = float(curriculum.noise)
             if curriculum.gap is not None:
                 values[f"env/{label}/noise_gap"] = curriculum.gap
+        for label, choice in self.choices.items():
+            for name, value in choice.calibration.metrics().items():
+                values[f"forecast/{label}/{name}"] = value
         return values
+
+    def _drawn(self, label: str) -> list[tuple[Task, Play]]:
+        """The next task of an environment and how it is played: by one group, or as a pair by two."""
+        plays = self.curricula[label].plays()
+        first = plays[0]
+
+        def draw() -> Task:
+            return self.tasks.next(label, first.difficulty)
+
+        choice = self.choices.get(label)
+        if choice is None:
+            task = draw()
+        else:
+            task, chosen = choice.next(lambda: _noisy(draw(), first.noise))
+            plays = [replace(first, chosen=chosen), *plays[1:]]
+        return [(_noisy(task, play.noise), play) for play in plays]
+
+    def _forget(self, label: str, group: str) -> None:
+        """Forget a group that came to no end."""
+        self.breakers[label].forget(group)
+        if choice := self.choices.get(label):
+            choice.forget(group)
 
     def _leave(self, group: str) -> tuple[str, Task, Play]:
         left = self.playing.pop(group)
