@@ -110,8 +110,9 @@ class Env:
     # The least and the most that a reward can be; what `dorado env check` holds it to.
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
-    # How long its acts may take where a run does not say so ([env.deadlines]).
-    deadlines: ClassVar[Deadlines] = Deadlines()
+    # How long its acts may take where a run does not say so ([env.deadlines]). A class's own, unless an
+    # instance has others by its settings.
+    deadlines: Deadlines = Deadlines()
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a tool that cannot be offered, as ToolMistake. Hints of what the module defines only below
@@ -203,6 +204,11 @@ class Env:
 
         Raises ValueError, or `envs.session.HostFault`, with one sentence.
         """
+
+    @property
+    def tool_owner(self) -> "Env":
+        """The instance whose `@tool` methods the policy is offered: itself, or one that it wraps."""
+        return self
 
     # The name under which an agent is served the policy: set in `reset` where an agent plays (`play`) and the
     # policy is not asked turn by turn; "" elsewhere.

@@ -105,7 +105,7 @@ class EnvSession:
     def __init__(self, env: Env, deadlines: Deadlines) -> None:
         self.env = env
         self.deadlines = deadlines
-        self.tools: dict[str, AnyTool] = dict(tools_of(type(env)))
+        self.tools: dict[str, AnyTool] = dict(tools_of(type(env.tool_owner)))
         self.noise: Noise | None = None
         self.noise_events: list[str] = []
         # The act in progress: the task that awaits it, and what is set when it has ended.
@@ -246,9 +246,9 @@ class EnvSession:
         if isinstance(tool, DynamicTool):
             result: object = await tool.call(arguments)
         elif tool.is_async:
-            result = tool.run(self.env, arguments)
+            result = tool.run(self.env.tool_owner, arguments)
         else:
-            result = await _in_daemon_thread(lambda: tool.run(self.env, arguments))
+            result = await _in_daemon_thread(lambda: tool.run(self.env.tool_owner, arguments))
         while inspect.isawaitable(result):  # also where a method hands back a client's call
             result = await result
         return result_text(result)

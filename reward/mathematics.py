@@ -95,6 +95,19 @@ def equal(reference: str, answer: str) -> bool:
     return _same_expression(wanted, said)
 
 
+def answer_key(answer: str) -> str:
+    """Equal for answers that say the same, as a vote counts them: the part that is the answer, a number by
+    its value. Expressions that are equal and written otherwise have keys of their own."""
+    final, marked = _final(answer)
+    said = _unwrapped(_clean(final))
+    number = read_number(said)
+    if number is None and not marked:
+        number = last_number(said)
+    if number is None:
+        return " ".join(said.split()).casefold()
+    return f"{number.value} {number.unit}{'%' if number.percent else ''}".strip()
+
+
 def _final(answer: str) -> tuple[str, bool]:
     """The part of a text that is the answer, and True if it is marked as such."""
     boxes = list(_boxes(answer))

@@ -19,6 +19,8 @@ from rollout.config import EnvSampling, Section
 DATA_PATHS = ("path", "heldout_path")
 # Those of `agent`, whose paths may be folders.
 AGENT_PATHS = ("agent", "tasks", "heldout", "verifier")
+# Of `aggregate`, the folder of a run or an evaluation.
+RECORD_PATHS = ("record",)
 
 
 class DeadlineConfig(Section):
@@ -220,6 +222,8 @@ def anchor_tables(values: dict[str, object], folder: Path) -> None:
             settings |= _anchored_rows(settings, folder)
             if table.get("id") == "generated":
                 settings |= _anchored_worlds(settings, folder)
+            if table.get("id") == "aggregate":
+                _anchor_original(settings, folder)
 
 
 def _anchor_functions(values: dict[str, object], folder: Path) -> None:
@@ -246,13 +250,23 @@ def _anchored_rows(settings: dict[str, object], folder: Path) -> dict[str, objec
             found[key] = [_anchored_file(one, folder) for one in path]
         elif isinstance(path, str):
             found[key] = _anchored_file(path, folder)
-    for key in AGENT_PATHS:
+    for key in (*AGENT_PATHS, *RECORD_PATHS):
         if not isinstance(path := settings.get(key), str) or not path:
             continue
         file = split_file(path)
         if (folder / (file[0] if file else path)).exists():
             found[key] = anchored(path, folder) if file else os.path.abspath(folder / path)
     return found
+
+
+def _anchor_original(settings: dict[str, object], folder: Path) -> None:
+    """The environment that another one is about: its file, and the files that its settings name."""
+    if isinstance(original := settings.get("of"), str):
+        settings["of"] = anchored(original, folder)
+    if isinstance(own := settings.get("config"), dict):
+        own |= _anchored_rows(own, folder)
+        if original == "generated":
+            own |= _anchored_worlds(own, folder)
 
 
 def _anchored_worlds(settings: dict[str, object], folder: Path) -> dict[str, object]:

@@ -71,7 +71,9 @@ class EnvLook(_OfTable):
 
     @property
     def ours(self) -> bool:
-        return _is_ours(ENVS, self.table.id)
+        # One that wraps another one (`aggregate`) is ours where that is ours too.
+        names = (self.table.id, self.table.config.get("of", self.table.id))
+        return all(_is_ours(ENVS, str(name)) for name in names)
 
     def look(self, doing: Doing) -> str:
         """Raises ConfigError."""

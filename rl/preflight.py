@@ -225,7 +225,8 @@ def check_rendering(
     rows = [env.config for env in envs if isinstance(env, DatasetEnv)]
     if asked or any(config.system or config.system_column for config in rows):
         roles.add("system")
-    if any(tools_of(type(e)) or type(e).dynamic_tools is not Env.dynamic_tools for e in envs):
+    owners = [type(env.tool_owner) for env in envs]
+    if any(tools_of(o) or o.dynamic_tools is not Env.dynamic_tools for o in owners):
         roles.add("tool")
     # A question of a data set is answered in one turn.
     turns = episode.max_turns if asked else 1

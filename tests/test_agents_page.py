@@ -4,15 +4,24 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from io import StringIO
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from fakes import END, completion
+from rich.console import Console
 
 from envs.chat import read_chat
 from envs.env import Env
 from envs.session import EnvSession
 from rl.config import RunConfig, load_config
+from rl.config_error import ConfigError
+from rl.env_tools.eval.players import Player
+from rl.env_tools.eval.run import EvalFolder, Play, play_all, playing, refuse_agents
+from rl.env_tools.eval.view import EvalView
 from rollout.engine import Completion, Request
 from rollout.gateway.agent_episode import AgentEpisode
 from rollout.gateway.server import Gateway
@@ -94,6 +103,37 @@ async def test_the_agent_of_the_page_earns_what_its_policy_is_worth(folder, rend
     config = load_config(folder / "agent.toml", [])
     assert await play(renderer, config, Knowing(renderer), 4) == [1.0] * 4
     assert sum(await play(renderer, config, Knowing(renderer, wrong=True), 8)) < 8
+
+
+async def test_an_evaluation_plays_agents_and_refuses_a_model_that_returns_text(
+    folder, renderer, tmp_path
+):
+    config = load_config(folder / "agent.toml", [])
+    table, knowing = config.env[0], Knowing(renderer)
+    limits = config.episode.model_copy(update={"max_tokens": 2048})
+
+    @asynccontextmanager
+    async def players() -> AsyncIterator[Callable[[], Player]]:
+        yield lambda: (knowing.generate, renderer)
+
+    tasks = islice(table.make().tasks("heldout", 0), 3)
+    plays = [Play(f"eval-{n}", f"eval-{n}", table, task) for n, task in enumerate(tasks)]
+    one_by_one = playing(
+        players(),
+        [table],
+        limits,
+        at_once=2,
+        notes={},
+        folder=EvalFolder(tmp_path / "out", [table]),
+        view=EvalView("agents", 3, Console(file=StringIO())),
+        sampling=lambda _: None,
+    )
+    played = await play_all(one_by_one, plays)
+    assert [(one.rewards, len(one.trajectory.turns)) for one in played] == [
+        ({"solved": 1.0}, 2)
+    ] * 3
+    with pytest.raises(ConfigError, match=r"an agent plays it, .* name a model folder, or a run"):
+        refuse_agents([table], "http://127.0.0.1:1/v1")
 
 
 def test_the_chats_of_the_page_are_chats(folder):

@@ -81,7 +81,7 @@ class PythonCode(Env):
     config: PythonCodeConfig
     difficulties: ClassVar[int] = 4
     # A sandbox starts in some 10 ms of CPU; many episodes that ask at once wait for each other.
-    deadlines: ClassVar[Deadlines] = Deadlines(tool_seconds=120, score_seconds=180)
+    deadlines = Deadlines(tool_seconds=120, score_seconds=180)
 
     def sample(self, rng: random.Random) -> JsonObject:
         return draw(rng, self.config.difficulty)

@@ -65,13 +65,17 @@ def request(url: str, body: JsonObject | None, seconds: float) -> JsonObject:
 
 
 class ChatPolicy:
-    """One episode's conversation (`rollout.episode.Rendering`, and its `generate` an engine's)."""
+    """One episode's conversation (`rollout.episode.Rendering`, and its `generate` an engine's).
+
+    written: the tokens that the server says it wrote in it.
+    """
 
     def __init__(self, server: ChatServer) -> None:
         self.server = server
         self.chat: list[JsonObject] = []
         self.tools: list[JsonObject] = []
         self.said: JsonObject = {}
+        self.written = 0
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
         """Begin the conversation. No ids."""
@@ -117,6 +121,9 @@ class ChatPolicy:
                 f"{self.server.base}: the answer has no choices[0].message: "
                 f"{json.dumps(answer)[:_SHOWN]}"
             ) from None
+        usage = answer.get("usage")
+        count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        self.written += count if isinstance(count, int) else 0
         mine: JsonObject = {"role": "assistant", "content": self.said.get("content") or ""}
         self.chat.append({**mine, "tool_calls": calls} if calls else mine)
         return Completion(

@@ -8,7 +8,8 @@ so that the result compares with the run's own evaluations. `rl.env_tools.eval.r
 import asyncio
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,17 +20,28 @@ from envs.message import JsonObject
 from envs.process_end import ends_refused
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
+from rl.env_table import EnvTable
+from rl.env_tools.eval.players import Limits, Player, is_url, players_of
 from rl.env_tools.eval.run import (
     RUNS,
     EvalFolder,
-    Limits,
     Play,
-    evaluate,
-    is_url,
+    PlayGroup,
     new_path,
     notes_on,
-    players_of,
+    play_all,
+    playing,
+    refuse_agents,
     summary,
+)
+from rl.env_tools.eval.think import (
+    Answered,
+    Comparison,
+    check_texts,
+    compared,
+    prepared,
+    think,
+    without_text,
 )
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_sets
@@ -139,12 +151,14 @@ def result(
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of an evaluation. told: as summary.json has it. error: what ended it early, or ""."""
+    """The end of an evaluation. told: as summary.json has it. error: what ended it early, or "". thinking:
+    the ways to answer, by environment, where they were compared."""
 
     found: Evaluation
     told: JsonObject
     folder: Path
     error: str
+    thinking: dict[str, Comparison]
 
 
 @ends_refused()
@@ -155,32 +169,36 @@ def evaluate_target(
     served: str,
     out: Path | None,
     seed: int,
+    answers: int = 0,
     console: Console | None = None,
 ) -> Outcome:
-    """Play the held-out sets and write what came of it. Raises ConfigError before anything has started."""
+    """Play the held-out sets and write what came of it. Raises ConfigError before anything has started.
+
+    answers: K of heavy thinking (`rl.env_tools.eval.think`), 0 for none.
+    """
     config = _checked(target)
+    thinking: dict[str, EnvTable] = {}
+    if answers:
+        config, thinking = prepared(config, answers)
+    refuse_agents(config.all_envs, target.model)
     plays, samples = plays_of(config), config.eval.samples_per_task
+    if thinking:
+        check_texts(config.all_envs, {play.table.label: play.task for play in plays})
+    tables = [*config.all_envs, *thinking.values()]
     path = new_path(out, target.name)
-    folder = EvalFolder(path, config.all_envs)
+    folder = EvalFolder(path, tables)
     shown = target.model or str(target.checkpoint)
-    view = EvalView(f"{len(plays)} held-out episodes, {shown}", len(plays), console)
+    total = len(plays) + (len(plays) // samples if answers else 0)
+    view = EvalView(f"{total} held-out episodes, {shown}", total, console)
     played: list[ScoredTrajectory] = []
+    thought: list[Answered] = []
     error = ""
     try:
         with view:
             model = target.model or _export(target, path / "model", view)
-            own = config.eval.sampling
-            players = players_of(
-                model,
-                Limits(config.episode, _engine(config), config.sampling),
-                served=served,
-                at_once=at_once,
-                temperature=(own or config.sampling).temperature,
-                seed=seed,
-            )
-            playing = evaluate(
-                players,
-                plays,
+            one_by_one = playing(
+                _players(config, model, served=served, at_once=at_once, seed=seed),
+                tables,
                 config.episode,
                 at_once=at_once,
                 notes=notes_on(shown),
@@ -189,7 +207,7 @@ def evaluate_target(
                 sampling=lambda table: config.sampling_of(table, train=False),
                 models=config.models,
             )
-            played = asyncio.run(playing)
+            played, thought = _play(one_by_one, plays, thinking, view)
     except (EngineFault, TimeoutError, ServerFailed, CheckpointError, OSError) as caught:
         error = str(caught) or "the engine did not start in time"
     finally:
@@ -198,8 +216,48 @@ def evaluate_target(
         told: JsonObject = {**summary(played), **found.row(), "model": shown, "folder": str(path)}
         if target.version is None:
             told |= dict.fromkeys(("version", "last_version", "lag"))
+        ways = _compared(config, thought)
+        if answers:
+            told["think"] = {env: one.row() for env, one in ways.items()}
         folder.close(told)
-    return Outcome(found, told, path, error)
+    if nothing := without_text(thought):
+        error = (
+            f"no episode of {', '.join(nothing)} ended with a text of the policy: there was nothing to "
+            "aggregate"
+        )
+    return Outcome(found, told, path, error, ways)
+
+
+def _players(
+    config: RunConfig, model: str, *, served: str, at_once: int, seed: int
+) -> AbstractAsyncContextManager[Callable[[], Player]]:
+    sampling = config.eval.sampling or config.sampling
+    return players_of(
+        model,
+        Limits(config.episode, _engine(config), config.sampling),
+        served=served,
+        at_once=at_once,
+        temperature=sampling.temperature,
+        seed=seed,
+    )
+
+
+def _compared(config: RunConfig, thought: Sequence[Answered]) -> dict[str, Comparison]:
+    both = {table.label: compared(table, thought) for table in config.all_envs}
+    return {env: one for env, one in both.items() if one is not None}
+
+
+def _play(
+    one_by_one: AbstractAsyncContextManager[PlayGroup],
+    plays: Sequence[Play],
+    thinking: Mapping[str, EnvTable],
+    view: EvalView,
+) -> tuple[list[ScoredTrajectory], list[Answered]]:
+    """The episodes, and with heavy thinking what else came of each task. Raises EngineFault, TimeoutError."""
+    if not thinking:
+        return asyncio.run(play_all(one_by_one, plays)), []
+    thought = asyncio.run(think(one_by_one, plays, thinking, view))
+    return [one for task in thought for one in task.answers], thought
 
 
 def _checked(target: Target) -> RunConfig:

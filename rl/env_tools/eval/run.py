@@ -9,61 +9,47 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tomli_w
 
-from envs.env import Task
+from envs.env import Env, Task
 from envs.message import JsonObject
 from envs.process_end import ends_refused
 from envs.session import EnvSession
 from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.env_table import EnvTable
-from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, request
-from rl.env_tools.eval.judges import EvalJudges, judges_of_evaluation
+from rl.env_tools.eval.chat_model import ChatPolicy
+from rl.env_tools.eval.judges import judges_of_evaluation
+from rl.env_tools.eval.players import Limits, Player, is_url, players_of
 from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_tasks
 from rl.model_table import ModelTable
-from rl.models.http_wire import base_of
 from rl.models.server import ServerFailed
 from rl.preflight import check_asked_models, check_model_folder, check_rewards, check_tokenizer
 from rl.record.run_folder import TrajectoryWriter
 from rl.samples.metrics import passed
 from rl.tasks.streams import OutOfTasks
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
-from rollout.engine import EngineFault, Generate, Sampling
-from rollout.episode import Episode, Rendering
-from rollout.format import FormatName
+from rollout.engine import EngineFault, Sampling
+from rollout.gateway.agent_episode import AgentEpisode, Gate
 from rollout.trajectory import ScoredTrajectory
+
+if TYPE_CHECKING:
+    from rollout.gateway.server import Gateway
 
 # Where no run's config gives limits. An engine of a CPU machine has room for this many tokens.
 MAX_TOKENS = 4096
 GREEDY = SamplingConfig(temperature=1.0, top_p=1e-6)
-# Who plays one episode: where its turns come from, and how they are written.
-Player = tuple[Generate, Rendering]
 RUNS = Path("runs")
+# A note of a trajectory that a server played: how many tokens it says that it wrote.
+SERVER_TOKENS = "server_tokens"
 NO_TOKENS = "none: the server returned text, so there are no token ids and no log-probs"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits that an evaluation takes from a run's config."""
-
-    episode: EpisodeConfig
-    engine: EngineConfig
-    sampling: SamplingConfig
-    format: FormatName | None = None
-
-
-def is_url(model: str) -> bool:
-    """True if a server is meant."""
-    return model.startswith(("http://", "https://"))
 
 
 def limits_for(model: str, run: RunConfig | None, temperature: float | None) -> Limits:
@@ -95,70 +81,16 @@ def _positions(folder: Path) -> int:
     return int(settings.get("max_position_embeddings") or MAX_TOKENS)
 
 
-@asynccontextmanager
-async def local_players(
-    folder: str, limits: Limits, seed: int
-) -> AsyncIterator[Callable[[], Player]]:
-    """Players of a checkpoint folder, on an engine that lives as long as this."""
-    from rollout.renderer import Renderer
-    from rollout.vllm_engine import VllmEngine
-
-    renderer = Renderer(folder, limits.format)
-    engine = VllmEngine("engine-0", folder, limits.engine, limits.sampling, renderer.eos_ids, seed)
-    try:
-        async with asyncio.timeout(limits.engine.start_seconds):
-            await engine.start()
-
-        async def generate(asked: Any) -> Any:
-            try:
-                async with asyncio.timeout(limits.engine.request_seconds):
-                    return await engine.generate(asked)
-            except TimeoutError:
-                raise EngineFault(
-                    f"the engine did not answer within {limits.engine.request_seconds:g} s"
-                ) from None
-
-        yield lambda: (generate, renderer)
-    finally:
-        engine.shutdown()
-
-
-@asynccontextmanager
-async def server_players(
-    url: str, served: str, limits: Limits, at_once: int, temperature: float | None
-) -> AsyncIterator[Callable[[], Player]]:
-    """Players of a model behind a server. served: its name there, "" for the first one it names.
-
-    Raises EngineFault where the server cannot say which models it has.
-    """
-    base, seconds = base_of(url), limits.engine.request_seconds
-    with ThreadPoolExecutor(at_once, thread_name_prefix="dorado-chat") as threads:
-        if not served:
-            there = await asyncio.get_running_loop().run_in_executor(
-                threads, request, f"{base}/models", None, seconds
-            )
-            names = [one["id"] for one in there.get("data", ())]
-            if not names:
-                raise EngineFault(f"{base}/models names no model: give one with --served")
-            served = names[0]
-        wanted = limits.sampling.temperature if temperature is None else temperature
-        server = ChatServer(base, served, wanted, seconds, threads)
-
-        def player() -> Player:
-            policy = ChatPolicy(server)
-            return policy.generate, policy
-
-        yield player
-
-
 @dataclass(frozen=True)
 class Play:
-    """One episode to be played. Those of one task are a group."""
+    """One episode to be played. Those of one task are a group. place: the label of another environment whose
+    `concurrency` it counts against; "" for its own."""
 
     id: str
     group: str
     table: EnvTable
     task: Task
+    place: str = ""
 
 
 class EvalFolder:
@@ -178,9 +110,14 @@ class EvalFolder:
         )
 
 
-async def evaluate(
+# Plays the episodes of one task, once there is room for them, and writes them down.
+PlayGroup = Callable[[Sequence[Play]], Awaitable[list[ScoredTrajectory]]]
+
+
+@asynccontextmanager
+async def playing(
     players: AbstractAsyncContextManager[Callable[[], Player]],
-    plays: Sequence[Play],
+    tables: Sequence[EnvTable],
     episode: EpisodeConfig,
     *,
     at_once: int,
@@ -189,24 +126,21 @@ async def evaluate(
     view: EvalView,
     sampling: Callable[[EnvTable], Sampling | None],
     models: Sequence[ModelTable] = (),
-) -> list[ScoredTrajectory]:
-    """Play each once, `at_once` at a time, by players that come and go with it.
+) -> AsyncIterator[PlayGroup]:
+    """What plays episodes of these environments, `at_once` at a time, by players that come and go with it.
 
     notes: added to those of each trajectory. sampling: how an environment's tokens are drawn, None: as the
     player's are. models: that judges may ask; services of those that they do ask come and go with it, too.
     Raises EngineFault, TimeoutError, ServerFailed.
     """
     room = asyncio.Semaphore(at_once)
-    tables = {play.table.label: play.table for play in plays}
-    own = {label: asyncio.Semaphore(one.concurrency or at_once) for label, one in tables.items()}
+    own = {table.label: asyncio.Semaphore(table.concurrency or at_once) for table in tables}
 
-    async def play_one(
-        play: Play, player: Callable[[], Player], judges: EvalJudges
-    ) -> ScoredTrajectory:
+    async def play_one(play: Play) -> ScoredTrajectory:
         table = play.table
-        async with own[table.label], room:
+        async with own[play.place or table.label], room:
             generate, rendering = player()
-            one = Episode(
+            one = AgentEpisode(
                 id=play.id,
                 group=play.group,
                 env=table.label,
@@ -216,46 +150,77 @@ async def evaluate(
                 renderer=rendering,
                 config=episode,
                 sampling=sampling(table),
+                gate=gate,
+                agent_seconds=table.deadlines.agent_seconds,
             )
             view.begins(one)
             trajectory = await one.run()
-            trajectory = replace(trajectory, notes={**trajectory.notes, **notes})
-            scored = await judges.score(trajectory, table)
+            own_notes = {**trajectory.notes, **notes}
+            if isinstance(rendering, ChatPolicy) and rendering.written:
+                own_notes[SERVER_TOKENS] = str(rendering.written)
+            scored = await judges.score(replace(trajectory, notes=own_notes), table)
             view.ends(one, scored)
             return scored
 
-    async def play_group(
-        group: Sequence[Play], player: Callable[[], Player], judges: EvalJudges
-    ) -> list[ScoredTrajectory]:
-        members = await asyncio.gather(*(play_one(play, player, judges) for play in group))
+    async def play_group(group: Sequence[Play]) -> list[ScoredTrajectory]:
+        members = await asyncio.gather(*map(play_one, group))
         found = await judges.score_group(members, group[0].table)
         for one in found:
             folder.writer.write(one)
         return found
 
-    groups: dict[str, list[Play]] = {}
-    for play in plays:
-        groups.setdefault(play.group, []).append(play)
     view.stage("starting")
-    judging = judges_of_evaluation(list(tables.values()), models, folder.path, view.note)
-    async with judging as judges, players as player:
+    judging = judges_of_evaluation(tables, models, folder.path, view.note)
+    async with judging as judges, players as player, _gates() as gate:
         view.stage("playing")
-        played = await asyncio.gather(*(play_group(g, player, judges) for g in groups.values()))
-        return [one for members in played for one in members]
+        yield play_group
 
 
 @asynccontextmanager
-async def players_of(
-    model: str, limits: Limits, *, served: str, at_once: int, temperature: float | None, seed: int
-) -> AsyncIterator[Callable[[], Player]]:
-    """Players of a checkpoint folder, or of a model behind a server."""
-    players = (
-        server_players(model, served, limits, at_once, temperature)
-        if is_url(model)
-        else local_players(model, limits, seed)
-    )
-    async with players as player:
-        yield player
+async def _gates() -> AsyncIterator[Callable[[], Gate]]:
+    """Gives the server that agents ask, made for the first of them."""
+    gateways: list[Gateway] = []
+
+    def gate() -> Gate:
+        if not gateways:
+            from rollout.gateway.server import Gateway  # nothing without agents pays for its import
+
+            gateways.append(Gateway())
+        return gateways[0]
+
+    try:
+        yield gate
+    finally:
+        for one in gateways:
+            await one.stop()
+
+
+async def play_all(
+    players: AbstractAsyncContextManager[PlayGroup], plays: Sequence[Play]
+) -> list[ScoredTrajectory]:
+    """Play each once. Raises EngineFault, TimeoutError, ServerFailed."""
+    groups: dict[str, list[Play]] = {}
+    for play in plays:
+        groups.setdefault(play.group, []).append(play)
+    async with players as play_group:
+        played = await asyncio.gather(*map(play_group, groups.values()))
+    return [one for members in played for one in members]
+
+
+def tokens_written(scored: ScoredTrajectory) -> int:
+    """Tokens that the policy wrote, by the engine or as a server says; 0 where that says nothing."""
+    told = scored.trajectory.notes.get(SERVER_TOKENS, "0")
+    return scored.trajectory.num_completion_tokens or int(told)
+
+
+def refuse_agents(tables: Sequence[EnvTable], model: str) -> None:
+    """Raise ConfigError where an agent would play with a server's model: it is served by token ids."""
+    for table in tables:
+        if is_url(model) and type(table.make()).play is not Env.play:
+            raise ConfigError(
+                f"env {table.label!r}: an agent plays it, through a gateway that continues token ids, and "
+                f"{model} returns text: name a model folder, or a run"
+            )
 
 
 def new_path(out: Path | None, name: str) -> Path:
@@ -320,6 +285,7 @@ def evaluate_and_report(
     """Evaluate and print; returns True if any episode could be judged. models: that judges may ask. Raises
     ConfigError before anything has started."""
     check_asked_models([table], models)
+    refuse_agents([table], model)
     chosen = _choose_tasks(table, model, limits, tasks)
     path = new_path(out, table.label)
     folder = EvalFolder(path, [table])
@@ -329,7 +295,7 @@ def evaluate_and_report(
     played: list[ScoredTrajectory] = []
     try:
         with view:
-            playing = evaluate(
+            one_by_one = playing(
                 players_of(
                     model,
                     limits,
@@ -338,7 +304,7 @@ def evaluate_and_report(
                     temperature=temperature,
                     seed=seed,
                 ),
-                plays,
+                [table],
                 limits.episode,
                 at_once=at_once,
                 notes=notes_on(model),
@@ -348,7 +314,7 @@ def evaluate_and_report(
                 sampling=lambda one: None if is_url(model) else one.sampling.over(limits.sampling),
                 models=models,
             )
-            played = asyncio.run(playing)
+            played = asyncio.run(play_all(one_by_one, plays))
     except (EngineFault, TimeoutError, ServerFailed) as error:
         view.note(f"error: {error or 'the engine did not start in time'}")
     finally:
