@@ -106,7 +106,8 @@ class Aggregate(Env):
 
     def probe(self) -> None:
         self.inner.probe()
-        self._tasks("train")
+        if self.config.record:  # a task that is played again brings its answers
+            self._tasks("train")
 
     def tasks(self, split: Split, seed: int) -> Iterator[Task]:
         """Endless: the tasks of the split, shuffled anew with every pass, in training with other answers each

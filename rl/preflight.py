@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from envs.aggregate import Aggregate
 from envs.dataset import DatasetEnv
 from envs.declaration import mistake_of
 from envs.env import Env, Split, Task
@@ -440,6 +441,12 @@ def _check_writable(runs_dir: Path) -> None:
 
 def resolved(config: RunConfig) -> RunConfig:
     """The settings with what environments say of themselves. Raises ConfigError."""
+    for table in config.all_envs:
+        if isinstance(env := table.make(), Aggregate) and not env.config.record:
+            raise ConfigError(
+                f"env {table.label!r}: config.record has to name the answers of a run or an evaluation, such "
+                'as record = "runs/thinkers"'
+            )
     evaluated = tuple(map(with_own_deadlines, config.eval.env))
     return config.model_copy(
         update={

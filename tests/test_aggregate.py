@@ -15,6 +15,8 @@ from envs.registry import make_env
 from envs.session import EnvSession, demonstrate
 from envs.settings import BadSettings
 from rl.config import load_config
+from rl.config_error import ConfigError
+from rl.preflight import resolved
 
 CALCULATOR = Calculator(CalculatorConfig())
 
@@ -140,7 +142,9 @@ async def test_a_task_that_nobody_answered_is_the_original(run):
 )
 def test_what_cannot_be_aggregated_is_one_sentence(run, settings, sentence):
     with pytest.raises((BadSettings, ValueError), match=sentence):
-        made(run, **settings).probe()
+        env = made(run, **settings)
+        env.probe()
+        next(env.tasks("train", 0))
 
 
 def test_an_environment_that_ends_without_a_text_is_refused(tmp_path):
@@ -152,6 +156,17 @@ def test_an_environment_that_ends_without_a_text_is_refused(tmp_path):
     assert Kitchen.name == "kitchen"
     with pytest.raises(ValueError, match="none ends with a text of the policy"):
         env.probe()
+
+
+def test_a_run_without_a_record_is_refused(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'name = "x"\n[model.init]\n[[env]]\nid = "envs.aggregate:Aggregate"\n'
+        'config = { of = "calculator" }\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match=r"config\.record has to name the answers"):
+        resolved(load_config(config))
 
 
 def test_a_table_names_its_files_from_its_own_folder(run, monkeypatch, tmp_path):
