@@ -41,7 +41,7 @@ class AnsweredTask:
 
 @dataclass(frozen=True)
 class Record:
-    """What is recorded of one environment: its tasks, and how many judged episodes there were."""
+    """The record of one environment: its tasks, and how many judged episodes there were."""
 
     tasks: tuple[AnsweredTask, ...]
     judged: int

@@ -127,7 +127,7 @@ async def playing(
     sampling: Callable[[EnvTable], Sampling | None],
     models: Sequence[ModelTable] = (),
 ) -> AsyncIterator[PlayGroup]:
-    """What plays episodes of these environments, `at_once` at a time, by players that come and go with it.
+    """Gives what plays episodes of these environments, `at_once` at a time; players come and go with it.
 
     notes: added to those of each trajectory. sampling: how an environment's tokens are drawn, None: as the
     player's are. models: that judges may ask; services of those that they do ask come and go with it, too.
