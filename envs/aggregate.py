@@ -91,12 +91,12 @@ class Aggregate(Env):
         return self.inner.tool_owner
 
     @property
-    def turn_index(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def turn_index(self) -> int:
         """The turn in progress, of the original too."""
         return self.inner.turn_index
 
     @turn_index.setter
-    def turn_index(self, index: int) -> None:
+    def turn_index(self, index: int) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.inner.turn_index = index
 
     @property

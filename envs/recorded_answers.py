@@ -87,11 +87,12 @@ def _read(files: tuple[tuple[str, int, int], ...], env: str) -> Record:
         judged += 1
         one = tasks.setdefault(str(task["id"]), AnsweredTask(task["data"]))
         one.evaluated = one.evaluated and str(line["group"]).startswith("eval-")
-        last: JsonObject = (line["turns"] or [{}])[-1]
+        turns: list[JsonObject] = line["turns"]
+        last = turns[-1] if turns else {}
         text = final_text(line["stop_reason"], str(last.get("text", "")), last.get("calls", ()))
         if text:
             rewards: dict[str, float] = line["rewards"]
-            right = float(rewards.get("solved", line["reward"])) >= 1
+            right = (rewards["solved"] if "solved" in rewards else float(line["reward"])) >= 1
             one.answers.append(RecordedAnswer(text, right))
     return Record(tuple(tasks.values()), judged)
 
