@@ -20,6 +20,7 @@ from rl.dashboard.pages.trajectory import replay_command
 from rl.dashboard.trajectory_filter import TrajectoryFilter
 from rl.dashboard.trajectory_index import find
 from rl.env_tools.replay import find_record
+from rollout.trajectory import Branch
 
 pytestmark = pytest.mark.process
 
@@ -199,6 +200,26 @@ async def test_a_trajectory_is_shown_turn_by_turn(user, run):
     assert f"dorado env replay {run.path}/a.0" in said
     await user.open("/run/demo/trajectory/a.0?turn=2")
     assert "the answer" in shown(user) and "6 times 7 ?" not in shown(user)
+
+
+async def test_segments_are_told_apart_and_thoughts_and_logs_are_folded(user, run):
+    one = conversation()
+    first, second = one.trajectory.turns
+    turns = (replace(first, thought="a thought"), replace(second, segment=1, begins="branch"))
+    branch = Branch(1, 0, 4, "user", "Summary: <b>")
+    played = replace(one.trajectory, turns=turns, branches=(branch,), log="agent: done")
+    run.group("a", [replace(one, trajectory=played)])
+    await user.open("/run/demo/trajectory/a.0")
+    said = shown(user)
+    assert "segments: 2, each a sample of its own" in said
+    head = "segment 1 (sample a.0~1): the agent rewrote its history; it branches from segment 0 at "
+    assert f"{head}message 4, of user: Summary: <b>" in said
+    folds = {one.props["label"]: one.value for one in user.find(ui.expansion).elements}
+    assert folds == {
+        "thought of turn 1, 9 characters": False,
+        "the agent's own log, 11 characters": False,
+    }
+    assert {"a thought", "agent: done"} <= set(said)
 
 
 async def test_tokens_are_coloured_by_what_is_chosen_and_the_address_follows(user, run, went):

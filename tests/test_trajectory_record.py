@@ -22,9 +22,15 @@ from rl.dashboard.token_view import (
     token_rows,
 )
 from rl.dashboard.trajectory_index import Hit, find
-from rl.dashboard.trajectory_record import TrajectoryView, Unreadable, as_view, read_record
+from rl.dashboard.trajectory_record import (
+    BranchView,
+    TrajectoryView,
+    Unreadable,
+    as_view,
+    read_record,
+)
 from rollout.engine import VersionSpan
-from rollout.trajectory import Phase, ScoredTrajectory
+from rollout.trajectory import Branch, Phase, ScoredTrajectory
 
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -90,6 +96,20 @@ def test_what_a_run_wrote_is_read_whole(run):
     assert (second.logprobs, second.versions) == ((-0.5, -1.0, -9.0), (0, 1, 1))
     assert [one.seconds for one in read.phases] == [0.5, 0.25]
     assert (read.notes, read.problems) == ((("sandbox", "bubblewrap"),), ())
+
+
+def test_segments_branches_and_the_agents_log_are_read():
+    first, second = whole().trajectory.turns
+    turns = (replace(first, thought="hm"), replace(second, segment=1, begins="branch"))
+    branch = Branch(1, 0, 2, "user", "Summary: …")
+    played = replace(whole().trajectory, turns=turns, branches=(branch,), log="exit 0")
+    read = as_view(json.loads(replace(whole(), trajectory=played).as_json()))
+    assert [(t.segment, t.begins, t.thought) for t in read.turns] == [
+        (0, "", "hm"),
+        (1, "branch", ""),
+    ]
+    assert (read.num_segments, read.log, read.problems) == (2, "exit 0", ())
+    assert read.branches == (BranchView(1, 0, 2, "user", "Summary: …"),)
 
 
 def test_a_record_that_is_still_being_written_is_said_until_it_is_whole(run):

@@ -47,7 +47,7 @@ class TurnView:
 
     thought: the reasoning apart from the text; "" in records that did not keep it apart. rewards:
     what the turn has earned, by name. begins: why a segment begins with it, "" where none does. summary: it
-    was asked for, and the environment did not see it.
+    was asked for, and the environment did not see it. segment: the index of its token sequence.
     """
 
     number: int
@@ -66,6 +66,19 @@ class TurnView:
     rewards: tuple[tuple[str, float], ...] = ()
     begins: str = ""
     summary: bool = False
+    segment: int = 0
+
+
+@dataclass(frozen=True)
+class BranchView:
+    """A segment that began where a client rewrote history. parent: the one that it has most in common with.
+    message: the index of the first other message, its role and beginning; -1 where the tools are others."""
+
+    segment: int
+    parent: int
+    message: int
+    role: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,8 @@ class PhaseView:
 
 @dataclass(frozen=True)
 class TrajectoryView:
-    """A trajectory. task: its data as JSON; rewards: by name; problems: what is odd, in sentences."""
+    """A trajectory. task: its data as JSON; rewards: by name; problems: what is odd, in sentences; log: what
+    an agent wrote of itself."""
 
     id: str
     group: str
@@ -97,6 +111,13 @@ class TrajectoryView:
     trace: str
     notes: tuple[tuple[str, str], ...]
     problems: tuple[str, ...]
+    branches: tuple[BranchView, ...] = ()
+    log: str = ""
+
+    @property
+    def num_segments(self) -> int:
+        """Token sequences that it consists of."""
+        return len({turn.segment for turn in self.turns})
 
     @property
     def num_policy_tokens(self) -> int:
@@ -214,6 +235,8 @@ def as_view(record: Object) -> TrajectoryView:
         fault=check.text(record, "fault"),
         trace=check.text(record, "trace"),
         notes=_notes(record.get("notes")),
+        branches=tuple(_branches(check, record)),
+        log=check.text(record, "log") if "log" in record else "",
         problems=tuple(check.problems),
     )
 
@@ -245,6 +268,7 @@ def _turn(check: _Checked, n: int, record: Object) -> TurnView:
         rewards=_numbers(rewards if isinstance(rewards, dict) else {}),
         begins=check.text(record, "begins", where) if "begins" in record else "",
         summary=record.get("summary") is True,
+        segment=_whole(record.get("segment")),
     )
 
 
@@ -277,6 +301,18 @@ def _call(check: _Checked, record: Object, where: str) -> Call:
         arguments = {}
     shown = tuple((k, v if isinstance(v, str) else _json(v)) for k, v in arguments.items())
     return Call(check.text(record, "name", where), shown)
+
+
+def _branches(check: _Checked, record: Object) -> Iterable[BranchView]:
+    for one in check.objects(record, "branches") if "branches" in record else ():
+        message = _index(one.get("message"))
+        yield BranchView(
+            _whole(one.get("segment")),
+            _whole(one.get("parent")),
+            -1 if message is None else message,
+            check.text(one, "role", "a branch"),
+            check.text(one, "text", "a branch"),
+        )
 
 
 def _phases(check: _Checked, record: Object) -> Iterable[PhaseView]:

@@ -8,6 +8,12 @@ from rl.dashboard.trajectory_record import Call, Said, TrajectoryView, TurnView
 
 # Characters of one text that are shown: a browser is slow with more, and nobody reads them.
 MAX_TEXT = 20_000
+_BEGINS = {
+    "thoughts": "the chat template drops the thoughts of the turns before",
+    "summary": "the policy has summed up the segment before",
+    "discard": "all but the opening was discarded",
+    "branch": "the agent rewrote its history",
+}
 STYLE = """
 .text { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
 .code { font-family: ui-monospace, monospace; font-size: 12px; }
@@ -43,13 +49,41 @@ def said(one: Said, most: int = MAX_TEXT) -> None:
     message(title[:200], one.text, "tool" if one.role == "tool" else "", one.calls, most)
 
 
+def folded(title: str, text: str, kind: str = "", most: int = MAX_TEXT) -> None:
+    """A text that a click opens."""
+    with ui.expansion(title[:200]).classes(f"message {kind}").props("dense"):
+        ui.label(shortened(text, most)).classes("text")
+
+
+def segment_head(view: TrajectoryView, turn: TurnView) -> None:
+    """A line above the turn that begins a segment: which one, and why."""
+    if turn.begins:
+        ui.separator()
+        ui.label(segment_text(view, turn)).classes("text text-bold")
+
+
+def segment_text(view: TrajectoryView, turn: TurnView) -> str:
+    """Why a segment begins with this turn, e.g. "segment 1 of sample g0.0~1: a branch of segment 0 …"."""
+    name = f"segment {turn.segment} (sample {view.id[:100]}~{turn.segment})"
+    why = _BEGINS.get(turn.begins, turn.begins[:100])
+    branch = next((b for b in view.branches if b.segment == turn.segment), None)
+    if turn.begins != "branch" or branch is None:
+        return f"{name}: {why}"
+    if branch.message < 0:
+        return f"{name}: {why}; it branches from segment {branch.parent}, with other tools"
+    return (
+        f"{name}: {why}; it branches from segment {branch.parent} at message {branch.message}, of "
+        f"{branch.role[:40] or 'nobody'}: {shortened(branch.text, 200)}"
+    )
+
+
 def turn_messages(turn: TurnView, most: int = MAX_TEXT) -> None:
     """Draw one turn: the text of the policy, and what came back."""
     remarks = [f"turn {turn.number}", f"{len(turn.completion_ids):,} tokens"]
     if turn.finish_reason != "stop":
         remarks.append(f"ended by {turn.finish_reason}")
     if turn.begins:
-        remarks.append(f"begins a segment ({turn.begins})")
+        remarks.append(f"begins segment {turn.segment}")
     if turn.summary:
         remarks.append("a summary of its segment")
     if turn.malformed:
@@ -59,7 +93,8 @@ def turn_messages(turn: TurnView, most: int = MAX_TEXT) -> None:
     if turn.rewards:
         remarks.append(f"reward: {numbers_text(turn.rewards)}")
     if turn.thought:
-        message(f"policy, turn {turn.number}, its thought", turn.thought, "policy", (), most)
+        title = f"thought of turn {turn.number}, {len(turn.thought):,} characters"
+        folded(title, turn.thought, "policy", most)
     message(f"policy, {', '.join(remarks)}"[:300], turn.text, "policy", turn.calls, most)
     for one in turn.observations:
         said(one, most)

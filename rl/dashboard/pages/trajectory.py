@@ -26,9 +26,11 @@ from rl.dashboard.pages.frame import (
 )
 from rl.dashboard.pages.message_view import (
     STYLE,
+    folded,
     message,
     rewards_text,
     said,
+    segment_head,
     shortened,
     turn_messages,
 )
@@ -239,6 +241,8 @@ def _facts(view: TrajectoryView) -> None:
         ui.label(f"task{noise}: {shortened(view.task, 2000)}").classes("text code")
         for name, value in view.notes[:40]:
             ui.label(f"{name}: {shortened(value, 500)}").classes("text")
+        if view.num_segments > 1:
+            ui.label(f"segments: {view.num_segments}, each a sample of its own").classes("quiet")
         ui.label(f"engines: {', '.join(engines) or 'none'}"[:500]).classes("quiet")
         _phase_bar(view)
     for problem in view.problems:
@@ -286,10 +290,14 @@ async def _turns(shown: Shown) -> None:
             .props("no-caps dense")
             .classes("views")
         )
-        numbers = {n: f"from turn {n}" for n in range(1, len(shown.view.turns) + 1)}
+        numbers = {turn.number: _from(turn) for turn in shown.view.turns}
         turns = ui.select(numbers or {1: "no turns"}, value=shown.turn, on_change=choose)
         turns.props("outlined dense options-dense")
     await content()
+
+
+def _from(turn: TurnView) -> str:
+    return f"from turn {turn.number}" + (f", segment {turn.segment}" if turn.begins else "")
 
 
 def _messages(shown: Shown) -> None:
@@ -300,9 +308,12 @@ def _messages(shown: Shown) -> None:
                 said(one)
         turns = view.turns[shown.turn - 1 :]
         for turn in turns[:_MAX_TURNS]:
+            segment_head(view, turn)
             turn_messages(turn)
         if len(turns) > _MAX_TURNS:
             ui.label(f"… and {len(turns) - _MAX_TURNS} turns more").classes("quiet")
+        if view.log:
+            folded(f"the agent's own log, {len(view.log):,} characters", view.log)
         if view.fault:
             message("fault", view.fault, "fault")
         if view.trace:
