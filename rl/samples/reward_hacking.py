@@ -17,6 +17,7 @@ trajectories of a window, F features.
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -112,9 +113,9 @@ def explained_within(
         return None
     if not features_NF.shape[1]:
         return 0.0, np.zeros_like(reward_N)
-    solved: tuple[Floats, Floats, int, Floats] = np.linalg.lstsq(features_NF, reward_N)
-    weights_F, rank = solved[0], solved[2]
-    fitted_N: Floats = features_NF @ weights_F
+    solved = cast("tuple[Floats, Floats, int, Floats]", np.linalg.lstsq(features_NF, reward_N))
+    weights_F, rank = solved[0], int(solved[2])
+    fitted_N = np.asarray(features_NF @ weights_F, dtype=np.float64)
     left = float(np.sum((reward_N - fitted_N) ** 2))
     return max(0.0, 1 - (left / (free - rank)) / (total / free)), fitted_N
 
