@@ -89,7 +89,7 @@ def laplace(
         if gained < TOLERANCE:
             break
     rates_M = 1 / (1 + np.exp(-features_MK @ weights_K))
-    factor_KK = np.linalg.cholesky(curvature(rates_M))
+    factor_KK: Matrix = np.linalg.cholesky(curvature(rates_M)).astype(np.float64, copy=False)
     return Posterior(weights_K, factor_KK, best - float(np.log(np.diag(factor_KK)).sum()))
 
 

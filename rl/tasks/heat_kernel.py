@@ -63,7 +63,8 @@ class HeatKernel:
         near = [_nearest(chunk, landmarks_SD, neighbours) for chunk in _chunks(points_ND)]
         index_NR = np.concatenate([index for index, _ in near])
         distance_NR = np.concatenate([distance for _, distance in near])
-        spread = max(float(np.median(distance_NR.max(1))), 1e-12)
+        farthest_N: Numbers = distance_NR.max(1)
+        spread = max(float(np.median(farthest_N)), 1e-12)
         weight_NR = _weights(distance_NR, spread)
         size = len(landmarks_SD)
         sums_S = np.bincount(index_NR.ravel(), weight_NR.ravel(), size)
