@@ -81,6 +81,7 @@ def test_a_served_model_plays_and_its_trajectories_hold_no_made_up_tokens(serve,
     assert "stirred" in answered["content"]
 
 
+@pytest.mark.slow  # two commands, each with an environment in a process of its own
 def test_what_an_evaluation_wrote_can_be_replayed(serve, tmp_path):
     server = serve(stirrer)
     evaluate(tmp_path, "--model", server.url, "--tasks", "1")
