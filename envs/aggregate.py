@@ -177,8 +177,7 @@ class Aggregate(Env):
         return Task(self.inner.name, one.data).split == split
 
     async def reset(self, task: Task) -> list[Message]:
-        own = {name: value for name, value in task.data.items() if name != RECORDED}
-        said = list(await self.inner.reset(Task(self.inner.name, own)))
+        said = list(await self.inner.reset(self._original(task)))
         self.notes = self.inner.notes
         answers: list[str] = task.data.get(RECORDED, [])
         if not answers:  # nobody answered: the task as it is
@@ -205,8 +204,11 @@ class Aggregate(Env):
         await self.inner.close()
 
     def expert(self, task: Task) -> Expert:
+        return self.inner.expert(self._original(task))
+
+    def _original(self, task: Task) -> Task:
         data: dict[str, Any] = {n: v for n, v in task.data.items() if n != RECORDED}
-        return self.inner.expert(Task(self.inner.name, data))
+        return Task(self.inner.name, data)
 
 
 def _mixed(answers: Sequence[RecordedAnswer]) -> bool:

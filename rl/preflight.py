@@ -35,7 +35,7 @@ from rl.config_file import ConfigError
 from rl.env_table import DeadlineConfig, EnvTable
 from rl.model_table import ModelTable
 from rl.models.http_wire import key_of
-from rl.models.judges import check_judge
+from rl.models.judges import asked_models, check_judge
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.objective_check import check_objective
@@ -248,8 +248,8 @@ def check_models(config: RunConfig) -> None:
 
 def check_asked_models(tables: Sequence[EnvTable], models: Sequence[ModelTable]) -> None:
     """The same for some environments alone, and the models that their judges ask. Raises ConfigError."""
-    asked = {name for table in tables for judge in table.judge for name in judge.models}
-    _check_models([(index, one) for index, one in enumerate(models) if one.name in asked])
+    asked = asked_models(tables, models)
+    _check_models([(index, one) for index, one in enumerate(models) if one in asked])
     for table in tables:
         for number, judge in enumerate(table.judge):
             check_judge(judge, f"env {table.label!r}: judge.{number}", models)

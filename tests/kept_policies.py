@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Kept beside the one that is made.
+MOST = 3
 PACKAGES = ("rl", "rollout", "envs", "reward", "trainer")
 
 
@@ -25,7 +27,11 @@ def kept(cache: pytest.Cache, what: str, make: Callable[[Path], None], target: P
             passing = folder / f".{found.name}"
             shutil.rmtree(passing, ignore_errors=True)
             shutil.copytree(made, passing)
-            _keep_few(folder)
+            # The newest ones: each change of our code makes others.
+            for old in sorted(folder.glob("[0-9a-f]*"), key=lambda one: one.stat().st_mtime)[
+                :-MOST
+            ]:
+                shutil.rmtree(old, ignore_errors=True)
             passing.rename(found)
         shutil.copytree(found, target)
     return target
@@ -38,10 +44,3 @@ def _digest(what: str) -> str:
             digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     digest.update((ROOT / "requirements" / "cpu.lock").read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _keep_few(folder: Path, most: int = 3) -> None:
-    """Leave the newest ones: each change of our code makes others."""
-    policies = sorted(folder.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)
-    for old in policies[: -most or None]:
-        shutil.rmtree(old, ignore_errors=True)

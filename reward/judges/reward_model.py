@@ -7,7 +7,7 @@ takes them as they are.
 
 import json
 
-from envs.chat_model import ChatModel, ChatRequest, ModelFault
+from envs.chat_model import ChatAnswer, ChatModel, ChatRequest, ModelFault
 from envs.env import Task
 from envs.message import JsonObject
 from reward.judges.shown import conversation
@@ -20,17 +20,21 @@ SCORE: JsonObject = {
 }
 
 
+def score_of(answer: ChatAnswer, model: ChatModel) -> float:
+    """The score that an answer to a request with the schema `SCORE` holds. Raises ModelFault."""
+    try:
+        return float(json.loads(answer.text)["score"])
+    except (ValueError, KeyError, TypeError):
+        said = f"model {model.name!r}: no score: {answer.text[:100]!r}"
+        raise ModelFault(said) from None
+
+
 async def reward_model(task: Task, trajectory: Trajectory, model: ChatModel) -> Judgement:
     """Judge the conversation. Raises ModelFault."""
     request = ChatRequest(conversation(trajectory), max_tokens=1, schema=SCORE)
     answer = await model.ask(request)
-    try:
-        score = float(json.loads(answer.text)["score"])
-    except (ValueError, KeyError, TypeError):
-        said = f"model {model.name!r}: no score: {answer.text[:100]!r}"
-        raise ModelFault(said) from None
     return Judgement(
-        {"reward_model": score},
+        {"reward_model": score_of(answer, model)},
         models=(answer.model or model.name,),
         asked=1,
         cached=int(answer.cached),

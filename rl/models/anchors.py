@@ -6,12 +6,11 @@ something else.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 
-from envs.chat_model import ChatAnswer, ChatModel, ChatRequest, ModelFault
+from envs.chat_model import ChatModel, ChatRequest, ModelFault
 from envs.message import Message
-from reward.judges.reward_model import SCORE
+from reward.judges.reward_model import SCORE, score_of
 from trainer.reward_scores import Anchor, TrainingScores
 
 # In standard deviations of training's scores: the first look against training, where the served dtype may be
@@ -74,5 +73,4 @@ class Anchors:
     async def _score(self, anchor: Anchor) -> float:
         messages = tuple(Message(one["role"], one["content"]) for one in anchor.messages)
         request = ChatRequest(messages, 1, schema=SCORE, priority=PRIORITY, keep=False)
-        answer: ChatAnswer = await self.model.ask(request)
-        return float(json.loads(answer.text)["score"])
+        return score_of(await self.model.ask(request), self.model)

@@ -16,7 +16,7 @@ from reward.model_judge import (
 )
 from reward.registry import GroupJudge, Judge, UnknownJudge
 from rl.config_error import ConfigError
-from rl.env_table import JudgeTable
+from rl.env_table import EnvTable, JudgeTable
 from rl.model_table import ModelTable
 
 
@@ -40,6 +40,12 @@ def judges_of(tables: Sequence[JudgeTable], models: Mapping[str, ChatModel]) -> 
         else:
             each.append(cast(Judge, act))
     return Judges(tuple(each), tuple(groups))
+
+
+def asked_models(tables: Sequence[EnvTable], models: Sequence[ModelTable]) -> list[ModelTable]:
+    """Those of the models that judges of these environments ask."""
+    asked = {name for table in tables for judge in table.judge for name in judge.models}
+    return [model for model in models if model.name in asked]
 
 
 def check_judge(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> ModelJudge:

@@ -6,7 +6,6 @@ number as it is: no sigmoid. Keeps no time: the pool does.
 """
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from envs.chat_model import ChatAnswer, ChatRequest
@@ -37,11 +36,6 @@ class ScoreWire(HttpWire):
         except Exception as error:  # a template of others can fail in any way
             raise Refused(f"the conversation cannot be rendered: {told(error)}") from None
         return await self._classified({"input": ids})
-
-    async def score_ids(self, ids: Sequence[int]) -> float:
-        """Score one conversation that is token ids already. Raises ServiceFault, Refused."""
-        answer = await self._classified({"input": list(ids)})
-        return float(json.loads(answer.text)["score"])
 
     def _ids(self, request: ChatRequest) -> list[int]:
         """The conversation's ids, as `rl.preference_data` makes them for training. Raises ValueError."""

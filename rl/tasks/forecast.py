@@ -15,7 +15,7 @@ MoPPS's, arXiv 2507.04632).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, lgamma
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from envs.env import Task
 from rl.record.position import ChoiceState
@@ -104,7 +104,7 @@ class Spread:
 
     def __init__(self, forget: float) -> None:
         self.forget = forget
-        self.sums = [FIRST_GROUPS, FIRST_GROUPS / 2, FIRST_GROUPS / 3]
+        self.sums = list(self._first)
         self.version = 0
 
     def learn(self, outcome: TaskOutcome) -> None:
@@ -140,10 +140,13 @@ class Spread:
         return (FIRST_GROUPS, FIRST_GROUPS / 2, FIRST_GROUPS / 3)
 
 
-class BetaForecaster:
-    """A Beta posterior per task, for tasks that are drawn again and again."""
+class Outcomes:
+    """How groups of one environment ended: faded counts per task, and the spread of those drawn by chance.
 
-    kind = "beta"
+    The part of a `Forecaster` that is the same for all kinds.
+    """
+
+    kind: ClassVar[str]
 
     def __init__(self, forget: float, group_size: int) -> None:
         self.forget = forget
@@ -155,19 +158,6 @@ class BetaForecaster:
     @property
     def base_rate(self) -> float:
         return self.spread.mean
-
-    def forecast(self, tasks: Sequence[Task]) -> list[Forecast]:
-        mean, strength = self.spread.mean, self.spread.strength
-        found: list[Forecast] = []
-        for task in tasks:
-            own = self.tasks.get(key_of(task))
-            counts = (own or Counts()).at(self.version, self.forget)
-            a = strength * mean + counts.passes
-            b = strength * (1 - mean) + counts.fails
-            found.append(
-                Forecast(a / (a + b), learning_value(a, b, self.group_size), own is not None)
-            )
-        return found
 
     def learn(self, task: Task, outcome: TaskOutcome) -> None:
         if outcome.by_chance:
@@ -192,6 +182,25 @@ class BetaForecaster:
         *self.spread.sums, version = state.groups
         self.spread.version = int(version)
         self.tasks = {key: Counts(s, f, int(v)) for key, (s, f, v) in state.tasks.items()}
+
+
+class BetaForecaster(Outcomes):
+    """A Beta posterior per task, for tasks that are drawn again and again."""
+
+    kind = "beta"
+
+    def forecast(self, tasks: Sequence[Task]) -> list[Forecast]:
+        mean, strength = self.spread.mean, self.spread.strength
+        found: list[Forecast] = []
+        for task in tasks:
+            own = self.tasks.get(key_of(task))
+            counts = (own or Counts()).at(self.version, self.forget)
+            a = strength * mean + counts.passes
+            b = strength * (1 - mean) + counts.fails
+            found.append(
+                Forecast(a / (a + b), learning_value(a, b, self.group_size), own is not None)
+            )
+        return found
 
 
 def learning_value(a: float, b: float, group_size: int) -> float:

@@ -11,22 +11,14 @@ every task has the base rate.
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.env import Task
 from rl.record.position import ChoiceState
-from rl.tasks.forecast import (
-    Counts,
-    Forecast,
-    Spread,
-    TaskOutcome,
-    key_of,
-    learning_value,
-    still_weighing,
-)
+from rl.tasks.forecast import Forecast, Outcomes, TaskOutcome, key_of, learning_value
 from rl.tasks.heat_kernel import HeatKernel, Matrix, Numbers
 
 # The graph is built over so many tasks at first, anew whenever there are twice as many, and then as often as
@@ -132,7 +124,7 @@ class Graph:
         return np.clip((points_ND - self.centre_D) * self.scale_D, -FURTHEST, FURTHEST)
 
 
-class GraphForecaster:
+class GraphForecaster(Outcomes):
     """A Gaussian process over the tasks' features, for tasks that are not drawn again."""
 
     kind = "flgp"
@@ -141,23 +133,15 @@ class GraphForecaster:
         self, forget: float, group_size: int, features: Callable[[Task], NDArray[np.float64]]
     ) -> None:
         """features(task): a vector, always of the same width."""
-        self.forget = forget
-        self.group_size = group_size
+        super().__init__(forget, group_size)
         self.features = features
-        self.spread = Spread(forget)
-        self.version = 0
         # The tasks drawn lately, and those with outcomes.
         self.points: dict[str, Numbers] = {}
-        self.tasks: dict[str, Counts] = {}
         self.played: dict[str, Numbers] = {}
         self.graph: Graph | None = None
         self.fit: Fit | None = None
         self.new_points = 0
         self.new_groups = 0
-
-    @property
-    def base_rate(self) -> float:
-        return self.spread.mean
 
     def forecast(self, tasks: Sequence[Task]) -> list[Forecast]:
         points_ND = np.stack([self._point(task) for task in tasks])
@@ -179,34 +163,23 @@ class GraphForecaster:
         ]
 
     def learn(self, task: Task, outcome: TaskOutcome) -> None:
-        if outcome.by_chance:
-            self.spread.learn(outcome)
-        key = key_of(task)
-        self.played[key] = self._point(task)
-        self.tasks[key] = self.tasks.get(key, Counts()).plus(outcome, self.forget)
+        newer = outcome.version > self.version
+        super().learn(task, outcome)
+        self.played[key_of(task)] = self._point(task)
         self.new_groups += 1
-        if outcome.version > self.version:
-            self.version = outcome.version
+        if newer:
             self.new_groups = REFIT_GROUPS
-            self.tasks = still_weighing(self.tasks, self.version, self.forget)
             self.played = {key: self.played[key] for key in self.tasks}
 
     def state(self, draws: int) -> ChoiceState:
-        return ChoiceState(
-            self.kind,
-            draws,
-            self.version,
-            [*self.spread.sums, self.spread.version],
-            {key: [c.passes, c.fails, c.version] for key, c in self.tasks.items()},
-            _text([] if self.graph is None else list(self.graph.points_ND)),
-            _text(list(self.played.values())),
+        return replace(
+            super().state(draws),
+            points=_text([] if self.graph is None else list(self.graph.points_ND)),
+            played=_text(list(self.played.values())),
         )
 
     def restore(self, state: ChoiceState) -> None:
-        self.version = state.version
-        *self.spread.sums, version = state.groups
-        self.spread.version = int(version)
-        self.tasks = {key: Counts(s, f, int(v)) for key, (s, f, v) in state.tasks.items()}
+        super().restore(state)
         if state.played:
             rows = _matrix(state.played, len(self.tasks))
             self.played = dict(zip(self.tasks, rows, strict=True))

@@ -16,7 +16,7 @@ from reward.score import JudgeFault, add_group_judge, score
 from rl.env_table import EnvTable
 from rl.model_table import ModelTable
 from rl.models.http_wire import key_of
-from rl.models.judges import judges_of
+from rl.models.judges import asked_models, judges_of
 from rl.models.server import ServerFailed
 from rl.models.service import ModelService
 from rollout.trajectory import ScoredTrajectory, Trajectory
@@ -56,12 +56,6 @@ class EvalJudges:
                     for one in found
                 ]
         return found
-
-
-def asked_models(tables: Sequence[EnvTable], models: Sequence[ModelTable]) -> list[ModelTable]:
-    """Those of the models that judges of these environments ask."""
-    asked = {name for table in tables for judge in table.judge for name in judge.models}
-    return [model for model in models if model.name in asked]
 
 
 @asynccontextmanager

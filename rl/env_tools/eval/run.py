@@ -199,12 +199,17 @@ async def play_all(
     players: AbstractAsyncContextManager[PlayGroup], plays: Sequence[Play]
 ) -> list[ScoredTrajectory]:
     """Play each once. Raises EngineFault, TimeoutError, ServerFailed."""
+    async with players as play_group:
+        played = await asyncio.gather(*map(play_group, by_group(plays)))
+    return [one for members in played for one in members]
+
+
+def by_group(plays: Sequence[Play]) -> list[list[Play]]:
+    """The episodes of each task."""
     groups: dict[str, list[Play]] = {}
     for play in plays:
         groups.setdefault(play.group, []).append(play)
-    async with players as play_group:
-        played = await asyncio.gather(*map(play_group, groups.values()))
-    return [one for members in played for one in members]
+    return list(groups.values())
 
 
 def tokens_written(scored: ScoredTrajectory) -> int:

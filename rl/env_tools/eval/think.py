@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from statistics import fmean
 
 from rich.table import Table
@@ -28,7 +27,7 @@ from reward.mathematics import answer_key
 from rl.config import RunConfig
 from rl.config_error import ConfigError
 from rl.env_table import EnvTable
-from rl.env_tools.eval.run import Play, PlayGroup, tokens_written
+from rl.env_tools.eval.run import Play, PlayGroup, by_group, tokens_written
 from rl.env_tools.eval.view import EvalView
 from rl.samples.heldout import bootstrap
 from rl.samples.metrics import passed
@@ -178,9 +177,10 @@ async def think(
 ) -> list[Answered]:
     """Play the tasks; plays: K episodes of each. thinking: the environments of the aggregations, by the label
     of the original. Raises EngineFault, TimeoutError."""
-    groups = [list(group) for _, group in groupby(plays, lambda play: play.group)]
     async with players as play:
-        ones = [_one(play, group, thinking[group[0].table.label], view) for group in groups]
+        ones = [
+            _one(play, group, thinking[group[0].table.label], view) for group in by_group(plays)
+        ]
         tasks = [asyncio.create_task(one) for one in ones]
         try:
             return list(await asyncio.gather(*tasks))
