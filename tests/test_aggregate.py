@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_env_replay import Kitchen
+from kitchen import Kitchen
 
 from envs.aggregate import RECORDED, Aggregate, AggregateConfig
 from envs.builtin.calculator import Calculator, CalculatorConfig
@@ -152,7 +152,7 @@ def test_an_environment_that_ends_without_a_text_is_refused(tmp_path):
     file = tmp_path / "tools.jsonl"
     tools = [line(Task("kitchen", {"pot": n}), "", right=True, turns=[turn]) for n in range(3)]
     file.write_text("".join(tools), encoding="utf-8")
-    env = Aggregate(AggregateConfig(of="test_env_replay:Kitchen", record=str(file)))
+    env = Aggregate(AggregateConfig(of="kitchen:Kitchen", record=str(file)))
     assert Kitchen.name == "kitchen"
     with pytest.raises(ValueError, match="none ends with a text of the policy"):
         env.probe()

@@ -51,7 +51,7 @@ def stirrer(body: dict[str, Any]) -> tuple[int, Any]:
 
 def evaluate(tmp_path: Path, *arguments: str) -> Any:
     out = str(tmp_path / "out")
-    command = ["env", "eval", "test_env_replay:Kitchen", "--out", out, *arguments]
+    command = ["env", "eval", "kitchen:Kitchen", "--out", out, *arguments]
     return CliRunner().invoke(app, command)
 
 

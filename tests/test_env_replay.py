@@ -10,13 +10,13 @@ import pytest
 from fakes import write_run
 from hypothesis import given
 from hypothesis import strategies as st
+from kitchen import Kitchen
 from typer.testing import CliRunner
 
 from envs.builtin.calculator import Calculator
-from envs.env import Env, EnvConfig, Task
+from envs.env import EnvConfig, Task
 from envs.message import Message, ToolCall
-from envs.session import Deadlines, EnvSession, HostFault
-from envs.tool import tool
+from envs.session import Deadlines, EnvSession
 from rl.cli import app
 from rl.env_table import EnvTable
 from rl.env_tools.replay import find_record, replay
@@ -27,45 +27,7 @@ from rollout.episode import Episode
 from rollout.trajectory import Phase, ScoredTrajectory, Trajectory
 from rollout.trajectory_file import NoRecord, read_trajectory
 
-
-class Kitchen(Env):
-    """Stirs; what it says and gives for it are the class's to change."""
-
-    name = "kitchen"
-    said = "stirred\nonce"
-    reward = 1.0
-    opening = "stir"
-
-    def sample(self, rng: random.Random):
-        return {"pot": rng.randint(1, 10**9)}
-
-    async def reset(self, task: Task) -> list[Message]:
-        if self.opening == "fault":
-            raise RuntimeError("no stove")
-        if self.opening == "away":
-            raise HostFault("no gas")
-        return [Message("user", self.opening)]
-
-    @tool
-    async def stir(self, times: int) -> str:
-        """stir the pot"""
-        return self.said
-
-    async def score(self) -> dict[str, float]:
-        return {"solved": self.reward}
-
-    def expert(self, task: Task):
-        yield Message("assistant", "now", (ToolCall("stir", {"times": 2}),))
-        yield Message("assistant", "served")
-
-
-TABLE = EnvTable(id="test_env_replay:Kitchen", name="kitchen")
-
-
-@pytest.fixture(autouse=True)
-def looked_at(monkeypatch):
-    """Importing this file in another process takes long; nothing in it needs a look."""
-    monkeypatch.setattr("rl.env_tools.replay.check_plugins", lambda tables: None)
+TABLE = EnvTable(id="kitchen:Kitchen", name="kitchen")
 
 
 @pytest.fixture
@@ -91,7 +53,7 @@ def folder(record: ScoredTrajectory, tmp_path: Path) -> Path:
     (tmp_path / "trajectories").mkdir()
     (tmp_path / "trajectories" / "eval.jsonl").write_text(record.as_json() + "\n", encoding="utf-8")
     (tmp_path / "config.toml").write_text(
-        '[[env]]\nid = "test_env_replay:Kitchen"\nname = "kitchen"\nforgotten = 1\n',
+        '[[env]]\nid = "kitchen:Kitchen"\nname = "kitchen"\nforgotten = 1\n',
         encoding="utf-8",
     )
     return tmp_path

@@ -29,10 +29,10 @@ name = "demo"
 tasks = 3
 samples_per_task = 2
 [[env]]
-id = "test_env_replay:Kitchen"
+id = "kitchen:Kitchen"
 name = "kitchen"
 [[eval.env]]
-id = "test_env_replay:Kitchen"
+id = "kitchen:Kitchen"
 name = "other"
 noise = { level = 2 }
 """
