@@ -70,6 +70,13 @@ if sys.version_info < (3, 11, 8):
     ast.parse = _undisturbed(ast.parse)  # pyright: ignore
 
 
+def pytest_collection_finish() -> None:
+    """Leave what the test files imported out of every later collection: NiceGUI's simulation alone collects
+    twice a test, a second each with torch and its like loaded."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """A small corpus of all built-in environments."""
