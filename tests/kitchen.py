@@ -37,3 +37,9 @@ class Kitchen(Env):
     def expert(self, task: Task):
         yield Message("assistant", "now", (ToolCall("stir", {"times": 2}),))
         yield Message("assistant", "served")
+
+
+class Unaided(Kitchen):
+    """Nobody shows how."""
+
+    expert = Env.expert

@@ -163,6 +163,7 @@ def wait_for(condition: Callable[[], bool], process) -> None:
         os.sched_yield()
 
 
+@pytest.mark.slow  # three learners in processes of their own
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_checkpoint_of_some_ranks_is_read_by_another_number(tmp_path, processes, before, after):
     def on(ranks: int, act: str) -> dict[str, torch.Tensor]:

@@ -34,6 +34,7 @@ def test_the_new_environment_passes_its_check(package):
     assert {one.outcome for one in sheet.findings} == {"pass"}, str(sheet)
 
 
+@pytest.mark.slow  # a pytest of its own, and in it three checks
 def test_pytest_in_the_new_package_runs_the_check_at_every_difficulty(package):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q"],

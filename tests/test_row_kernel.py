@@ -155,6 +155,7 @@ else:
 """
 
 
+@pytest.mark.slow  # two processes, each of which imports torch
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is set")
 @pytest.mark.parametrize(("where", "variables"), [("main", {}), ("thread", VARIABLES)])
 def test_freed_memory_stays_with_the_process(where, variables):

@@ -199,7 +199,7 @@ async def test_an_expert_that_stops_too_early_is_named():
         (["calculator", "--all"], "give no other"),
         (["calculater"], "did you mean 'calculator'?"),
         (["calculator", "--config", "{"], "--config"),
-        (["fakes:Probe"], "offers no expert"),
+        (["kitchen:Unaided"], "offers no expert"),
         (["calculator", "--write", "/nowhere/at/all.toml"], "--write: the folder /nowhere/at"),
     ],
 )

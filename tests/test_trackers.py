@@ -190,6 +190,7 @@ def test_of_a_run_that_goes_on_tensorboard_shows_each_step_once(tmp_path):
     ]
 
 
+@pytest.mark.slow  # MLflow makes its data base, with all its migrations
 def test_mlflows_client_reads_back_metrics_parameters_tables_and_the_end(tmp_path):
     played = whole_run(tmp_path, "mlflow")
     from mlflow.tracking import MlflowClient
@@ -367,6 +368,7 @@ def test_a_tracker_that_is_killed_is_started_again_and_the_second_time_it_is_not
     assert json.loads(last)["step"] == 2
 
 
+@pytest.mark.slow  # two processes of each tracker, one after the other
 def test_a_tracker_that_was_started_again_has_every_step_once(tmp_path):
     server = HttpServer("answers")
     with serving(server):
@@ -526,6 +528,7 @@ def test_a_collector_that_hangs_or_fails_stalls_no_run(tmp_path, monkeypatch, ma
     assert len(played.said) == 1, played.said
 
 
+@pytest.mark.slow  # MLflow makes its data base, with all its migrations
 def test_a_metric_of_any_name_and_an_index_that_is_locked_lose_no_step(tmp_path):
     played = Played(tmp_path, "mlflow")
     played.trackers.start()
