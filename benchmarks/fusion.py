@@ -1,6 +1,6 @@
 """Fusion of three experts of one cold start: held-out reward by method, of distillation and of each expert.
 
-    python benchmarks/fusion.py [--steps 30] [--seeds 3] [--cold 100] [--distil 10] [--json FILE]
+    python benchmarks/fusion.py [--steps 30] [--seeds 3] [--cold 100] [--distil 10] [--rate R] [--json FILE]
 
 One cold start (`benchmarks/domains.py`), one expert per domain by RL in `--steps` steps, then one policy of
 the three: by each method of `dorado model fuse`, and by distillation from the three in `--distil` steps, from
@@ -16,6 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from distill import STUDENT_RATE
 from domains import DOMAINS, begin, cold_start, heldout, save, train
 
 from trainer.fusion.config import FusionConfig
@@ -44,7 +45,9 @@ def mean_of(folder: Path) -> float:
     return statistics.fmean(heldout(learner, domain) for domain in DOMAINS)
 
 
-def one_seed(seed: int, steps: int, cold: int, distil: int, root: Path) -> dict[str, float]:
+def one_seed(
+    seed: int, steps: int, cold: int, distil: int, rate: float, root: Path
+) -> dict[str, float]:
     """The held-out rewards of one seed, by what they are of."""
     start = root / "start"
     cold_start(start, root / "scratch", cold, seed)
@@ -64,19 +67,21 @@ def one_seed(seed: int, steps: int, cold: int, distil: int, root: Path) -> dict[
         out = root / f"fused-{number}"
         Fusion(experts, base, FusionConfig(**values)).write(out, lambda done, total: None)
         found[name] = mean_of(out)
+    higher: dict[str, Any] = {"optim": {"lr": rate}}
     begins = {"cold start": start, "fused": root / f"fused-{list(METHODS).index(DISTILLED_FROM)}"}
     for name, folder in begins.items():
         teachers = {domain: str(root / domain) for domain in DOMAINS}
-        student = begin(folder, advantage="distill", distill={"teachers": teachers})
+        student = begin(folder, advantage="distill", distill={"teachers": teachers}, **higher)
         train(student, DOMAINS, distil, seed + 100)
         found[f"distilled {distil} steps from the {name}"] = statistics.fmean(
             heldout(student, domain) for domain in DOMAINS
         )
-    mixed = begin(start)
-    train(mixed, DOMAINS, steps, seed)
-    found[f"RL on all domains, {steps} steps"] = statistics.fmean(
-        heldout(mixed, domain) for domain in DOMAINS
-    )
+    for name, settings in {"": {}, ", the student's rate": higher}.items():
+        mixed = begin(start, **settings)
+        train(mixed, DOMAINS, steps, seed)
+        found[f"RL on all domains, {steps} steps{name}"] = statistics.fmean(
+            heldout(mixed, domain) for domain in DOMAINS
+        )
     return found
 
 
@@ -86,12 +91,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cold", type=int, default=100)
     parser.add_argument("--distil", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=STUDENT_RATE, help="the student's")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows: dict[str, list[float]] = defaultdict(list)
     for seed in range(given.seeds):
         with tempfile.TemporaryDirectory() as name:
-            found = one_seed(seed, given.steps, given.cold, given.distil, Path(name))
+            found = one_seed(seed, given.steps, given.cold, given.distil, given.rate, Path(name))
         for row, value in found.items():
             rows[row].append(value)
         print(json.dumps({row: round(value, 3) for row, value in found.items()}), flush=True)
