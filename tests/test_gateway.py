@@ -7,6 +7,7 @@ import aiohttp
 import anthropic
 import openai
 import pytest
+import uvloop
 from fakes import END, ScriptedEngine
 
 from rollout.config import EpisodeConfig
@@ -102,6 +103,16 @@ async def test_a_conversation_continues_the_ids_that_the_engine_wrote(renderer):
         assert served.talk.branches == [] and served.segments == []
         assert [m.content for m in served.talk.turns[0].observations] == ["42"]
         audit(served)
+
+
+def test_it_serves_on_the_loop_of_rays_actors(renderer):
+    """Servers of uvloop are no `asyncio.Server`."""
+
+    async def play():
+        async with Served(renderer, ["42" + END]) as served:
+            assert (await served.chat(ASKED)).message.content == "42"
+
+    uvloop.run(play())
 
 
 @pytest.mark.parametrize("changed", ["text", "system", "tools", "dropped"])

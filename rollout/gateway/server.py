@@ -115,9 +115,7 @@ class Gateway:
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, 0, backlog=4096)
         await site.start()
-        server = site._server  # pyright: ignore[reportPrivateUsage]
-        assert isinstance(server, asyncio.Server), "it has just been started"
-        self._port = server.sockets[0].getsockname()[1]
+        self._port = self._runner.addresses[0][1]
 
     def _talk(self, request: web.Request) -> Talk:
         """The episode whose secret a request brings. Raises ApiError."""
