@@ -17,6 +17,7 @@ from typing import Any
 import own_objectives
 import pytest
 import torch
+from agent_scripts import PLAIN
 from dorado_command import Command, lines
 from safetensors.torch import load_file
 from tracker_servers import HttpServer, serving
@@ -159,6 +160,16 @@ def _assert_only_adapters_changed(policy: Path, run: Path, out: Path) -> None:
         assert published is None or published <= 1.1 * megabytes
 
 
+def _agent(folder: Path) -> str:
+    """An environment whose agent asks once, over HTTP, and writes down what it hears."""
+    script = PLAIN + 'open("answer.txt", "w").write(str(ask(sys.stdin.read())))'
+    (folder / "agent.py").write_text(script, encoding="utf-8")
+    rows = [json.dumps({"instruction": f"{n} plus 1 ?", "answer": f"{n + 1}"}) for n in range(90)]
+    (folder / "tasks.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    values = 'agent = "agent.py", tasks = "tasks.jsonl", answer_file = "answer.txt"'
+    return f'[[env]]\nid = "agent"\nweight = 0.5\nconfig = {{ {values}, sandbox = "none" }}\n'
+
+
 def _assert_two_ranks_trained(run: Path) -> None:
     assert max(line.get("optim/grad_norm", 0.0) for line in lines(run / "metrics.jsonl")) > 0
     assert {f"learner-{rank}.log" for rank in (0, 1)} <= {p.name for p in (run / "logs").iterdir()}
@@ -182,7 +193,7 @@ def test_a_run_of_adapters_goes_on_through_faults_of_environments_and_counts_the
         tmp_path,
         "chaos",
         f'mode = "in_flight"\nsteps = 6\nmodel = {{ path = "{policy}" }}\ncheckpoint_keep = 2\n'
-        f"rollout = {{ hosts = 2 }}\n{CALCULATOR}{goes_on}{envs}"
+        f"rollout = {{ hosts = 2 }}\n{CALCULATOR}{goes_on}{envs}{_agent(tmp_path)}{goes_on}"
         "[eval]\ntasks = 4\nevery = 3\nsamples_per_task = 2\nsampling = { temperature = 0 }\n"
         '[[eval.env]]\nid = "sensors"\n',
     )
@@ -211,6 +222,7 @@ def test_a_run_of_adapters_goes_on_through_faults_of_environments_and_counts_the
     assert ledger["reset_raises"]["failed:env_fault"] > 0
     assert ledger["reset_raises"]["trained"] > 0
     assert ledger["tool_hangs"]["failed:env_fault"] > 0
+    assert ledger["agent"]["trained"] > 0 and "failed:env_fault" not in ledger["agent"], output
     assert ledger["host_exits"]["failed:host_fault"] > 0
     assert summary["parity"]["mean_abs_dlogp"] <= 2e-5
     assert set(summary["staleness"]) <= {"0", "1"}
