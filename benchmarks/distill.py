@@ -15,11 +15,11 @@ import json
 import random
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from domains import batch_of, begin, cold_start, heldout, save
+from domains import batch_of, begin, cold_start, heldout, mean_heldout, save
 
 from trainer.learner import Learner
 
@@ -27,20 +27,23 @@ SHARE, EVERY = 0.95, 2
 STUDENT_RATE = 2e-3
 
 
-def steps_until(
-    learner: Learner, domains: list[str], goal: float, most: int, seed: int
-) -> tuple[int, float]:
-    """Train until the mean held-out reward is at the goal; the steps (0: never) and the last reward."""
+def trained(learner: Learner, domains: list[str], goal: float, most: int, seed: int) -> list[float]:
+    """Train until the mean held-out reward is at the goal; its value after every EVERY steps."""
     draw = random.Random(f"train/{seed}")
     torch.manual_seed(seed)
-    found = 0.0
+    curve: list[float] = []
     for step in range(1, most + 1):
         learner.step(batch_of(learner, domains, draw)[0])
         if step % EVERY == 0:
-            found = statistics.fmean(heldout(learner, domain) for domain in domains)
-            if found >= goal:
-                return step, found
-    return 0, found
+            curve.append(mean_heldout(learner, domains))
+            if curve[-1] >= goal:
+                break
+    return curve
+
+
+def steps_to(goal: float, curve: Sequence[float]) -> int:
+    """The step at which a curve is first at the goal; 0: never."""
+    return next((EVERY * n for n, value in enumerate(curve, 1) if value >= goal), 0)
 
 
 def one_seed(seed: int, steps: int, cold: int, rate: float, root: Path) -> dict[str, object]:
@@ -55,25 +58,29 @@ def one_seed(seed: int, steps: int, cold: int, rate: float, root: Path) -> dict[
     higher = {"optim": {"lr": rate}}
     for domain in ("one", "two"):
         learner = begin(start)
-        _, teachers[domain] = steps_until(learner, [domain], 2.0, steps, seed)
+        curve = trained(learner, [domain], 2.0, steps, seed)
+        teachers[domain] = curve[-1]
         save(learner, root / domain, start)
         # How soon RL itself was at 95 % of where it ended.
-        again = begin(start)
-        needed[domain], _ = steps_until(again, [domain], SHARE * teachers[domain], steps, seed)
-        again = begin(start, **higher)
-        faster[domain], _ = steps_until(again, [domain], SHARE * teachers[domain], steps, seed)
+        goal = SHARE * teachers[domain]
+        needed[domain] = steps_to(goal, curve)
+        faster[domain] = steps_to(
+            goal, trained(begin(start, **higher), [domain], goal, steps, seed)
+        )
     single = begin(start, advantage="distill", distill={"teacher": str(root / "one")}, **higher)
-    alone, alone_at = steps_until(single, ["one"], SHARE * teachers["one"], steps, seed + 100)
+    goal = SHARE * teachers["one"]
+    alone = trained(single, ["one"], goal, steps, seed + 100)
     folders = {domain: str(root / domain) for domain in ("one", "two")}
     student = begin(start, advantage="distill", distill={"teachers": folders}, **higher)
-    goal = SHARE * statistics.fmean(teachers.values())
-    both, both_at = steps_until(student, ["one", "two"], goal, steps, seed + 100)
+    both_goal = SHARE * statistics.fmean(teachers.values())
+    both = trained(student, ["one", "two"], both_goal, steps, seed + 100)
     return {
         "before": before, "teachers": teachers, "rl_steps": steps, "rl_steps_to_95": needed,
         "rl_steps_to_95_at_the_students_rate": faster,
-        "student_steps": alone, "student": alone_at, "student_of_two_steps": both,
+        "student_steps": steps_to(goal, alone), "student": alone[-1],
+        "student_of_two_steps": steps_to(both_goal, both),
         "student_of_two": {domain: heldout(student, domain) for domain in folders},
-        "mean_of_two": both_at,
+        "mean_of_two": both[-1],
     }  # fmt: skip
 
 

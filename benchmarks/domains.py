@@ -102,6 +102,11 @@ def heldout(learner: Learner, domain: str) -> float:
     return statistics.fmean(rewards)
 
 
+def mean_heldout(learner: Learner, domains: Sequence[str] = DOMAINS) -> float:
+    """The mean over domains of the held-out reward."""
+    return statistics.fmean(heldout(learner, domain) for domain in domains)
+
+
 def train(learner: Learner, domains: Sequence[str], steps: int, seed: int) -> None:
     """So many learner steps on fresh batches."""
     draw = random.Random(f"train/{seed}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import STUDENT_RATE
-from domains import DOMAINS, begin, cold_start, heldout, save, train
+from domains import DOMAINS, begin, cold_start, heldout, mean_heldout, save, train
 
 from trainer.fusion.config import FusionConfig
 from trainer.fusion.fuse import Fusion
@@ -39,24 +39,18 @@ METHODS: dict[str, dict[str, Any]] = {
 DISTILLED_FROM = "sce, normalised"
 
 
-def mean_of(folder: Path) -> float:
-    """The mean over the domains of a folder's policy."""
-    learner = begin(folder)
-    return statistics.fmean(heldout(learner, domain) for domain in DOMAINS)
-
-
 def one_seed(
     seed: int, steps: int, cold: int, distil: int, rate: float, root: Path
 ) -> dict[str, float]:
     """The held-out rewards of one seed, by what they are of."""
     start = root / "start"
     cold_start(start, root / "scratch", cold, seed)
-    found = {"cold start": mean_of(start)}
+    found = {"cold start": mean_heldout(begin(start))}
     for domain in DOMAINS:
         expert = begin(start)
         train(expert, [domain], steps, seed)
         found[f"expert {domain}, its domain"] = heldout(expert, domain)
-        found[f"expert {domain}, all"] = statistics.fmean(heldout(expert, d) for d in DOMAINS)
+        found[f"expert {domain}, all"] = mean_heldout(expert)
         save(expert, root / domain, start)
     experts = [root / domain for domain in DOMAINS]
     found["experts, each its domain"] = statistics.fmean(
@@ -66,22 +60,18 @@ def one_seed(
         base = None if values["method"] == "average" else start
         out = root / f"fused-{number}"
         Fusion(experts, base, FusionConfig(**values)).write(out, lambda done, total: None)
-        found[name] = mean_of(out)
+        found[name] = mean_heldout(begin(out))
     higher: dict[str, Any] = {"optim": {"lr": rate}}
     begins = {"cold start": start, "fused": root / f"fused-{list(METHODS).index(DISTILLED_FROM)}"}
     for name, folder in begins.items():
         teachers = {domain: str(root / domain) for domain in DOMAINS}
         student = begin(folder, advantage="distill", distill={"teachers": teachers}, **higher)
         train(student, DOMAINS, distil, seed + 100)
-        found[f"distilled {distil} steps from the {name}"] = statistics.fmean(
-            heldout(student, domain) for domain in DOMAINS
-        )
+        found[f"distilled {distil} steps from the {name}"] = mean_heldout(student)
     for name, settings in {"": {}, ", the student's rate": higher}.items():
         mixed = begin(start, **settings)
         train(mixed, DOMAINS, steps, seed)
-        found[f"RL on all domains, {steps} steps{name}"] = statistics.fmean(
-            heldout(mixed, domain) for domain in DOMAINS
-        )
+        found[f"RL on all domains, {steps} steps{name}"] = mean_heldout(mixed)
     return found
 
 
