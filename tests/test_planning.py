@@ -17,7 +17,7 @@ from rl.config_error import ConfigError
 from rl.planning.engine_probe import Change, Replay
 from rl.planning.learner_probe import Steps
 from rl.planning.machine import EngineCost, LearnerCost, Machine, Sharing, learner_costs
-from rl.planning.predict import Candidate, candidates, own_candidate, predict, slowed
+from rl.planning.predict import RUN_OVERHEAD, Candidate, candidates, own_candidate, predict, slowed
 from rl.planning.probe import Probe, ProbeError
 from rl.planning.refusal import refuse, refuse_sweep
 from rl.planning.report import make_plan, plan_json, plan_lines, toml_lines
@@ -84,7 +84,7 @@ def machine(**changes: object) -> Machine:
         engines=(engine(),),
         learners=(LearnerCost(1, 2048, 0.0, 1e-4, cpus=1.0),),
         learner_memory=10**9,
-        sharing=Sharing(engine=1.0, learner=1.0, cpus=2.0),
+        sharing=Sharing(engine=1.0, learner=1.0, cpus=2.0, pair=1.0),
         publish_seconds=0.0,
         notes=(),
     )
@@ -133,22 +133,22 @@ def test_outside_of_in_flight_nothing_is_written_until_the_weights_are_there():
 
 @pytest.mark.parametrize(
     ("cpus", "engines", "threads", "expected"),
-    [(2, 1, 1, (1.0, 1.3, 1.4)), (2, 2, 1, (1.3, 1.95, 2.1)), (8, 2, 1, (1.3, 1.3, 1.4))],
+    [(2, 1, 1, (1.0, 1.3, 1.4)), (2, 2, 1, (1.2, 2.34, 2.1)), (8, 2, 1, (1.2, 1.56, 1.4))],
 )
 def test_who_shares_the_cores_takes_longer(cpus, engines, threads, expected):
-    sharing = Sharing(engine=1.3, learner=1.4, cpus=2.0)
+    sharing = Sharing(engine=1.3, learner=1.4, cpus=2.0, pair=1.2)
     found = slowed(machine(cpus=cpus, sharing=sharing), candidate(engines=engines))
     assert (found.alone, found.beside, found.learner) == pytest.approx(expected)
 
 
 def test_what_episodes_take_is_shared_too():
-    rate = engine().most.rate
+    rate = RUN_OVERHEAD * engine().most.rate
     found = slowed(machine(episode_cpu=1 / rate), candidate())
     assert found.beside == pytest.approx(1.5)
 
 
 def test_sync_pays_nothing_for_sharing_and_in_flight_does():
-    shared = machine(sharing=Sharing(engine=1.5, learner=1.5, cpus=2.0))
+    shared = machine(sharing=Sharing(engine=1.5, learner=1.5, cpus=2.0, pair=1.0))
     for mode, times in (("sync", 1.0), ("in_flight", 1.5)):
         slow = predict(run_config(mode=mode), shared, candidate())
         free = predict(run_config(mode=mode), machine(), candidate())

@@ -61,11 +61,16 @@ class LearnerCost:
 @dataclass(frozen=True)
 class Sharing:
     """An engine and a learner at work side by side: how many times as long each takes, and with how many
-    CPUs' worth of work between them."""
+    CPUs' worth of work between them.
+
+    pair: how many times as long two engines take side by side, for shared caches and half cores alone; that
+    of engine and learner where there was one engine.
+    """
 
     engine: float
     learner: float
     cpus: float
+    pair: float
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import psutil
 
@@ -34,6 +35,8 @@ PLAYED_GROUPS = 24
 # For an act of a probe that computes.
 ACT_SECONDS = 180.0
 Say = Callable[[str], None]
+# An engine that has started: its probe; its threads, and if it is compiled; seconds, and its cache's tokens.
+Started = tuple[Probe[EngineProbe], tuple[int, bool], tuple[float, int]]
 
 
 @dataclass
@@ -70,8 +73,9 @@ class Measurement:
             costs = [self._engine_cost(*one, groups, weights) for one in started]
             learners = list(self._learners(learner, samples))
             best = max(range(len(costs)), key=lambda i: costs[i].most.rate)
+            pair = self._pair(started, costs, groups)
             sharing = self._sharing(
-                started[best][0], costs[best], groups, learner, learners, samples
+                started[best][0], costs[best], groups, learner, learners, samples, pair
             )
             memory = _memory(learner)
             costs += self._later(probes, engines, checkpoint, costs[best], groups, weights)
@@ -132,7 +136,7 @@ class Measurement:
         engines: Sequence[Probe[EngineProbe]],
         starting: Sequence[Callable[[float], tuple[float, int]]],
         variants: Sequence[tuple[int, bool]],
-    ) -> Iterator[tuple[Probe[EngineProbe], tuple[int, bool], tuple[float, int]]]:
+    ) -> Iterator[Started]:
         """The engines that start; the others are noted."""
         for engine, wait, variant in zip(engines, starting, variants, strict=True):
             try:
@@ -247,6 +251,7 @@ class Measurement:
         learner: Probe[LearnerProbe],
         learners: Sequence[LearnerCost],
         samples: Sequence[TrainSample],
+        pair: float | None,
     ) -> Sharing:
         """How engine and learner slow each other down, with one thread of the learner."""
         self.say("measuring both side by side")
@@ -259,11 +264,30 @@ class Measurement:
         replay = engine.ask(ACT_SECONDS, EngineProbe.replay, groups, self._at_once(), LEVEL_SECONDS)
         beside = stepping(ACT_SECONDS)
         tokens = sum(len(sample.token_ids) for sample in samples)
+        slower, cpus = max(1.0, cost.most.rate / replay.rate), cost.most.cpus + one.cpus
         return Sharing(
-            engine=max(1.0, cost.most.rate / replay.rate),
+            engine=slower,
             learner=max(1.0, beside / one.step_seconds(tokens)),
-            cpus=cost.most.cpus + one.cpus,
+            cpus=cpus,
+            pair=slower / max(1.0, cpus / usable_cpus()) if pair is None else pair,
         )
+
+    def _pair(
+        self, started: Sequence[Started], costs: Sequence[EngineCost], groups: Groups
+    ) -> float | None:
+        """How many times as long two engines take side by side, beyond what a lack of CPUs explains; None
+        where one alone has started."""
+        if len(started) < 2:
+            return None
+        self.say("measuring two engines side by side")
+        (first, *_), (second, *_) = started[:2]
+        full = self._at_once()
+        writing = first.begin(EngineProbe.replay, groups, full, LEVEL_SECONDS)
+        other = second.ask(ACT_SECONDS, EngineProbe.replay, groups, full, LEVEL_SECONDS)
+        together = (writing(ACT_SECONDS), other)
+        alone = [cost.most for cost in costs[:2]]
+        times = fmean(a.rate / t.rate for a, t in zip(alone, together, strict=True))
+        return max(1.0, times / max(1.0, sum(one.cpus for one in alone) / usable_cpus()))
 
     def _later(
         self,

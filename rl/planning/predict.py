@@ -19,6 +19,9 @@ from rl.simulator.simulation import Simulation
 WARMUP_STEPS, STEPS = 3, 6
 # More engines than this share out a batch into ever smaller ones.
 MOST_ENGINES = 4
+# Controllers, hosts, Ray and the record take so many times what the episodes take in one process: 5.0 ms of
+# CPU a trajectory in a run of the quickstart, where `episode_cpu` was 1.4.
+RUN_OVERHEAD = 3.5
 # Of the memory that there is, for engines and learner.
 MEMORY_SHARE = 0.8
 
@@ -76,10 +79,11 @@ def slowed(machine: Machine, candidate: Candidate) -> Slowed:
     """How the cores are shared.
 
     Work for more CPUs than there are takes as many times longer. What two at once lose on top of that, by
-    shared caches and half cores, was measured with one engine and a learner of one thread.
+    shared caches and half cores, was measured with one engine and a learner of one thread, and with two
+    engines.
     """
     engine, cpus = candidate.engine, machine.cpus
-    episodes = machine.episode_cpu * engine.most.rate
+    episodes = RUN_OVERHEAD * machine.episode_cpu * engine.most.rate
     engines = candidate.engines * (engine.most.cpus + episodes)
     together = engines + candidate.learner.cpus
     measured, plain = machine.sharing, max(1.0, machine.sharing.cpus / cpus)
@@ -87,10 +91,10 @@ def slowed(machine: Machine, candidate: Candidate) -> Slowed:
     def times(demand: float, found: float) -> float:
         return max(1.0, found / plain * max(1.0, demand / cpus))
 
-    several = measured.engine if candidate.engines > 1 else plain
+    several = measured.pair if candidate.engines > 1 else 1.0
     return Slowed(
-        alone=times(engines, several),
-        beside=times(together, measured.engine),
+        alone=times(engines, plain * several),
+        beside=times(together, measured.engine * several),
         learner=times(together, measured.learner),
     )
 

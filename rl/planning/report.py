@@ -101,7 +101,8 @@ def measured_lines(machine: Machine) -> list[str]:
         )
     share = machine.sharing
     lines.append(
-        f"side by side an engine takes {share.engine:.2f} times as long, a learner {share.learner:.2f} times"
+        f"side by side an engine takes {share.engine:.2f} times as long, a learner {share.learner:.2f}; "
+        f"of two engines each {share.pair:.2f} times"
     )
     return lines
 
