@@ -250,6 +250,8 @@ def _anchored_rows(settings: dict[str, object], folder: Path) -> dict[str, objec
             found[key] = [_anchored_file(one, folder) for one in path]
         elif isinstance(path, str):
             found[key] = _anchored_file(path, folder)
+    if isinstance(folders := settings.get("paths"), list):  # of `verifiers`
+        found["paths"] = [os.path.abspath(folder / one) for one in folders if isinstance(one, str)]
     for key in (*AGENT_PATHS, *RECORD_PATHS):
         if not isinstance(path := settings.get(key), str) or not path:
             continue

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 class ModelAccess:
     """Where the policy is for one episode: `ModelAccess("http://127.0.0.1:4021", "sk-…", "policy")`.
 
-    url: without `/v1`. key: the episode's secret, the API key. model: the policy's name there.
+    url: without `/v1`. key: the episode's secret, the API key. model: the policy's name there. max_turns,
+    max_tokens: where the episode ends, for an agent that has limits of its own; 0 where it is not known.
     """
 
     url: str
     key: str = field(repr=False)
     model: str
+    max_turns: int = 0
+    max_tokens: int = 0
 
     @property
     def variables(self) -> dict[str, str]:

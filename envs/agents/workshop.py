@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -112,7 +112,7 @@ class Workshop:
             if self.level == "bubblewrap":
                 if access is not None:
                     await held.enter_async_context(await self._relay(access))
-                    access = ModelAccess(f"http://127.0.0.1:{PORT}", access.key, access.model)
+                    access = replace(access, url=f"http://127.0.0.1:{PORT}")
                 argv = self._confined(argv, access, dict(more or {}), dict(shown or {}))
                 environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
             else:

@@ -89,7 +89,8 @@ class Gateway:
         self._keys[talk.id] = digest = _digest(key)
         self.talks[digest] = talk
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return ModelAccess(f"http://{host}:{self._port}", key, talk.model)
+        limits = talk.config.max_turns, talk.config.max_tokens
+        return ModelAccess(f"http://{host}:{self._port}", key, talk.model, *limits)
 
     async def shut(self, talk: Talk) -> None:
         """Serve an episode no more."""
