@@ -45,7 +45,7 @@ class Episodes:
             return await self.play(settings, data, url, variable, model)
 
     def ended(self, number: int) -> Json | None:
-        """What came of an episode, once it has ended; {"lost": true} for a number of another process."""
+        """Tell what came of an episode, once it has ended; {"lost": true} for a number of another process."""
         if number not in self.running:
             return {"lost": True}
         if not self.running[number].done():

@@ -157,7 +157,7 @@ class NeMoGym(Env):
         return httpx.AsyncClient(base_url=self.config.url, timeout=timeout, verify=secure)
 
     async def _posted(self, path: str, body: JsonObject) -> object:
-        """What the server answers to a POST, as JSON. Raises RuntimeError where it refuses, HostFault where
+        """The server's answer to a POST, as JSON. Raises RuntimeError where it refuses, HostFault where
         it is not there."""
         assert self.client is not None, "reset connects"
         answer = await self._sent(self.client, "POST", path, body)

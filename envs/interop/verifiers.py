@@ -70,11 +70,11 @@ class VerifiersConfig(EnvConfig):
 
     @property
     def script(self) -> str:
-        """What runs in the interpreter."""
+        """The file that runs in the interpreter."""
         return "verifiers_legacy_server.py" if self.environment else "verifiers_server.py"
 
     def told(self, heldout: bool, limits: JsonObject | None = None) -> str:
-        """What the child makes an environment of; as text, by which it keeps one."""
+        """Tell what the child makes an environment of; as text, by which it keeps one."""
         changed = self.heldout if heldout else {}
         if self.environment:
             given = {"id": self.environment, "args": {**self.arguments, **changed}}

@@ -87,7 +87,7 @@ def _client(url: str, variable: str) -> Any:
 
 
 def _outcome(state: Any) -> Json:
-    """What came of an episode, as JSON. Its rubric gives one reward; what it is made of are metrics."""
+    """Tell what came of an episode, as JSON. Its rubric gives one reward; what it is made of are metrics."""
     error = state.get("error")
     metrics = {
         name: float(value)

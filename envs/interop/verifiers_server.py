@@ -80,7 +80,7 @@ def load() -> tuple[Functions, dict[str, str]]:
 
 
 def _outcome(episode: Any, seat: str) -> Json:
-    """What came of an episode, as JSON: rewards by name with their weights in, and errors in order."""
+    """Tell what came of an episode, as JSON: rewards by name with their weights in, and errors in order."""
     traces = [trace for trace in episode.traces if trace.agent.name == seat]
     errors = [error for one in (*traces, episode) for error in one.errors]
     found: Json = {"ok": bool(episode.ok and traces), "rewards": {}, "metrics": {}, "stop": ""}
