@@ -3,9 +3,10 @@
     python benchmarks/aggregator.py [--seeds 3] [--answers 8] [--steps 20] [--folder DIR] [--json FILE]
 
 For each seed: a cold start on `calculator` that slips, a run without learning that records K answers to each
-training task, `dorado train` on `aggregate` and `calculator` alike, and `dorado eval --think K` of the cold
-start and of what was trained. `--rival` trains on `calculator` alone for as many steps, for what training
-gives without an aggregator. A folder keeps what is done. Some eight minutes a seed on two cores.
+training task, a cold start on `aggregate` and `calculator` (an opening with K answers is new to the policy),
+`dorado train` on both, and `dorado eval --think K` of the second cold start and of what was trained.
+`--rival` trains on `calculator` alone for as many steps, for what training gives without an aggregator. A
+folder keeps what is done. Some ten minutes a seed on two cores.
 """
 
 import argparse
@@ -24,7 +25,7 @@ seed = {seed}
 runs_dir = "{folder}"
 wandb = {{ enabled = false }}
 batch = {{ groups = 8, group_size = 8{filter} }}
-engine = {{ count = 1, dtype = "float32", max_model_len = 320, max_num_seqs = 128 }}
+engine = {{ count = 1, dtype = "float32", max_model_len = 640, max_num_seqs = 128 }}
 rollout = {{ max_in_flight_groups = 16 }}
 eval = {{ before = false, after = false, tasks = 100 }}
 steps = {steps}
@@ -32,7 +33,7 @@ steps = {steps}
 [episode]
 max_turns = 4
 max_completion_tokens = 32
-max_tokens = 320
+max_tokens = 640
 max_seconds = 60
 
 [learner]
@@ -50,6 +51,14 @@ steps = 260
 batch_size = 32
 slip = {slip}
 optim = { lr = 2e-3, warmup_steps = 20, decay_steps = 280 }
+"""
+MIXED = """
+[sft]
+demonstrations = 500
+steps = 180
+batch_size = 32
+slip = {slip}
+optim = { lr = 1e-3, warmup_steps = 10, decay_steps = 200 }
 """
 CALCULATOR = """
 [[env]]
@@ -75,6 +84,7 @@ class Seed:
     def __init__(self, folder: Path, seed: int, asked: argparse.Namespace) -> None:
         self.folder, self.seed, self.asked = folder, seed, asked
         self.start = folder / f"start-{seed}"
+        self.mixed = folder / f"mixed-{seed}"
 
     def config(self, name: str, more: str, steps: int, rate: float, *, filtered: bool) -> Path:
         """Write a configuration."""
@@ -92,14 +102,22 @@ class Seed:
 
     def made(self) -> None:
         """Make the cold start, the record, and the trained policies."""
-        model = f'[model]\npath = "{self.start}"\n'
+        slip = str(self.asked.slip)
         if not (self.start / "config.json").exists():
-            start = START.replace("{slip}", str(self.asked.slip))
+            start = START.replace("{slip}", slip)
             config = self.config("start", start + CALCULATOR, 1, 1e-4, filtered=False)
             dorado("sft", str(config), f"--out={self.start}")
+        model = f'[model]\npath = "{self.start}"\n'
         self.run("thinkers", model + CALCULATOR, self.asked.record_steps, 1e-12, filtered=False)
-        tables = AGGREGATE.format(folder=self.folder, seed=self.seed, answers=self.asked.answers)
-        self.run("aggregator", model + CALCULATOR + tables, self.asked.steps, 2.5e-4)
+        tables = CALCULATOR + AGGREGATE.format(
+            folder=self.folder, seed=self.seed, answers=self.asked.answers
+        )
+        if not (self.mixed / "config.json").exists():
+            mixed = model + MIXED.replace("{slip}", slip) + tables
+            config = self.config("mixed", mixed, 1, 1e-4, filtered=False)
+            dorado("sft", str(config), f"--out={self.mixed}")
+        model = f'[model]\npath = "{self.mixed}"\n'
+        self.run("aggregator", model + tables, self.asked.steps, 2.5e-4)
         if self.asked.rival:
             self.run("rival", model + CALCULATOR, self.asked.steps, 2.5e-4)
 
@@ -113,7 +131,7 @@ class Seed:
         """What `dorado eval --think` finds of a policy: its ways, by name."""
         out = self.folder / f"think-{name}-{self.seed}"
         if not (out / "summary.json").exists():
-            policy = self.start if name == "start" else self.folder / f"{name}-{self.seed}"
+            policy = self.mixed if name == "mixed" else self.folder / f"{name}-{self.seed}"
             config = self.config(
                 "heldout", f'[model]\npath = "{self.start}"\n{CALCULATOR}', 1, 1e-4, filtered=True
             )
@@ -147,7 +165,7 @@ def main() -> None:
         for number in range(asked.seeds):
             seed = Seed(folder, number, asked)
             seed.made()
-            for name in ("start", "aggregator", *(("rival",) if asked.rival else ())):
+            for name in ("mixed", "aggregator", *(("rival",) if asked.rival else ())):
                 found.setdefault(name, []).append(seed.thought(name))
     print("| policy | seed | " + " | ".join(WAYS) + " | gain over that vote |")
     print("|---" * (len(WAYS) + 3) + "|")

@@ -123,6 +123,13 @@ def test_totals_are_the_sums_over_environments(envs):
     assert {env: totals[env] for env in envs} == counts
 
 
+def test_a_step_of_faults_alone_has_no_lengths():
+    faulty = [member(f"f{i}", **FAULT, num_completion_tokens=0) for i in range(2)]
+    metrics = rollout_metrics([group_report("shop", faulty)])
+    assert metrics["rollout/shop/faults"] == 2
+    assert not [key for key in metrics if "tokens" in key or key.endswith(("turns", "reward"))]
+
+
 def test_named_rewards_spreads_and_lengths_are_those_of_numpy():
     members = [
         member(
@@ -149,8 +156,9 @@ def test_named_rewards_spreads_and_lengths_are_those_of_numpy():
         within = np.mean([np.std(rewards[i : i + 2]) for i in (0, 2, 4)])
         assert metrics[f"rollout/{env}/group_reward_std"] == pytest.approx(within)
         assert metrics[f"rollout/{env}/zero_variance"] == pytest.approx(1 / 3)
-        every = sorted([*tokens, 1, 1])
+        every = sorted(tokens)  # those of faults are cut off, and left out
+        assert metrics[f"rollout/{env}/completion_tokens"] == pytest.approx(np.mean(tokens))
         assert metrics[f"rollout/{env}/completion_tokens_p10"] == every[0]
-        assert metrics[f"rollout/{env}/completion_tokens_p50"] == every[3]
-        assert metrics[f"rollout/{env}/completion_tokens_p90"] == every[7]
+        assert metrics[f"rollout/{env}/completion_tokens_p50"] == every[2]
+        assert metrics[f"rollout/{env}/completion_tokens_p90"] == every[5]
         assert metrics[f"rollout/{env}/completion_tokens_max"] == 90

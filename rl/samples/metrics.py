@@ -31,15 +31,12 @@ def rollout_metrics(reports: Sequence[GroupReport]) -> dict[str, float]:
             "reward": fmean(m.reward for m in judged) if judged else None,
             "trajectories": len(members),
             "faults": len(members) - len(judged),
-            "turns": fmean(m.num_turns for m in members),
-            "tokens": fmean(m.num_tokens for m in members),
-            "completion_tokens": fmean(m.num_completion_tokens for m in members),
             "malformed_calls": sum(m.num_malformed for m in members),
             "refused_calls": sum(m.num_bad_calls for m in members),
-            "truncated": fmean(m.stop_reason in ("max_turns", "max_tokens") for m in members),
         }
         values |= _spreads([m.reward for m in judged], groups[env])
-        values |= _lengths([m.num_completion_tokens for m in members])
+        # What a fault has cut off says nothing of the policy's lengths.
+        values |= _lengths(judged) if judged else {}
         if env != "all":
             metrics |= _named(env, judged)
         for phase in sorted({p for m in members for p in m.phase_seconds}):
@@ -61,12 +58,20 @@ def _spreads(rewards: Sequence[float], groups: Sequence[Sequence[float]]) -> dic
     return found
 
 
-def _lengths(tokens: Sequence[int]) -> dict[str, float]:
-    """Quantiles of the tokens that a trajectory's policy wrote: values that some trajectory has."""
+def _lengths(members: Sequence[MemberReport]) -> dict[str, float]:
+    """Means of turns and tokens, and quantiles of the tokens that a trajectory's policy wrote: values that
+    some trajectory has."""
+    tokens = [m.num_completion_tokens for m in members]
     inner = np.quantile(tokens, (0.1, 0.5, 0.9), method="inverted_cdf").tolist()
     names = ("p10", "p50", "p90")
-    found = {f"completion_tokens_{n}": float(v) for n, v in zip(names, inner, strict=True)}
-    return found | {"completion_tokens_max": float(max(tokens))}
+    return {
+        "turns": fmean(m.num_turns for m in members),
+        "tokens": fmean(m.num_tokens for m in members),
+        "completion_tokens": fmean(tokens),
+        "truncated": fmean(m.stop_reason in ("max_turns", "max_tokens") for m in members),
+        **{f"completion_tokens_{n}": float(v) for n, v in zip(names, inner, strict=True)},
+        "completion_tokens_max": float(max(tokens)),
+    }
 
 
 def _named(env: str, judged: Sequence[MemberReport]) -> dict[str, float]:
