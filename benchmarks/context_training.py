@@ -6,7 +6,7 @@
 A small new policy imitates chats that were written by hand, segment by segment, as an episode has them
 (`dorado sft --data`): every seventh summary forgets what it has to carry, every second code is not noted.
 Then `dorado train` on the environments of `trail.py`, with a vLLM engine on the CPU. Printed: the held-out
-pass rate before and after. `append` is trained alike: its episodes end at the window. A folder keeps what is
+pass rate before and after. `append` gets two steps: its episodes end at the window. A folder keeps what is
 done, and the same command goes on. About ten minutes a context on two cores.
 """
 
@@ -45,7 +45,7 @@ steps = {steps}
 runs_dir = "{folder}"
 model = {{ path = "{folder}/{context}-sft" }}
 wandb = {{ enabled = false }}
-batch = {{ groups = 8, group_size = 8 }}
+batch = {{ groups = 8, group_size = 8, filter_zero_variance = {filtered} }}
 engine = {{ count = 1, dtype = "float32", max_model_len = 320, max_num_seqs = 128 }}
 rollout = {{ max_in_flight_groups = 12 }}
 eval = {{ tasks = 64 }}
@@ -156,6 +156,8 @@ def policy(folder: Path, context: str) -> None:
 def trained(folder: Path, context: str, seed: int, steps: int) -> dict[str, Any]:
     """Figures of a run, which is made where it is not finished."""
     name = f"{context}-{seed}"
+    if context == "append":  # every reward is 0, and no more is learnt in more steps
+        steps = min(steps, 2)
     limits = f'context = "{context}"'
     if context == "summary":
         limits += f'\nsummary_prompt = "{REQUEST}"'
@@ -172,6 +174,7 @@ def trained(folder: Path, context: str, seed: int, steps: int) -> dict[str, Any]
             file=Path(__file__).parent / "trail.py",
             env="NotedTrail" if context == "discard" else "Trail",
             limits=limits,
+            filtered=str(context != "append").lower(),
             window=WINDOW,
         ),
         encoding="utf-8",

@@ -43,6 +43,19 @@ def python() -> str:
     return foreign_python(["verifiers==0.4.0"])
 
 
+@pytest.fixture(scope="module")
+def old_python() -> str:
+    return foreign_python(["verifiers==0.3.1"])
+
+
+def old(python: str, arguments: Any = None, **more: Any) -> Verifiers:
+    """The environment of the older kind."""
+    values = {"python": python, "environment": "legacy_arithmetic", "paths": [HERE]}
+    config = read_settings(VerifiersConfig, {**values, "arguments": arguments or {}, **more})
+    assert isinstance(config, VerifiersConfig)
+    return Verifiers(config)
+
+
 def made(python: str, heldout: dict[str, Any] | None = None, seat: Any = None, **taskset: Any):
     settings = {
         "taskset": {"id": "arithmetic_taskset", **taskset},
@@ -101,6 +114,33 @@ async def test_episodes_run_beside_each_other_and_each_has_its_own_answers(rende
     assert env.child.alive
 
 
+async def test_an_environment_of_the_older_kind_plays_and_its_rubric_scores(renderer, old_python):
+    env = old(old_python)
+    row = next(env.tasks("train", 0)).data["row"]
+    call = CALL.replace("calc_add", "add")
+    script = [call + END, row["answer"] + END]
+    trajectory, engine = await played(renderer, env, script, row)
+    assert (trajectory.fault, trajectory.stop_reason) == ("", "completed"), trajectory.log
+    assert trajectory.env_rewards == {"reward": 1.5}
+    assert json.loads(trajectory.log)["metrics"]["exact"] == 1.0
+    assert [m.content for m in trajectory.turns[0].observations] == ["6"]
+    assert trajectory.notes["verifiers"] == "0.3.1"
+    wrong, _ = await played(renderer, old(old_python), ["no" + END], row)
+    assert wrong.env_rewards == {"reward": 0.5}
+    many, engine = await played(renderer, old(old_python), [call + END] * 9, row, max_turns=2)
+    assert many.stop_reason == "completed" and len(engine.requests) == 2, many.fault
+
+
+def test_the_older_kind_has_held_out_tasks_of_its_own_where_asked(old_python):
+    own = old(old_python, {"held_back": True, "num_examples": 5}, eval_dataset=True)
+    answers = {t.data["row"]["answer"] for t in itertools.islice(own.tasks("heldout", 0), 10)}
+    assert answers == {"200", "202", "204", "206", "208"}
+    with pytest.raises(ValueError, match="no eval_dataset"):
+        old(old_python, eval_dataset=True).probe()
+    with pytest.raises(ValueError, match="nothing"):
+        old(old_python, {"nothing": 1}).probe()
+
+
 @pytest.mark.parametrize("limit", [{"max_turns": 2}, {"max_tokens": 180}])
 async def test_an_episode_that_uses_up_its_limit_is_scored_by_the_package(renderer, python, limit):
     trajectory, engine = await played(renderer, made(python), [CALL + END] * 9, **limit)
@@ -121,7 +161,9 @@ async def test_an_episode_that_is_given_up_is_ended_in_the_child(renderer, pytho
         renderer, env, ["6" + END], {**DATA, "trouble": "slow"}, max_seconds=3
     )
     assert trajectory.stop_reason == "timeout"
-    assert await env.child.ask("ended", number=env.episode) == {"lost": True}
+    assert env.episode is not None
+    number = env.episode
+    assert await env.child.ask("ended", numbers=[number]) == {str(number): {"lost": True}}
 
 
 async def test_a_child_that_dies_in_an_episode_is_the_hosts_fault_and_the_next_one_plays(

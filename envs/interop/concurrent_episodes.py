@@ -1,7 +1,7 @@
 """Episodes beside each other in a child that answers one request at a time (`lines_server`).
 
-They run on an event loop in a thread of its own: `begin` returns a number, `ended` what came of it once it
-has ended, `drop` ends it. Loaded by path into the child's interpreter, so it imports none of ours.
+They run on an event loop in a thread of its own: `begin` returns a number, `ended` says what came of those
+that have ended, `drop` ends one. Loaded by path into the child's interpreter, so it imports none of ours.
 """
 
 import asyncio
@@ -44,13 +44,16 @@ class Episodes:
         with _variable(number, key) as variable:
             return await self.play(settings, data, url, variable, model)
 
-    def ended(self, number: int) -> Json | None:
-        """Tell what came of an episode, once it has ended; {"lost": true} for a number of another process."""
-        if number not in self.running:
-            return {"lost": True}
-        if not self.running[number].done():
-            return None
-        return self.running.pop(number).result()
+    def ended(self, numbers: list[int]) -> dict[str, Json]:
+        """Tell what came of those of these episodes that have ended, by number as text; {"lost": true} for a
+        number of another process."""
+        found: dict[str, Json] = {}
+        for number in numbers:
+            if number not in self.running:
+                found[str(number)] = {"lost": True}
+            elif self.running[number].done():
+                found[str(number)] = _outcome(self.running.pop(number))
+        return found
 
     def drop(self, number: int) -> None:
         """End an episode, and wait until what it has started is gone."""
@@ -61,6 +64,14 @@ class Episodes:
         """End every episode, with what it has started."""
         for number in [*self.running]:
             self.drop(number)
+
+
+def _outcome(episode: Any) -> Json:
+    """An episode's result, or {"raised": sentence}."""
+    try:
+        return episode.result()
+    except Exception as error:  # foreign code's; who asked judges
+        return {"raised": " ".join(f"{type(error).__name__}: {error}".split())}
 
 
 async def _ended(episode: Any) -> None:

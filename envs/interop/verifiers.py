@@ -23,14 +23,13 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from envs.agents.access import ModelAccess
 from envs.env import Env, EnvConfig, Split, Task
-from envs.interop.interpreter import ChildInterpreter, child_interpreter
+from envs.interop.child_episodes import ended
+from envs.interop.interpreter import ChildInterpreter, ForeignError, child_interpreter
 from envs.message import JsonObject, Message
 from envs.session import HostFault
 
 # Tasks that are asked for at once.
 PAGE = 256
-# An episode's end is looked for so often, from the first number to the second.
-SOONEST, LATEST = 0.02, 0.5
 
 
 class VerifiersConfig(EnvConfig):
@@ -165,13 +164,13 @@ class Verifiers(Env):
         begun = asyncio.ensure_future(begin)
         begun.add_done_callback(self._begun)
         await asyncio.shield(begun)
-        pause = SOONEST
-        while (outcome := await self.child.ask("ended", number=self.episode)) is None:
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, LATEST)
+        assert self.episode is not None, "it has begun"
+        outcome = await ended(self.child, self.episode)
         self.episode = None
         if outcome.get("lost"):
             raise HostFault(f"{self.child.where}, was started anew and has lost the episode")
+        if raised := outcome.get("raised"):
+            raise ForeignError(raised)
         if not outcome["ok"]:
             told = "; ".join(outcome["errors"]) or f"it stopped with {outcome['stop']!r}"
             kind = HostFault if outcome["infrastructure"] else RuntimeError
@@ -184,10 +183,9 @@ class Verifiers(Env):
             self.episode = begun.result()
 
     async def score(self) -> dict[str, float]:
-        """verifiers' rewards by name, each times its weight there."""
-        if self.outcome is None:
-            raise RuntimeError("verifiers ended the episode without scoring it")
-        return self.outcome["rewards"]
+        """verifiers' rewards by name, each times its weight there; none where a harness broke off at a limit
+        of the episode, and nothing was scored."""
+        return {} if self.outcome is None else self.outcome["rewards"]
 
     async def close(self) -> None:
         # An episode whose child has died is over; a new child is not started for it.

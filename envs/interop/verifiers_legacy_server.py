@@ -45,13 +45,20 @@ def load() -> tuple[Functions, dict[str, str]]:
     def tasks(settings: str, heldout: bool, start: int, count: int) -> Json:
         """So many tasks from this one on, as plain data; fewer where there are no more."""
         rows = _rows(made(settings), heldout)
-        part = rows.select(range(min(start, len(rows)), min(start + count, len(rows)))).to_list()
+        end = min(start + count, len(rows))
+        part = rows.select(range(start, end)).to_list() if start < end else []
         kept = [{key: row[key] for key in _KEPT if row.get(key) is not None} for row in part]
         return {"tasks": kept, "endless": False}
 
     script = Path(__file__).with_name("concurrent_episodes.py")
     episodes = runpy.run_path(str(script))["Episodes"](play)
-    acts = {name: getattr(episodes, name) for name in ("begin", "ended", "drop", "end")}
+
+    def begin(settings: str, data: Json, url: str, key: str, model: str) -> int:
+        """Begin an episode. The environment is made in this thread: it sets signals."""
+        made(settings)
+        return episodes.begin(settings, data, url, key, model)
+
+    acts = {name: getattr(episodes, name) for name in ("ended", "drop", "end")} | {"begin": begin}
     version = importlib.metadata.version("verifiers")
     return {"check": check, "tasks": tasks, **acts}, {"verifiers": version}
 
