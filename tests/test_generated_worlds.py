@@ -126,6 +126,37 @@ def test_the_same_seed_makes_the_same_task():
     assert make_task(CLINIC, "7", level) != make_task(CLINIC, "8", level)
 
 
+async def test_a_task_can_offer_a_part_of_the_tools_with_which_it_was_verified():
+    level = Difficulty(chain=2, tools=9, hidden=1)
+    some = [make_task(CLINIC, str(seed), level) for seed in range(6)]
+    assert len({task.offers for task in some}) > 1
+    for task in some:
+        needed = {step.tool for step in task.steps} | {"ask_user"}
+        assert needed <= set(task.offers)
+        assert len(task.offers) <= 9
+        # What its rules name is there, and no rule speaks of what is not.
+        tools = [CLINIC.tools[name] for name in task.offers]
+        assert ("confirm" in task.offers) >= any(tool.confirm for tool in tools)
+        assert ("request_access" in task.offers) >= any(tool.permission for tool in tools)
+        assert not [
+            a.name for a in CLINIC.acts if a.name not in task.offers and a.name in task.system
+        ]
+        world = task.world(CLINIC)
+        assert satisfies(world, task, task.steps)
+        missing = next(name for name in CLINIC.tools if name not in task.offers)
+        with pytest.raises(Refused, match=f"there is no tool '{missing}'"):
+            world.call(missing, {})
+        assert GeneratedTask.of_json(CLINIC, task.as_json()) == task
+    env = Generated(GeneratedConfig(domains=("clinic",), task=level))
+    task = next(env.tasks("train", 0))
+    opening, _, rewards = await demonstrate(env, task)
+    assert rewards == {"solved": 1.0}
+    assert tuple(tool.name for tool in opening.tools) == env.generated(task).offers
+    # A chain that needs more has more, and a number beyond the domain's offers all.
+    assert len(make_task(CLINIC, "0", Difficulty(chain=3, tools=1)).offers) > 3
+    assert make_task(CLINIC, "0", Difficulty(tools=200)).offers == ()
+
+
 def test_mutations_of_a_verified_task_are_rejected():
     task = make_task(CLINIC, "m", Difficulty(chain=3))
     world = task.world(CLINIC)

@@ -69,8 +69,12 @@ async def test_the_expert_plays_a_pack_from_its_name_and_ids_alone(tmp_path):
     drawn = [next(tasks) for _ in range(24)]
     assert all(task.data.keys() == {"pack", "id"} for task in drawn)
     for task in drawn[:4]:
-        _, said, rewards = await demonstrate(Generated(env.config), task)
+        opening, said, rewards = await demonstrate(Generated(env.config), task)
         assert rewards == {"solved": 1.0}, said
+        # In the order in which the tools are told, for whoever imitates it.
+        known = {tool.name: list(tool.parameters["properties"]) for tool in opening.tools}
+        for call in (call for message in said for call in message.tool_calls):
+            assert list(call.arguments) == [k for k in known[call.name] if k in call.arguments]
     with pytest.raises(PackMistake, match=r"config\.pack is"):
         await env.reset(Task("generated", {"pack": "another", "id": 0}))
     with pytest.raises(PackMistake, match="no task 99"):

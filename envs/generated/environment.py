@@ -154,8 +154,9 @@ class Generated(Env):
 
     async def dynamic_tools(self) -> Sequence[DynamicTool]:
         assert self.world is not None, "reset() builds the world"
-        tools = offered(self.world.domain)
-        return [tool.calling(functools.partial(self._call, tool.name)) for tool in tools]
+        tools = offered(self.domains[self.world.domain.name])
+        held = [tool for tool in tools if tool.name in self.world.domain.tools]
+        return [tool.calling(functools.partial(self._call, tool.name)) for tool in held]
 
     async def _call(self, name: str, arguments: JsonObject) -> str:
         assert self.world is not None, "reset() builds the world"
@@ -174,12 +175,14 @@ class Generated(Env):
 
     def expert(self, task: Task) -> Expert:
         made = self.generated(task)
+        tools = self.domains[made.domain].tools
         chain = performed(made.steps)
         gave: list[dict[str, Any]] = []
         try:
             name, arguments = next(chain)
             while True:
-                (text, *_) = yield Message("assistant", tool_calls=(ToolCall(name, arguments),))
+                inorder = {key: arguments[key] for key in tools[name].args if key in arguments}
+                (text, *_) = yield Message("assistant", tool_calls=(ToolCall(name, inorder),))
                 name, arguments = chain.send(_result(text))
         except StopIteration as end:
             gave = end.value

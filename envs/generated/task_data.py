@@ -6,7 +6,7 @@ fields."""
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import Field as Bounds
@@ -24,7 +24,8 @@ class Difficulty(EnvConfig):
     """Dimensions of difficulty, each measured and each a setting. chain: acts that are asked for. branching:
     the chance that an act is on other rows than those before. distractors: rows, times as many as the domain
     asks for. lookups: the share of ids that are not told. hidden: facts that the user says only when asked.
-    noise: calls that find a tool busy. question: the chance that the task ends with one."""
+    noise: calls that find a tool busy. question: the chance that the task ends with one. tools: how many of
+    the domain's tools the task offers, those that its chain needs and others; 0 for all."""
 
     chain: int = Bounds(default=3, ge=1, le=12)
     branching: float = Bounds(default=0.4, ge=0, le=1)
@@ -33,13 +34,15 @@ class Difficulty(EnvConfig):
     hidden: int = Bounds(default=0, ge=0, le=3)
     noise: int = Bounds(default=0, ge=0, le=4)
     question: float = Bounds(default=0.4, ge=0, le=1)
+    tools: int = Bounds(default=0, ge=0, le=200)
 
 
 @dataclass(frozen=True)
 class GeneratedTask:
     """One task. seed: what it was made from. structure: a hash of its chain without names and values. answer:
     the step and the field that the final answer is taken from, () where the answer is a word of one's own.
-    hard: True if the planner did not find a solution of its own."""
+    hard: True if the planner did not find a solution of its own. offers: the tools that it offers, () for all
+    that its domain has."""
 
     domain: str
     seed: str
@@ -54,9 +57,12 @@ class GeneratedTask:
     measures: dict[str, float] = field(default_factory=dict[str, float])
     structure: str = ""
     hard: bool = False
+    offers: tuple[str, ...] = ()
 
     def world(self, domain: Domain) -> World:
-        """Open a fresh world of this task."""
+        """Open a fresh world of this task, with the tools that it offers."""
+        if self.offers:
+            domain = replace(domain, tools={name: domain.tools[name] for name in self.offers})
         return World(domain, self.rows, faults=self.faults, facts=self.facts)
 
     def as_json(self) -> dict[str, Any]:
@@ -76,6 +82,7 @@ class GeneratedTask:
             "measures": self.measures,
             "structure": self.structure,
             "hard": self.hard,
+            "offers": list(self.offers),
         }
 
     @classmethod
@@ -92,6 +99,7 @@ class GeneratedTask:
             "rubric": Rubric.of_json(data["rubric"]),
             "steps": tuple(Step.of_json(one) for one in data["steps"]),
             "answer": tuple(data["answer"]),
+            "offers": tuple(data.get("offers", ())),
         }
         return cls(**known)
 

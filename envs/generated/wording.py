@@ -57,29 +57,49 @@ def finished(draft: Draft, seed: str) -> GeneratedTask:
         request += " " + rng.choice(_CLOSINGS)
     faults = _faults(draft)
     said_answer = str(draft.gave[draft.answer[0]][draft.answer[1]]) if draft.answer else ""
-    measures = _measures(draft, steps, facts, faults)
+    offers = _offers(draft, steps)
+    measures = _measures(draft, steps, facts, faults) | {"tools": len(offers or domain.tools)}
     return GeneratedTask(
         domain=domain.name, seed=seed, rows=draft.rows,
-        system=system_text(domain, user, rng.choice(_MANNERS)), request=request, facts=facts,
+        system=system_text(domain, user, rng.choice(_MANNERS), offers), request=request, facts=facts,
         faults=faults, rubric=Rubric(difference(draft.world), said_answer), steps=tuple(steps),
-        answer=answer, measures=measures, structure=shape_of(tuple(steps)),
+        answer=answer, measures=measures, structure=shape_of(tuple(steps)), offers=offers,
     )  # fmt: skip
 
 
-def system_text(domain: Domain, user: str, manner: str) -> str:
-    """Tell the agent of its place, its user and its rules."""
+def system_text(domain: Domain, user: str, manner: str, offers: tuple[str, ...] = ()) -> str:
+    """Tell the agent of its place, its user and its rules; offers: its tools, () for all."""
+    acts = [tool for tool in domain.acts if not offers or tool.name in offers]
     told = [
         f"You serve {domain.title}, with tools. Ids have to be looked up. Do what is asked, no more."
     ]
-    if any(tool.confirm for tool in domain.acts):
-        acts = ", ".join(tool.name for tool in domain.acts if tool.confirm)
+    if sure := ", ".join(tool.name for tool in acts if tool.confirm):
         told.append(
-            f"Rule: before each call of {acts} call confirm with its name and the id of its first row."
+            f"Rule: before each call of {sure} call confirm with its name and the id of its first row."
         )
-    if any(tool.permission for tool in domain.acts):
+    if any(tool.permission for tool in acts):
         told.append("Rule: request a permission only when an act needs it.")
     told.append(f"The user is {user}, who {manner}. What was not said, learn with ask_user.")
     return "\n".join(told)
+
+
+def _offers(draft: Draft, steps: list[Step]) -> tuple[str, ...]:
+    """The tools that the task offers, in the domain's order: those of its steps, what its rules name, and
+    others until they are as many as asked for; () where that is all there are."""
+    tools, most = draft.domain.tools, draft.difficulty.tools
+    if not 0 < most < len(tools):
+        return ()
+    kept = {step.tool for step in steps} | {"ask_user"}
+    others = [name for name in tools if name not in kept]
+    for name in ["", *draft.rng.sample(others, len(others))]:
+        more = kept | {name} - {""}
+        if any(tools[one].confirm for one in more):
+            more.add("confirm")
+        if any(tools[one].permission for one in more):
+            more.add("request_access")
+        if not name or len(more) <= most:
+            kept = more
+    return tuple(name for name in tools if name in kept)
 
 
 def _with_hidden(draft: Draft) -> tuple[list[Step], dict[str, Value], tuple[int, str] | tuple[()]]:
@@ -137,5 +157,4 @@ def _measures(
         "roots": len(rows),
         "hidden": len(facts),
         "noise": sum(faults.values()),
-        "tools": len(draft.domain.tools),
     }
