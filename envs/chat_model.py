@@ -24,7 +24,8 @@ class ChatRequest:
     """One question: `ChatRequest((Message("user", "Is 2 + 2 = 4?"),), max_tokens=8)`.
 
     temperature: 0 always takes the most likely token. schema: a JSON schema that the answer has to fit; its
-    text is then that JSON object and nothing else. number: of several answers to the same question, each of
+    text is then that JSON object and nothing else. token_ids: instead of messages, a text to score token by
+    token, by a model of use "score". number: of several answers to the same question, each of
     which is asked for and paid. priority: lower ones go first. keep: whether an equal question later may have
     the same answer.
     """
@@ -33,6 +34,7 @@ class ChatRequest:
     max_tokens: int = 512
     temperature: float = 0.0
     schema: JsonObject | None = None
+    token_ids: tuple[int, ...] = ()
     number: int = 0
     priority: int = JUDGE
     keep: bool = True
@@ -45,6 +47,7 @@ class ChatRequest:
             self.max_tokens,
             self.temperature,
             self.schema,
+            self.token_ids,
             self.number,
         ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -44,7 +44,8 @@ class ServeConfig(Section):
 class ModelTable(Section):
     """One frozen model, by its `path` (a checkpoint, served beside the run) or its `url`.
 
-    use: "chat" writes answers, "reward" scores conversations (a folder that `dorado reward train` has made).
+    use: "chat" writes answers, "reward" scores conversations (a folder that `dorado reward train` has made),
+    "score" tells the log-probs of given tokens (a teacher: `learner.distill.teacher = "model:NAME"`).
     url: of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`. key_env: the environment variable
     that holds its key. model: as the server calls it (default: the first that it offers). concurrency:
     requests in progress at once. request_seconds: of one request, from when it is sent. retries: of a request
@@ -55,7 +56,7 @@ class ModelTable(Section):
     """
 
     name: str
-    use: Literal["chat", "reward"] = "chat"
+    use: Literal["chat", "reward", "score"] = "chat"
     path: str | None = None
     url: str | None = None
     key_env: str = ""

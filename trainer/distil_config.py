@@ -12,6 +12,8 @@ OutcomeName = Annotated[
     str, one_of(lambda: [*dict.fromkeys([*GROUP_ADVANTAGES, *BATCH_ADVANTAGES])])
 ]
 Folder = Annotated[str, Field(min_length=1)]
+# Before the name of a teacher that is a service: its log-probs come with the samples.
+SERVED = "model:"
 
 
 class DistilConfig(Section):
@@ -19,8 +21,8 @@ class DistilConfig(Section):
 
     teacher: of every environment that `teachers` does not name. teachers: by the environment's label. Each is
     a folder, or of a run its last checkpoint (runs/NAME), its best (runs/NAME@best) or a step's
-    (runs/NAME@STEP). outcome: an advantage of the rewards to add; none where it is missing. outcome_weight:
-    its factor.
+    (runs/NAME@STEP), or a service that has scored the samples ("model:NAME"). outcome: an advantage of the
+    rewards to add; none where it is missing. outcome_weight: its factor.
     """
 
     teacher: Folder | None = None
@@ -33,7 +35,14 @@ class DistilConfig(Section):
         return self.teachers.get(env, self.teacher)
 
     def folders(self) -> Iterator[str]:
-        """Each teacher once."""
+        """Each teacher once that the learner has to read."""
+        yield from (one for one in self._named() if not one.startswith(SERVED))
+
+    def services(self) -> Iterator[str]:
+        """The name of each teacher that is a service, once."""
+        yield from (one.removeprefix(SERVED) for one in self._named() if one.startswith(SERVED))
+
+    def _named(self) -> Iterator[str]:
         named = ([] if self.teacher is None else [self.teacher]) + list(self.teachers.values())
         yield from dict.fromkeys(named)
 

@@ -19,7 +19,7 @@ import torch
 
 from trainer.agreement import check_agreement
 from trainer.config import LearnerConfig, RouterConfig
-from trainer.distil_config import DistilConfig
+from trainer.distil_config import SERVED, DistilConfig
 from trainer.kl import MAX_LOG_RATIO
 from trainer.parallel import Ranks, materialise, shard
 from trainer.passes import Passes
@@ -31,7 +31,8 @@ from trainer.weights import working_dtype
 
 @dataclass(frozen=True)
 class Teachers:
-    """Frozen policies, by folder, and which of them is an environment's."""
+    """Frozen policies, by folder, and which of them is an environment's. What a teacher that is a service has
+    said comes with the samples."""
 
     config: DistilConfig
     passes: Mapping[str, Passes]
@@ -46,8 +47,11 @@ class Teachers:
             folder = self.config.teacher_of(sample.env)
             if folder is None:
                 raise ValueError(f"learner.distill: environment {sample.env!r} has no teacher")
-            by_folder[folder].append(index)
-        found: list[list[float]] = [[] for _ in samples]
+            if not folder.startswith(SERVED):
+                by_folder[folder].append(index)
+            elif len(sample.teacher_logprobs) != sample.num_policy_tokens:
+                raise ValueError(f"sample {sample.id}: its teacher {folder!r} has not scored it")
+        found = [list(sample.teacher_logprobs) for sample in samples]
         for folder, indices in by_folder.items():
             passes = self.passes[folder]
             # The experts that the engine chose are the student's.

@@ -15,7 +15,9 @@ class TrainSample:
 
     loss_mask: True where the policy wrote the token. rollout_logprobs, advantages, versions mean
     something only there: the engine's log-prob, the token's advantage, the policy version that wrote it.
-    trajectory: its id where it gave several samples, whose tokens count together as one's in the loss, or "".
+    teacher_logprobs: one for each of the policy's tokens, under a teacher that a service scored by; empty
+    where none did. trajectory: its id where it gave several samples, whose tokens count together as one's in
+    the loss, or "".
     reward: the trajectory's, for advantages that are not of a group.
     turn_rewards: the part of it that each turn has earned, what comes with the end in the last one; empty
     where all of it comes with the end. A turn is a maximal run of True in loss_mask.
@@ -34,6 +36,7 @@ class TrainSample:
     turn_rewards: tuple[float, ...] = ()
     routing: "npt.NDArray[np.unsignedinteger[Any]] | None" = field(default=None, compare=False)
     trajectory: str = ""
+    teacher_logprobs: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {
@@ -47,6 +50,11 @@ class TrainSample:
             raise ValueError(f"sample {self.id}: its lists differ in length: {sorted(lengths)}")
         if self.loss_mask[0]:
             raise ValueError(f"sample {self.id}: the first token cannot be predicted from anything")
+        if self.teacher_logprobs and len(self.teacher_logprobs) != self.num_policy_tokens:
+            raise ValueError(
+                f"sample {self.id}: {len(self.teacher_logprobs)} log-probs of a teacher for its "
+                f"{self.num_policy_tokens} tokens"
+            )
         if self.turn_rewards and len(self.turn_rewards) != (turns := len(self.turn_lengths)):
             raise ValueError(
                 f"sample {self.id}: {len(self.turn_rewards)} rewards for its {turns} turns"

@@ -27,7 +27,7 @@ class _Waiting:
         waits; a child that does not answer in its time is killed by whoever asks it (`ChildInterpreter`)."""
         while self.futures:
             try:
-                found = await child.ask("ended", numbers=[*self.futures])
+                found: dict[str, JsonObject] = await child.ask("ended", numbers=[*self.futures])
             except Exception as error:  # each that waits is told
                 for future in self.futures.values():
                     if not future.done():

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 Json = dict[str, Any]
@@ -81,7 +81,7 @@ async def _ended(episode: Any) -> None:
 
 
 @contextlib.contextmanager
-def _variable(number: int, key: str) -> Iterator[str]:
+def _variable(number: int, key: str) -> Generator[str, None, None]:
     """The name of a variable that holds the key: such packages take one from there alone."""
     name = f"DORADO_{os.getpid()}_{number}_API_KEY"
     os.environ[name] = key

@@ -119,8 +119,13 @@ class NeMoGym(Env):
         return answer.text
 
     async def reply(self, text: str) -> Reply:
-        part = {"type": "output_text", "text": text, "annotations": []}
-        said = {"type": "message", "role": "assistant", "content": [part], "status": "completed"}
+        part: JsonObject = {"type": "output_text", "text": text, "annotations": []}
+        said: JsonObject = {
+            "type": "message",
+            "role": "assistant",
+            "content": [part],
+            "status": "completed",
+        }
         self.output.append({"id": f"msg_{len(self.output)}", **said})
         return await super().reply(text)
 

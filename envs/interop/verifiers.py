@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from envs.agents.access import ModelAccess
+from envs.dynamic_tool import as_object
 from envs.env import Env, EnvConfig, Split, Task
 from envs.interop.child_episodes import ended
 from envs.interop.interpreter import ChildInterpreter, ForeignError, child_interpreter
@@ -55,13 +56,14 @@ class VerifiersConfig(EnvConfig):
 
     @model_validator(mode="after")
     def _is_one(self) -> "VerifiersConfig":
-        taskset = self.settings.get("taskset")
+        taskset: object = self.settings.get("taskset")
         if bool(self.environment) == bool(self.settings):
             raise ValueError(
                 'name a taskset (settings = { taskset = { id = "…" } }) or an environment of the older kind '
                 '(environment = "…")'
             )
-        if self.settings and not (isinstance(taskset, dict) and isinstance(taskset.get("id"), str)):
+        known = as_object(taskset)
+        if self.settings and not isinstance(known.get("id"), str):
             raise ValueError('settings names no taskset: taskset = { id = "…" }')
         if self.settings and (self.arguments or self.eval_dataset):
             raise ValueError("arguments and eval_dataset are of an environment of the older kind")
@@ -198,9 +200,9 @@ def _text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     texts: list[str] = []
-    for message in prompt or []:
+    for message in cast(list[JsonObject], prompt or []):
         content = message.get("content")
-        parts = [{"text": content}] if isinstance(content, str) else content or []
+        parts: list[JsonObject] = [{"text": content}] if isinstance(content, str) else content or []
         texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
     return "\n\n".join(texts)
 

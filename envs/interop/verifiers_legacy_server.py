@@ -46,7 +46,7 @@ def load() -> tuple[Functions, dict[str, str]]:
         """So many tasks from this one on, as plain data; fewer where there are no more."""
         rows = _rows(made(settings), heldout)
         end = min(start + count, len(rows))
-        part = rows.select(range(start, end)).to_list() if start < end else []
+        part: list[Json] = rows.select(range(start, end)).to_list() if start < end else []
         kept = [{key: row[key] for key in _KEPT if row.get(key) is not None} for row in part]
         return {"tasks": kept, "endless": False}
 
@@ -96,10 +96,9 @@ def _client(url: str, variable: str) -> Any:
 def _outcome(state: Any) -> Json:
     """Tell what came of an episode, as JSON. Its rubric gives one reward; what it is made of are metrics."""
     error = state.get("error")
+    given: Json = state.get("metrics") or {}
     metrics = {
-        name: float(value)
-        for name, value in (state.get("metrics") or {}).items()
-        if isinstance(value, int | float)
+        name: float(value) for name, value in given.items() if isinstance(value, int | float)
     }
     # An opening or a history that is too long ends an episode as a limit does: it was scored.
     known = type(error).__name__ in ("NoneType", "OverlongPromptError")

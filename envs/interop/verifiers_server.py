@@ -18,7 +18,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 Json = dict[str, Any]
 Functions = dict[str, Callable[..., Any]]
@@ -38,13 +38,15 @@ def load() -> tuple[Functions, dict[str, str]]:
         return asyncio.ensure_future(_served(loaders, settings))
 
     async def play(settings: str, data: Json, url: str, variable: str, model: str) -> Json:
+        made: Any
         try:
             made = await asyncio.shield(served(settings))
         except Exception:
             served.cache_clear()  # the next episode tries again
             raise
         where = clients.EvalClientConfig(base_url=f"{url}/v1", api_key_var=variable)
-        kind = type(made.taskset).task_type()
+        taskset: Any = made.taskset
+        kind: Any = taskset.task_type()
         task = kind(kind.data_type().model_validate(data), made.config.taskset.task)
         (slot,) = made.slots(task)
         context = clients.ModelContext(model=model, client=where)
@@ -221,7 +223,7 @@ async def _chat(
     if isinstance(prompt, str):
         messages.append({"role": "user", "content": prompt})
     else:
-        messages += [chat.message_to_wire(message) for message in prompt or []]
+        messages += [chat.message_to_wire(message) for message in cast(list[Any], prompt or [])]
     served = {"mcpServers": {name: {"url": url} for name, url in mcp_urls.items()}}
     async with contextlib.AsyncExitStack() as held:
         tools, where, servers = await mcp.connect_mcp(served, held)

@@ -27,6 +27,7 @@ from rl.actors.judge_loop import JudgeLoop
 from rl.actors.model_client import ModelClient
 from rl.config import RunConfig
 from rl.models.judges import judges_of
+from rl.models.served_teachers import taught
 from rl.nodes.nodes import own_address
 from rl.nodes.process import log_to
 from rl.record.run_folder import TrajectoryWriter
@@ -40,6 +41,7 @@ from rollout.gateway.agent_episode import AgentEpisode, Gate
 from rollout.placement import InProgress
 from rollout.renderer import Renderer
 from rollout.trajectory import ScoredTrajectory, Trajectory
+from trainer.distil_config import SERVED
 from trainer.sample import TrainSample
 
 if TYPE_CHECKING:
@@ -77,6 +79,10 @@ class ControllerActor:
         self.judges = {
             t.label: [*map(find_judge, t.judges), *asked[t.label].each] for t in config.all_envs
         }
+        distil = config.learner.distill
+        services = distil.services() if distil else ()
+        self.teachers: Mapping[str | None, ModelClient]
+        self.teachers = {f"{SERVED}{name}": models[name] for name in services}
         hold = {table.name: table.hold_seconds for table in config.models}
         self.held = {
             t.label: max((hold[name] for one in t.judge for name in one.models), default=0.0)
@@ -126,6 +132,8 @@ class ControllerActor:
                 mask_truncated=self.config.batch.mask_truncated,
                 turn_discount=self.config.learner.turn_discount,
             )
+            members, samples, faults = await self._taught(members, samples)
+            dropped += faults
         watched = spec.train and self.tables[spec.env].watched
         reports = tuple(member_report(m, *self.writer.write(m), watched=watched) for m in members)
         sample_ids = tuple(dict.fromkeys(s.trajectory or s.id for s in samples))
@@ -257,6 +265,19 @@ class ControllerActor:
             return await (self.judge_loop.run(act) if judges else act)
         except JudgeFault as error:
             return _failed(ScoredTrajectory(trajectory, {}, 0.0), str(error))
+
+    async def _taught(
+        self, members: Sequence[ScoredTrajectory], samples: Sequence[TrainSample]
+    ) -> tuple[list[ScoredTrajectory], list[TrainSample], list[Dropped]]:
+        """Have teachers that are services score the samples; a trajectory that none could is a fault."""
+        distil = self.config.learner.distill
+        if distil is None or not self.teachers:
+            return list(members), list(samples), []
+        kept, faults = await taught(samples, lambda env: self.teachers.get(distil.teacher_of(env)))
+        told = [
+            _failed(m, faults[m.trajectory.id]) if m.trajectory.id in faults else m for m in members
+        ]
+        return told, kept, [Dropped((id,), "failed", "judge_fault") for id in faults]
 
     async def _group_judged(
         self, judge: GroupJudge, spec: GroupSpec, members: Sequence[ScoredTrajectory]

@@ -14,6 +14,7 @@ from rl.model_table import ModelTable
 from rl.models.anchors import Anchors
 from rl.models.call import Call
 from rl.models.chat_wire import ChatWire
+from rl.models.logprob_wire import LogprobWire
 from rl.models.pool import Pool
 from rl.models.score_wire import ScoreWire
 from rl.models.server import Server, ServerFailed
@@ -66,7 +67,9 @@ class ModelService:
         training = read_scores(Path(self.table.path))
         return Anchors(self, training, say) if training and training.anchors else None
 
-    def _wire(self, url: str, key: str, model: str) -> ChatWire | ScoreWire:
+    def _wire(self, url: str, key: str, model: str) -> ChatWire | ScoreWire | LogprobWire:
+        if self.table.use == "score":
+            return LogprobWire(url, key=key, model=model)
         if self.table.use == "reward":
             return ScoreWire(url, key=key, model=model, folder=self.table.path or "")
         return ChatWire(url, key=key, model=model)

@@ -11,7 +11,7 @@ from rl.config import RunConfig
 from rl.config_error import ConfigError
 from rl.record.policy_folder import checkpoint_of, policy_folder
 from trainer.checkpoint_folder import MODEL
-from trainer.distil_config import DistilConfig
+from trainer.distil_config import SERVED, DistilConfig
 from trainer.tokenizer_identity import tokenizer_difference
 
 KEY = "learner.distill"
@@ -30,6 +30,33 @@ def check_teachers(config: RunConfig, student: Path | None) -> None:
     check_labels(config)
     for what in distil.folders():
         _check_teacher(what, student)
+    for name in distil.services():
+        _check_service(config, name, student)
+
+
+def _check_service(config: RunConfig, name: str, student: Path | None) -> None:
+    """Raise ConfigError unless a service can be a teacher."""
+    what, found = f"{SERVED}{name}", [one for one in config.models if one.name == name]
+    if not found:
+        raise ConfigError(f"{KEY}: there is no {name!r} among the [[models]]")
+    [model] = found
+    if model.use != "score":
+        raise ConfigError(
+            f'{KEY}: {what} is a model of use "{model.use}", and a teacher is one of use "score"'
+        )
+    if config.sampling.temperature != 1:
+        raise ConfigError(
+            f"{KEY}: {what} scores at the temperature 1, and the policy writes at "
+            f"{config.sampling.temperature:g} (sampling.temperature): leave it at 1, or name a folder"
+        )
+    if model.path is None:
+        return
+    if model.serve.max_model_len <= config.episode.max_tokens:
+        raise ConfigError(
+            f"models.serve.max_model_len of the teacher {name!r} is {model.serve.max_model_len}: it has to "
+            f"be above episode.max_tokens ({config.episode.max_tokens})"
+        )
+    _check_teacher(model.path, student)
 
 
 def check_labels(config: RunConfig) -> None:
@@ -80,6 +107,7 @@ def with_teachers(config: RunConfig, checkpoint: str) -> RunConfig:
         return config
     check_teachers(config, _tokenizer_folder(checkpoint))
     found = {what: str(policy_folder(what).resolve()) for what in distil.folders()}
+    found |= {f"{SERVED}{name}": f"{SERVED}{name}" for name in distil.services()}
     there = DistilConfig(
         teacher=None if distil.teacher is None else found[distil.teacher],
         teachers={label: found[what] for label, what in distil.teachers.items()},
