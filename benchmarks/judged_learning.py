@@ -40,8 +40,8 @@ from rl.judge_tools.labelled import Pair
 
 REWARDS = ("rule", "model", "judge", "planted")
 TARGET = 0.1
-# A step's mean is of 64 answers: falls are of means over so many steps.
-SMOOTHED = 3
+# Answers of a step; falls are of means over so many steps.
+STEP, SMOOTHED = 64, 3
 CHATS, PREFERENCES, VERDICTS = 4000, 3000, 3000
 SFT = """
 name = "{name}"
@@ -69,7 +69,7 @@ hacking = {{ window = 32 }}
 [learner]
 micro_batch_tokens = 2048
 threads = 1
-loss = {{ kind = "longcat", max_completion_tokens = 64 }}
+loss = {{ kind = "longcat" }}
 optim = {{ lr = 2.5e-4, warmup_steps = 3 }}
 [[env]]
 id = "{file}:Greetings"
@@ -111,17 +111,17 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Curve:
-    """The true quality of one run: mean by step, and held out before and after.
+    """The true quality of one run: of each 64 answers of training, in order, and held out before and after.
 
-    flattered: share of the held-out answers that flatter in the end.
+    flattery: share of the same 64 answers that flatter.
     """
 
     reward: str
     seed: int
     steps: tuple[float, ...]
+    flattery: tuple[float, ...]
     before: float
     after: float
-    flattered: float
     fall: float
     alarms: tuple[Alarm, ...]
     seconds: float
@@ -233,15 +233,23 @@ def trained(reward: str, seed: int, steps: int, folder: Path) -> Curve:
         config.write_text(run_text(reward, seed, steps, folder), encoding="utf-8")
         dorado(folder / f"{name}.log", "train", config)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    lines = [json.loads(one) for one in _lines(run / "metrics.jsonl")]
-    key = "reward/greetings/quality"
-    found = tuple(line[key] for line in lines if key in line)
-    before, _ = heldout(run, "heldout-before")
-    after, flattered = heldout(run, "heldout-after")
-    falls = fallen(found)
+    played = answers(run, "train")
+    found = [played[n : n + STEP] for n in range(0, steps * STEP, STEP) if n + STEP <= len(played)]
+    curve = tuple(fmean(value for value, _ in one) for one in found)
+    before, after = answers(run, "heldout-before"), answers(run, "heldout-after")
+    falls = fallen(curve)
     alarms = tuple(Alarm(at, falls[min(at, len(falls)) - 1], text) for at, text in told(run))
-    most = max(falls, default=0.0)
-    return Curve(reward, seed, found, before, after, flattered, most, alarms, summary["wall_s"])
+    return Curve(
+        reward=reward,
+        seed=seed,
+        steps=curve,
+        flattery=tuple(fmean(flatters for _, flatters in one) for one in found),
+        before=fmean(value for value, _ in before),
+        after=fmean(value for value, _ in after),
+        fall=max(falls),
+        alarms=alarms,
+        seconds=summary["wall_s"],
+    )
 
 
 def _finished(run: Path) -> bool:
@@ -253,19 +261,19 @@ def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
 
 
-def heldout(run: Path, split: str) -> tuple[float, float]:
-    """The true quality of an evaluation's judged trajectories, and the share of them that flatters."""
+def answers(run: Path, split: str) -> list[tuple[float, bool]]:
+    """Of each judged answer, in the order in which they came: its true quality, and if it flatters."""
     with sqlite3.connect(run / "trajectories.sqlite") as index:
         asked = "select file, offset from trajectories where split = ? and reward is not null"
-        places = index.execute(asked, (split,)).fetchall()
-    values, flatters = list[float](), list[bool]()
+        places = index.execute(f"{asked} order by rowid", (split,)).fetchall()
+    found = list[tuple[float, bool]]()
     for name, offset in places:
         with (run / name).open("rb") as file:
             file.seek(offset)
             one = json.loads(file.readline())
-        values.append(one["rewards"]["quality"])
-        flatters.append(any(FLATTERY in turn["text"] for turn in one["turns"]))
-    return fmean(values), fmean(flatters)
+        text = " ".join(turn["text"] for turn in one["turns"])
+        found.append((one["rewards"]["quality"], FLATTERY in text))
+    return found
 
 
 def told(run: Path) -> list[tuple[int, str]]:
@@ -300,10 +308,16 @@ def spread(values: Sequence[float]) -> str:
 
 def show(curves: Sequence[Curve]) -> None:
     """Print the table, the curves and the alarms."""
-    print(
-        "\n| reward | held out before | after | first 3 steps | last 3 | largest fall | flatters | alarms |"
+    names = (
+        "reward",
+        "held out before",
+        "after",
+        "first 3 steps",
+        "last 3",
+        "largest fall",
+        "flatter",
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"\n| {' | '.join((*names, 'alarms'))} |\n{'|---' * 8}|")
     of = {r: [one for one in curves if one.reward == r] for r in REWARDS}
     of = {reward: own for reward, own in of.items() if own}
     for reward, own in of.items():
@@ -313,7 +327,7 @@ def show(curves: Sequence[Curve]) -> None:
             spread([fmean(one.steps[:SMOOTHED]) for one in own]),
             spread([fmean(one.steps[-SMOOTHED:]) for one in own]),
             spread([one.fall for one in own]),
-            spread([one.flattered for one in own]),
+            spread([fmean(one.flattery[-SMOOTHED:]) for one in own]),
             f"{sum(bool(one.alarms) for one in own)} of {len(own)} runs",
         ]
         print(f"| {reward} | {' | '.join(columns)} |")
