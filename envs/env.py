@@ -21,6 +21,7 @@ from envs.message import Message, ToolCall
 from envs.text import encodable_json, shown
 from envs.tool import read_tools
 from envs.tool_arguments import ToolMistake, UnknownHint
+from envs.user import ScriptUser, User
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.1
@@ -113,6 +114,9 @@ class Env:
     # How long its acts may take where a run does not say so ([env.deadlines]). A class's own, unless an
     # instance has others by its settings.
     deadlines: Deadlines = Deadlines()
+    # True where the episode has a user who answers what the policy says to them (`self.user`). A class's own,
+    # unless an instance has others by its settings.
+    has_user: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a tool that cannot be offered, as ToolMistake. Hints of what the module defines only below
@@ -132,6 +136,8 @@ class Env:
         self.notes: dict[str, str] = {}
         # What `reward` gave: turn, name, number.
         self._turn_rewards: list[tuple[int, str, float]] = []
+        # The user of the episode, by a script; the session puts another one in its place where a model plays.
+        self.user: User = ScriptUser()
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
         """The data of one random task. Called on an instance that plays no episode."""
@@ -161,9 +167,17 @@ class Env:
         return ()
 
     async def reply(self, text: str) -> Reply:
-        """The policy wrote `text` and called no tool. By default that is its final answer."""
-        self.answer = text
-        return Reply(done=True)
+        """The policy wrote `text` and called no tool.
+
+        By default that is its final answer; with a user (`has_user`) they answer, and what they end the
+        conversation after is the final one.
+        """
+        if not self.has_user:
+            self.answer = text
+            return Reply(done=True)
+        said = await self.user.answer(text)
+        self.answer = text if said.ended else self.answer
+        return Reply((said.message,), done=said.ended)
 
     async def play(self, access: ModelAccess) -> str:
         """Let the agent play, where `served_model` is set: run it to its end, and return its own log.
@@ -222,7 +236,9 @@ class Env:
 
 
 # What a tool cannot be called, since it would stand in the protocol's place.
-_OWN = {name for name in (*dir(Env), *Env.__annotations__, "config", "notes") if name[0] != "_"}
+_OWN = {
+    name for name in (*dir(Env), *Env.__annotations__, "config", "notes", "user") if name[0] != "_"
+}
 
 
 def call(name: str, **arguments: Any) -> Message:

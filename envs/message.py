@@ -35,6 +35,7 @@ class Message:
     """One chat message; only assistant messages have `tool_calls`, only tool messages a tool's `name`.
 
     reasoning: an assistant's thoughts, apart from its content; what a chat template makes of them is its own.
+    by: who wrote the text of a simulated user (`envs.user`); for the record, no template reads it.
     Its text is made encodable (`envs.text`). Raises TypeError for content that is no text, ValueError for a
     role that there is not.
     """
@@ -44,6 +45,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     reasoning: str = ""
+    by: str = ""
 
     def __post_init__(self) -> None:
         content = cast(object, self.content)  # an author's: it may be anything
@@ -55,6 +57,7 @@ class Message:
             )
         object.__setattr__(self, "content", encodable(content))
         object.__setattr__(self, "reasoning", encodable(self.reasoning))
+        object.__setattr__(self, "by", encodable(self.by))
         if self.name is not None:
             object.__setattr__(self, "name", encodable(self.name))
 

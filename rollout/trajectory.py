@@ -38,7 +38,7 @@ JUDGED: frozenset[StopReason] = frozenset(("completed", "max_turns", "max_tokens
 
 
 # Fields of turns and messages that are not written where they are empty.
-_RARE = frozenset(("rewards", "segment", "begins", "summary", "reasoning"))
+_RARE = frozenset(("rewards", "segment", "begins", "summary", "reasoning", "by"))
 
 
 @dataclass(frozen=True)

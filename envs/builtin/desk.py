@@ -4,7 +4,8 @@ user: refund within 30 days, else refuse. ticket 812     assistant: look(ticket=
 tool: fig 40 eur 18 days     assistant: refund(ticket=812, amount=40)     tool: ok     assistant: done
 
 The opening states the rules, and their numbers differ from task to task. Judged on what became of every
-ticket and on the ledger; to refuse is an act too, and leaving a ticket open is none.
+ticket and on the ledger; to refuse is an act too, and leaving a ticket open is none. With `user`, the number
+of the ticket is left out, and the user tells it when they are asked.
 """
 
 import random
@@ -15,12 +16,17 @@ from envs.builtin.words import PEOPLE, THINGS
 from envs.env import Env, EnvConfig, Expert, Task, call, say
 from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
+from envs.user import Fact
 
 
 class DeskConfig(EnvConfig):
-    """1: a window of days. 2: also ranks, and used goods at half price. 3: also approval; three tickets."""
+    """1: a window of days. 2: also ranks, and used goods at half price. 3: also approval; three tickets.
+
+    user: there is one, who says which tickets only when asked.
+    """
 
     difficulty: int = Field(default=1, ge=1, le=3)
+    user: bool = False
 
 
 class Desk(Env):
@@ -31,6 +37,10 @@ class Desk(Env):
     config_type = DeskConfig
     config: DeskConfig
     difficulties = 3
+
+    def __init__(self, config: EnvConfig) -> None:
+        super().__init__(config)
+        self.has_user = self.config.user
 
     def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
@@ -57,8 +67,13 @@ class Desk(Env):
         if "limit" in rules:
             lines += ["a refund above {limit}: only this needs approval, if denied refuse"]
         numbers = " ".join(map(str, task.data["asked"]))
-        text = ". ".join([*lines, f"ticket {numbers}"]).format(**rules)
-        return [Message("user", text)]
+        if not self.has_user:
+            text = ". ".join([*lines, f"ticket {numbers}"]).format(**rules)
+            return [Message("user", text)]
+        mine = "my ticket" if len(task.data["asked"]) == 1 else "my tickets"
+        facts = [Fact("ticket", numbers, ("tickets", "number", "numbers"))]
+        said = await self.user.open(". ".join([*lines, mine]).format(**rules), facts)
+        return [said.message]
 
     @tool(read_only=True)
     async def look(self, ticket: int) -> str:
@@ -115,8 +130,15 @@ class Desk(Env):
         return {"solved": float(self.answer is not None and found == (status, ledger, asked))}
 
     def expert(self, task: Task) -> Expert:
-        rules = task.data["rules"]
-        for number in task.data["asked"]:
+        rules, asked = task.data["rules"], task.data["asked"]
+        if self.has_user:
+            told = [""]
+            while not all(
+                word.isdecimal() for word in told
+            ):  # until the question is put that was meant
+                told = (yield say("which ticket?"))[0].split() or [""]
+            asked = [int(word) for word in told]
+        for number in asked:
             words: list[str] = []
             while "eur" not in words:  # until the call is made that was meant
                 words = (yield call("look", ticket=number))[0].split()

@@ -3,7 +3,8 @@
 user: cancel the order of mira     assistant: find(customer=mira)      tool: 731
 assistant: set_status(order=731, status=cancelled)      tool: ok      assistant: done
 
-Harder tasks name two customers, and then all the orders that each has.
+Harder tasks name two customers, and then all the orders that each has. With `user`, the last customer is not
+named, and the user tells who it is when they are asked.
 """
 
 import random
@@ -16,14 +17,19 @@ from envs.builtin.words import PEOPLE
 from envs.env import Env, EnvConfig, Expert, Task, call, say
 from envs.message import JsonObject, Message
 from envs.tool import ToolError, tool
+from envs.user import Fact
 
 STATUS = {"cancel": "cancelled", "ship": "shipped", "refund": "refunded", "hold": "held"}
 
 
 class OrdersConfig(EnvConfig):
-    """1: the order of one customer. 2: of two. 3: all orders of two."""
+    """1: the order of one customer. 2: of two. 3: all orders of two.
+
+    user: there is one, who names the last customer only when asked.
+    """
 
     difficulty: int = Field(default=1, ge=1, le=3)
+    user: bool = False
 
 
 class Orders(Env):
@@ -35,6 +41,10 @@ class Orders(Env):
     config: OrdersConfig
     difficulties = 3
     db: sqlite3.Connection | None = None
+
+    def __init__(self, config: EnvConfig) -> None:
+        super().__init__(config)
+        self.has_user = self.config.user
 
     def sample(self, rng: random.Random) -> JsonObject:
         level = self.config.difficulty
@@ -59,8 +69,12 @@ class Orders(Env):
         rows = [(number, name, "open") for number, name in _orders(task.data)]
         self.db.executemany("insert into orders values (?, ?, ?)", rows)
         which = "all orders" if task.data.get("difficulty", 1) == 3 else "the order"
-        asked = [f"{verb} {which} of {customer}" for verb, customer in _acts(task.data)]
-        return [Message("user", " and ".join(asked))]
+        asked = [[verb, which, "of", customer] for verb, customer in _acts(task.data)]
+        if not self.has_user:
+            return [Message("user", " and ".join(map(" ".join, asked)))]
+        facts = [Fact("customer", asked[-1].pop(), ("who", "whom", "whose", "name"))]
+        asked[-1].append("a customer" if len(asked) == 1 else "another customer")
+        return [(await self.user.open(" and ".join(map(" ".join, asked)), facts)).message]
 
     def rows(self) -> list[tuple[Any, ...]]:
         assert self.db is not None, "reset() opens the database"
@@ -99,7 +113,13 @@ class Orders(Env):
             self.db.close()
 
     def expert(self, task: Task) -> Expert:
-        for verb, customer in _acts(task.data):
+        acts = _acts(task.data)
+        if self.has_user:
+            said = ""
+            while said not in PEOPLE:  # until the question is put that was meant
+                said = (yield say("which customer?"))[0]
+            acts = [*acts[:-1], [acts[-1][0], said]]
+        for verb, customer in acts:
             found = (yield call("find", customer=customer))[0]
             for number in found.split():
                 yield call("set_status", order=number, status=STATUS[verb])
