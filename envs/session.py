@@ -13,12 +13,12 @@ import math
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from envs.agents.access import ModelAccess
 from envs.containment import contain_exits
+from envs.deadline import counting
 from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Deadlines, Env, Reply, Task
 from envs.expert import ExpertMistake, watched
@@ -31,10 +31,12 @@ from envs.handover import (
     result_of,
 )
 from envs.message import Message, ToolCall, ToolSchema
+from envs.model_user import ModelUser
 from envs.noise import CLARIFY, Noise, persistent
 from envs.text import encodable, shown, told
 from envs.tool import ToolError, tools_of
 from envs.tool_result import result_text
+from envs.user import User, UserFault
 
 T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "agent", "score", "close", "timeout"]
@@ -42,16 +44,6 @@ FaultKind = Literal["reset", "tool", "reply", "agent", "score", "close", "timeou
 LATENCY_SHARE = 0.1
 # Characters of an agent's own log that are kept with its trajectory.
 MOST_LOG = 100_000
-
-
-# When the act in progress is over its deadline, by the event loop's clock.
-_over_at: ContextVar[float] = ContextVar("over_at")
-
-
-def seconds_left() -> float | None:
-    """Seconds until the act that asks is over its deadline; None outside of a session's acts."""
-    over_at = _over_at.get(None)
-    return None if over_at is None else over_at - asyncio.get_running_loop().time()
 
 
 class EnvFault(Exception):
@@ -99,12 +91,16 @@ class StepResult:
 class EnvSession:
     """Runs one `Env` through one episode: `open`, `step` until done, `score`, `close`.
 
-    noise_events: what noise did, in order; empty where the task has none.
+    noise_events: what noise did, in order; empty where the task has none. Every act may raise UserFault where
+    a model plays the user.
     """
 
-    def __init__(self, env: Env, deadlines: Deadlines) -> None:
+    def __init__(self, env: Env, deadlines: Deadlines, user: User | None = None) -> None:
+        """user: who plays the environment's; None for the script."""
         self.env = env
         self.deadlines = deadlines
+        if user is not None:
+            env.user = user
         self.tools: dict[str, AnyTool] = dict(tools_of(type(env.tool_owner)))
         self.noise: Noise | None = None
         self.noise_events: list[str] = []
@@ -187,6 +183,10 @@ class EnvSession:
             self.tools[tool.name] = tool
         return said, facts(self.env.notes)
 
+    def _user_fault(self) -> UserFault | None:
+        """The fault of a user, whatever the environment has made of it."""
+        return self.env.user.fault if isinstance(self.env.user, ModelUser) else None
+
     async def _reply(self, text: str) -> StepResult:
         reply = await result_of("reply", lambda: self.env.reply(text))
         if not isinstance(reply, Reply):
@@ -236,7 +236,8 @@ class EnvSession:
         deadline = asyncio.timeout(tool.options.seconds)
         try:
             async with deadline:
-                return await self._run(tool, arguments)
+                with counting(deadline):
+                    return await self._run(tool, arguments)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -265,10 +266,13 @@ class EnvSession:
         assert task is not None, "asyncio.timeout needs a task as well"
         cancels = task.cancelling()
         self._acting = (task, ended)
-        over_at = _over_at.set(asyncio.get_running_loop().time() + limit)
         try:
             async with deadline:
-                return await act
+                with counting(deadline):
+                    found = await act
+            if kind != "close" and (fault := self._user_fault()) is not None:
+                raise fault
+            return found
         except asyncio.CancelledError:
             if task.cancelling() == cancels:  # nobody asked: what it waited for was cancelled
                 trace = traceback.format_exc()
@@ -285,12 +289,15 @@ class EnvSession:
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
                 raise EnvFault("timeout", sentence) from None
-            if isinstance(error, HostFault) or (isinstance(error, ToolError) and kind == "tool"):
+            if kind != "close" and (fault := self._user_fault()) is not None:
+                raise fault from None
+            if isinstance(error, HostFault | UserFault) or (
+                isinstance(error, ToolError) and kind == "tool"
+            ):
                 raise
             trace = traceback.format_exc()
             raise EnvFault(kind, f"{where}: {told(error)}", trace) from None
         finally:
-            _over_at.reset(over_at)
             self._acting = None
             ended.set()
 

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 from envs.message import Message
 
 UNKNOWN, THANKS = "I do not know", "thanks"
+# Questions in a row that a script has no answer to, before it ends the conversation.
+PATIENCE = 3
 
 
 class UserFault(Exception):
@@ -76,15 +78,16 @@ class ScriptUser:
     """A user by rules: says the goal, tells each fact that is named, and ends where nothing is asked.
 
     A text asks where it names a fact that was not told yet, or has a question mark. To what they do not know,
-    or never tell, they say so.
+    or never tell, they say so, and end at the third such question in a row.
     """
 
     def __init__(self) -> None:
         self.facts: tuple[Fact, ...] = ()
         self.told: set[str] = set()
+        self.unknown = 0
 
     async def open(self, goal: str, facts: Sequence[Fact] = (), profile: str = "") -> Said:
-        self.facts, self.told = tuple(facts), set()
+        self.facts, self.told, self.unknown = tuple(facts), set(), 0
         return Said(goal, "script")
 
     async def answer(self, text: str) -> Said:
@@ -92,9 +95,12 @@ class ScriptUser:
         named = [one for one in self.facts if one.when != "never" and one.named_in(text)]
         tells = [one for one in named if asks or one.name not in self.told]
         self.told |= {one.name for one in tells}
+        self.unknown = 0 if tells else self.unknown + 1
         match tells:
+            case [] if asks and self.unknown < PATIENCE:
+                return Said(UNKNOWN, "script")
             case []:
-                return Said(UNKNOWN if asks else THANKS, "script", ended=not asks)
+                return Said(THANKS, "script", ended=True)
             case [one]:
                 return Said(one.value, "script")
             case _:

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
-from reward.deadline import paused
+from envs.deadline import paused
 from reward.mathematics import UnreadableReference, equal, read_reference
 
 # As many processes at most compare at once, or as there are CPUs.

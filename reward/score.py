@@ -9,10 +9,10 @@ from typing import TypeVar, cast
 from envs.chat_model import ModelFault
 from envs.containment import contain_exits
 from envs.dataset import ROW_JUDGES
+from envs.deadline import counting
 from envs.env import Task
 from envs.handover import named_rewards
 from envs.text import shown, told
-from reward.deadline import judging
 from reward.registry import GroupJudge, Judge
 from rollout.trajectory import Judgement, ScoredTrajectory, Trajectory
 
@@ -169,7 +169,7 @@ async def _asked(name: str, begin: Callable[[], Awaitable[T]], seconds: float) -
     async def ask() -> T | _Raised:
         try:
             async with deadline:
-                with judging(deadline):
+                with counting(deadline):
                     return await begin()
         except (asyncio.CancelledError, GeneratorExit):
             raise

@@ -340,6 +340,11 @@ class RunConfig(Section):
             for key, tables in (("env", self.env), ("eval.env", self.eval.env))
             for index, table in enumerate(tables)
             for number, judge in enumerate(table.judge)
+        } | {
+            f"{key}.{index}.user.model": (table.user.model,)
+            for key, tables in (("env", self.env), ("eval.env", self.eval.env))
+            for index, table in enumerate(tables)
+            if table.user
         }
         check_models(self.models, asked)
         for model in self.models:
@@ -350,6 +355,12 @@ class RunConfig(Section):
                     "are no stall"
                 )
         return self
+
+    @property
+    def episode_seconds(self) -> float:
+        """The longest that an episode may take until it is judged: its own limit, and its user's time."""
+        waited = max((table.user.seconds for table in self.all_envs if table.user), default=0.0)
+        return self.episode.max_seconds + waited
 
     @validator(mode="after")
     def _trackers(self) -> "RunConfig":

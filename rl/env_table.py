@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
 from envs.env import Deadlines, Env
+from envs.model_user import UserSettings
 from envs.registry import BadSettings, UnknownEnv, anchored, make_env, split_file
 from envs.rows import SUFFIXES
 from envs.text import told
@@ -129,11 +130,32 @@ class JudgeTable(Section):
         return self.model
 
 
+class UserTable(Section):
+    """The user of an environment's episodes, where a frozen model plays them (`envs.model_user`).
+
+    model: of `[[models]]`, of use "chat". prompt: a version such as "user.v1", or a file; default: the newest
+    that ships. temperature, max_tokens: of one text. seconds: that an episode may wait for its user in all;
+    its own deadline stands still meanwhile.
+    """
+
+    model: str
+    prompt: str = ""
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: PositiveInt = 256
+    seconds: PositiveFloat = 240
+
+    @property
+    def record(self) -> UserSettings:
+        """As the user takes it."""
+        return UserSettings(self.model, self.prompt, self.temperature, self.max_tokens)
+
+
 class EnvTable(Section):
     """One environment of the mixture.
 
     id: entry point name, module:Name or file.py:Name. name: how metrics call it (default: the id).
     weight: share of the groups. rewards: weight of each named reward in the total (default: all 1).
+    user: the model that plays the user, of an environment that has one (default: a script).
     judges: reward functions (name or module:function) besides the environment's own rewards. judge: those
     with settings, which may ask a model.
     over_sample: times its share of groups that are begun. concurrency: instances at once, over all hosts.
@@ -149,6 +171,7 @@ class EnvTable(Section):
     deadlines: DeadlineConfig = DeadlineConfig()
     rewards: dict[str, float] = {}
     signals: tuple[str, ...] | None = None
+    user: UserTable | None = None
     judges: tuple[str, ...] = ()
     judge: tuple[JudgeTable, ...] = ()
     over_sample: float = Field(default=1.0, ge=1)

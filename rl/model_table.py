@@ -92,9 +92,9 @@ class ModelTable(Section):
 
 
 def check_models(models: tuple[ModelTable, ...], asked: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise ValueError where a name is given twice, or a judge asks a model that there is not.
+    """Raise ValueError where a name is given twice, or a judge or a user asks a model that there is not.
 
-    asked: by the key of a judge, the names of its models.
+    asked: by the key of a judge or a user, the names of its models.
     """
     names = [model.name for model in models]
     if twice := [name for name in names if names.count(name) > 1]:

@@ -35,7 +35,7 @@ from rl.config_file import ConfigError
 from rl.env_table import DeadlineConfig, EnvTable
 from rl.model_table import ModelTable
 from rl.models.http_wire import key_of
-from rl.models.judges import asked_models, check_judge
+from rl.models.judges import asked_models, check_judge, check_user
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.objective_check import check_objective
@@ -235,22 +235,25 @@ def check_rendering(
 
 
 def check_models(config: RunConfig) -> None:
-    """Frozen models are there as far as this machine can say, and judges accept their settings.
+    """Frozen models are there as far as this machine can say, and judges and users accept their settings.
 
     Raises ConfigError.
     """
     _check_models(list(enumerate(config.models)))
     for section, tables in (("env", config.env), ("eval.env", config.eval.env)):
         for index, table in enumerate(tables):
+            check_user(table, f"{section}.{index}", config.models)
             for number, judge in enumerate(table.judge):
                 check_judge(judge, f"{section}.{index}.judge.{number}", config.models)
 
 
 def check_asked_models(tables: Sequence[EnvTable], models: Sequence[ModelTable]) -> None:
-    """The same for some environments alone, and the models that their judges ask. Raises ConfigError."""
+    """The same for some environments alone, and the models that their judges and users ask. Raises
+    ConfigError."""
     asked = asked_models(tables, models)
     _check_models([(index, one) for index, one in enumerate(models) if one in asked])
     for table in tables:
+        check_user(table, f"env {table.label!r}", models)
         for number, judge in enumerate(table.judge):
             check_judge(judge, f"env {table.label!r}: judge.{number}", models)
 
@@ -418,10 +421,12 @@ def _check_distribution(config: RunConfig) -> None:
 def _check_settings(config: RunConfig) -> None:
     """Settings that are fine one by one and cannot work together."""
     _check_distribution(config)
-    if config.timeouts.stall_seconds <= config.episode.max_seconds:
+    waited = config.episode_seconds - config.episode.max_seconds
+    if config.timeouts.stall_seconds <= config.episode_seconds:
+        user = f" and the user.seconds of an environment ({waited:g})" if waited else ""
         raise ConfigError(
             f"timeouts.stall_seconds ({config.timeouts.stall_seconds:g}) has to be above "
-            f"episode.max_seconds ({config.episode.max_seconds:g}): long episodes are no stall"
+            f"episode.max_seconds ({config.episode.max_seconds:g}){user}: long episodes are no stall"
         )
     for section, device, gpus in (
         ("engine", config.engine.device, config.engine.gpus),

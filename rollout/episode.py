@@ -15,11 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from envs.agents.access import ModelAccess
+from envs.chat_model import ChatAnswer, ChatModel, ChatRequest, ModelFault
+from envs.deadline import counting, paused
 from envs.env import Task
 from envs.handover import NamedRewards
 from envs.message import Message, ToolCall, ToolSchema
 from envs.session import EnvFault, HostFault, Opening, StepResult
 from envs.text import encodable, told
+from envs.user import UserFault
 from rollout.config import EpisodeConfig
 from rollout.context import Asked, Before, Context, ContextRendering, letters_of
 from rollout.engine import Completion, EngineFault, Generate, Request, Sampling
@@ -66,6 +69,7 @@ PHASES = frozenset(
         "generate",
         "tool",
         "reply",
+        "user",
         "agent",
         "render",
         "score",
@@ -87,21 +91,27 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str, acts: int = 1):
-        """Stamp what is awaited inside; name: of PHASES; acts: tool calls, which have a deadline each."""
-        start = time.time()
-        self.current, self.since, self.acts = name, start, acts
+        """Stamp what is awaited inside; a phase in another one interrupts it.
+
+        name: of PHASES; acts: tool calls, which have a deadline each.
+        """
+        outer, outer_acts = self.current, self.acts
+        self.turn_to(name, acts)
         try:
             yield
         finally:
-            self.phases.append(Phase(name, start, time.time() - start))
-            self.current, self.since = "between", time.time()
+            self.turn_to("between" if outer == "created" else outer, outer_acts)
 
-    def turn_to(self, name: str) -> None:
+    def spent(self, name: str) -> float:
+        """Seconds in phases of this name that have ended."""
+        return sum(phase.seconds for phase in self.phases if phase.name == name)
+
+    def turn_to(self, name: str, acts: int = 1) -> None:
         """End the phase in progress and begin another, where somebody else says what comes next."""
         now = time.time()
         if self.current not in ("created", "between"):
             self.phases.append(Phase(self.current, self.since, now - self.since))
-        self.current, self.since, self.acts = name, now, 1
+        self.current, self.since, self.acts = name, now, acts
 
 
 @dataclass
@@ -118,6 +128,9 @@ class Episode:
     config: EpisodeConfig
     # How its tokens are drawn; None: as the engine's are.
     sampling: Sampling | None = None
+    # The frozen model that plays the user, where one does, and how long the episode waits for it in all.
+    user: ChatModel | None = None
+    user_seconds: float = 240.0
     clock: PhaseClock = field(default_factory=PhaseClock)
     opening: tuple[Message, ...] = ()
     tools: tuple[ToolSchema, ...] = ()
@@ -132,8 +145,9 @@ class Episode:
         fault = trace = ""
         stop: StopReason
         try:
-            async with asyncio.timeout(self.config.max_seconds):
-                stop = await self._play()
+            async with asyncio.timeout(self.config.max_seconds) as deadline:
+                with counting(deadline):
+                    stop = await self._play()
         except TimeoutError:
             phase = self.clock.phases[-1].name if self.clock.phases else "start"
             stop = "timeout"
@@ -144,6 +158,8 @@ class Episode:
             stop, fault = "engine_fault", str(error)
         except HostFault as error:
             stop, fault = "host_fault", str(error)
+        except UserFault as error:
+            stop, fault = "user_fault", str(error)
         except NoRoom as error:
             stop, fault = "no_room", str(error)
         except Exception as error:
@@ -167,6 +183,22 @@ class Episode:
             branches=self.branches,
             log=self.log,
         )
+
+    async def ask_user(self, request: ChatRequest) -> ChatAnswer:
+        """Ask the user's model for the environment; its clocks and the episode's stand still. Raises
+        UserFault."""
+        assert self.user is not None, "an environment asks where a model plays its user"
+        left = self.user_seconds - self.clock.spent("user")
+        try:
+            with self.clock.phase("user"), paused():
+                async with asyncio.timeout(max(0.0, left)):
+                    return await self.user.ask(request)
+        except ModelFault as fault:
+            raise UserFault(str(fault)) from None
+        except TimeoutError:
+            raise UserFault(
+                f"model {self.user.name!r}: as the user it has taken {self.user_seconds:g} s of the episode"
+            ) from None
 
     async def _play(self) -> StopReason:
         opening = await self._in_phase("reset", self.session.open(self.task))

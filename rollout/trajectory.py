@@ -28,6 +28,7 @@ StopReason = Literal[
     "env_fault",  # the environment failed
     "engine_fault",  # an engine failed
     "host_fault",  # the environment's host failed
+    "user_fault",  # the model that plays the user failed
     "judge_fault",  # a judge failed
     "timeout",  # the whole episode took too long
     "no_room",  # the opening alone fills episode.max_tokens: the policy never had a turn

@@ -10,8 +10,9 @@ import pytest
 from envs.chat_model import ChatAnswer, ChatRequest, ModelFault
 from envs.env import Task
 from envs.message import Message, ToolCall
+from envs.prompt import marked
 from envs.settings import BadSettings
-from reward.judges.prompt import find_prompt, marked
+from reward.judges.prompt import find_prompt
 from reward.judges.ranking import circular
 from reward.judges.rubric import Criterion, length_factor, weighted
 from reward.judges.writing import WritingSettings, is_language, rules

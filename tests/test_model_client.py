@@ -7,8 +7,8 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from envs.chat_model import ChatAnswer, ChatRequest, ModelFault
+from envs.deadline import counting
 from envs.message import Message
-from reward.deadline import judging
 from rl.actors.heartbeat import Heartbeat
 from rl.actors.local_handle import local_handle
 from rl.actors.model_client import ModelClient
@@ -77,7 +77,7 @@ async def test_an_answer_may_take_long_where_the_actor_lives_and_the_judges_cloc
     client,
 ):
     async with asyncio.timeout(0.1) as deadline:
-        with judging(deadline):
+        with counting(deadline):
             assert (await client(Actor(0.3)).ask(REQUEST)).text == "yes"
 
 

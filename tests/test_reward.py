@@ -11,10 +11,10 @@ import psutil
 import pytest
 from fakes import TASK, trajectory, turn
 
+from envs.deadline import paused
 from envs.env import Task
 from reward.answer import check_references, exact, final_answer, mathematics
 from reward.comparing import _Worker
-from reward.deadline import paused
 from reward.format import well_formed
 from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score

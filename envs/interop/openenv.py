@@ -24,12 +24,13 @@ from weakref import WeakKeyDictionary
 
 from pydantic import PositiveFloat, field_validator
 
+from envs.deadline import seconds_left
 from envs.dynamic_tool import DynamicTool, as_object, object_schema, resolve
 from envs.env import Deadlines, Env, EnvConfig, Task
 from envs.interop.blocking import run_now
 from envs.message import JsonObject, Message, ToolSchema
 from envs.optional import needed_by
-from envs.session import HostFault, seconds_left
+from envs.session import HostFault
 from envs.tool import ToolError
 
 if TYPE_CHECKING:

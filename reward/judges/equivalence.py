@@ -7,8 +7,9 @@ from pydantic import Field
 
 from envs.chat_model import ChatModel
 from envs.env import Task
+from envs.prompt import marked
 from reward.answer import reference_answers
-from reward.judges.prompt import find_prompt, marked
+from reward.judges.prompt import find_prompt
 from reward.judges.shown import answer_of, question_of
 from reward.judges.verdict import one_of, record, verdict
 from reward.model_judge import JudgeSettings, model_judge

@@ -14,7 +14,8 @@ from pydantic import model_validator
 
 from envs.chat_model import ChatModel
 from envs.env import Task
-from reward.judges.prompt import Prompt, find_prompt, marked
+from envs.prompt import Prompt, marked
+from reward.judges.prompt import find_prompt
 from reward.judges.shown import answer_of, question_of
 from reward.judges.verdict import Verdict, one_of, record, verdict
 from reward.model_judge import JudgeSettings, model_judge

@@ -17,7 +17,8 @@ from typing import Literal
 from pydantic import Field
 
 from envs.chat_model import ChatModel
-from reward.judges.prompt import Prompt, find_prompt, marked
+from envs.prompt import Prompt, marked
+from reward.judges.prompt import find_prompt
 from reward.judges.shown import answer_of, question_of, words
 from reward.judges.verdict import Verdict, one_of, record, verdict
 from reward.model_judge import JudgeSettings, model_judge

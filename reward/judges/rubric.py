@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from envs.chat_model import ChatModel
 from envs.env import EnvConfig, Task
-from reward.judges.prompt import find_prompt, marked
+from envs.prompt import marked
+from reward.judges.prompt import find_prompt
 from reward.judges.shown import answer_of, question_of, words
 from reward.judges.verdict import one_of, record, verdict
 from reward.model_judge import JudgeSettings, model_judge

@@ -5,7 +5,8 @@ The reward is the mean over the turns, good 1, neutral 0.5, bad 0; every turn ha
 
 from envs.chat_model import ChatModel
 from envs.env import Task
-from reward.judges.prompt import find_prompt, marked
+from envs.prompt import marked
+from reward.judges.prompt import find_prompt
 from reward.judges.shown import question_of, step_of
 from reward.judges.verdict import one_of, record, verdict
 from reward.model_judge import JudgeSettings, model_judge

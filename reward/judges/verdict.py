@@ -7,7 +7,7 @@ from typing import Any
 
 from envs.chat_model import ChatModel, ChatRequest, ModelFault
 from envs.message import JsonObject, Message
-from reward.judges.prompt import Prompt
+from envs.prompt import Prompt
 from reward.model_judge import JudgeSettings
 
 

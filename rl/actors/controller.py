@@ -24,7 +24,7 @@ from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.host_pool import GRACE_SECONDS, HostPool, HostSession
 from rl.actors.judge_crash import last_words_to_log
 from rl.actors.judge_loop import JudgeLoop
-from rl.actors.model_client import ModelClient
+from rl.actors.model_client import PREFIX, ModelClient
 from rl.config import RunConfig
 from rl.models.judges import judges_of
 from rl.models.served_teachers import taught
@@ -75,6 +75,7 @@ class ControllerActor:
         self.hosts = HostPool([find_actor(EnvHost, host, namespace) for host in hosts], name)
         self.tables = {table.label: table for table in config.all_envs}
         models = {table.name: ModelClient(table, namespace) for table in config.models}
+        self.models = models
         asked = {t.label: judges_of(t.judge, models) for t in config.all_envs}
         self.judges = {
             t.label: [*map(find_judge, t.judges), *asked[t.label].each] for t in config.all_envs
@@ -188,17 +189,20 @@ class ControllerActor:
             clock, env = episode.clock, episode.env
             phase, seconds = clock.current, now - clock.since
             engine, written = writing.get(episode.id, ("", None))
+            waited, user = clock.spent("user"), self.tables[env].user
             left, then = deadline(
                 phase,
                 seconds,
-                now - clock.created,
+                now - clock.created - waited,
                 self.tables[env].deadlines,
                 episode_seconds=self.config.episode.max_seconds,
                 request_seconds=self.config.engine.request_seconds,
                 acts=clock.acts,
                 held=self.held[env],
+                user_left=user.seconds - waited if user else 0.0,
                 written=written,
             )
+            at = engine if phase in ("generate", "judge") else session.host
             place = self.client.sessions.get(episode.id)
             usual = latency.get((env, phase))
             rows.append(
@@ -207,7 +211,7 @@ class ControllerActor:
                     env=env,
                     version=place.version if place else None,
                     phase=phase,
-                    at=engine if phase in ("generate", "judge") else session.host,
+                    at=f"{PREFIX}{user.model}" if user and phase == "user" else at,
                     seconds=seconds,
                     p99=usual.p99 if usual else None,
                     left=left,
@@ -219,7 +223,8 @@ class ControllerActor:
 
     async def _member(self, spec: GroupSpec, id: str) -> ScoredTrajectory:
         table = self.tables[spec.env]
-        session = HostSession(self.hosts, id, table)
+        # The episode is there before its session's environment asks anything.
+        session = HostSession(self.hosts, id, table, lambda request: episode.ask_user(request))
         episode = AgentEpisode(
             id=id,
             group=spec.id,
@@ -230,6 +235,8 @@ class ControllerActor:
             renderer=self.renderer,
             config=self.config.episode,
             sampling=self.config.sampling_of(table, train=spec.train),
+            user=self.models[table.user.model] if table.user else None,
+            user_seconds=table.user.seconds if table.user else 0.0,
             gate=self._gate,
             branched=self.client.branch,
             agent_seconds=table.deadlines.agent_seconds,

@@ -8,21 +8,24 @@ import gc
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import psutil
 
 from envs.agents.access import ModelAccess
+from envs.chat_model import ChatAnswer
 from envs.env import Task
 from envs.handover import NamedRewards
 from envs.message import ToolCall
+from envs.model_user import ModelUser
 from envs.process_end import refuse_ends
 from envs.session import EnvFault, EnvSession, HostFault, Opening, StepResult
 from envs.text import told
 from rl.actors.actor_method import actor_method
 from rl.actors.heartbeat import Heartbeat, own_heartbeat
 from rl.actors.rpc import Address, Load, RpcServer
+from rl.actors.suspended_act import SuspendedAct
 from rl.env_table import EnvTable
 from rl.nodes.nodes import own_address
 from rl.nodes.process import log_to
@@ -43,6 +46,8 @@ class EnvHost:
         self.tables = {table.label: table for table in tables}
         self.patterns = {table.label: table.make() for table in tables}
         self.sessions: dict[str, EnvSession] = {}
+        # Of the sessions whose user a model plays.
+        self.suspended: dict[str, SuspendedAct] = {}
         self.server = RpcServer(self._play, self._close_all, self.load)
         self.node = own_address()
         self.idle_cpus = 0.0
@@ -57,19 +62,29 @@ class EnvHost:
         session = f"{owner}/{session}"
         match method:
             case "open":
-                return await self.open(session, *arguments)
+                label, task = arguments
+                if self.tables[label].user is not None:
+                    self.suspended[session] = SuspendedAct()
+                return await self._run(session, self.open(session, label, task))
             case "step":
-                return await self.step(session, *arguments)
+                return await self._run(session, self.step(session, *arguments))
             case "play":
-                return await self.play(session, *arguments)
+                return await self._run(session, self.play(session, *arguments))
             case "score":
-                return await self.score(session)
+                return await self._run(session, self.score(session))
+            case "resume":
+                return await self.resume(session, *arguments)
             case "close":
                 return await self.close(session)
             case "ping":
                 return await self.ping(session)
             case _:
                 raise ValueError(f"{method}: a host has no such act")
+
+    async def _run(self, session: str, act: Coroutine[Any, Any, object]) -> object:
+        """An act's result; where a model plays the user, it may be a question to them (`SuspendedAct`)."""
+        suspended = self.suspended.get(session)
+        return await (act if suspended is None else suspended.run(act))
 
     async def _close_all(self, owner: str) -> None:
         """Close what a connection that is gone has left open."""
@@ -81,7 +96,9 @@ class EnvHost:
         pattern = self.patterns[label]
         deadlines = self.tables[label].deadlines.record
         try:
-            held = EnvSession(type(pattern)(pattern.config), deadlines)
+            user, suspended = self.tables[label].user, self.suspended.get(session)
+            player = ModelUser(suspended.ask, user.record) if user and suspended else None
+            held = EnvSession(type(pattern)(pattern.config), deadlines, player)
         except BaseException as error:  # SystemExit, say, would end the host's event loop
             sentence = f"environment {label!r}, creation: {told(error)}"
             raise EnvFault("reset", sentence, traceback.format_exc()) from None
@@ -100,9 +117,14 @@ class EnvHost:
         """The environment's rewards. Raises EnvFault."""
         return await self.sessions[session].score()
 
+    async def resume(self, session: str, answer: ChatAnswer) -> object:
+        """The act that has asked the user goes on with the answer. Raises EnvFault, UserFault."""
+        return await self.suspended[session].resume(answer)
+
     async def close(self, session: str) -> None:
         """Close and forget. A fault here changes no outcome; it goes to the host's log."""
         held = self.sessions.pop(session, None)
+        self.suspended.pop(session, None)
         if held is None:
             return
         try:

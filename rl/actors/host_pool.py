@@ -14,9 +14,11 @@ from functools import partial
 from typing import cast
 
 from envs.agents.access import ModelAccess
+from envs.chat_model import ChatRequest
 from envs.env import Task
 from envs.handover import NamedRewards
 from envs.message import ToolCall
+from envs.model_user import AskModel
 from envs.session import HostFault, Opening, StepResult
 from rl.actors.actor_method import Handle, end_actor
 from rl.actors.env_host import EnvHost
@@ -116,10 +118,14 @@ async def _address(host: Handle[EnvHost]) -> Address:
 class HostSession:
     """An environment on a host, as an episode sees it (`rollout.episode.Session`)."""
 
-    def __init__(self, pool: HostPool, id: str, table: EnvTable) -> None:
+    def __init__(
+        self, pool: HostPool, id: str, table: EnvTable, ask: AskModel | None = None
+    ) -> None:
+        """ask: the model that plays the user, where one does (`table.user`)."""
         self.pool = pool
         self.id = id
         self.table = table
+        self.ask = ask
         self.index: int | None = None
         self.retries = 0
 
@@ -162,6 +168,14 @@ class HostSession:
             self.pool.clients[self.index].tell("close", self.id)
 
     async def _ask(self, limit: float, method: str, *arguments: object) -> object:
+        """An act's result; what it asks its user on the way is answered here. Raises UserFault."""
+        found = await self._once(limit, method, *arguments)
+        while isinstance(found, ChatRequest):
+            assert self.ask is not None, "a host asks where the table names a user"
+            found = await self._once(limit, "resume", await self.ask(found))
+        return found
+
+    async def _once(self, limit: float, method: str, *arguments: object) -> object:
         assert self.index is not None, "open() comes first"
         where = f"the host of environment {self.table.label!r} ({self.host})"
         act = self.pool.clients[self.index].ask(method, self.id, *arguments)

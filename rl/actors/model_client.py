@@ -10,7 +10,7 @@ import time
 from ray.exceptions import RayActorError, RayError
 
 from envs.chat_model import ChatAnswer, ChatRequest, ModelFault
-from reward.deadline import paused
+from envs.deadline import paused
 from rl.actors.actor_method import Handle, find_actor
 from rl.actors.model_service import ModelActor
 from rl.model_table import ModelTable

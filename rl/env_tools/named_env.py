@@ -31,6 +31,7 @@ def named_env(
         config=read_settings(config) if config or not there else like.config,
         judges=tuple(judges) or like.judges,
         judge=like.judge,
+        user=like.user,
         rewards=like.rewards,
     )
     check_plugins([table])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from envs.chat_model import ChatModel, ModelFault
 from envs.message import JsonObject
+from envs.prompt import marked
 from reward.judges.principles import (
     BAD,
     GOOD,
@@ -23,7 +24,7 @@ from reward.judges.principles import (
     detected,
     made,
 )
-from reward.judges.prompt import find_prompt, marked
+from reward.judges.prompt import find_prompt
 from reward.judges.verdict import Verdict, record, verdict
 from reward.model_judge import JudgeSettings
 from rl.judge_tools.agreement import interval, wins

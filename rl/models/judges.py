@@ -1,10 +1,12 @@
-"""The judges of `[[env.judge]]`, bound to the frozen models that they ask."""
+"""The judges of `[[env.judge]]`, bound to the frozen models that they ask, and the models that users ask."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from envs.chat_model import ChatModel
+from envs.model_user import user_prompt
+from envs.prompt import UnknownPrompt
 from envs.settings import BadSettings
 from reward.model_judge import (
     SCORED,
@@ -43,9 +45,31 @@ def judges_of(tables: Sequence[JudgeTable], models: Mapping[str, ChatModel]) -> 
 
 
 def asked_models(tables: Sequence[EnvTable], models: Sequence[ModelTable]) -> list[ModelTable]:
-    """Those of the models that judges of these environments ask."""
+    """Those of the models that judges and users of these environments ask."""
     asked = {name for table in tables for judge in table.judge for name in judge.models}
+    asked |= {table.user.model for table in tables if table.user}
     return [model for model in models if model.name in asked]
+
+
+def check_user(table: EnvTable, key: str, models: Sequence[ModelTable]) -> None:
+    """Raise ConfigError where a table's user cannot be played: the environment has none, or the model, or the
+    prompt. key: of the table."""
+    if table.user is None:
+        return
+    if not table.make().has_user:
+        raise ConfigError(
+            f"{key}.user: env {table.label!r} has no user with these settings: leave it out, or set what "
+            "gives it one (config.user = true, of orders and desk)"
+        )
+    if table.user.model not in (names := [model.name for model in models if model.use == "chat"]):
+        raise ConfigError(
+            f"{key}.user.model: {table.user.model!r} is none of the [[models]] of use 'chat'; such are "
+            f"{', '.join(names) or 'none'}"
+        )
+    try:
+        user_prompt(table.user.prompt)
+    except UnknownPrompt as error:
+        raise ConfigError(f"{key}.user.prompt: {error}") from None
 
 
 def check_judge(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> ModelJudge:

@@ -98,6 +98,7 @@ def deadline(
     request_seconds: float,
     acts: int = 1,
     held: float = 0.0,
+    user_left: float = 0.0,
     written: float | None = None,
 ) -> tuple[float, str]:
     """Seconds left to an episode that is in `phase` for `seconds` and began `age` seconds ago, and what
@@ -105,8 +106,8 @@ def deadline(
 
     episode_seconds, request_seconds: the limits of the whole episode and of one turn of an engine.
     acts: tool calls in this phase, which have a deadline each. held: for how long a frozen model may hold a
-    judge. written: since when an engine writes the
-    present turn, in seconds; None while it waits for one.
+    judge. user_left: how long the episode may still have waited for its user when this phase began. written:
+    since when an engine writes the present turn, in seconds; None while it waits for one.
     """
     limits = {
         "reset": (deadlines.reset_seconds, "failed: env_fault"),
@@ -115,9 +116,10 @@ def deadline(
         "agent": (deadlines.agent_seconds, "failed: env_fault"),
         "score": (deadlines.score_seconds, "failed: env_fault"),
         "close": (deadlines.close_seconds, "closed without waiting"),
+        "user": (user_left, "failed: user_fault"),
         "judge": (deadlines.score_seconds + held, "failed: judge_fault"),
     }
-    if phase == "judge":
+    if phase in ("user", "judge"):  # the episode's own clock stands still, or has ended
         return limits[phase][0] - seconds, limits[phase][1]
     ways = [(episode_seconds - age, "failed: timeout")]
     if phase in limits:

@@ -161,7 +161,7 @@ def _trace(
 
 def _plan(record: dict[str, Any]) -> Plan:
     turns = record["turns"]
-    waits = [p["seconds"] for p in record["phases"] if p["name"] in ("tool", "reply")]
+    waits = _waits(record["phases"])
     waits = (waits + [0.0] * len(turns))[: len(turns) - 1]
     told = [len(turn["prompt_ids"]) for turn in turns]
     return Plan(
@@ -170,6 +170,21 @@ def _plan(record: dict[str, Any]) -> Plan:
         tool_seconds=tuple(waits),
         tool_tokens=round(fmean(told[1:])) if len(told) > 1 else 0,
     )
+
+
+def _waits(phases: Sequence[dict[str, Any]]) -> list[float]:
+    """Seconds that the environment and its user took over each turn; phases of both may take turns."""
+    waits: list[float] = []
+    begun = True
+    for phase in phases:
+        if phase["name"] not in ("tool", "reply", "user"):
+            begun = True
+        elif not begun:
+            waits[-1] += phase["seconds"]
+        elif phase["name"] != "user":  # which is that of `reset`
+            waits.append(phase["seconds"])
+            begun = False
+    return waits
 
 
 def _played(record: dict[str, Any]) -> Iterator[PlayedTurn]:

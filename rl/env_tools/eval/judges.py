@@ -1,7 +1,8 @@
 """Judges of an evaluation outside a run: rules, and those that ask frozen models, with services of their own.
 
-In: the tables of the environments that are played, and `[[models]]`. Out: scored trajectories, and scored
-groups. A model that no judge asks is not started. A judge's fault is a fault of the trajectory.
+In: the tables of the environments that are played, and `[[models]]`. Out: scored trajectories, scored groups,
+and the models that play users. A model that nobody asks is not started. A judge's fault is a fault of the
+trajectory.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from envs.chat_model import ChatAnswer, ChatModel, ChatRequest
-from reward.deadline import paused
+from envs.deadline import paused
 from reward.registry import find_judge
 from reward.score import JudgeFault, add_group_judge, score
 from rl.env_table import EnvTable
@@ -23,7 +24,7 @@ from rollout.trajectory import ScoredTrajectory, Trajectory
 
 
 class EvalJudges:
-    """The judges of some environments, by the environments' labels."""
+    """The judges of some environments, by the environments' labels. models: by name, those that are asked."""
 
     def __init__(self, tables: Sequence[EnvTable], models: Mapping[str, ChatModel]) -> None:
         asked = {table.label: judges_of(table.judge, models) for table in tables}
@@ -32,6 +33,7 @@ class EvalJudges:
             for table in tables
         }
         self.groups = {label: judges.groups for label, judges in asked.items()}
+        self.models = models
 
     async def score(self, trajectory: Trajectory, table: EnvTable) -> ScoredTrajectory:
         """The trajectory with its rewards; without any where a judge failed."""
@@ -65,7 +67,8 @@ async def judges_of_evaluation(
     logs: Path,
     say: Callable[[str], None],
 ) -> AsyncIterator[EvalJudges]:
-    """The judges, once the models that they ask answer. logs: of models' servers. Raises ServerFailed."""
+    """The judges, once the models that they and users ask answer. logs: of models' servers. Raises
+    ServerFailed."""
     services: dict[str, ChatModel] = {}
     async with AsyncExitStack() as running:
         for table in asked_models(tables, models):

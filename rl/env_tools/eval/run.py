@@ -19,6 +19,7 @@ import tomli_w
 
 from envs.env import Env, Task
 from envs.message import JsonObject
+from envs.model_user import ModelUser
 from envs.process_end import ends_refused
 from envs.session import EnvSession
 from rl.config import RunConfig
@@ -130,7 +131,7 @@ async def playing(
     """Gives what plays episodes of these environments, `at_once` at a time; players come and go with it.
 
     notes: added to those of each trajectory. sampling: how an environment's tokens are drawn, None: as the
-    player's are. models: that judges may ask; services of those that they do ask come and go with it, too.
+    player's are. models: that judges and users may ask; services of those that are asked come and go too.
     Raises EngineFault, TimeoutError, ServerFailed.
     """
     room = asyncio.Semaphore(at_once)
@@ -139,17 +140,23 @@ async def playing(
     async def play_one(play: Play) -> ScoredTrajectory:
         table = play.table
         async with own[play.place or table.label], room:
-            generate, rendering = player()
+            generate, rendering = policy()
+            user = table.user
+            # The episode is there before its environment asks anything.
+            player = user and ModelUser(lambda request: one.ask_user(request), user.record)
+            session = EnvSession(table.make(), table.deadlines.record, player)
             one = AgentEpisode(
                 id=play.id,
                 group=play.group,
                 env=table.label,
                 task=play.task,
-                session=EnvSession(table.make(), table.deadlines.record),
+                session=session,
                 generate=generate,
                 renderer=rendering,
                 config=episode,
                 sampling=sampling(table),
+                user=judges.models[user.model] if user else None,
+                user_seconds=user.seconds if user else 0.0,
                 gate=gate,
                 agent_seconds=table.deadlines.agent_seconds,
             )
@@ -171,7 +178,7 @@ async def playing(
 
     view.stage("starting")
     judging = judges_of_evaluation(tables, models, folder.path, view.note)
-    async with judging as judges, players as player, _gates() as gate:
+    async with judging as judges, players as policy, _gates() as gate:
         view.stage("playing")
         yield play_group
 
