@@ -2,8 +2,8 @@
 
 In: goal, profile, facts, and what the policy says. Out: the user's texts. The model is shown the conversation
 as data. A text that is blank, holds the marks of a call, or tells what may not be told is asked for again,
-`TRIES` times in all, then a UserFault. A hidden fact may be told that the policy has asked for by what the model
-says, once the policy has spoken: people ask in any words, so no rule could tell.
+`TRIES` times in all, then a UserFault. A hidden fact may be told once the policy
+has spoken, where the model says that it was asked for: people ask in any words, so no rule could tell.
 """
 
 import json

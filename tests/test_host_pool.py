@@ -46,6 +46,7 @@ class FakeHost(EnvHost):
     def start(self) -> None:
         """Of a process that has begun anew."""
         self.sessions: dict[str, Any] = {}
+        self.suspended, self.tables = {}, {TABLE.label: TABLE}
         self.server = RpcServer(self._play, self._close_all, self.load)
 
     def die(self) -> None:
