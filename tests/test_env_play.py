@@ -94,6 +94,18 @@ def test_a_whole_episode_through_a_pipe():
     assert done.output.endswith("rewards: solved 0\n")
 
 
+def test_a_person_is_the_user_too_who_opens_answers_and_ends():
+    asking = ("orders", "--config", '{"user": true}', "--user")
+    done = play("cancel it\nwhich customer?\n\nit is mira\ndone\n:end bye bye\n", *asking)
+    assert done.exit_code == 0, done.output
+    shown = [line for line in done.output.splitlines() if line.startswith(("user: ", "  you "))]
+    assert shown[0].startswith("  you want: ") and "only when asked: customer: " in shown[1]
+    assert shown[2:] == ["user: cancel it", "user: it is mira", "user: bye bye"]
+    assert play("cancel it\nwhich customer?\n", *asking).output.endswith("rewards: solved 0\n")
+    refused = play("", "orders", "--user")
+    assert refused.exit_code == 2 and "has no user with these settings" in refused.output
+
+
 def test_the_end_of_input_ends_the_episode_with_its_rewards():
     assert play("", "calculator").output.endswith("rewards: solved 0\n")
 

@@ -78,6 +78,7 @@ def play(
     config: Config = "",
     seed: Annotated[int, typer.Option(help="Which task.")] = 0,
     difficulty: Annotated[int | None, typer.Option(help="Of a graded environment.")] = None,
+    user: Annotated[bool, typer.Option("--user", help="Speak for its user, too.")] = False,
 ) -> None:
     """Play an environment yourself: tool(argument=value), or plain text, or :quit."""
     # Lines can be edited and called back. Not everywhere there.
@@ -90,10 +91,13 @@ def play(
 
     try:
         env_class, settings, task = find_task(name, read_settings(config), seed, difficulty)
+        env = env_class(settings)
+        if user and not env.has_user:
+            raise ConfigError(f"--user: environment {name!r} has no user with these settings")
     except ConfigError as error:
         raise _bad_input(error) from None
     try:
-        player = Player(env_class(settings), lambda: input("> "), typer.echo)
+        player = Player(env, lambda: input("> "), typer.echo, user=user)
         rewards = player.play(task)
     except EnvFault as fault:
         typer.echo(f"{fault.trace}error: {fault}", err=True)

@@ -2,7 +2,8 @@
 
 A line is a tool call, `tool(argument=value)`, or plain text, or one of the commands that begin with a
 colon. A line that cannot be read costs nothing: it is answered with a hint. Prompts and hints are the
-game's; what the environment says stands after the name of who says it.
+game's; what the environment says stands after the name of who says it. The person may be the environment's
+user as well (`Person`).
 """
 
 import ast
@@ -12,13 +13,15 @@ import difflib
 import itertools
 import json
 import keyword
+import queue
 import textwrap
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from envs.deadline import paused
 from envs.dynamic_tool import as_object
 from envs.env import Env, EnvConfig, Task
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
@@ -26,12 +29,15 @@ from envs.process_end import ends_refused
 from envs.registry import BadSettings, UnknownEnv, find_playable, made, settings_of
 from envs.session import Deadlines, EnvSession
 from envs.text import told
+from envs.user import Fact, Said
 from rl.config_file import ConfigError
 from rl.env_table import EnvTable
 from rl.plugin_check import check_plugins
 
 T = TypeVar("T")
 HELP = "tool(argument=value) calls a tool, other text is your answer; :tools, :say TEXT, :quit"
+END = ":end"
+_WHEN = {"freely": "", "asked": ", only when asked", "never": ", to nobody"}
 _WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -176,12 +182,48 @@ def _example(tool: ToolSchema) -> str:
     return f"{tool.name}({{{', '.join(f'{json.dumps(k)}: {v}' for k, v in values.items())}}})"
 
 
+class Person:
+    """A person in the user's place (`envs.user.User`): a line is what they say, `:end TEXT` the last one."""
+
+    def __init__(self, line: Callable[[], Future[str]], write: Callable[[str], None]) -> None:
+        """line: the next one that they type."""
+        self.line = line
+        self.write = write
+
+    async def open(self, goal: str, facts: Sequence[Fact] = (), profile: str = "") -> Said:
+        self.write(f"you are the user, too; {END} TEXT is the last that you say")
+        self.write(f"  you want: {goal}" + (f" ({profile})" if profile else ""))
+        for fact in facts:
+            self.write(f"  you tell{_WHEN[fact.when]}: {fact.name}: {fact.value}")
+        return await self._says()
+
+    async def answer(self, text: str) -> Said:
+        return await self._says()
+
+    async def _says(self) -> Said:
+        with paused():
+            line = await asyncio.wrap_future(self.line())
+        ended = line.split(" ")[0] == END
+        return Said(line.removeprefix(END).strip() if ended else line, "a person", ended=ended)
+
+
 class Player:
     """One episode played by a person; the environment lives on an event loop in a thread of its own,
     so that it goes on while the person thinks."""
 
-    def __init__(self, env: Env, read: Callable[[], str], write: Callable[[str], None]) -> None:
-        self.session = EnvSession(env, Deadlines())
+    def __init__(
+        self,
+        env: Env,
+        read: Callable[[], str],
+        write: Callable[[str], None],
+        *,
+        user: bool = False,
+    ) -> None:
+        """user: the person speaks for the environment's user, too."""
+        # What the loop's thread wants of this one: a line of the user's, or None when an act has ended.
+        self.wanted: queue.SimpleQueue[Future[str] | None] = queue.SimpleQueue()
+        person = Person(self._wanted_line, write) if user else None
+        self.session = EnvSession(env, Deadlines(), person)
         self.read = read
         self.write = write
         self.tools: dict[str, ToolSchema] = {}
@@ -240,4 +282,22 @@ class Player:
 
     def _await(self, act: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(act, self.loop)
+        future.add_done_callback(lambda _: self.wanted.put(None))
+        while (line := self.wanted.get()) is not None:
+            line.set_result(self._line_of_user())
         return future.result()
+
+    def _wanted_line(self) -> Future[str]:
+        line: Future[str] = Future()
+        self.wanted.put(line)
+        return line
+
+    def _line_of_user(self) -> str:
+        """What the person says for the user; the end of the input is the end of the conversation."""
+        try:
+            while True:
+                self.write("what does the user say?")
+                if line := self.read().strip():
+                    return line
+        except EOFError:
+            return END

@@ -3,7 +3,7 @@
 A record is named `file.jsonl:id`, or `FOLDER/id` with a run's folder (or an evaluation's). The
 environment and its settings come from the folder's config.toml, and the task from the record; so what can
 differ is the plugin, which is looked at before as a run looks at its own. Judges judge again what the
-environment says now.
+environment says now. A user whom a model played says again what the record has of them.
 
 Left out: what a policy wrote in a turn that a fault ended; the record has no such turn.
 """
@@ -22,6 +22,7 @@ from envs.handover import NamedRewards
 from envs.message import JsonObject, Message, ToolSchema
 from envs.process_end import ends_refused
 from envs.session import EnvFault, EnvSession, HostFault
+from envs.user import Fact, Said, UserFault
 from reward.registry import UnknownJudge, find_judge
 from reward.score import JudgeFault, score
 from rl.config_file import ConfigError, read_toml
@@ -39,6 +40,24 @@ class Parting:
     turn: int | None
     what: str
     diff: tuple[str, ...] = ()
+
+
+class RecordedUser:
+    """A user's texts out of a record, said again in their order (`envs.user.User`)."""
+
+    def __init__(self, t: Trajectory) -> None:
+        every = [*t.opening, *(message for turn in t.turns for message in turn.observations)]
+        self.left = [message for message in every if message.by]
+        self.ended = t.stop_reason == "completed"
+
+    async def open(self, goal: str, facts: Sequence[Fact] = (), profile: str = "") -> Said:
+        return await self.answer(goal)
+
+    async def answer(self, text: str) -> Said:
+        if not self.left:
+            raise UserFault("the record has no more texts of its user")
+        said = self.left.pop(0)
+        return Said(said.content, said.by, ended=self.ended and not self.left)
 
 
 @dataclass(frozen=True)
@@ -156,7 +175,8 @@ async def replay(scored: ScoredTrajectory, table: EnvTable, last: int | None = N
     t = scored.trajectory
     if last is not None and not 1 <= last <= len(t.turns):
         raise ConfigError(f"--turn: {t.id} has {len(t.turns)} turns, so 1 to {len(t.turns)}")
-    session = EnvSession(table.make(), table.deadlines.record)
+    user = RecordedUser(t) if table.user else None
+    session = EnvSession(table.make(), table.deadlines.record, user)
     try:
         return await _play(session, scored, table, last)
     finally:
@@ -173,7 +193,7 @@ async def _play(
     played = Replayed(t, (), (), 0, None, {}, {})
     try:
         opening = await session.open(t.task)
-    except (EnvFault, HostFault) as fault:
+    except (EnvFault, HostFault, UserFault) as fault:
         return _ended(played, 0, fault)
     played = replace(played, tools=opening.tools, messages=opening.messages)
     if t.opening and (diff := difference(t.opening, opening.messages)):
@@ -182,7 +202,7 @@ async def _play(
     for number, turn in enumerate(t.turns[:last], 1):
         try:
             now = await _step(session, turn)
-        except (EnvFault, HostFault) as fault:
+        except (EnvFault, HostFault, UserFault) as fault:
             return _ended(played, number, fault)
         said = Message("assistant", turn.text, turn.calls)
         played = replace(played, messages=(*played.messages, said, *now), turns=number)
@@ -196,7 +216,7 @@ async def _play(
         return played
     try:
         env_rewards = await session.score()
-    except (EnvFault, HostFault) as fault:
+    except (EnvFault, HostFault, UserFault) as fault:
         return _ended(played, None, fault)
     return await _judge(played, scored, table, tuple(turns), env_rewards)
 
@@ -229,7 +249,7 @@ async def _judge(
     return replace(played, then=then, now=rewards, parting=parting)
 
 
-def _ended(played: Replayed, turn: int | None, fault: EnvFault | HostFault) -> Replayed:
+def _ended(played: Replayed, turn: int | None, fault: Exception) -> Replayed:
     """The environment failed, or its machine; the same fault as then is no parting."""
     same = str(fault) == played.trajectory.fault
     return replace(played, parting=None if same else Parting(turn, f"it fails now: {fault}"))
