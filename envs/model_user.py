@@ -91,7 +91,7 @@ class ModelUser:
             raise
 
     def _wrong(self, text: str, asked: Sequence[str]) -> str:
-        """What is wrong with a text, or ""."""
+        """Say why a text is none of a user's; "" where it is one."""
         if not text:
             return "it is blank"
         if found := _MARKS.search(text):

@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Said:
-    """A message: who speaks (a tool's message also says which tool), and what."""
+    """A message: who speaks, and what. name: the tool of a tool's message, who wrote a simulated user's."""
 
     role: str
     name: str
@@ -285,7 +285,7 @@ def _versions(check: _Checked, record: Object, where: str, tokens: int) -> tuple
 
 
 def _said(check: _Checked, record: Object, where: str) -> Said:
-    name = record.get("name")
+    name = record.get("name") or record.get("by")
     return Said(
         role=check.text(record, "role", where),
         name=name if isinstance(name, str) else "",

@@ -293,7 +293,7 @@ class Player:
         return line
 
     def _line_of_user(self) -> str:
-        """What the person says for the user; the end of the input is the end of the conversation."""
+        """Read what the person says for the user; the end of the input is the end of the conversation."""
         try:
             while True:
                 self.write("what does the user say?")
