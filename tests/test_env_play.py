@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -98,9 +99,9 @@ def test_a_person_is_the_user_too_who_opens_answers_and_ends():
     asking = ("orders", "--config", '{"user": true}', "--user")
     done = play("cancel it\nwhich customer?\n\nit is mira\ndone\n:end bye bye\n", *asking)
     assert done.exit_code == 0, done.output
-    shown = [line for line in done.output.splitlines() if line.startswith(("user: ", "  you "))]
-    assert shown[0].startswith("  you want: ") and "only when asked: customer: " in shown[1]
-    assert shown[2:] == ["user: cancel it", "user: it is mira", "user: bye bye"]
+    assert "  you want: cancel the order of a customer\n" in done.output
+    assert "  you tell, only when asked: customer: " in done.output
+    assert re.findall(r"\buser: (.*)", done.output) == ["cancel it", "it is mira", "bye bye"]
     assert play("cancel it\nwhich customer?\n", *asking).output.endswith("rewards: solved 0\n")
     refused = play("", "orders", "--user")
     assert refused.exit_code == 2 and "has no user with these settings" in refused.output
