@@ -14,6 +14,7 @@ from envs.env import Task
 from envs.interop.nemo_gym import NeMoGym, NeMoGymConfig, opening, tools
 from envs.message import Message, ToolCall
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault
+from rl.env_table import anchor_tables
 
 WEATHER = {
     "name": "get_weather",
@@ -172,6 +173,19 @@ async def test_a_server_that_is_not_there_is_the_hosts_fault(tmp_path):
 async def test_the_probe_looks_at_the_server_and_the_rows(server, tmp_path):
     _, url = server
     await asyncio.to_thread(made(tmp_path, url).probe)
+
+
+def test_rows_and_folders_of_modules_are_seen_from_the_folder_of_the_config(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW), encoding="utf-8")
+    tables = [
+        {"id": "nemo_gym", "config": {"url": "http://x", "tasks": "rows.jsonl"}},
+        {"id": "verifiers", "config": {"paths": ["mine"], "settings": {"taskset": {"id": "a"}}}},
+    ]
+    values: dict[str, Any] = {"env": tables}
+    anchor_tables(values, tmp_path)
+    rows, folders = (table["config"] for table in values["env"])
+    assert rows["tasks"] == str(tmp_path / "rows.jsonl")
+    assert folders["paths"] == [str(tmp_path / "mine")]
 
 
 def test_an_input_may_be_a_text_or_a_conversation_with_calls():
