@@ -1,4 +1,4 @@
-"""Training on a document of five windows: what each `episode.context` makes of a policy that slips.
+"""Training on a document of three windows: what each `episode.context` makes of a policy that slips.
 
     python benchmarks/context_training.py [--steps 16] [--seeds 1] [--context summary] [--folder DIR]
                                           [--json FILE]

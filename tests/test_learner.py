@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import pickle
 import random
 import shutil
 from collections.abc import Sequence
@@ -547,8 +548,16 @@ def test_a_cold_start_on_two_ranks_is_that_of_one_and_ends_with_either(checkpoin
         next(iter(set(multiprocessing.active_children()) - others)).kill()
 
     sft = SftConfig(steps=500, batch_size=3, ranks=2)
+    rng, first = random.Random(0), samples()[3]
+    length = len(first.token_ids)
+    # More than torch's store takes at once, 8 MiB.
+    many = [
+        replace(first, rollout_logprobs=tuple(rng.random() for _ in range(length)))
+        for _ in range(2**20 // length)
+    ]
+    assert len(pickle.dumps(many)) > 2**23
     with pytest.raises(SftError, match=r"SIGKILL|closed"):
-        make_sft(checkpoint, samples(), sft, config, tmp_path / "dead", seed=5, report=die)
+        make_sft(checkpoint, many, sft, config, tmp_path / "dead", seed=5, report=die)
     assert set(multiprocessing.active_children()) == others
 
 

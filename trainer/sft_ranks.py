@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import re
 import signal
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -91,16 +92,9 @@ def _on_ranks(
 ) -> None:
     store = open_store("127.0.0.1")
     reports, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    # By the store: what is handed to a process keeps the next from starting until it has imported torch.
-    data: Any = pickle.dumps(demonstrations)  # bytes, which the stub does not know of
-    store.set("demonstrations", data)
     stop = keeping.stop if keeping else lambda: False
     # What cannot cross to another process stays here.
     kept = keeping and (keeping.folder, keeping.every, keeping.minutes)
-    ranks = start_processes(
-        _rank, (store.port, sender, kept, *arguments), count, join=False, daemon=True
-    )
-    assert ranks is not None, "not joined"
     steps: list[int] = []
 
     def told(step: int, loss: float) -> None:
@@ -111,15 +105,23 @@ def _on_ranks(
         if stop():
             store.set(_STOP, "1")
 
-    try:
-        if _follow(ranks, reports, told, look):
-            raise SftStopped(steps[-1] if steps else 0)
-    finally:
-        for process in filter(None, ranks.processes):
-            process.kill()
-            process.join()
-        reports.close()
-        sender.close()
+    with tempfile.TemporaryDirectory(prefix="dorado-sft-") as shared:
+        # By a file: what is handed to a process keeps the next from starting until it has imported torch, and
+        # the store takes no more than 8 MiB.
+        data = Path(shared) / "demonstrations.pickle"
+        data.write_bytes(pickle.dumps(demonstrations))
+        given = (store.port, sender, kept, data, *arguments)
+        ranks = start_processes(_rank, given, count, join=False, daemon=True)
+        assert ranks is not None, "not joined"
+        try:
+            if _follow(ranks, reports, told, look):
+                raise SftStopped(steps[-1] if steps else 0)
+        finally:
+            for process in filter(None, ranks.processes):
+                process.kill()
+                process.join()
+            reports.close()
+            sender.close()
 
 
 def _follow(
@@ -150,6 +152,7 @@ def _rank(
     port: int,
     sender: Connection,
     kept: tuple[Path, int, float] | None,
+    data: Path,
     checkpoint: str | Path,
     sft: SftConfig,
     config: LearnerConfig,
@@ -165,7 +168,7 @@ def _rank(
             signal.signal(number, signal.SIG_IGN)
         _prctl_pr_set_pdeathsig(signal.SIGKILL)
     store = reach_store(f"127.0.0.1:{port}")
-    demonstrations: Sequence[TrainSample] = pickle.loads(store.get("demonstrations"))
+    demonstrations: Sequence[TrainSample] = pickle.loads(data.read_bytes())
     ranks = join(
         store,
         rank=rank,
