@@ -65,6 +65,7 @@ batch = {{ groups = 8, group_size = 8, filter_zero_variance = false }}
 episode = {{ max_turns = 1, max_completion_tokens = 32, max_tokens = 96, max_seconds = 120 }}
 engine = {{ count = 1, dtype = "float32", max_model_len = 96 }}
 rollout = {{ max_in_flight_groups = 12 }}
+timeouts = {{ start_seconds = 900 }}
 hacking = {{ window = 32 }}
 [learner]
 micro_batch_tokens = 2048
