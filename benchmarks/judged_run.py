@@ -1,12 +1,13 @@
 """A run whose judge is killed, hangs, is slow and answers nonsense: what it costs, and what the status says.
 
-    python benchmarks/judged_run.py [--phase SECONDS] [--folder DIR] [--json FILE]
+    python benchmarks/judged_run.py [--user] [--phase SECONDS] [--folder DIR] [--json FILE]
 
 A real `dorado train` (calculator, a new tiny policy, an engine on the CPU) with the judge `tool_critic` at a
 stand-in for an OpenAI server, in this process, which goes through the ways above, `--phase` seconds each,
 and is well in between. Then the run is asked to end. Printed for each way: requests by outcome, learner
-steps, the line of `dorado status`. Exits with 1 where the run has not gone on, the books do not balance, or a
-trajectory that the judge failed has a reward.
+steps, the line of `dorado status`. With `--user` the model is the user of `orders` in place of a judge, and
+the policy has a short cold start, so that it asks. Exits with 1 where the run has not gone on, the books do
+not balance, or a trajectory that the model failed has a reward.
 """
 
 import argparse
@@ -32,8 +33,8 @@ steps = 100000
 wandb = {{ enabled = false }}
 eval = {{ before = false, after = false }}
 batch = {{ groups = 4, group_size = 4, filter_zero_variance = false }}
-episode = {{ max_turns = 3, max_completion_tokens = 24, max_tokens = 128, max_seconds = 60 }}
-engine = {{ count = 1, max_model_len = 128 }}
+episode = {{ max_turns = {turns}, max_completion_tokens = 24, max_tokens = {room}, max_seconds = 60 }}
+engine = {{ count = 1, max_model_len = {room} }}
 learner = {{ micro_batch_tokens = 512, threads = 1, optim = {{ lr = 1e-4 }} }}
 model = {{ init = {{ family = "qwen3_moe" }} }}
 
@@ -44,11 +45,24 @@ request_seconds = 3
 hold_seconds = 120
 
 [[env]]
+"""
+JUDGE = """
 id = "calculator"
-rewards = {{ solved = 1, tool_critic = 0.5 }}
+rewards = { solved = 1, tool_critic = 0.5 }
 [[env.judge]]
 id = "tool_critic"
 model = "critic"
+"""
+USER = """
+id = "orders"
+config = { user = true }
+user = { model = "critic" }
+[sft]
+demonstrations = 200
+steps = 80
+batch_size = 16
+slip = 0.1
+optim = { lr = 2e-3, warmup_steps = 20, decay_steps = 100 }
 """
 
 
@@ -87,7 +101,7 @@ class StandIn:
                 while way == "hung" and stand_in.way == "hung":
                     time.sleep(0.2)
                 time.sleep(2.0 if way == "slow" else 0.02)
-                said = "I would rather not." if way == "nonsense" else json.dumps(verdicts(body))
+                said = "I would rather not." if way == "nonsense" else json.dumps(answer(body))
                 usage = {"prompt_tokens": 100, "completion_tokens": 10}
                 self.reply({"choices": [{"message": {"content": said}}], "usage": usage})
 
@@ -107,6 +121,22 @@ class StandIn:
         return Handler
 
 
+def answer(body: dict[str, Any]) -> dict[str, Any]:
+    """The judge's verdicts, or the user's text, by what is asked for."""
+    properties = body["response_format"]["json_schema"]["schema"]["properties"]
+    return says(body["messages"][0]["content"]) if "say" in properties else verdicts(body)
+
+
+def says(prompt: str) -> dict[str, Any]:
+    """The wish first, then the customer, until the policy is done or has said enough."""
+    wish, customer = re.search(r"<wish \w+>\n(.*)\n", prompt), re.search(r"customer: (\w+)", prompt)
+    assert wish and customer, prompt
+    ends = "assistant: done" in prompt or prompt.count("assistant: ") > 3
+    if "you speak first" in prompt:
+        return {"asked": [], "say": wish[1], "ends": False}
+    return {"asked": ["customer"], "say": "thanks" if ends else customer[1], "ends": ends}
+
+
 def verdicts(body: dict[str, Any]) -> dict[str, Any]:
     """Good for a turn that has made a call."""
     names = body["response_format"]["json_schema"]["schema"]["required"]
@@ -119,10 +149,12 @@ def verdicts(body: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
-def play(seconds: float, folder: Path) -> dict[str, Any]:
+def play(seconds: float, folder: Path, *, user: bool) -> dict[str, Any]:
     """Go through all ways beside a run. Returns the figures."""
     stand_in, config = StandIn(), folder / "judged.toml"
-    config.write_text(CONFIG.format(folder=folder, port=stand_in.port), encoding="utf-8")
+    turns, room = (6, 384) if user else (3, 128)
+    text = CONFIG.format(folder=folder, port=stand_in.port, turns=turns, room=room)
+    config.write_text(text + (USER if user else JUDGE), encoding="utf-8")
     stand_in.be("well")
     command = [sys.executable, "-m", "rl"]
     run, out = folder / "runs/judged", (folder / "out.log").open("w", encoding="utf-8")
@@ -152,7 +184,7 @@ def play(seconds: float, folder: Path) -> dict[str, Any]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(900)
-    return figures | books(run)
+    return figures | (books(run, "orders", "user") if user else books(run, "calculator", "judge"))
 
 
 def steps(run: Path) -> int:
@@ -170,14 +202,14 @@ def calls(run: Path, since: float) -> dict[str, int]:
     )
 
 
-def books(run: Path) -> dict[str, Any]:
-    """The ledger, and what became of trajectories that the judge failed."""
+def books(run: Path, env: str, who: str) -> dict[str, Any]:
+    """The ledger, and what became of trajectories that the model failed. who: it was, judge or user."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    ledger = summary["ledger"]["calculator"]
+    ledger = summary["ledger"][env]
     ended = sum(count for state, count in ledger.items() if state != "dispatched")
     lines = (run / "trajectories/controller-0.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
-    failed = [one for one in found if one["stop_reason"] == "judge_fault"]
+    failed = [one for one in found if one["stop_reason"] == f"{who}_fault"]
     judged = [
         one for one in found if one["stop_reason"] in ("completed", "max_turns", "max_tokens")
     ]
@@ -185,27 +217,35 @@ def books(run: Path) -> dict[str, Any]:
         "ledger": ledger,
         "remainder": ledger["dispatched"] - ended,
         "judged": len(judged),
-        "judged_without_a_judgement": sum(not one.get("judgements") for one in judged),
-        "judge_faults": len(failed),
-        "judge_faults_with_a_reward": sum(bool(one["rewards"]) for one in failed),
+        "judged_without_the_model": sum(not heard(one) for one in judged),
+        f"{who}_faults": len(failed),
+        "faults_with_a_reward": sum(bool(one["rewards"]) for one in failed),
+        "stop_reasons": dict(Counter(one["stop_reason"] for one in found)),
+        "solved": sum(one["rewards"].get("solved", 0) for one in judged),
         "said": dict(Counter(re.sub(r"'.*'", "…", one["fault"]) for one in failed)),
     }
 
 
+def heard(one: dict[str, Any]) -> bool:
+    """True if the model has judged a trajectory, or opened it as its user."""
+    return bool(one.get("judgements") or one["opening"][0].get("by", "").startswith("critic"))
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    options.add_argument("--user", action="store_true", help="The model is a user, and no judge.")
     options.add_argument("--phase", type=float, default=12.0)
     options.add_argument("--folder", type=Path)
     options.add_argument("--json", type=Path)
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as made:
-        figures = play(asked.phase, asked.folder or Path(made))
+        figures = play(asked.phase, asked.folder or Path(made), user=asked.user)
     print(json.dumps(figures, indent=1))
     if asked.json:
         asked.json.write_text(json.dumps(figures), encoding="utf-8")
     went_on = figures["ways"]["well at last"]["steps"] > 0
-    wrong = figures["remainder"], figures["judge_faults_with_a_reward"]
-    return int(not went_on or any(wrong) or figures["judged_without_a_judgement"] > 0)
+    wrong = ("remainder", "faults_with_a_reward", "judged_without_the_model")
+    return int(not went_on or any(figures[one] for one in wrong))
 
 
 if __name__ == "__main__":

@@ -230,8 +230,8 @@ class EnvTable(Section):
 
 
 def anchor_tables(values: dict[str, object], folder: Path) -> None:
-    """An environment's file, and the files of a data set, are seen from the folder of the configuration that
-    names them."""
+    """An environment's file, a user's prompt, and the files of a data set are seen from the folder of the
+    configuration that names them."""
     evaluated = values.get("eval")
     sections = (values, evaluated if isinstance(evaluated, dict) else {})
     lists = [tables for one in sections if isinstance(tables := one.get("env"), list)]
@@ -241,6 +241,9 @@ def anchor_tables(values: dict[str, object], folder: Path) -> None:
             continue
         if isinstance(table.get("id"), str):
             table["id"] = anchored(table["id"], folder)
+        if isinstance(user := table.get("user"), dict):
+            file = folder / str(user.get("prompt", ""))
+            user |= {"prompt": os.path.abspath(file)} if file.is_file() else {}
         if isinstance(settings := table.get("config"), dict):
             settings |= _anchored_rows(settings, folder)
             if table.get("id") == "generated":

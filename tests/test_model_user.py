@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import Server, serve  # noqa: F401
+from chat_server import Server
 from fakes import Remote
+from typer.testing import CliRunner
 
+from envs.builtin.orders import STATUS
 from envs.chat_model import ChatAnswer, ChatRequest
 from envs.env import Deadlines, Env, EnvConfig, Reply, Task
 from envs.message import Message
-from envs.model_user import TRIES, ModelUser, UserSettings
+from envs.model_user import TRIES, ModelUser, UserSettings, user_prompt
 from envs.session import EnvSession, HostFault
 from envs.tool import tool
 from envs.user import Fact, Said, UserFault
@@ -28,10 +31,15 @@ from reward.score import score
 from rl.actors.env_host import EnvHost
 from rl.actors.host_pool import HostPool, HostSession
 from rl.actors.rpc import RpcServer
+from rl.cli import app
+from rl.config import load_config
+from rl.config_error import ConfigError
 from rl.env_table import BreakerConfig, EnvTable
 from rl.env_tools.soak.expert_policy import ExpertPolicy
 from rl.model_table import ModelTable
 from rl.models.service import ModelService
+from rl.preflight import _check_settings as check_settings
+from rl.preflight import check_models
 from rollout.config import EpisodeConfig
 from rollout.episode import Episode
 from rollout.trajectory import Trajectory
@@ -138,6 +146,10 @@ class Host(EnvHost):
                 await asyncio.sleep(0.01)
 
 
+def prompt_of(body: dict[str, Any]) -> str:
+    return body["messages"][0]["content"]
+
+
 Answer = Callable[[str], dict[str, Any] | str | None]
 
 
@@ -154,7 +166,7 @@ class Stage:
         pool, `tool` of the environment."""
 
         def reply(body: dict[str, Any]) -> tuple[int, Any]:
-            found = answer(body["messages"][0]["content"])
+            found = answer(prompt_of(body))
             if found is None:
                 return 500, {"error": "away"}
             text = found if isinstance(found, str) else json.dumps(found)
@@ -213,7 +225,7 @@ class Stage:
 
 
 @pytest.fixture
-def stage(serve: Any) -> Stage:  # noqa: F811
+def stage(serve: Any) -> Stage:
     return Stage(serve)
 
 
@@ -367,3 +379,97 @@ async def test_a_lost_host_and_a_closed_one_leave_nothing_that_waits_for_a_user(
     with pytest.raises(HostFault, match="has lost the episode"):
         await HostSession(pool, "e1", table, dies).open(task)
     await held.end()
+
+
+RUN = """
+name = "t"
+[model.init]
+[[models]]
+name = "customer"
+url = "URL"
+[[env]]
+id = "orders"
+config = { user = true }
+user = { model = "customer", prompt = "own.md" }
+"""
+
+
+def written_run(folder: Path, url: str, *changes: tuple[str, str]) -> Path:
+    """A run's settings, with a prompt beside them that is the one that ships."""
+    (folder / "own.md").write_text(user_prompt().text, encoding="utf-8")
+    text = RUN.replace("URL", url)
+    for then, now in changes:
+        assert then in text
+        text = text.replace(then, now)
+    (folder / "run.toml").write_text(text, encoding="utf-8")
+    return folder / "run.toml"
+
+
+def asks_and_acts(body: dict[str, Any]) -> tuple[int, Any]:
+    """A policy behind a server that solves `orders` by asking."""
+    first, last = body["messages"][0]["content"].split(), body["messages"][-1]
+    call = None
+    text = "which customer?"
+    if last["role"] == "tool":
+        status = {"order": last["content"], "status": STATUS[first[1]]}
+        text, call = ("done", None) if last["content"] == "ok" else ("", ("set_status", status))
+    elif len(body["messages"]) > 1:
+        text, call = "", ("find", {"customer": last["content"]})
+    function = call and {"name": call[0], "arguments": json.dumps(call[1])}
+    calls = [{"id": "c", "type": "function", "function": function}] if function else None
+    return 200, {"choices": [{"message": {"content": text, "tool_calls": calls}}]}
+
+
+def test_env_eval_asks_the_model_of_a_run_and_replay_the_record(serve, tmp_path):
+    def user(body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, {"choices": [{"message": {"content": json.dumps(well(prompt_of(body)))}}]}
+
+    run, model = written_run(tmp_path, serve(user).url), serve(asks_and_acts).url
+    out = str(tmp_path / "out")
+    asked = ["env", "eval", "orders", "--model", model, "--run", str(run), "--tasks", "2"]
+    done = CliRunner().invoke(app, [*asked, "--out", out])
+    assert done.exit_code == 0 and "pass rate: 1.0" in done.output, done.output
+    lines = (tmp_path / "out/trajectories/eval.jsonl").read_text(encoding="utf-8").splitlines()
+    opening = read_trajectory(lines[0]).trajectory.opening[0]
+    assert opening.by.startswith("customer (tiny), own.md@")
+    again = CliRunner().invoke(app, ["env", "replay", f"{out}/eval-0"])
+    assert again.exit_code == 0 and "the same in all 4 turns" in again.output, again.output
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            ("config = { user = true }", ""),
+            "env.0.user: env 'orders' has no user with these settings",
+        ),
+        (
+            ('"customer", prompt', '"judge", prompt'),
+            "env.0.user.model: 'judge' is none of the [[models]]",
+        ),
+        (("own.md", "none.md"), "env.0.user.prompt: prompt 'none.md' is none of user.v1"),
+        (
+            ('url = "http://x"', 'url = "http://x"\nuse = "reward"'),
+            "none of the [[models]] of use 'chat'",
+        ),
+        (
+            ('url = "http://x"', 'url = "http://x"\nhold_seconds = 600'),
+            "hold_seconds (600) has to be below",
+        ),
+    ],
+)
+def test_a_user_who_cannot_be_played_is_a_sentence_before_anything_starts(
+    tmp_path, change, sentence
+):
+    file = written_run(tmp_path, "http://x", change)
+    with pytest.raises(ConfigError) as caught:
+        check_models(load_config(file))
+    assert sentence in str(caught.value)
+
+
+def test_an_episodes_time_and_its_users_are_below_the_stall_limit(tmp_path):
+    config = load_config(written_run(tmp_path, "http://x"))
+    assert config.episode_seconds == config.episode.max_seconds + 240
+    file = written_run(tmp_path, "http://x", ('"own.md" }', '"own.md", seconds = 400 }'))
+    with pytest.raises(ConfigError, match=r"user\.seconds of an environment"):
+        check_settings(load_config(file))

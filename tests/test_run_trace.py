@@ -13,7 +13,7 @@ from rl.config import load_config
 from rl.config_file import ConfigError
 from rl.simulator.predict import run_as_simulation
 from rl.simulator.report import simulate
-from rl.simulator.run_trace import PlayedTurn, Trace, read_trace
+from rl.simulator.run_trace import PlayedTurn, Trace, _waits, read_trace
 from rl.simulator.trajectory_plan import GroupPlan, Plan
 
 SLOW_TOOLS = Path(__file__).parent.parent / "configs/slow_tools.toml"
@@ -115,3 +115,10 @@ def test_groups_of_another_size_are_refused(run):
 def test_a_run_needs_a_trace_to_be_simulated():
     result = CliRunner().invoke(app, ["simulate", str(SLOW_TOOLS)])
     assert result.exit_code == 2 and "--trace RUN gives" in result.stderr
+
+
+def test_a_turn_waits_for_the_environment_and_its_user_together():
+    opening, asking = ["reset", "user", "reset"], ["generate", "reply", "user", "reply"]
+    names = [*opening, *asking, "generate", "tool", "generate", "reply", "score"]
+    phases = [{"name": name, "seconds": 2.0**index} for index, name in enumerate(names)]
+    assert _waits(phases) == [16.0 + 32.0 + 64.0, 256.0, 1024.0]

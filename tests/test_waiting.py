@@ -116,6 +116,7 @@ def test_several_controllers_latency_is_weighted_by_how_much_each_has_seen():
         ("generate", {}, 200.0, "failed: timeout"),
         ("generate", {"written": 5.0}, 115.0, "failed: engine_fault"),
         ("tool", {"acts": 3}, 50.0, "failed: env_fault"),
+        ("user", {"user_left": 60.0}, 20.0, "failed: user_fault"),
         ("judge", {}, -10.0, "failed: judge_fault"),
     ],
 )
