@@ -6,7 +6,7 @@ episode. An act may wait for several things at once: its clocks go on when it wa
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -41,7 +41,7 @@ _clock: ContextVar[_Clock | None] = ContextVar("clock", default=None)
 
 
 @contextmanager
-def counting(deadline: asyncio.Timeout) -> Iterator[None]:
+def counting(deadline: asyncio.Timeout) -> Generator[None]:
     """Make `deadline`, which has been entered, one that stands still in `paused`, as those around it do."""
     clock = _Clock(deadline, _clock.get())
     token = _clock.set(clock)
@@ -53,7 +53,7 @@ def counting(deadline: asyncio.Timeout) -> Iterator[None]:
 
 
 @contextmanager
-def paused() -> Iterator[None]:
+def paused() -> Generator[None]:
     """Stop the clocks of the act in progress; outside of any it does nothing."""
     clocks = _clocks()
     for clock in clocks:
@@ -68,10 +68,15 @@ def paused() -> Iterator[None]:
 def seconds_left() -> float | None:
     """Seconds until the act that asks is over its deadline; None outside of any act, or without a limit."""
     now = asyncio.get_running_loop().time()
-    ends = [(clock.deadline.when(), clock) for clock in _clocks() if not clock.over]
-    left = [
-        clock.left if clock.waits else when - now for when, clock in ends if when or clock.waits
-    ]
+    left: list[float] = []
+    for clock in _clocks():
+        when = clock.deadline.when()
+        if clock.over:
+            continue
+        if clock.waits:
+            left.append(clock.left)
+        elif when is not None:
+            left.append(when - now)
     return min(left, default=None)
 
 

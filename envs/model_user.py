@@ -97,15 +97,16 @@ class ModelUser:
         if found := _MARKS.search(text):
             return f"it holds {found[0]!r}"
         spoken = " ".join(said for _, said in self.said)
-        may = (
-            set(asked)
-            if any(who == "assistant" and said.strip() for who, said in self.said)
-            else set()
-        )
+        heard = any(who == "assistant" and said.strip() for who, said in self.said)
         for fact in self.facts:
-            allowed = fact.when == "freely" or (fact.when == "asked" and fact.name in may)
-            if not allowed and fact.told_in(text) and not fact.told_in(f"{spoken} {self.goal}"):
-                return f"it tells {fact.name!r}, which nobody has asked for"
+            wanted = fact.when == "asked" and heard and fact.name in asked
+            if (
+                fact.when != "freely"
+                and not wanted
+                and fact.told_in(text)
+                and not fact.told_in(f"{spoken} {self.goal}")
+            ):
+                return f"it tells {fact.name!r}, which may not be told here"
         return ""
 
     def _request(self, wrong: str) -> ChatRequest:

@@ -373,7 +373,8 @@ async def test_a_lost_host_and_a_closed_one_leave_nothing_that_waits_for_a_user(
             await asyncio.sleep(0.01)
 
     async def dies(request: ChatRequest) -> ChatAnswer:
-        held.sessions.clear(), held.suspended.clear()
+        held.sessions.clear()
+        held.suspended.clear()
         return ChatAnswer(json.dumps(says("hello")))
 
     with pytest.raises(HostFault, match="has lost the episode"):
