@@ -8,10 +8,12 @@ import json
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,11 +30,12 @@ from envs.session import EnvSession, HostFault
 from envs.tool import tool
 from envs.user import Fact, Said, UserFault
 from reward.score import score
+from rl.actors.controller import ControllerActor
 from rl.actors.env_host import EnvHost
 from rl.actors.host_pool import HostPool, HostSession
 from rl.actors.rpc import RpcServer
 from rl.cli import app
-from rl.config import load_config
+from rl.config import RunConfig, load_config
 from rl.config_error import ConfigError
 from rl.env_table import BreakerConfig, EnvTable
 from rl.env_tools.soak.expert_policy import ExpertPolicy
@@ -40,6 +43,8 @@ from rl.model_table import ModelTable
 from rl.models.service import ModelService
 from rl.preflight import _check_settings as check_settings
 from rl.preflight import check_models
+from rl.record.waiting import PhaseTimes, WaitingTable
+from rl.samples.group import GroupSpec
 from rollout.config import EpisodeConfig
 from rollout.episode import Episode
 from rollout.trajectory import Trajectory
@@ -474,3 +479,44 @@ def test_an_episodes_time_and_its_users_are_below_the_stall_limit(tmp_path):
     file = written_run(tmp_path, "http://x", ('"own.md" }', '"own.md", seconds = 400 }'))
     with pytest.raises(ConfigError, match=r"user\.seconds of an environment"):
         check_settings(load_config(file))
+
+
+class Controller(ControllerActor):
+    """A controller with one host, no judges, and an expert in the policy's place."""
+
+    def __init__(self, config: RunConfig, host: Host, policy: ExpertPolicy, model: Any) -> None:
+        nothing: Any = lambda *_: None  # noqa: E731
+        self.config, self.tables = config, {table.label: table for table in config.all_envs}
+        self.hosts, self.models, self.renderer = HostPool([host]), {"customer": model}, policy  # type: ignore[list-item]
+        self.judges, self.held = {"orders": []}, {"orders": 0.0}
+        self.episodes, self.times, self.retries, self.gateway = {}, PhaseTimes(), Counter(), None
+        self.client: Any = SimpleNamespace(
+            generate=policy.generate, branch=nothing, begin=nothing, end=nothing
+        )
+        self.client.running, self.client.asked, self.client.sessions = {}, {}, {}
+
+
+async def test_a_controller_asks_the_runs_model_and_tells_who_waits_for_it(tmp_path):
+    config = load_config(written_run(tmp_path, "http://x"))
+    [table] = config.env
+    env, seen = table.make(), list[WaitingTable]()
+    task = next(env.tasks("train", 1))
+
+    class Customer:
+        name = "customer"
+
+        async def ask(self, request: ChatRequest) -> ChatAnswer:
+            seen.append(await controller.waiting(5))
+            return ChatAnswer(json.dumps(well(request.messages[0].content)))
+
+    held, policy = Host(table), ExpertPolicy(env.expert(task), random.Random(0), 0.0)
+    controller = Controller(config, held, policy, Customer())
+    spec = GroupSpec("g0", "orders", task, ("g0.0",), train=True)
+    scored = await controller._member(spec, "g0.0")
+    assert (scored.trajectory.stop_reason, scored.rewards) == ("completed", {"solved": 1.0})
+    rows = [row for table in seen for row in table.rows]
+    assert {(row.phase, row.at, row.then) for row in rows} == {
+        ("user", "model-customer", "failed: user_fault")
+    }
+    assert len(rows) == 3 and all(0 < row.left <= 240 for row in rows)
+    await held.end()
