@@ -368,7 +368,8 @@ def main() -> int:
         figures = make(asked.reward, folder)
         print(f"made in {time.monotonic() - begun:.0f} s: {json.dumps(figures)}", flush=True)
         curves = list[Curve]()
-        for seed, reward in itertools.product(range(asked.seeds), asked.reward):
+        rewards: list[str] = asked.reward
+        for seed, reward in itertools.product(range(asked.seeds), rewards):
             curves.append(one := trained(reward, seed, asked.steps, folder))
             steps = ", ".join(f"{value:.2f}" for value in one.steps)
             print(f"{reward}, seed {seed} ({one.seconds:.0f} s): {steps}", flush=True)
