@@ -110,7 +110,9 @@ async def chats(pairs: list[Pair], config: PrinciplesSettings) -> list[dict[str,
             await detected(
                 one.question, answer, config.read(), recorder, config, prompt, reasons=False
             )
-            said = {"role": "assistant", "content": json.dumps({"verdict": verdict})}
+            # As the server's grammar writes: without blanks.
+            content = json.dumps({"verdict": verdict}, separators=(",", ":"))
+            said = {"role": "assistant", "content": content}
             found.append({"messages": [{"role": "user", "content": recorder.asked}, said]})
     return found
 
