@@ -348,7 +348,7 @@ class RunConfig(Section):
         }
         check_models(self.models, asked)
         for model in self.models:
-            if asked and model.hold_seconds >= self.timeouts.stall_seconds:
+            if model.hold_seconds >= self.timeouts.stall_seconds:
                 raise ValueError(
                     f"model {model.name!r}: hold_seconds ({model.hold_seconds:g}) has to be below "
                     f"timeouts.stall_seconds ({self.timeouts.stall_seconds:g}): trajectories that are held "
@@ -361,6 +361,15 @@ class RunConfig(Section):
         """The longest that an episode may take until it is judged: its own limit, and its user's time."""
         waited = max((table.user.seconds for table in self.all_envs if table.user), default=0.0)
         return self.episode.max_seconds + waited
+
+    @property
+    def group_seconds(self) -> float:
+        """The longest that a group may take until its samples are there: its longest episode, and whatever of
+        its judges and teachers is away in the meantime, one after the other."""
+        judges = {name for table in self.all_envs for one in table.judge for name in one.models}
+        teachers = set(self.learner.distill.services()) if self.learner.distill else set[str]()
+        asked = [model for model in self.models if model.name in judges | teachers]
+        return self.episode_seconds + sum(model.hold_seconds for model in asked)
 
     @validator(mode="after")
     def _trackers(self) -> "RunConfig":

@@ -10,6 +10,7 @@ from test_distillation import distilling, fresh, in_envs, run_config, stock
 from test_learner import samples
 
 from envs.chat_model import ChatAnswer, ChatRequest, ModelFault
+from rl.config import RunConfig
 from rl.config_error import ConfigError
 from rl.model_table import ModelTable
 from rl.models.call import Refused, ServiceFault
@@ -155,6 +156,25 @@ def test_a_service_that_cannot_be_a_teacher_is_one_sentence(
     config = config.model_copy(update={"models": models, "sampling": sampling})
     with pytest.raises(ConfigError, match=said):
         check_teachers(config, checkpoint)
+
+
+def test_a_group_may_take_as_long_as_its_judges_and_teachers_are_held(tmp_path):
+    table = {"id": "calculator", "judge": [{"id": "rubric", "name": "r", "model": "critic"}]}
+    table["judge"][0]["config"] = {"criteria": [{"name": "c", "text": "is it right?"}]}
+    models = [
+        {"name": name, "url": "http://x", "use": use, "hold_seconds": seconds}
+        for name, use, seconds in (
+            ("big", "score", 200),
+            ("critic", "chat", 100),
+            ("idle", "chat", 50),
+        )
+    ]
+    values = {"name": "t", "model": {"init": {}}, "models": models, "env": [table]}
+    distil = {"advantage": "distill", "distill": {"teacher": "model:big"}}
+    plain = RunConfig.model_validate({**values, "env": [{"id": "calculator"}]})
+    assert plain.group_seconds == plain.episode.max_seconds
+    held = RunConfig.model_validate({**values, "learner": distil})
+    assert held.group_seconds == held.episode.max_seconds + 300
 
 
 def test_a_served_teacher_stays_a_name_and_is_read_by_nobody(checkpoint, tmp_path):

@@ -17,7 +17,7 @@ from rl.nodes.process import first_line
 from rl.record.waiting import WaitingTable, merge
 from rl.samples.group import GroupReport, GroupSpec
 
-# Beyond an episode's own deadline, for judging it and for the way to and from its controller.
+# Beyond a group's own deadline, for judging it and for the way to and from its controller.
 GROUP_GRACE_SECONDS = 120.0
 # For a controller to say what its episodes wait for, or that it is there.
 WAITING_SECONDS = 10.0
@@ -61,7 +61,7 @@ class Dispatcher:
         max_seconds: float,
         crash: Callable[[str], str] = lambda controller: "",
     ) -> None:
-        """fleet: sends the map to a controller that has none. max_seconds: an episode's own limit.
+        """fleet: sends the map to a controller that has none. max_seconds: a group's own limit.
 
         crash: says what ended a controller that has died, where that is known.
         """

@@ -157,7 +157,7 @@ class Run:
         """Build what the loops work with."""
         config, timeouts = self.config, self.config.timeouts
         why = JudgeCrashes(self.folder.path / "logs", config.all_envs).why
-        self.dispatcher = Dispatcher(self.actors, self.fleet, config.episode_seconds, why)
+        self.dispatcher = Dispatcher(self.actors, self.fleet, config.group_seconds, why)
         self.rollouts = Rollouts(
             self.book,
             self.fleet,
