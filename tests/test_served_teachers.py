@@ -81,14 +81,9 @@ async def test_a_served_teacher_gives_the_advantages_of_one_in_the_learners_proc
     batch = fresh(near)
 
     def logprobs(ids: tuple[int, ...]) -> list[float]:
-        every = TrainSample(
-            "",
-            "",
-            ids,
-            (False, *(True,) * (len(ids) - 1)),
-            *((0.0,) * len(ids),) * 2,
-            (0,) * len(ids),
-        )
+        mask = (False, *(True,) * (len(ids) - 1))
+        zeros = (0.0,) * len(ids)
+        every = TrainSample("", "", ids, mask, zeros, zeros, (0,) * len(ids))
         return stock(folder, [every])[0]
 
     given, faults = await taught(batch, lambda _: Teacher(logprobs))
