@@ -11,13 +11,12 @@ folder keeps what is done. Some ten minutes a seed on two cores.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from commands import dorado
+
 WAYS = ("one answer", "vote", "vote, as many tokens", "heavy thinking")
 COMMON = """
 name = "{name}"
@@ -71,13 +70,6 @@ config = {{ of = "calculator", record = "{folder}/thinkers-{seed}", answers = {a
 """
 
 
-def dorado(*arguments: str) -> None:
-    """Run a command of dorado to its end."""
-    done = subprocess.run([sys.executable, "-m", "rl", *arguments], cwd=ROOT, check=False)
-    if done.returncode:
-        sys.exit(f"dorado {' '.join(arguments)} ended with exit code {done.returncode}")
-
-
 class Seed:
     """The runs of one seed, each made where it is not there."""
 
@@ -128,7 +120,7 @@ class Seed:
             dorado("train", str(config))
 
     def thought(self, name: str) -> dict[str, Any]:
-        """What `dorado eval --think` finds of a policy: its ways, by name."""
+        """Evaluate a policy by `dorado eval --think`, and return its ways by name."""
         out = self.folder / f"think-{name}-{self.seed}"
         if not (out / "summary.json").exists():
             policy = self.mixed if name == "mixed" else self.folder / f"{name}-{self.seed}"

@@ -13,13 +13,12 @@ done, and the same command goes on. About ten minutes a context on two cores.
 import argparse
 import json
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from commands import dorado
 from trail import END, WORDS, NotedTrail, Trail, opening
 
 from envs.message import JsonObject
@@ -121,13 +120,6 @@ def metrics(run: Path) -> list[dict[str, float]]:
     file = run / "metrics.jsonl"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     return [json.loads(line) for line in text.splitlines()]
-
-
-def dorado(*arguments: str) -> None:
-    """Run a command of dorado to its end."""
-    done = subprocess.run([sys.executable, "-m", "rl", *arguments], cwd=ROOT, check=False)
-    if done.returncode:
-        sys.exit(f"dorado {' '.join(arguments)} ended with exit code {done.returncode}")
 
 
 def policy(folder: Path, context: str) -> None:

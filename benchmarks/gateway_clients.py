@@ -93,7 +93,7 @@ class Logged(LoggingEngine):
 
 
 def question(number: int) -> str:
-    """What a session asks."""
+    """Return the question of a session."""
     rng = random.Random(number)
     return f"{rng.randint(0, 99)} {rng.choice([*NAMES.values()])} {rng.randint(0, 99)} ?"
 

@@ -34,7 +34,7 @@ FLAWS = ("greeting", "name", "word", "long", "twice", "rude", "flattery")
 
 
 def question(data: dict[str, Any]) -> str:
-    """What the policy is asked."""
+    """Return the question that the policy is asked."""
     return f"Greet {data['name']} with {data['word']} in at most {data['most']} words"
 
 

@@ -263,7 +263,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def answers(run: Path, split: str) -> list[tuple[float, bool]]:
-    """Of each judged answer, in the order in which they came: its true quality, and if it flatters."""
+    """Read the true quality of each judged answer, and if it flatters, in the order in which they came."""
     with sqlite3.connect(run / "trajectories.sqlite") as index:
         asked = "select file, offset from trajectories where split = ? and reward is not null"
         places = index.execute(f"{asked} order by rowid", (split,)).fetchall()

@@ -72,5 +72,5 @@ class NotedTrail(Trail):
 
 
 def opening() -> str:
-    """What is asked."""
+    """Return the question."""
     return "read to the end. which code ?"

@@ -117,7 +117,7 @@ class Curve:
     tasks: dict[str, dict[str, tuple[float, float]]]
 
     def gain(self, part: str) -> float:
-        """What training has added to the pass rate."""
+        """Return what training has added to the pass rate."""
         steps = self.rates[part]
         return steps[max(steps)] - steps[min(steps)]
 

@@ -7,18 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from agent_play import play_agent
 from agent_scripts import MULTIPLIER, PLAIN
-from fakes import END, ScriptedEngine
+from fakes import END
 
 from envs.agents.agent import Agent, AgentConfig
 from envs.agents.workshop import Workshop
 from envs.env import Task
-from envs.session import EnvSession
 from rl.samples.samples import by_segment, train_sample
-from rollout.config import EpisodeConfig
 from rollout.engine import EngineFault
-from rollout.gateway.agent_episode import AgentEpisode
-from rollout.gateway.server import Gateway
 
 pytestmark = pytest.mark.process
 CALL = (
@@ -49,27 +46,9 @@ def made(tmp_path: Path, script: str, **config) -> Agent:
     return Agent(AgentConfig(**{**usual, **config}))
 
 
-async def played(renderer, env: Agent, script, task=None, *, agent_seconds=100.0, **config):
+async def played(renderer, env: Agent, script, task=None, **config):
     """The trajectory of one episode, and its engine."""
-    engine = ScriptedEngine(renderer.tokenizer, script)
-    gateway = Gateway()
-    limits = {"max_turns": 8, "max_completion_tokens": 64, "max_tokens": 512, "max_seconds": 110}
-    episode = AgentEpisode(
-        id="g0.0",
-        group="g0",
-        env="agent",
-        task=task or Task("agent", ROW),
-        session=EnvSession(env, env.deadlines),
-        generate=engine.generate,
-        renderer=renderer,
-        config=EpisodeConfig(**{**limits, **config}),
-        gate=lambda: gateway,
-        agent_seconds=agent_seconds,
-    )
-    try:
-        return await episode.run(), engine
-    finally:
-        await gateway.stop()
+    return await play_agent(renderer, env, script, task or Task("agent", ROW), **config)
 
 
 @pytest.mark.parametrize("level", LEVELS)

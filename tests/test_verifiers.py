@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import END, ScriptedEngine
+from agent_play import play_agent
+from fakes import END
 from foreign import foreign_python
 
 from envs.env import Task
 from envs.interop.interpreter import child_interpreter
 from envs.interop.verifiers import Verifiers, VerifiersConfig
-from envs.session import EnvSession
 from envs.settings import BadSettings, read_settings
 from rl.samples.samples import train_sample
-from rollout.config import EpisodeConfig
-from rollout.gateway.agent_episode import AgentEpisode
-from rollout.gateway.server import Gateway
 
 pytestmark = [
     pytest.mark.network,
@@ -69,25 +66,8 @@ def made(python: str, heldout: dict[str, Any] | None = None, seat: Any = None, *
 
 async def played(renderer: Any, env: Verifiers, script: list[Any], row: Any = DATA, **config: Any):
     """The trajectory of one episode, and its engine."""
-    engine = ScriptedEngine(renderer.tokenizer, script)
-    gateway = Gateway()
-    limits = {"max_turns": 8, "max_completion_tokens": 64, "max_tokens": 512, "max_seconds": 110}
-    episode = AgentEpisode(
-        id="g0.0",
-        group="g0",
-        env="verifiers",
-        task=Task("verifiers", {"row": row, "heldout": False}),
-        session=EnvSession(env, env.deadlines),
-        generate=engine.generate,
-        renderer=renderer,
-        config=EpisodeConfig(**{**limits, **config}),
-        gate=lambda: gateway,
-        agent_seconds=100.0,
-    )
-    try:
-        return await episode.run(), engine
-    finally:
-        await gateway.stop()
+    task = Task("verifiers", {"row": row, "heldout": False})
+    return await play_agent(renderer, env, script, task, **config)
 
 
 async def test_an_episode_has_the_packages_tools_and_rewards_and_the_engines_tokens(

@@ -60,11 +60,6 @@ class Episodes:
         if (episode := self.running.pop(number, None)) is not None:
             self.now(_ended(episode))
 
-    def end(self) -> None:
-        """End every episode, with what it has started."""
-        for number in [*self.running]:
-            self.drop(number)
-
 
 def _outcome(episode: Any) -> Json:
     """An episode's result, or {"raised": sentence}."""

@@ -21,7 +21,7 @@ _KEPT = ("prompt", "example_id", "answer", "info", "task")
 
 
 def load() -> tuple[Functions, dict[str, str]]:
-    """The functions `check`, `tasks`, `begin`, `ended`, `drop`, `end`, and the package's version."""
+    """The functions `check`, `tasks`, `begin`, `ended`, `drop`, and the package's version."""
     verifiers: Any = importlib.import_module("verifiers")
     clients: Any = importlib.import_module("verifiers.clients")
 
@@ -58,7 +58,7 @@ def load() -> tuple[Functions, dict[str, str]]:
         made(settings)
         return episodes.begin(settings, data, url, key, model)
 
-    acts = {name: getattr(episodes, name) for name in ("ended", "drop", "end")} | {"begin": begin}
+    acts = {name: getattr(episodes, name) for name in ("ended", "drop")} | {"begin": begin}
     version = importlib.metadata.version("verifiers")
     return {"check": check, "tasks": tasks, **acts}, {"verifiers": version}
 

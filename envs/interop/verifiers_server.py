@@ -28,7 +28,7 @@ _INFRASTRUCTURE = {"SandboxError", "InterceptionError", "TunnelError"}
 
 
 def load() -> tuple[Functions, dict[str, str]]:
-    """The functions `check`, `tasks`, `begin`, `ended`, `drop`, `end`, and the package's version."""
+    """The functions `check`, `tasks`, `begin`, `ended`, `drop`, and the package's version."""
     loaders: Any = importlib.import_module("verifiers.v1.utils.loaders")
     clients: Any = importlib.import_module("verifiers.v1.clients")
     _register_chat()
@@ -76,7 +76,7 @@ def load() -> tuple[Functions, dict[str, str]]:
 
     script = Path(__file__).with_name("concurrent_episodes.py")
     episodes = runpy.run_path(str(script))["Episodes"](play)
-    acts = {name: getattr(episodes, name) for name in ("begin", "ended", "drop", "end")}
+    acts = {name: getattr(episodes, name) for name in ("begin", "ended", "drop")}
     version = importlib.metadata.version("verifiers")
     return {"check": check, "tasks": tasks, **acts}, {"verifiers": version}
 
