@@ -47,7 +47,8 @@ class ModelTable(Section):
     use: "chat" writes answers, "reward" scores conversations (a folder that `dorado reward train` has made),
     "score" tells the log-probs of given tokens (a teacher: `learner.distill.teacher = "model:NAME"`).
     url: of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`. key_env: the environment variable
-    that holds its key. model: as the server calls it (default: the first that it offers). concurrency:
+    that holds its key. heads: of a reward model at a url that gives several numbers, their names in order.
+    model: as the server calls it (default: the first that it offers). concurrency:
     requests in progress at once. request_seconds: of one request, from when it is sent. retries: of a request
     that fails while others are answered. hold_seconds: how long a call is held while nothing is answered.
     nonsense: times that a question whose answer does not fit its schema is asked again. cache: answers that
@@ -61,6 +62,7 @@ class ModelTable(Section):
     url: str | None = None
     key_env: str = ""
     model: str = ""
+    heads: tuple[str, ...] = ()
     concurrency: PositiveInt = 16
     request_seconds: PositiveFloat = 60
     retries: int = Field(default=3, ge=0)
@@ -88,6 +90,12 @@ class ModelTable(Section):
             raise ValueError(f"url {self.url!r} has to begin with http:// or https://")
         if self.url is not None and self.serve != ServeConfig():
             raise ValueError("serve is of a checkpoint (path), and this model has a url")
+        if self.heads and (self.use != "reward" or self.url is None):
+            raise ValueError(
+                'heads: they are named for a model of use "reward" at a url; a folder names its own'
+            )
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads: {', '.join(self.heads)} has a name twice")
         return self
 
 

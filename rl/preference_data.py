@@ -1,8 +1,8 @@
 """Preference pairs of files and of the Hugging Face Hub, read row by row, and made into tokens.
 
 In: rows with `chosen` and `rejected`, and `prompt` or, without it, whole conversations of which both begin
-alike; optionally `tools` and `margin`. Out: pairs of token ids. Whatever is wrong with a row is a ConfigError
-of one sentence that names file and row.
+alike; optionally `tools`, `margin` and `aspect`. Out: pairs of token ids. Whatever is wrong with a row is a
+ConfigError of one sentence that names file and row.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from envs.message import JsonObject
 from envs.text import shown, told
 from rl.chat_data import ChatSource
 from rl.config_error import ConfigError
+from trainer.reward_heads import NAME, Heads
 
 if TYPE_CHECKING:
     from rollout.renderer import Renderer
@@ -24,17 +25,20 @@ if TYPE_CHECKING:
 
 # Conversations that a reward model's folder keeps as anchors.
 MOST_ANCHORS = 32
+ONE_HEAD = Heads()
 _EXAMPLE = '{"prompt": "…", "chosen": "…", "rejected": "…"}'
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two conversations of which one is preferred. shared: how many messages they have in common."""
+    """Two conversations of which one is preferred. shared: how many messages they have in common. aspect: in
+    which it is preferred; "": over all."""
 
     chosen: Chat
     rejected: Chat
     shared: int
     margin: float
+    aspect: str = ""
 
     @property
     def prompt_digest(self) -> str:
@@ -81,7 +85,8 @@ def read_pair(row: JsonObject, *, from_table: bool = False) -> PreferencePair:
         raise ValueError(
             "chosen and rejected have no message in common, so they do not answer the same"
         )
-    return PreferencePair(chosen, rejected, shared, _margin(row.get("margin")))
+    aspect = _aspect(row.get("aspect"))
+    return PreferencePair(chosen, rejected, shared, _margin(row.get("margin")), aspect)
 
 
 def _as_messages(value: object, role: str | None, column: str) -> list[Any]:
@@ -108,6 +113,16 @@ def _margin(value: object) -> float:
     if value < 0:
         raise ValueError(f"'margin' is {value:g}: below 0 the rejected one would be ahead")
     return float(value)
+
+
+def _aspect(value: object) -> str:
+    if value is None or value == "":
+        return ""
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError(
+            f"'aspect' has to be a name of letters, digits, _ and -, such as \"polite\", not {shown(value)}"
+        )
+    return value
 
 
 def heldout_split(
@@ -138,16 +153,23 @@ def anchors(
 
 
 def preference_tokens(
-    pairs: Sequence[tuple[str, PreferencePair]], renderer: "Renderer", max_tokens: int
+    pairs: Sequence[tuple[str, PreferencePair]],
+    renderer: "Renderer",
+    max_tokens: int,
+    heads: Heads = ONE_HEAD,
 ) -> "list[Preference]":
-    """Return pairs as token ids. max_tokens: of both conversations, what a micro-batch holds. Raises
-    ConfigError."""
+    """Return pairs as token ids. max_tokens: of both conversations, what a micro-batch holds. heads: of the
+    reward model. Raises ConfigError."""
     from trainer.reward_model import Preference
 
     found: list[Preference] = []
     for name, pair in pairs:
         chosen, rejected = (_ids(name, chat, renderer) for chat in (pair.chosen, pair.rejected))
-        one = Preference(name, chosen, rejected, pair.margin)
+        try:
+            weights = heads.compared(pair.aspect)
+        except ValueError as error:
+            raise ConfigError(f"--data: {name}: 'aspect': {error}") from None
+        one = Preference(name, chosen, rejected, pair.margin, pair.aspect, weights)
         if one.num_tokens > max_tokens:
             raise ConfigError(
                 f"--data: {name}: the {one.num_tokens} tokens of its two conversations are more than the "

@@ -5,8 +5,9 @@ import random
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +17,8 @@ from rl.config_error import ConfigError
 if TYPE_CHECKING:
     from rl.preference_data import PreferencePair
     from rollout.renderer import Renderer
-    from trainer.reward_model import Preference, RewardModel, RewardReport, RewardTraining
+    from trainer.reward_heads import Heads
+    from trainer.reward_model import Preference, RewardModel, RewardTraining
     from trainer.reward_scores import Anchor, TrainingScores
 
 app = typer.Typer(no_args_is_help=True, help="Train reward models, and look at them.")
@@ -41,6 +43,10 @@ def train(
     out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     data: Data,
     split: Split = "train",
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="Of an aspect in the score: NAME=NUMBER (default 1). Several times."),
+    ] = None,
     heldout: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the prompts that is held out.")
     ] = 0.1,
@@ -56,7 +62,10 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of the order and the held-out prompts.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a reward model by Bradley and Terry's loss on rows of prompt, chosen and rejected."""
+    """Train a reward model by Bradley and Terry's loss on rows of prompt, chosen and rejected.
+
+    Rows with an aspect train a head of that name; the score is the weighted sum of the heads.
+    """
     if out.exists():
         raise ConfigError(f"{out} exists already")
     if not lr > 0:
@@ -64,17 +73,14 @@ def train(
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"--dtype: {dtype!r} has to be float32 or bfloat16")
     pairs = _read(data, split)
+    heads = _heads(pairs, weight or [])
     if eval_data:
         trained, held = pairs, _read(eval_data, split)
     else:
         from rl.preference_data import heldout_split
 
         trained, held = heldout_split(pairs, heldout, seed)
-    if not trained or not held:
-        which = "train on" if not trained else "evaluate on"
-        raise ConfigError(
-            f"--heldout: of {len(pairs)} pairs none is left to {which}: change it, or give --eval-data"
-        )
+    _check_sides(trained, held, heads)
     require("torch", "transformers")
     from trainer.config import OptimConfig
     from trainer.reward_model import RewardTraining
@@ -91,12 +97,14 @@ def train(
     )
     from rl.preference_data import preference_tokens
 
-    tokens = [preference_tokens(one, renderer, micro_batch_tokens) for one in (trained, held)]
-    made, report = _train(folder, tokens[0], tokens[1], held, settings, out, renderer)
+    tokens = [
+        preference_tokens(one, renderer, micro_batch_tokens, heads) for one in (trained, held)
+    ]
+    found = _train(folder, tokens[0], tokens[1], held, settings, out, renderer, heads)
     if as_json:
-        typer.echo(json.dumps({"reward_model": str(made), **vars(report)}, indent=1))
+        typer.echo(json.dumps({"reward_model": str(out), **found}, indent=1))
         return
-    typer.echo(f"{made}: trained on {len(trained)} pairs; held out: {_told(report)}")
+    typer.echo(f"{out}: trained on {len(trained)} pairs; held out: {_told(found)}")
 
 
 @app.command()
@@ -117,23 +125,77 @@ def eval(
         raise ConfigError(f"{model}: there is no such folder")
     require("torch", "transformers")
     from rl.preference_data import preference_tokens
-    from trainer.reward_model import load_reward_model, report_on, score_pairs
+    from trainer.reward_model import load_reward_model, score_pairs
 
     folder, renderer = _policy(str(model))
-    tokens = preference_tokens(pairs, renderer, micro_batch_tokens)
     try:
         found = load_reward_model(folder, device)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
+    tokens = preference_tokens(pairs, renderer, micro_batch_tokens, found.heads)
     scored = score_pairs(found, tokens, micro_batch_tokens, device)
     if scores is not None:
         lines = [
-            json.dumps({"row": one.name, "chosen": chosen, "rejected": rejected}) + "\n"
+            json.dumps({"row": one.name, "chosen": chosen, "rejected": rejected} | _aspect(one))
+            + "\n"
             for one, (chosen, rejected) in zip(tokens, scored, strict=True)
         ]
         scores.write_text("".join(lines), encoding="utf-8")
-    report = report_on(tokens, scored)
-    typer.echo(json.dumps(vars(report), indent=1) if as_json else _told(report))
+    report = _reported(tokens, scored)
+    typer.echo(json.dumps(report, indent=1) if as_json else _told(report))
+
+
+def _aspect(pair: "Preference") -> dict[str, str]:
+    return {"aspect": pair.aspect} if pair.aspect else {}
+
+
+def _heads(pairs: "list[tuple[str, PreferencePair]]", given: list[str]) -> "Heads":
+    """The heads for these pairs. given: NAME=NUMBER. Raises ConfigError."""
+    from trainer.reward_heads import heads_for
+
+    weights: dict[str, float] = {}
+    for one in given:
+        name, _, number = one.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise ConfigError(
+                f"--weight: {one!r} has to be NAME=NUMBER, such as polite=2"
+            ) from None
+    try:
+        return heads_for([pair.aspect for _, pair in pairs], weights)
+    except ValueError as error:
+        raise ConfigError(f"--weight: {error}") from None
+
+
+def _check_sides(
+    trained: "list[tuple[str, PreferencePair]]",
+    held: "list[tuple[str, PreferencePair]]",
+    heads: "Heads",
+) -> None:
+    """Raise ConfigError unless there are pairs to evaluate on, and to train each head on."""
+    if not trained or not held:
+        which = "train on" if not trained else "evaluate on"
+        count = len(trained) + len(held)
+        raise ConfigError(
+            f"--heldout: of {count} pairs none is left to {which}: change it, or give --eval-data"
+        )
+    seen = {pair.aspect for _, pair in trained}
+    missing = [name for name in heads.names if len(heads.names) > 1 and name not in seen]
+    if missing and "" not in seen:
+        raise ConfigError(
+            f"--heldout: every pair of the aspect {missing[0]!r} is held out: change it, or give --eval-data"
+        )
+
+
+def _reported(pairs: "list[Preference]", scored: list[tuple[float, float]]) -> dict[str, Any]:
+    """The report of all pairs, and of each aspect where they have some."""
+    from trainer.reward_model import by_aspect, report_on
+
+    found: dict[str, Any] = vars(report_on(pairs, scored))
+    if aspects := by_aspect(pairs, scored):
+        found |= {"aspects": {name or "overall": vars(one) for name, one in aspects.items()}}
+    return found
 
 
 def _read(data: list[str], split: str) -> "list[tuple[str, PreferencePair]]":
@@ -169,13 +231,13 @@ def _train(
     settings: "RewardTraining",
     out: Path,
     renderer: "Renderer",
-) -> "tuple[Path, RewardReport]":
+    heads: "Heads",
+) -> dict[str, Any]:
     """Train into a folder that gets its name when it is whole. Raises ConfigError, typer.Exit."""
     from rl.preference_data import anchors
     from trainer.families.family import Unsupported
     from trainer.reward_model import (
         begin_reward_model,
-        report_on,
         save_reward_model,
         score_pairs,
         train_reward_model,
@@ -188,7 +250,7 @@ def _train(
     state = TrainingState(partial, training_key(start, pairs, settings), KEEP_SECONDS)
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        model: RewardModel = begin_reward_model(start, settings)
+        model: RewardModel = begin_reward_model(start, settings, heads)
         updates = settings.updates(len(pairs))
         with (partial / LOG).open("a", encoding="utf-8") as log:
 
@@ -199,12 +261,17 @@ def _train(
 
             train_reward_model(model, pairs, settings, report, state)
         scored = score_pairs(model, held, settings.micro_batch_tokens, settings.device)
-        found = report_on(held, scored)
+        found = _reported(held, scored)
         save_reward_model(model, partial, settings.dtype)
         renderer.tokenizer.save_pretrained(partial)
-        write_scores(partial, _training_scores(model, pairs, settings, anchors(held_pairs, scored)))
+        whole = scored
+        if len(heads.names) > 1:
+            over_all = _over_all(held, heads)
+            whole = score_pairs(model, over_all, settings.micro_batch_tokens, settings.device)
+        known = anchors(held_pairs, whole)
+        write_scores(partial, _training_scores(model, _over_all(pairs, heads), settings, known))
         (partial / "reward.json").write_text(
-            json.dumps({"trained_on": len(pairs), "heldout": vars(found)}, indent=1),
+            json.dumps({"trained_on": len(pairs), "heldout": found}, indent=1),
             encoding="utf-8",
         )
         state.remove()
@@ -217,7 +284,12 @@ def _train(
         shutil.rmtree(partial, ignore_errors=True)
         typer.echo(f"error: {out} was not written: {error}", err=True)
         raise typer.Exit(FAILED) from None
-    return out, found
+    return found
+
+
+def _over_all(pairs: "list[Preference]", heads: "Heads") -> "list[Preference]":
+    """The pairs as the weighted sum of all heads compares them."""
+    return [replace(one, weights=heads.weights) for one in pairs]
 
 
 def _once_each(log: Path, updates: int) -> None:
@@ -245,9 +317,11 @@ def _training_scores(
     return TrainingScores(tuple(sorted(score for both in scored for score in both)), anchors)
 
 
-def _told(report: "RewardReport") -> str:
+def _told(report: dict[str, Any]) -> str:
+    aspects: dict[str, Any] = report.get("aspects", {})
+    each = (f"\n  {n}: {one['accuracy']:.1%} of {one['pairs']}" for n, one in aspects.items())
     return (
-        f"{report.accuracy:.1%} of {report.pairs} pairs right (the longer one: "
-        f"{report.length_accuracy:.1%}), loss {report.loss:.3f}, mean gap {report.gap:.3f}, its correlation "
-        f"with length {report.length_correlation:.2f}"
+        f"{report['accuracy']:.1%} of {report['pairs']} pairs right (the longer one: "
+        f"{report['length_accuracy']:.1%}), loss {report['loss']:.3f}, mean gap {report['gap']:.3f}, its "
+        f"correlation with length {report['length_correlation']:.2f}{''.join(each)}"
     )

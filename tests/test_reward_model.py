@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from rl.cli import app
 from rl.preference_data import heldout_split, read_pair
 from trainer.config import OptimConfig
+from trainer.reward_heads import Heads, heads_for, read_heads
 from trainer.reward_model import (
     Preference,
     RewardTraining,
@@ -202,6 +203,60 @@ def test_a_margin_is_asked_for_in_training(checkpoint):
     assert losses == [pytest.approx(math.log(1 + math.exp(2.0)))]
 
 
+def test_an_aspect_trains_its_own_head_and_the_rest_the_weighted_sum(checkpoints, tmp_path):
+    heads = heads_for(["short", "polite", ""], {"short": -2.0})
+    assert heads == Heads(("polite", "short"), (1.0, -2.0))
+    ids = (5, 6, 7), (5, 6, 8)
+    pairs = [Preference(a, *ids, aspect=a, weights=heads.compared(a)) for a in ("polite", "")]
+    model = begin_reward_model(checkpoints["qwen3_moe"], RewardTraining(), heads)
+    c = RewardTraining(batch_size=1, optim=OptimConfig(lr=1e-3))
+    train_reward_model(model, pairs[:1], c, lambda update, loss: None)
+    polite, short = model.weight.detach()
+    assert polite.abs().sum() > 0 and short.abs().sum() == 0
+    with torch.no_grad():
+        model.weight[1] = torch.linspace(-1, 1, model.weight.shape[1])
+    [own, whole] = score_pairs(model, pairs, 64)
+    save_reward_model(model, tmp_path / "rm", "float32")
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+    assert read_heads(tmp_path / "rm") == heads and stock.config.num_labels == 2
+    with torch.no_grad():
+        wanted = stock(torch.tensor([ids[0]])).logits[0].tolist()
+    assert own[0] == pytest.approx(wanted[0], abs=1e-3)
+    assert whole[0] == pytest.approx(heads.score(wanted), abs=1e-3)
+    assert score_pairs(load_reward_model(tmp_path / "rm"), pairs, 64)[1] == pytest.approx(
+        whole, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (["nice=1"], "--weight: no pair has the aspect 'nice'; there are polite, short"),
+        (["polite"], "--weight: 'polite' has to be NAME=NUMBER"),
+        (["polite=0", "short=0"], "every aspect has weight 0"),
+        (["polite=inf"], "finite"),
+    ],
+)
+def test_a_wrong_weight_is_a_sentence_before_anything_is_read(weights, said, tmp_path):
+    data = write_aspects(tmp_path / "pairs.jsonl", 4)
+    given = [word for one in weights for word in ("--weight", one)]
+    done = call("train", tmp_path, tmp_path / "rm", "--data", data, *given)
+    assert done.exit_code == 2 and said in done.stderr, done.stderr
+
+
+def write_aspects(file: Path, count: int) -> Path:
+    """Polite and short are preferred, each in pairs of its own, and are independent of each other."""
+    draw, rows = random.Random(1), []
+    for n in range(count):
+        words = [draw.choice(["order", "sensor", "memory"]) for _ in range(3)]
+        texts = [(f"{words[0]} please", f"{words[0]} never"), (words[1], " ".join(words * 2))]
+        chosen, rejected = texts[n % 2]
+        row = {"prompt": f"question {n} {words[2]}", "chosen": chosen, "rejected": rejected}
+        rows.append(json.dumps(row | {"aspect": ("polite", "short")[n % 2]}) + "\n")
+    file.write_text("".join(rows), encoding="utf-8")
+    return file
+
+
 def write_rows(file: Path, count: int) -> Path:
     draw = random.Random(0)
     rows = []
@@ -240,6 +295,17 @@ def test_the_commands_train_evaluate_and_leave_nothing_behind_on_an_error(checkp
     rows = [json.loads(line) for line in scores.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 60 and rows[6]["row"].endswith("row 7")
     assert call("train", checkpoint, out, "--data", data).exit_code == 2
+    aspects, two = write_aspects(tmp_path / "aspects.jsonl", 24), tmp_path / "two"
+    steps = ("--lr", 3e-3, "--heldout", 0.4, "--weight", "short=0.5")
+    done = call("train", checkpoint, two, "--data", aspects, *steps, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)["aspects"]
+    assert {name: one["pairs"] > 0 for name, one in told.items()} == {"polite": True, "short": True}
+    assert read_heads(two) == Heads(("polite", "short"), (1.0, 0.5))
+    done = call("eval", two, "--data", aspects)
+    assert "\n  polite: " in done.stdout and "of 24 pairs right" in done.stdout
+    done = call("eval", out, "--data", aspects)
+    assert done.exit_code == 2 and "row 1: 'aspect': there is no head 'polite'" in done.stderr
     done = call("eval", checkpoint, "--data", data)
     assert done.exit_code == 2 and "is no reward model" in done.stderr
     bad = tmp_path / "bad.jsonl"

@@ -118,6 +118,37 @@ async def test_a_folder_is_asked_by_the_tokens_that_it_was_trained_on(serve, che
     await wire.close()
 
 
+async def test_several_heads_are_one_reward_by_their_weights_and_a_metric_each(serve, tmp_path):
+    server = serve(lambda body: (200, {"data": [{"probs": [2.0, -1.0]}]}))
+    table = ModelTable(name="style", use="reward", url=server.url, heads=("polite", "short"))
+    service = ModelService(table, "", tmp_path / "log", print)
+    one = said("Greet.", "Hello!")
+    plain = await score(one, [judged("reward_model", service, {}, "liked")], {}, seconds=9)
+    assert plain.rewards == {"liked": 1.0}
+    assert plain.judgements[0].metrics == {"liked/polite": 2.0, "liked/short": -1.0}
+    weighed = {"weights": {"short": -3.0}}
+    again = await score(one, [judged("reward_model", service, weighed, "liked")], {}, seconds=9)
+    assert again.rewards == {"liked": 3.0} and len(server.asked) == 1
+    await service.close()
+
+
+def test_weights_of_a_head_that_there_is_not_and_names_where_none_are_read_are_refused(checkpoint):
+    with pytest.raises(ValueError, match="a folder names its own"):
+        ModelTable(name="m", use="reward", path="x", heads=("a",))
+    with pytest.raises(ValueError, match="a name twice"):
+        ModelTable(name="m", use="reward", url="http://x", heads=("a", "a"))
+    given = {"id": "reward_model", "model": "m", "config": {"weights": {"kind": 1}}}
+    env = {"id": "calculator", "judge": [given]}
+    model = {"name": "m", "url": "http://x", "use": "reward", "heads": ["polite"]}
+    base = {"name": "x", "model": {"init": {}}, "env": [env], "models": [model]}
+    with pytest.raises(ConfigError, match="has no head 'kind'; it has polite"):
+        check_models(RunConfig.model_validate(base))
+    for config, sentence in (({"votes": 2}, "has no votes"), ({"weights": {"a": 0}}, "weight 0")):
+        env["judge"] = [given | {"config": config}]
+        with pytest.raises(ConfigError, match=sentence):
+            check_models(RunConfig.model_validate(base))
+
+
 def test_vllm_is_told_to_pool(checkpoint):
     sizes = {"max_model_len": 512, "max_num_seqs": 4}
     asked = {"device": "cpu", "dtype": "float32", "given": {}, **sizes}

@@ -1,12 +1,13 @@
-"""A reward model: a policy's layers and one number at a conversation's last token, trained on preferences.
+"""A reward model: a policy's layers and a number per head at a conversation's last token, from preferences.
 
-In: pairs of conversations of which one is preferred. Out: a folder that `load_reward_model` reads; its
-weights are those of a policy and `score.weight`, as transformers' classes for sequence classification have
-them. Left out: several ranks.
+In: pairs of conversations of which one is preferred, in one aspect or over all. Out: a folder that
+`load_reward_model` reads; its weights are those of a policy and `score.weight`, as transformers' classes for
+sequence classification have them. Left out: several ranks.
 
 The loss is Bradley and Terry's, -log sigmoid(r_chosen - r_rejected - margin) (arXiv 2203.02155, equation 1;
-with a margin arXiv 2307.09288, equation 2). It leaves the level of the scores open: only differences mean
-something. Shapes: P pairs, S conversations of a micro-batch, T tokens of its stream, D hidden size.
+with a margin arXiv 2307.09288, equation 2), with r the head of the pair's aspect, or the weighted sum of all
+heads. It leaves the level of the scores open: only differences mean something. Shapes: P pairs, S
+conversations of a micro-batch, T tokens of its stream, D hidden size, H heads.
 """
 
 import json
@@ -30,6 +31,7 @@ from trainer.config import Dtype, OptimConfig
 from trainer.micro_batches import plan_micro_batches
 from trainer.optimizer import Optimizer
 from trainer.policy import load_policy
+from trainer.reward_heads import Heads, config_of, read_heads
 from trainer.reward_state import TrainingState
 from trainer.sample import TrainSample
 from trainer.sample_check import SetAside
@@ -38,19 +40,23 @@ from trainer.section import Section
 from trainer.weights import write_checkpoint, write_weights
 
 HEAD = "score.weight"
+ONE_HEAD = Heads()
 
 
 @dataclass(frozen=True)
 class Preference:
     """Two conversations that begin alike, as token ids, e.g. `Preference("row 1", (5, 6, 7), (5, 6, 8))`.
 
-    margin: by how much the chosen one has to be ahead, in the units of the scores.
+    margin: by how much the chosen one has to be ahead, in the units of the scores. aspect: in which it is
+    preferred; "": over all. weights: of the heads, in the score by which the two are compared (H).
     """
 
     name: str
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     margin: float = 0.0
+    aspect: str = ""
+    weights: tuple[float, ...] = (1.0,)
 
     @property
     def num_tokens(self) -> int:
@@ -77,26 +83,27 @@ class RewardTraining(Section):
 class RewardModel(nn.Module):
     """Scores conversations; 0 for all of them before it is trained."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, heads: Heads) -> None:
         super().__init__()
+        self.heads = heads
         self.scorer = scorer
         head: Tensor = scorer.model.lm_head.weight  # pyright: ignore
         if head is not scorer.model.model.embed_tokens.weight:  # pyright: ignore
             head.requires_grad_(False)
-        self.weight = nn.Parameter(torch.zeros(1, head.shape[1]))
+        self.weight = nn.Parameter(torch.zeros(len(heads.names), head.shape[1]))
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """(S,) in float32: the score of each conversation, in the order of `batch.samples`."""
+        """(S, H) in float32: the heads' numbers for each conversation, in the order of `batch.samples`."""
         ends_S = torch.tensor(batch.lengths, device=batch.path_A.device).cumsum(0) - 1
         hidden_TD = self.scorer.hidden(batch)
-        return hidden_TD[batch.path_A[ends_S]].float() @ self.weight[0].float()
+        return hidden_TD[batch.path_A[ends_S]].float() @ self.weight.float().T
 
 
-def begin_reward_model(checkpoint: Path, c: RewardTraining) -> RewardModel:
+def begin_reward_model(checkpoint: Path, c: RewardTraining, heads: Heads = ONE_HEAD) -> RewardModel:
     """A reward model on a policy's layers. Raises Unsupported, ValueError, OSError as `Learner` does."""
     scorer = Scorer(load_policy(checkpoint, torch.float32), 1.0)
     check_agreement(scorer, c.micro_batch_tokens)
-    return RewardModel(scorer).to(c.device)
+    return RewardModel(scorer, heads).to(c.device)
 
 
 def load_reward_model(folder: Path, device: str = "cpu") -> RewardModel:
@@ -106,7 +113,7 @@ def load_reward_model(folder: Path, device: str = "cpu") -> RewardModel:
         raise ValueError(f"{folder} is no reward model: it has no {HEAD} in model.safetensors")
     with safe_open(file, framework="pt") as tensors:
         head: Tensor = tensors.get_tensor(HEAD)
-    model = RewardModel(Scorer(load_policy(folder, torch.float32), 1.0))
+    model = RewardModel(Scorer(load_policy(folder, torch.float32), 1.0), read_heads(folder))
     if head.shape != model.weight.shape:
         raise ValueError(
             f"{folder}: {HEAD} is {list(head.shape)}, a reward model's is {list(model.weight.shape)}"
@@ -128,7 +135,7 @@ def save_reward_model(model: RewardModel, folder: Path, dtype: Dtype) -> None:
     names = [
         one.replace("ForCausalLM", "ForSequenceClassification") for one in config["architectures"]
     ]
-    config |= {"architectures": names, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    config |= {"architectures": names, **config_of(model.heads)}
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
@@ -159,7 +166,7 @@ def train_reward_model(
         optimizer.forget()
         total = 0.0
         for indices, packed in _micro_batches(batch, c.micro_batch_tokens, c.device):
-            scores = _by_pair(model(packed), packed, indices)
+            scores = _by_pair(model(packed), packed, [batch[i] for i in indices])
             margin_P = torch.tensor([batch[i].margin for i in indices], device=c.device)
             loss = bradley_terry(scores[0], scores[1], margin_P).sum() / len(batch)
             loss.backward()
@@ -184,10 +191,10 @@ def _draw(count: int, seed: int) -> Iterator[int]:
 def score_pairs(
     model: RewardModel, pairs: Sequence[Preference], micro_batch_tokens: int, device: str = "cpu"
 ) -> list[tuple[float, float]]:
-    """The scores of each pair's chosen and rejected conversation."""
+    """The scores of each pair's chosen and rejected conversation, under the pair's weights of the heads."""
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(pairs)
     for indices, packed in _micro_batches(pairs, micro_batch_tokens, device):
-        scores = _by_pair(model(packed), packed, indices)
+        scores = _by_pair(model(packed), packed, [pairs[i] for i in indices])
         for index, chosen, rejected in zip(indices, *scores.tolist(), strict=True):
             found[index] = (chosen, rejected)
     return found
@@ -211,13 +218,15 @@ def _sample(ids: Sequence[int]) -> TrainSample:
     return TrainSample("", "", tuple(ids), (False,) * len(ids), zeros, zeros, (-1,) * len(ids))
 
 
-def _by_pair(scores_S: Tensor, batch: PackedBatch, indices: Sequence[int]) -> Tensor:
-    """(2, P): of the chosen ones and of the rejected ones, in the order of `indices`."""
-    place = torch.empty(2 * len(indices), dtype=torch.long, device=scores_S.device)
-    place[torch.tensor(batch.samples, device=scores_S.device)] = torch.arange(
-        len(batch.samples), device=scores_S.device
+def _by_pair(numbers_SH: Tensor, batch: PackedBatch, pairs: Sequence[Preference]) -> Tensor:
+    """(2, P): scores of the chosen ones and of the rejected ones, in the order of `pairs`."""
+    device = numbers_SH.device
+    place = torch.empty(2 * len(pairs), dtype=torch.long, device=device)
+    place[torch.tensor(batch.samples, device=device)] = torch.arange(
+        len(batch.samples), device=device
     )
-    return scores_S[place].view(-1, 2).T
+    weights_PH = torch.tensor([one.weights for one in pairs], device=device)
+    return torch.einsum("pch,ph->cp", numbers_SH[place].unflatten(0, (-1, 2)), weights_PH)
 
 
 @dataclass(frozen=True)
@@ -249,6 +258,17 @@ def report_on(pairs: Sequence[Preference], scores: Sequence[tuple[float, float]]
         length_accuracy=_right(longer),
         length_correlation=_correlation(gaps, longer),
     )
+
+
+def by_aspect(
+    pairs: Sequence[Preference], scores: Sequence[tuple[float, float]]
+) -> dict[str, RewardReport]:
+    """A report of each aspect, and under "" of the pairs without one where others have one."""
+    found: dict[str, RewardReport] = {}
+    for aspect in sorted({one.aspect for one in pairs}):
+        here = [i for i, one in enumerate(pairs) if one.aspect == aspect]
+        found[aspect] = report_on([pairs[i] for i in here], [scores[i] for i in here])
+    return {} if found.keys() == {""} else found
 
 
 def _right(differences: Sequence[float]) -> float:

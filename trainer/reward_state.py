@@ -30,7 +30,7 @@ def training_key(start: Path, pairs: "Sequence[Preference]", c: "RewardTraining"
         at = file.stat()
         found.update(f"{file.resolve()}/{at.st_size}/{at.st_mtime_ns}".encode())
     for one in pairs:
-        found.update(repr((one.chosen, one.rejected, one.margin)).encode())
+        found.update(repr((one.chosen, one.rejected, one.margin, one.weights)).encode())
     return found.hexdigest()
 
 

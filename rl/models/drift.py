@@ -9,13 +9,15 @@ from trainer.reward_scores import read_scores
 
 
 def score_drifts(config: RunConfig) -> list[ScoreDrift]:
-    """A meter for each judge that asks one reward model with a folder. Raises ValueError where the folder's
-    scores cannot be read."""
+    """A meter for each judge that asks one reward model with a folder, by the folder's own weights of its
+    heads. Raises ValueError where the folder's scores cannot be read."""
     folders = {one.name: one.path for one in config.models if one.use == "reward" and one.path}
     found: list[ScoreDrift] = []
     for table in config.env:
         for judge in table.judge:
             if judge.id not in SCORED or len(judge.models) != 1 or judge.models[0] not in folders:
+                continue
+            if judge.config.get("weights"):
                 continue
             if (training := read_scores(Path(folders[judge.models[0]]))) is not None:
                 window = config.hacking.window

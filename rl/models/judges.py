@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from envs.chat_model import ChatModel
@@ -20,6 +21,7 @@ from reward.registry import GroupJudge, Judge, UnknownJudge
 from rl.config_error import ConfigError
 from rl.env_table import EnvTable, JudgeTable
 from rl.model_table import ModelTable
+from trainer.reward_heads import read_heads
 
 
 @dataclass(frozen=True)
@@ -96,4 +98,23 @@ def check_judge(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> Mo
         check_settings(judge, table.config)
     except BadSettings as error:
         raise ConfigError(f"{key}.{error}") from None
+    if table.id in SCORED:
+        _check_weights(table, key, models)
     return judge
+
+
+def _check_weights(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> None:
+    """Raise ConfigError where a judge weighs heads that its reward models have not."""
+    asked = table.config.get("weights") or ()
+    for model in models:
+        if model.name not in table.models:
+            continue
+        try:
+            names = read_heads(Path(model.path)).names if model.path else model.heads
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"models {model.name!r}: {error}") from None
+        if unknown := [name for name in asked if name not in names]:
+            raise ConfigError(
+                f"{key}.config.weights: the model {model.name!r} has no head {unknown[0]!r}; it has "
+                f"{', '.join(names) or 'one, or several that models.heads names'}"
+            )

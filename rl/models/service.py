@@ -71,7 +71,9 @@ class ModelService:
         if self.table.use == "score":
             return LogprobWire(url, key=key, model=model)
         if self.table.use == "reward":
-            return ScoreWire(url, key=key, model=model, folder=self.table.path or "")
+            return ScoreWire(
+                url, key=key, model=model, folder=self.table.path or "", heads=self.table.heads
+            )
         return ChatWire(url, key=key, model=model)
 
     async def ask(self, request: ChatRequest) -> ChatAnswer:
