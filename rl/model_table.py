@@ -19,7 +19,8 @@ class ServeConfig(Section):
     cpus, gpus: what the service asks Ray for. threads, kv_cache_gib: on a CPU machine. vllm: further
     arguments of vLLM's server, as vLLM names them (`tensor_parallel_size`, `data_parallel_size`,
     `quantization`). start_seconds: until it answers. restarts: times that a server which has died or hangs is
-    started again in a run.
+    started again in a run. sleep_seconds: without a request, until it gives its GPU memory back (0: it never
+    does).
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -32,12 +33,18 @@ class ServeConfig(Section):
     max_num_seqs: PositiveInt = 32
     start_seconds: PositiveFloat = 300
     restarts: int = Field(default=4, ge=0)
+    sleep_seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
     vllm: dict[str, Any] = {}
 
     @validator(mode="after")
     def _device(self) -> "ServeConfig":
         if (self.device == "cuda") != (self.gpus > 0):
             raise ValueError(f'gpus: {self.gpus:g} does not go with device = "{self.device}"')
+        if self.sleep_seconds and self.device != "cuda":
+            raise ValueError(
+                "sleep_seconds: vLLM gives memory of a GPU back while it sleeps, and has none to give with "
+                f'device = "{self.device}": leave it out'
+            )
         return self
 
 
@@ -90,6 +97,11 @@ class ModelTable(Section):
             raise ValueError(f"url {self.url!r} has to begin with http:// or https://")
         if self.url is not None and self.serve != ServeConfig():
             raise ValueError("serve is of a checkpoint (path), and this model has a url")
+        if self.use == "reward" and self.serve.sleep_seconds > self.anchor_seconds:
+            raise ValueError(
+                f"serve.sleep_seconds ({self.serve.sleep_seconds:g}) has to be at most anchor_seconds "
+                f"({self.anchor_seconds:g}), or the anchors never let it sleep"
+            )
         if self.heads and (self.use != "reward" or self.url is None):
             raise ValueError(
                 'heads: they are named for a model of use "reward" at a url; a folder names its own'

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rollout import key_guard
 from rollout.vllm_arguments import cpu_arguments, cpu_variables
 
 # The program of `vllm serve`, without the command line that looks for a package of the name vllm, which a CPU
@@ -29,9 +30,11 @@ def server_command(
     max_num_seqs: int,
     given: Mapping[str, object],
     scores: bool = False,
+    sleeps: bool = False,
 ) -> list[str]:
     """The command line of a server on the loopback. given: further arguments, as vLLM's engine names them.
-    scores: it is a reward model, whose head gives a number at the last token."""
+    scores: it is a reward model, whose head gives a number at the last token. sleeps: it can be sent to
+    sleep, which vLLM has on a GPU only."""
     arguments: dict[str, object] = {
         "model": checkpoint,
         "served_model_name": SERVED,
@@ -50,6 +53,8 @@ def server_command(
             # A schema allows blanks without end between two marks, and a weak model writes nothing else.
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         }
+    if sleeps:
+        arguments |= {"enable_sleep_mode": True, "middleware": key_guard.NAME}
     if device == "cpu":
         arguments |= cpu_arguments(compiles=False, latent_cache=_has_latent_cache(checkpoint))
     command = [sys.executable, "-m", MODULE]
@@ -64,14 +69,19 @@ def server_command(
     return command
 
 
-def server_environment(*, device: str, threads: int, kv_cache_gib: int, key: str) -> dict[str, str]:
-    """The environment of the server's process, on top of this one's."""
+def server_environment(
+    *, device: str, threads: int, kv_cache_gib: int, key: str, sleeps: bool = False
+) -> dict[str, str]:
+    """The environment of the server's process, on top of this one's. sleeps: it has the routes for that,
+    which are among those for development."""
     found = {
         **os.environ,
         KEY: key,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
     }
+    if sleeps:
+        found["VLLM_SERVER_DEV_MODE"] = "1"
     if device == "cpu":
         found |= {
             **cpu_variables(threads, kv_cache_gib),

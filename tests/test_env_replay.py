@@ -115,6 +115,32 @@ async def test_weights_and_judges_of_the_config_make_the_reward_of_now(record):
     assert found.parting is not None
 
 
+def test_a_judge_that_asks_a_model_stands_as_recorded_or_is_asked_again(record, folder, serve):
+    server = serve(lambda body: (200, {"data": [{"probs": [0.25]}]}))
+    config = f"""
+[[models]]
+name = "style"
+use = "reward"
+url = "{server.url}"
+[[env]]
+id = "kitchen:Kitchen"
+name = "kitchen"
+judge = [{{ id = "reward_model", name = "liked", model = "style" }}, {{ id = "ranking", model = "style" }}]
+"""
+    rewards = {**record.rewards, "liked": 0.5, "ranking": 0.75}
+    judged = ScoredTrajectory(record.trajectory, rewards, 2.25)
+    (folder / "config.toml").write_text(config, encoding="utf-8")
+    (folder / "trajectories/eval.jsonl").write_text(judged.as_json() + "\n", encoding="utf-8")
+    kept = CliRunner().invoke(app, ["env", "replay", f"{folder}/e0"])
+    assert kept.exit_code == 0 and not server.asked, kept.output
+    assert "as in the record: liked, ranking (--judges asks them)" in kept.output
+    config = config.replace(', { id = "ranking", model = "style" }', "")
+    (folder / "config.toml").write_text(config, encoding="utf-8")
+    again = CliRunner().invoke(app, ["env", "replay", f"{folder}/e0", "--judges"])
+    assert again.exit_code == 1 and len(server.asked) == 1, again.output
+    assert "liked: then 0.5, now 0.25" in again.output
+
+
 @pytest.mark.parametrize("name", ["e0", "trajectories/eval.jsonl:e0"])
 def test_the_command_ends_with_0_where_they_are_the_same_and_1_where_they_part(
     folder, name, monkeypatch
@@ -162,7 +188,7 @@ def test_a_runs_trajectory_is_found_by_the_runs_index(tmp_path):
     (run / "config.toml").write_text(
         '[[env]]\nid = "calculator"\nname = "fake"\n', encoding="utf-8"
     )
-    scored, table = find_record(f"{run}/g000001.1")
+    scored, table, _ = find_record(f"{run}/g000001.1")
     assert (scored.trajectory.id, table.id) == ("g000001.1", Calculator.name)
 
 

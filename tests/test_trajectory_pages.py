@@ -338,7 +338,7 @@ def test_the_command_finds_the_record_that_it_names(run, id):
     assert hit is not None
     *command, what = shlex.split(replay_command(run.path, hit))
     assert command == ["dorado", "env", "replay"]
-    found, table = find_record(what)
+    found, table, _ = find_record(what)
     assert (found.trajectory.id, table.id) == (id, "calculator")
 
 

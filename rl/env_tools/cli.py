@@ -195,14 +195,21 @@ def eval_(
 def replay(
     trajectory: Annotated[str, typer.Argument(help="file.jsonl:id, or runs/NAME/id.")],
     turn: Annotated[int | None, typer.Option(help="Stop after it, show the conversation.")] = None,
+    judges: Annotated[
+        bool, typer.Option("--judges", help="Ask the frozen models of its judges again.")
+    ] = False,
 ) -> None:
     """Give what a policy wrote to the environment again, and show where the two part (exit code 1)."""
     from rl.env_tools.replay import replay_and_report
+    from rl.models.server import ServerFailed
 
     try:
-        same = replay_and_report(trajectory, turn)
+        same = replay_and_report(trajectory, turn, judges=judges)
     except ConfigError as error:
         raise _bad_input(error) from None
+    except ServerFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from None
     raise typer.Exit(OK if same else FAILED)
 
 

@@ -2,8 +2,9 @@
 
 A record is named `file.jsonl:id`, or `FOLDER/id` with a run's folder (or an evaluation's). The
 environment and its settings come from the folder's config.toml, and the task from the record; so what can
-differ is the plugin, which is looked at before as a run looks at its own. Judges judge again what the
-environment says now. A user whom a model played says again what the record has of them.
+differ is the plugin, which is looked at before as a run looks at its own. Judges by rules judge again what
+the environment says now. Those that ask frozen models do so where that is wanted; else, and where they judge
+whole groups, their rewards are the record's. A user whom a model played says again what the record has.
 
 Left out: what a policy wrote in a turn that a fault ended; the record has no such turn.
 """
@@ -12,22 +13,29 @@ import asyncio
 import difflib
 import json
 import sqlite3
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from envs.chat_model import ChatModel
 from envs.handover import NamedRewards
 from envs.message import JsonObject, Message, ToolSchema
 from envs.process_end import ends_refused
 from envs.session import EnvFault, EnvSession, HostFault
-from envs.user import Fact, Said, UserFault
-from reward.registry import UnknownJudge, find_judge
-from reward.score import JudgeFault, score
+from envs.user import UserFault
+from reward.model_judge import find_model_judge
+from reward.registry import UnknownJudge
+from reward.score import JudgeFault, add_group_judge, score
 from rl.config_file import ConfigError, read_toml
 from rl.env_table import EnvTable
+from rl.env_tools.eval.judges import judges_of_evaluation
+from rl.env_tools.recorded import RecordedUser, judges_again
+from rl.model_table import ModelTable
 from rl.plugin_check import check_plugins
+from rl.preflight import check_asked_models
 from rollout.episode import with_rewards
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
 from rollout.trajectory_file import NoRecord, read_trajectory
@@ -40,24 +48,6 @@ class Parting:
     turn: int | None
     what: str
     diff: tuple[str, ...] = ()
-
-
-class RecordedUser:
-    """A user's texts out of a record, said again in their order (`envs.user.User`)."""
-
-    def __init__(self, t: Trajectory) -> None:
-        every = [*t.opening, *(message for turn in t.turns for message in turn.observations)]
-        self.left = [message for message in every if message.by]
-        self.ended = t.stop_reason == "completed"
-
-    async def open(self, goal: str, facts: Sequence[Fact] = (), profile: str = "") -> Said:
-        return await self.answer(goal)
-
-    async def answer(self, text: str) -> Said:
-        if not self.left:
-            raise UserFault("the record has no more texts of its user")
-        said = self.left.pop(0)
-        return Said(said.content, said.by, ended=self.ended and not self.left)
 
 
 @dataclass(frozen=True)
@@ -77,8 +67,9 @@ class Replayed:
     now: dict[str, float]
 
 
-def find_record(what: str) -> tuple[ScoredTrajectory, EnvTable]:
-    """The trajectory that is meant, and its environment's table. Raises ConfigError."""
+def find_record(what: str) -> tuple[ScoredTrajectory, EnvTable, list[ModelTable]]:
+    """The trajectory that is meant, its environment's table, and the frozen models of its run. Raises
+    ConfigError."""
     name, colon, id = what.rpartition(":")
     if colon and (name.endswith(".jsonl") or Path(name).is_file()):
         file = Path(name)
@@ -104,7 +95,8 @@ def find_record(what: str) -> tuple[ScoredTrajectory, EnvTable]:
         raise ConfigError(
             f"{where}: the line of {id!r} is no record of a trajectory: {error}"
         ) from None
-    return scored, _table(folder / "config.toml", scored.trajectory.env)
+    config = folder / "config.toml"
+    return scored, _table(config, scored.trajectory.env), _models(config)
 
 
 def _in_folder(folder: Path, id: str) -> bytes | None:
@@ -156,6 +148,16 @@ def _table(config: Path, label: str) -> EnvTable:
     return table
 
 
+def _models(config: Path) -> list[ModelTable]:
+    if not config.is_file():
+        return []
+    try:
+        return [ModelTable.model_validate(one) for one in _list(read_toml(config).get("models"))]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{config}: models: {first['loc']}: {first['msg'].lower()}") from None
+
+
 def _list(value: object) -> list[JsonObject]:
     return value if isinstance(value, list) else []
 
@@ -170,15 +172,21 @@ def _read_table(config: Path, values: JsonObject) -> EnvTable:
         raise ConfigError(f"{config}: env.{first['loc'][0]}: {first['msg'].lower()}") from None
 
 
-async def replay(scored: ScoredTrajectory, table: EnvTable, last: int | None = None) -> Replayed:
-    """Play the record again, up to turn `last` (from 1) or to its end. Raises ConfigError."""
+async def replay(
+    scored: ScoredTrajectory,
+    table: EnvTable,
+    last: int | None = None,
+    models: Mapping[str, ChatModel] | None = None,
+) -> Replayed:
+    """Play the record again, up to turn `last` (from 1) or to its end. models: those that judges ask again;
+    None: they do not. Raises ConfigError."""
     t = scored.trajectory
     if last is not None and not 1 <= last <= len(t.turns):
         raise ConfigError(f"--turn: {t.id} has {len(t.turns)} turns, so 1 to {len(t.turns)}")
     user = RecordedUser(t) if table.user else None
     session = EnvSession(table.make(), table.deadlines.record, user)
     try:
-        return await _play(session, scored, table, last)
+        return await _play(session, scored, table, last, models)
     finally:
         try:
             await session.close()
@@ -187,7 +195,11 @@ async def replay(scored: ScoredTrajectory, table: EnvTable, last: int | None = N
 
 
 async def _play(
-    session: EnvSession, scored: ScoredTrajectory, table: EnvTable, last: int | None
+    session: EnvSession,
+    scored: ScoredTrajectory,
+    table: EnvTable,
+    last: int | None,
+    models: Mapping[str, ChatModel] | None,
 ) -> Replayed:
     t = scored.trajectory
     played = Replayed(t, (), (), 0, None, {}, {})
@@ -218,7 +230,7 @@ async def _play(
         env_rewards = await session.score()
     except (EnvFault, HostFault, UserFault) as fault:
         return _ended(played, None, fault)
-    return await _judge(played, scored, table, tuple(turns), env_rewards)
+    return await _judge(played, scored, table, tuple(turns), env_rewards, models)
 
 
 async def _step(session: EnvSession, turn: Turn) -> tuple[Message, ...]:
@@ -234,12 +246,15 @@ async def _judge(
     table: EnvTable,
     turns: tuple[Turn, ...],
     env_rewards: NamedRewards,
+    models: Mapping[str, ChatModel] | None,
 ) -> Replayed:
     turns = tuple(with_rewards([replace(t, rewards={}) for t in turns], env_rewards))
     again = replace(scored.trajectory, turns=turns, env_rewards=env_rewards)
     try:
-        judges = [find_judge(name) for name in table.judges]
-        now = await score(again, judges, table.rewards, seconds=table.deadlines.score_seconds)
+        judges, seconds = judges_again(scored, table, models), table.deadlines.score_seconds
+        now = await score(again, judges.each, table.rewards, seconds=seconds)
+        for judge in judges.groups:
+            [now] = await add_group_judge(judge, [now], table.rewards, seconds=seconds)
     except (JudgeFault, UnknownJudge) as error:
         return replace(played, parting=Parting(None, str(error)))
     then = {**scored.rewards, "reward": scored.reward}
@@ -273,13 +288,32 @@ def lines_of(message: Message) -> list[str]:
 
 
 @ends_refused()
-def replay_and_report(what: str, turn: int | None) -> bool:
-    """Print it. Whether the two are the same; raises ConfigError."""
-    scored, table = find_record(what)
+def replay_and_report(what: str, turn: int | None, *, judges: bool = False) -> bool:
+    """Print it. judges: those that ask models do so again. Whether the two are the same; raises ConfigError,
+    ServerFailed."""
+    scored, table, models = find_record(what)
     check_plugins([table])
-    found = asyncio.run(replay(scored, table, turn))
+    asking = [one.label for one in table.judge if find_model_judge(one.id).asks]
+    if not judges or not asking:
+        found = asyncio.run(replay(scored, table, turn))
+    else:
+        found = asyncio.run(_asked_again(scored, table, turn, models))
     print("\n".join(report(found, turn)))
+    if asking and not judges and found.now:
+        print(f"not asked again, so as in the record: {', '.join(asking)} (--judges asks them)")
     return found.parting is None
+
+
+async def _asked_again(
+    scored: ScoredTrajectory, table: EnvTable, turn: int | None, models: Sequence[ModelTable]
+) -> Replayed:
+    """Replay with the models that judges ask, started for the while. Raises ConfigError, ServerFailed."""
+    # The user's texts are the record's.
+    asking = table.model_copy(update={"user": None})
+    check_asked_models([asking], models)
+    with tempfile.TemporaryDirectory(prefix="dorado-replay-") as logs:
+        async with judges_of_evaluation([asking], models, Path(logs), print) as found:
+            return await replay(scored, table, turn, found.models)
 
 
 def report(found: Replayed, turn: int | None) -> list[str]:

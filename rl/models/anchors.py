@@ -36,10 +36,12 @@ class Anchors:
         # Why there is an alarm now; "" where there is none.
         self.moved = ""
 
-    async def watch(self, seconds: float) -> None:
-        """Look at once, and then after so many seconds each. Ends by cancellation only."""
+    async def watch(self, seconds: float, asleep: Callable[[], bool] = lambda: False) -> None:
+        """Look at once, and then after so many seconds each. asleep: True where a look would wake the model.
+        Ends by cancellation only."""
         while True:
-            await self.look()
+            if not asleep():
+                await self.look()
             await asyncio.sleep(seconds)
 
     async def look(self) -> None:

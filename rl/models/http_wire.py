@@ -17,7 +17,7 @@ SHOWN = 200
 _BUSY, _LATER = (429, 503), (408, 409, 425)
 CONNECT_SECONDS = 10.0
 # vLLM has what is not OpenAI's beside `/v1`.
-_BESIDE = frozenset(("/classify",))
+_BESIDE = frozenset(("/classify", "/sleep", "/wake_up"))
 
 
 class HttpWire:
@@ -77,7 +77,9 @@ class HttpWire:
         return found
 
     def _address(self, path: str) -> str:
-        return (self.base.removesuffix("/v1") if path in _BESIDE else self.base) + path
+        return (
+            self.base.removesuffix("/v1") if path.partition("?")[0] in _BESIDE else self.base
+        ) + path
 
 
 def base_of(url: str) -> str:

@@ -91,6 +91,7 @@ class Server:
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             scores=self.scores,
+            sleeps=config.sleep_seconds > 0,
             given=config.vllm,
         )
         environment = server_environment(
@@ -98,6 +99,7 @@ class Server:
             threads=config.threads,
             kv_cache_gib=config.kv_cache_gib,
             key=self.key,
+            sleeps=config.sleep_seconds > 0,
         )
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -18,6 +18,7 @@ from rl.models.logprob_wire import LogprobWire
 from rl.models.pool import Pool
 from rl.models.score_wire import ScoreWire
 from rl.models.server import Server, ServerFailed
+from rl.models.sleep import Sleeper
 from rl.record.model_state import ModelState
 from trainer.reward_scores import read_scores
 
@@ -36,7 +37,14 @@ class ModelService:
         if table.path:
             self.server = Server(table.name, table.path, table.serve, log, say, scores=scores)
         self.wire = self._wire(table.url or "", key, table.model)
-        self.pool = Pool(table, lambda request: self.wire.send(request))
+        self.sleeper: Sleeper | None = None
+        if seconds := table.serve.sleep_seconds:
+            self.sleeper = Sleeper(
+                seconds,
+                lambda path: self.wire.asked("POST", path),
+                lambda said: say(f"model {table.name!r}: {said}"),
+            )
+        self.pool = Pool(table, self._send)
         self.anchors = self._anchors(say)
         self._watching: list[asyncio.Task[None]] = []
 
@@ -57,8 +65,26 @@ class ModelService:
         self.wire = self._wire(self.server.url, self.server.key, self.server.model)
         self._watching.append(asyncio.create_task(self._watch(self.server)))
         if self.anchors is not None:
-            looks = self.anchors.watch(self.table.anchor_seconds)
+            looks = self.anchors.watch(self.table.anchor_seconds, lambda: self._asleep)
             self._watching.append(asyncio.create_task(looks))
+        if self.sleeper is not None:
+            self._watching.append(asyncio.create_task(self.sleeper.watch()))
+
+    async def _send(self, request: ChatRequest) -> ChatAnswer:
+        if self.sleeper is None:
+            return await self.wire.send(request)
+        async with self.sleeper.awake():
+            return await self.wire.send(request)
+
+    @property
+    def _asleep(self) -> bool:
+        return self.sleeper is not None and self.sleeper.asleep
+
+    def _back(self) -> None:
+        """Hear that the server is there again."""
+        if self.sleeper is not None:
+            self.sleeper.restarted()
+        self.pool.back()
 
     def _anchors(self, say: Callable[[str], None]) -> Anchors | None:
         """The anchors of a reward model's folder, where it has some."""
@@ -82,7 +108,8 @@ class ModelService:
 
     def state(self) -> ModelState:
         """How it stands."""
-        state = replace(self.pool.state(), server=self.server.line if self.server else "")
+        line = self.server.line if self.server else ""
+        state = replace(self.pool.state(), server=f"{line}{', asleep' if self._asleep else ''}")
         if self.anchors is None:
             return state
         return replace(state, anchors=self.anchors.distance, moved=self.anchors.moved)
@@ -104,7 +131,7 @@ class ModelService:
     async def _watch(self, server: Server) -> None:
         """Keep the server alive; where it cannot be, calls are held and then fail by the pool's own clock."""
         with suppress(ServerFailed):
-            await server.watch(self._is_stuck, self.pool.back)
+            await server.watch(self._is_stuck, self._back)
 
     def _is_stuck(self) -> bool:
         """True where requests have ended at their deadlines, several times over, and nobody was answered."""
