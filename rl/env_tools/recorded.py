@@ -1,4 +1,4 @@
-"""What a record of an episode says in the place of whom nobody asks again: its user, and its judges."""
+"""A record of an episode in the place of those whom nobody asks again: its user, and its judges."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
