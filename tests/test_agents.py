@@ -12,7 +12,8 @@ from agent_scripts import MULTIPLIER, PLAIN
 from fakes import END
 
 from envs.agents.agent import Agent, AgentConfig
-from envs.agents.workshop import Workshop
+from envs.agents.local_workshop import LocalWorkshop
+from envs.agents.workshop import Plan
 from envs.env import Task
 from rl.samples.samples import by_segment, train_sample
 from rollout.engine import EngineFault
@@ -151,8 +152,9 @@ async def test_a_task_folder_is_judged_by_its_tests_and_a_function_can_be_the_ag
 @pytest.mark.skipif(not shutil.which("bwrap"), reason="no bwrap")
 async def test_in_the_sandbox_an_agent_reaches_nothing_but_its_workspace(tmp_path):
     (tmp_path / "secret").write_text("x", encoding="utf-8")
-    shop = Workshop("bubblewrap")
+    shop = LocalWorkshop(Plan("bubblewrap"))
     try:
+        await shop.open()
         looked = (
             f"ls {tmp_path}/secret {Path.cwd()}/rl; touch /usr/x; touch here && echo wrote;"
             "cat /proc/net/dev | tail -n +3 | cut -d: -f1"
@@ -162,11 +164,12 @@ async def test_in_the_sandbox_an_agent_reaches_nothing_but_its_workspace(tmp_pat
         assert ended.output.count("No such file") == 2 and "Read-only" in ended.output
         assert (shop.workspace / "here").exists()
     finally:
-        shop.remove()
+        await shop.remove()
 
 
 async def test_a_cancelled_program_leaves_nothing(tmp_path):
-    shop = Workshop("none")
+    shop = LocalWorkshop(Plan("none"))
+    await shop.open()
     script = f"setsid sleep 300 & echo $! > {tmp_path}/pid; setsid -f sleep 301; sleep 300"
     running = asyncio.create_task(shop.run(["bash", "-c", script]))
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text(encoding="utf-8"):
@@ -176,7 +179,7 @@ async def test_a_cancelled_program_leaves_nothing(tmp_path):
         await running
     mark = f"DORADO_WORKSHOP={shop.folder.name}".encode()
     alive = [pid for pid in os.listdir("/proc") if pid.isdigit() and _marked(pid, mark)]
-    shop.remove()
+    await shop.remove()
     assert alive == []
 
 

@@ -14,24 +14,24 @@ agent with less isolation than asked.
 import json
 import random
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field, model_validator
 
 from envs.agents import call
 from envs.agents.access import ModelAccess
-from envs.agents.task_folder import read_tasks
-from envs.agents.workshop import Ended, Workshop
+from envs.agents.archive import archive_of
+from envs.agents.provider import misfit, obstacle, workshop
+from envs.agents.task_folder import DOCKERFILE, read_task, read_tasks
+from envs.agents.workshop import ContainerConfig, Ended, Plan
 from envs.env import Env, EnvConfig, Split, Task
 from envs.message import JsonObject, Message
 from envs.rows import each, file_rows
-from envs.sandbox.bubblewrap import INSTALL
-from envs.session import HostFault
+
+_CALL = Path(call.__file__).resolve()
 
 
 class AgentConfig(EnvConfig):
@@ -41,10 +41,11 @@ class AgentConfig(EnvConfig):
 
     tasks: a file of rows with `instruction`, and optionally `files` (text by name) and `answer`; or a
     folder of task folders. heldout: the same, held out; without it a tenth is, by the hash of the content.
-    model: the policy's name for the agent. sandbox: where it runs. readable: paths of the host that it may
-    read there. variables: more of its environment. answer_file: a file that has to hold the row's `answer`.
-    verifier: a script, for tasks that have none of their own. crash: what an exit code other than 0 means.
-    dockerfile: what becomes of a task folder that has one.
+    model: the policy's name for the agent. sandbox: where it runs: "bubblewrap", "none", "docker", "podman",
+    or the address of a `dorado sandbox serve`. container: its image and limits there. readable: paths of
+    that machine that it may read. variables: more of its environment. answer_file: a file that has to hold
+    the row's `answer`. verifier: a script, for tasks that have none of their own. crash: what an exit code
+    other than 0 means. dockerfile: what becomes of a task folder that has one.
     """
 
     agent: str = ""
@@ -52,13 +53,14 @@ class AgentConfig(EnvConfig):
     tasks: str
     heldout: str | None = None
     model: str = Field("policy", min_length=1)
-    sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
+    sandbox: str = "bubblewrap"
+    container: ContainerConfig = Field(default_factory=ContainerConfig)
     readable: tuple[str, ...] = ()
     variables: dict[str, str] = {}
     answer_file: str = ""
     verifier: str = ""
     crash: Literal["fault", "score"] = "fault"
-    dockerfile: Literal["refuse", "ignore"] = "refuse"
+    dockerfile: Literal["refuse", "ignore", "build"] = "refuse"
 
     @model_validator(mode="after")
     def _is_one(self) -> "AgentConfig":
@@ -72,6 +74,8 @@ class AgentConfig(EnvConfig):
                 raise ValueError(f"{key}: there is no {path}")
         if self.answer_file and self.verifier:
             raise ValueError("give answer_file or verifier, not both")
+        if wrong := misfit(self.sandbox, self.container, builds=self.dockerfile == "build"):
+            raise ValueError(wrong)
         return self
 
     @property
@@ -96,10 +100,8 @@ class Agent(Env):
     config: AgentConfig
 
     def probe(self) -> None:
-        if self.config.sandbox == "bubblewrap" and shutil.which("bwrap") is None:
-            raise ValueError(
-                f'{INSTALL}; or name sandbox = "none": the agent may then do what you may'
-            )
+        if wrong := obstacle(self.config.sandbox, self.config.container):
+            raise ValueError(wrong)
         if not self._tasks("train"):
             raise ValueError(f"{self.config.tasks} has no task to train on")
 
@@ -115,21 +117,28 @@ class Agent(Env):
     def _tasks(self, split: Split) -> list[Task]:
         config = self.config
         path = config.heldout if split == "heldout" and config.heldout else config.tasks
-        found = [Task(self.name, data) for data in _read(path, config.dockerfile == "ignore")]
+        found = [Task(self.name, data) for data in _read(path, config.dockerfile)]
         return found if config.heldout else [task for task in found if task.split == split]
 
     async def reset(self, task: Task) -> list[Message]:
-        if self.config.sandbox == "bubblewrap" and shutil.which("bwrap") is None:
-            raise HostFault(f"environment {self.name!r}: {INSTALL}")
         self.task = task.data
         self.served_model = self.config.model
         self.notes["sandbox"] = self.config.sandbox
-        readable = [str(Path(p).absolute()) for p in self.config.readable]
-        if self.config.agent:
-            readable += [self.config.script, str(Path(call.__file__).resolve())]
-        self.shop = Workshop(self.config.sandbox, readable)
-        for name, text in _files(self.task).items():
-            self.shop.put(name, text)
+        files, context = _files(self.task, builds=self.config.dockerfile == "build")
+        scripts = (Path(self.config.script), _CALL) if self.config.agent else ()
+        self.shop = workshop(
+            Plan(
+                self.config.sandbox,
+                readable=tuple(
+                    _absolute(path, self.config.sandbox) for path in self.config.readable
+                ),
+                scripts=scripts,
+                container=self.config.container,
+                context=context,
+            )
+        )
+        await self.shop.open()
+        await self.shop.put(files)
         return [Message("user", str(self.task["instruction"]))]
 
     async def play(self, access: ModelAccess) -> str:
@@ -137,7 +146,7 @@ class Agent(Env):
         if self.config.function:
             stdin = json.dumps(self.task)
         ended = await self.shop.run(
-            self._argv(access), access=access, more=self.config.variables, stdin=stdin
+            self._argv(access), access=access, variables=self.config.variables, stdin=stdin
         )
         if ended.code and self.config.crash == "fault":
             raise _failed("the agent", ended)
@@ -145,15 +154,16 @@ class Agent(Env):
         return ended.output
 
     def _argv(self, access: ModelAccess) -> list[str]:
-        config = self.config
+        config, python = self.config, self.shop.python
+        agent = self.shop.at(Path(config.script)) if config.agent else ""
         if not config.command:
             if config.function:
-                return [sys.executable, call.__file__, config.script, config.function]
-            return [sys.executable, config.script]
+                return [python, self.shop.at(_CALL), agent, config.function]
+            return [python, agent]
         words = shlex.split(config.command) if isinstance(config.command, str) else config.command
         filled = {
-            "{python}": sys.executable,
-            "{agent}": config.script if config.agent else "",
+            "{python}": python,
+            "{agent}": agent,
             "{instruction}": str(self.task["instruction"]),
             "{model}": access.model,
             "{url}": access.url,
@@ -163,37 +173,31 @@ class Agent(Env):
     async def score(self) -> dict[str, float]:
         config, folder = self.config, self.task.get("folder")
         if config.answer_file:
-            left = self.shop.read(f"app/{config.answer_file}")
+            left = await self.shop.read(config.answer_file)
             right = left is not None and left.strip() == str(self.task.get("answer", "")).strip()
             return {"solved": float(right)}
         if isinstance(folder, str):
-            test = Path(folder) / str(self.task["test"])
-            return await self._verified(test, test.parent)
+            return await self._verified(Path(folder) / str(self.task["test"]))
         if config.verifier:
-            script = Path(config.verifier).absolute()
-            return await self._verified(script, script.parent)
+            return await self._verified(Path(config.verifier).absolute())
         return {}
 
-    async def _verified(self, script: Path, folder: Path) -> dict[str, float]:
+    async def _verified(self, script: Path) -> dict[str, float]:
         """Run a script in the workspace. It writes `/logs/verifier/reward.txt`, a number, or `reward.json`,
         named numbers; or it ends with 0 for right and with 1 for wrong. Raises RuntimeError for anything
         else."""
-        self.shop.clear("logs/verifier")
-        inside = "/tests" if self.shop.level == "bubblewrap" else str(folder)
-        answer = {"TASK": json.dumps(self.task), "TEST_DIR": inside}
-        argv = ["bash", f"{inside}/{script.name}"]
-        ended = await self.shop.run(argv, more=answer, shown={"/tests": str(folder)})
-        if (text := self.shop.read("logs/verifier/reward.txt")) is not None:
-            return {"solved": float(text)}
-        if (text := self.shop.read("logs/verifier/reward.json")) is not None:
-            return {str(name): float(value) for name, value in json.loads(text).items()}
-        if ended.code not in (0, 1):
-            raise _failed(f"the verifier {script}", ended)
-        return {"solved": float(ended.code == 0)}
+        verdict = await self.shop.judge(script, {"TASK": json.dumps(self.task)})
+        if verdict.number is not None:
+            return {"solved": float(verdict.number)}
+        if verdict.named is not None:
+            return {str(name): float(value) for name, value in json.loads(verdict.named).items()}
+        if verdict.ended.code not in (0, 1):
+            raise _failed(f"the verifier {script}", verdict.ended)
+        return {"solved": float(verdict.ended.code == 0)}
 
     async def close(self) -> None:
         if hasattr(self, "shop"):
-            self.shop.remove()
+            await self.shop.remove()
 
 
 def _failed(who: str, ended: Ended) -> RuntimeError:
@@ -213,29 +217,43 @@ def _filled(word: str, values: dict[str, str]) -> str:
     return word
 
 
-def _files(task: JsonObject) -> dict[str, str | bytes]:
+def _absolute(path: str, sandbox: str) -> str:
+    """A readable path; where another machine has it, it is that machine's."""
+    return path if "://" in sandbox else str(Path(path).absolute())
+
+
+def _files(task: JsonObject, *, builds: bool) -> tuple[bytes, bytes]:
+    """The archives of a task: of its workspace's files, and of the folder that its image is built from."""
     if isinstance(folder := task.get("folder"), str):
-        path = Path(folder)
-        found = {one.path: one for one in read_tasks(path.parent, without_docker=True)}
-        return dict(found[path].files)
-    files = task.get("files", {})
-    return {str(name): str(text) for name, text in files.items()} if files else {}
+        found = read_task(Path(folder))
+        if builds and (context := found.context):
+            return archive_of({}), context
+        return found.files, b""
+    files = task.get("files")
+    named = cast(dict[str, object], files) if isinstance(files, dict) else {}
+    return archive_of({name: str(text) for name, text in named.items()}), b""
 
 
 @lru_cache(maxsize=8)
-def _read(path: str, without_docker: bool) -> tuple[JsonObject, ...]:
+def _read(path: str, dockerfile: str) -> tuple[JsonObject, ...]:
     """The data of all tasks of a file or a folder. Raises ValueError."""
-    if Path(path).is_dir():
-        folders = read_tasks(Path(path).absolute(), without_docker=without_docker)
-        return tuple(
-            {
-                "instruction": one.instruction,
-                "folder": str(one.path),
-                "test": str(one.test.relative_to(one.path)),
-            }
-            for one in folders
+    if not Path(path).is_dir():
+        return tuple(row for _, row in each(file_rows(path), f"tasks {path}", _row))
+    folders = read_tasks(Path(path).absolute())
+    refused = next((one.path for one in folders if (one.path / DOCKERFILE).exists()), None)
+    if refused is not None and dockerfile == "refuse":
+        raise ValueError(
+            f'task {refused} has a Dockerfile: dockerfile = "build" makes its image (with sandbox = '
+            '"docker" or "podman"), "ignore" takes the other files of its environment alone'
         )
-    return tuple(row for _, row in each(file_rows(path), f"tasks {path}", _row))
+    return tuple(
+        {
+            "instruction": one.instruction,
+            "folder": str(one.path),
+            "test": str(one.test.relative_to(one.path)),
+        }
+        for one in folders
+    )
 
 
 def _row(row: JsonObject) -> JsonObject:

@@ -4,16 +4,18 @@
     TASK/environment/   files that lie in its workspace (or, without one, in TASK/workspace/)
     TASK/tests/test.sh (or TASK/run-tests.sh)   runs afterwards, in the workspace, and says what it is worth
 
-Flows in: a folder of such folders. Flows out: plain data of a task. A Dockerfile in `environment` is not
-built: a folder that has one is refused, unless its settings say that it may be left out.
+Flows in: a folder of such folders. Flows out: what is asked, the archives of its files. A Dockerfile in
+`environment` makes of that folder what an image is built from.
 """
 
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from envs.agents.archive import archive_folder, archive_of
+
+DOCKERFILE = "environment/Dockerfile"
 TESTS = ("tests/test.sh", "run-tests.sh", "tests/run-tests.sh")
 
 
@@ -26,18 +28,25 @@ class TaskFolder:
     test: Path
 
     @property
-    def files(self) -> Iterator[tuple[str, bytes]]:
-        """The files of its workspace, by their names there."""
-        for name in ("environment", "workspace"):
-            root = self.path / name
-            for path in sorted(root.rglob("*")) if root.is_dir() else ():
-                if path.is_file() and path.name != "Dockerfile":
-                    yield path.relative_to(root).as_posix(), path.read_bytes()
+    def files(self) -> bytes:
+        """The archive of its workspace's files."""
+        root = next(
+            (r for r in (self.path / "environment", self.path / "workspace") if r.is_dir()), None
+        )
+        if root is None:
+            return archive_of({})
+        return archive_folder(root, lambda path: path != self.path / DOCKERFILE)
+
+    @property
+    def context(self) -> bytes:
+        """The archive of a Dockerfile's folder; empty where there is no Dockerfile."""
+        found = self.path / DOCKERFILE
+        return archive_folder(found.parent) if found.is_file() else b""
 
 
-def read_tasks(root: Path, *, without_docker: bool) -> list[TaskFolder]:
+def read_tasks(root: Path) -> list[TaskFolder]:
     """All tasks of a folder, by name. Raises ValueError with one sentence."""
-    found = [one for path in sorted(root.iterdir()) if (one := _task(path, without_docker))]
+    found = [one for path in sorted(root.iterdir()) if (one := _task(path))]
     if not found:
         raise ValueError(
             f"{root} has no task: a folder with instruction.md and tests/test.sh is one"
@@ -45,7 +54,15 @@ def read_tasks(root: Path, *, without_docker: bool) -> list[TaskFolder]:
     return found
 
 
-def _task(path: Path, without_docker: bool) -> TaskFolder | None:
+def read_task(path: Path) -> TaskFolder:
+    """One task. Raises ValueError where the folder has none any more."""
+    found = _task(path)
+    if found is None:
+        raise ValueError(f"task {path} has no instruction any more")
+    return found
+
+
+def _task(path: Path) -> TaskFolder | None:
     instruction = _instruction(path)
     if not path.is_dir() or instruction is None:
         return None
@@ -53,11 +70,6 @@ def _task(path: Path, without_docker: bool) -> TaskFolder | None:
     if test is None:
         raise ValueError(
             f"task {path} has no {TESTS[0]}: nothing would say what an agent did is worth"
-        )
-    if (path / "environment" / "Dockerfile").exists() and not without_docker:
-        raise ValueError(
-            f"task {path} has a Dockerfile, and no image is built here: dockerfile = "
-            '"ignore" takes the other files of its environment alone'
         )
     return TaskFolder(path, instruction, test)
 
