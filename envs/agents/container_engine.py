@@ -52,10 +52,11 @@ async def ask(
         raise HostFault(f"{engine}: {told(error)}") from None
     try:
         async with asyncio.timeout(seconds):
-            acts = (_read(process.stdout), _read(process.stderr), _feed(process.stdin, stdin))
-            output, said, _ = await asyncio.gather(*acts)
-            if len(output) > MOST_OUTPUT or len(said) > MOST_OUTPUT:
-                process.kill()
+            output, said, _ = await asyncio.gather(
+                _read(process.stdout, process),
+                _read(process.stderr, process),
+                _feed(process.stdin, stdin),
+            )
             await process.wait()
     except TimeoutError:
         raise HostFault(f"{engine} {arguments[0]}: no answer within {seconds:g} s") from None
@@ -67,11 +68,16 @@ async def ask(
     return max(code, 0), output, said.decode(errors="replace").strip()[-2000:]
 
 
-async def _read(pipe: asyncio.StreamReader | None) -> bytes:
+async def _read(pipe: asyncio.StreamReader | None, process: asyncio.subprocess.Process) -> bytes:
+    """All that is written; whoever writes more than its most is ended."""
     assert pipe is not None, "it was asked for"
     found = bytearray()
-    while len(found) <= MOST_OUTPUT and (part := await pipe.read(65536)):
+    while part := await pipe.read(65536):
         found += part
+        if len(found) > MOST_OUTPUT:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            break
     return bytes(found)
 
 

@@ -25,8 +25,23 @@ from envs.episode_folder import EpisodeFolder
 from envs.session import HostFault
 
 _OURS = "/run/dorado"
+_TRIES = 3
+# Until a container that was killed has been removed.
+_GONE_SECONDS = 20.0
 _READY = b"ready\n"
-# Kills all but the container's first process; the kernel lets nobody in between.
+# The first process waits for the end of its input. Processes that have lost their parent become its children:
+# a Python lets the kernel forget them when they end, in a shell they stay as zombies that count as processes.
+_PYTHON = (
+    "import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    "signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "print('ready', flush=True); sys.stdin.buffer.read()"
+)
+_HOLD = (
+    f'command -v python3 >/dev/null && exec python3 -I -S -c "{_PYTHON}"; echo ready; read -r end'
+)
+# The engine waits for whoever holds the program's output, up to 10 s: what it left behind is killed before.
+_ENDING = '"$@"; code=$?; kill -9 -1 2>/dev/null; exit $code'
+# Kills all but the first process and itself; the kernel lets nobody in between.
 _KILL = "kill -9 -1 2>/dev/null; echo killed"
 
 
@@ -75,7 +90,7 @@ class ContainerWorkshop:
         ours = [str(Path(bridge.__file__).resolve()), *map(str, self.plan.scripts)]
         for path in dict.fromkeys((*self.plan.readable, *ours)):
             parts += ["--volume", f"{path}:{path}:ro"]
-        waits = ["--entrypoint", "/bin/sh", image, "-c", "echo ready; read -r end"]
+        waits = ["--entrypoint", "/bin/sh", image, "-c", _HOLD]
         try:
             process = await asyncio.create_subprocess_exec(
                 *parts,
@@ -105,6 +120,8 @@ class ContainerWorkshop:
         return found if found not in ("", "/") else "/app"
 
     async def put(self, archive: bytes) -> None:
+        if not archive.strip(b"\0"):  # an empty one is none, says Podman
+            return
         await self._must("cp", "-", f"{self.name}:{self.workspace}", stdin=archive)
 
     async def read(self, name: str, most: int = 1_000_000) -> str | None:
@@ -148,9 +165,14 @@ class ContainerWorkshop:
         lifeline, self._lifeline = self._lifeline, None
         if lifeline is not None:
             try:
+                await ask(self.engine, "kill", self.name)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_GONE_SECONDS):
+                        await lifeline.wait()  # it ends when the container has been removed
                 await ask(self.engine, "rm", "--force", self.name)
             finally:
                 kill_group(lifeline.pid)
+                lifeline._transport.close()  # pyright: ignore
                 self.folder.remove()
 
     async def _executed(
@@ -159,9 +181,10 @@ class ContainerWorkshop:
         """Run a program inside. The values of its variables are not on the command line, which any user of
         this machine can read."""
         names = [part for name in variables for part in ("--env", name)]
-        command = ["exec", "--interactive", "--workdir", self.workspace, *names, self.name, *argv]
+        command = ["exec", "--interactive", "--workdir", self.workspace, *names, self.name]
+        command += ["/bin/sh", "-c", _ENDING, "sh"]
         ended = await run_program(
-            [self.engine, *command],
+            [self.engine, *command, *argv],
             environment={**os.environ, **variables},
             folder=self.folder.path,
             stdin=stdin,
@@ -178,18 +201,16 @@ class ContainerWorkshop:
         """
         kill_group(process.pid)
         kill = ("exec", "-u", "0", self.name, "/bin/sh", "-c", _KILL)
-        _, killed, _ = await ask(self.engine, *kill)
-        if killed:
-            return
-        await self._alive()
-        # Where the processes are all used up there is none for the command that kills.
-        more = str(self.plan.container.processes + 64)
-        await ask(self.engine, "update", "--pids-limit", more, self.name)
-        _, killed, said = await ask(self.engine, *kill)
-        if not killed:
-            raise HostFault(
-                f"{self.engine}: a container's processes cannot be killed: {said[-300:]}"
-            )
+        said = ""
+        for more in range(_TRIES):
+            _, killed, said = await ask(self.engine, *kill)
+            if killed:
+                return
+            await self._alive()
+            # Where the processes are all used up there is none for the command that kills.
+            limit = self.plan.container.processes + 64 * (more + 1)
+            await ask(self.engine, "update", "--pids-limit", str(limit), self.name)
+        raise HostFault(f"{self.engine}: a container's processes cannot be killed: {said[-300:]}")
 
     async def _alive(self) -> None:
         """Raises HostFault where the container has ended, or its engine: an exit code then says nothing of
