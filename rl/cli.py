@@ -25,6 +25,7 @@ from rl.jobs.cli import app as jobs_app
 from rl.judge_tools.cli import app as judge_app
 from rl.recipes.cli import app as recipe_app
 from rl.reward_cli import app as reward_app
+from rl.sandbox_cli import app as sandbox_app
 from rl.sft_cli import OVERRIDES, ConfigPath
 from rl.sft_cli import app as sft_app
 
@@ -44,6 +45,7 @@ app.add_typer(env_app, name="env")
 app.add_typer(judge_app, name="judge")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(reward_app, name="reward")
+app.add_typer(sandbox_app, name="sandbox")
 app.add_typer(sft_app)
 app.add_typer(eval_app)
 app.add_typer(dashboard_app)

@@ -50,6 +50,15 @@ async def test_an_unmodified_agent_plays_in_a_container_and_leaves_none(
     assert len(played.requests) == 1 and containers(engine) == []
 
 
+async def test_with_the_hosts_network_the_agent_asks_the_gateway_itself(
+    renderer, tmp_path, engine, image
+):
+    script = PLAIN + 'open("answer.txt", "w").write(ask(sys.stdin.read()))'
+    env = made(tmp_path, script, sandbox=engine, container={"image": image, "network": "host"})
+    trajectory, _ = await play_agent(renderer, env, ["42" + END], Task("agent", ROW))
+    assert trajectory.env_rewards == {"solved": 1.0}, (trajectory.fault, trajectory.log)
+
+
 async def test_a_task_folders_image_is_built_and_its_tests_judge_what_the_agent_left(
     renderer, tmp_path, engine, image
 ):

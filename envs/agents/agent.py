@@ -27,7 +27,7 @@ from envs.agents.archive import archive_of
 from envs.agents.provider import misfit, obstacle, workshop
 from envs.agents.task_folder import DOCKERFILE, read_task, read_tasks
 from envs.agents.workshop import ContainerConfig, Ended, Plan
-from envs.env import Env, EnvConfig, Split, Task
+from envs.env import Deadlines, Env, EnvConfig, Split, Task
 from envs.message import JsonObject, Message
 from envs.rows import each, file_rows
 
@@ -97,6 +97,8 @@ class Agent(Env):
     name = "agent"
     reward_names = None
     config_type = AgentConfig
+    # An image may have to be fetched or built, and a container's end takes its time on a busy machine.
+    deadlines = Deadlines(reset_seconds=1800.0, close_seconds=60.0)
     config: AgentConfig
 
     def probe(self) -> None:

@@ -54,6 +54,7 @@ class ContainerWorkshop:
         self.engine = plan.sandbox
         self.folder = EpisodeFolder()
         self.workspace = ""
+        self._begun = False
         self._lifeline: Process | None = None
 
     @property
@@ -73,6 +74,7 @@ class ContainerWorkshop:
         image = container.image
         if self.plan.context:
             image = await built(self.engine, self.plan.context)
+        self._begun = True
         os.chmod(self.folder.path, 0o755)
         self._lifeline = await self._begin(image)
         self.workspace = container.workspace or await self._image_workspace(image)
@@ -162,18 +164,21 @@ class ContainerWorkshop:
         return Verdict(ended, *left)
 
     async def remove(self) -> None:
-        lifeline, self._lifeline = self._lifeline, None
-        if lifeline is not None:
-            try:
-                await ask(self.engine, "kill", self.name)
+        if not self._begun:
+            return
+        self._begun, name, lifeline = False, self.name, self._lifeline
+        try:
+            await ask(self.engine, "kill", name)
+            if lifeline is not None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_GONE_SECONDS):
                         await lifeline.wait()  # it ends when the container has been removed
-                await ask(self.engine, "rm", "--force", self.name)
-            finally:
+            await ask(self.engine, "rm", "--force", name)
+        finally:
+            if lifeline is not None:
                 kill_group(lifeline.pid)
                 lifeline._transport.close()  # pyright: ignore
-                self.folder.remove()
+            self.folder.remove()
 
     async def _executed(
         self, argv: Sequence[str], variables: Mapping[str, str], stdin: str

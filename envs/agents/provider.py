@@ -2,9 +2,10 @@
 
 from urllib.parse import urlsplit
 
-from envs.agents import container_engine, local_workshop
+from envs.agents import container_engine, local_workshop, remote_workshop
 from envs.agents.container_workshop import ContainerWorkshop
 from envs.agents.local_workshop import LocalWorkshop
+from envs.agents.remote_workshop import RemoteWorkshop
 from envs.agents.workshop import ContainerConfig, Plan, Workshop
 
 LOCAL = ("bubblewrap", "none")
@@ -33,13 +34,24 @@ def obstacle(sandbox: str, container: ContainerConfig) -> str:
     """Why no episode can have its workshop here, in a sentence; "" where it can."""
     if sandbox in container_engine.ENGINES:
         return container_engine.obstacle(sandbox, container)
+    if _address(sandbox):
+        return remote_workshop.obstacle(sandbox)
     return local_workshop.missing(sandbox)
+
+
+def lacking(sandbox: str) -> str:
+    """Why this machine can serve no workshops of a sandbox, in a sentence; "" where it can."""
+    if sandbox not in (*LOCAL, *container_engine.ENGINES):
+        return f"has to be one of {', '.join((*LOCAL, *container_engine.ENGINES))}"
+    return obstacle(sandbox, ContainerConfig())
 
 
 def workshop(plan: Plan) -> Workshop:
     """A workshop by its plan."""
     if plan.sandbox in container_engine.ENGINES:
         return ContainerWorkshop(plan)
+    if _address(plan.sandbox):
+        return RemoteWorkshop(plan)
     return LocalWorkshop(plan)
 
 
