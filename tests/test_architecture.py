@@ -109,7 +109,7 @@ FLOORS = (
     {"cluster"},
     {"loop"},
     {"env_tools", "jobs", "judge_tools", "launch", "recipes"},
-    {"fuse_cli", "reward_cli", "sft_cli"},
+    {"fuse_cli", "reward_cli", "sandbox_cli", "sft_cli"},
     {"cli"},
 )
 BESIDE = [
