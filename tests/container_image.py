@@ -82,5 +82,5 @@ def _add(archive: tarfile.TarFile, path: str, inside: str, known: set[str]) -> N
 
 
 def _libraries(path: str) -> list[str]:
-    told = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
+    told = subprocess.run(["ldd", path], capture_output=True, encoding="utf-8").stdout
     return re.findall(r"(/\S+) \(0x", told)

@@ -109,7 +109,7 @@ async def test_whoever_cancels_or_goes_leaves_no_program_and_no_folder(tmp_path)
         folder = next(iter(server.sessions.values())).shop.workspace.parent  # type: ignore[union-attr]
         program = f"echo $$ > {tmp_path}/pid; exec sleep 300"
         running = asyncio.create_task(shop.run(["bash", "-c", program]))
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text(encoding="utf-8"):
             await asyncio.sleep(0.01)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -117,7 +117,7 @@ async def test_whoever_cancels_or_goes_leaves_no_program_and_no_folder(tmp_path)
         async with asyncio.timeout(10):
             while server.sessions:
                 await asyncio.sleep(0.01)
-        pid = (tmp_path / "pid").read_text().strip()
+        pid = (tmp_path / "pid").read_text(encoding="utf-8").strip()
         assert not Path(f"/proc/{pid}").exists() and not folder.exists()
         with pytest.raises(HostFault, match="was lost"):
             await shop.read("a/b.txt")

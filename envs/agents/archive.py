@@ -45,7 +45,7 @@ def archive_folder(root: Path, wanted: Callable[[Path], bool] = lambda path: Tru
 def unpack(archive: bytes, folder: Path) -> None:
     """Unpack an archive. Raises ValueError for what would lie outside of the folder."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r") as packed:
             packed.extractall(folder, filter="data")
     except tarfile.TarError as error:
         raise ValueError(f"the files of a workspace cannot be unpacked: {error}") from None

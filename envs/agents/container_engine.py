@@ -168,7 +168,7 @@ def _do(engine: str, *arguments: str, seconds: float = ANSWER_SECONDS):
     return subprocess.run(
         [engine, *arguments],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         timeout=seconds,
         stdin=subprocess.DEVNULL,

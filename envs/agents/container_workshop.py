@@ -245,7 +245,7 @@ class ContainerWorkshop:
 def _first_file(packed: bytes, most: int) -> str | None:
     """The first bytes of the file that an archive begins with; it may be cut off."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r") as archive:
             info = archive.next()
             file = archive.extractfile(info) if info is not None and info.isreg() else None
             return None if file is None else file.read(most).decode(errors="replace")

@@ -12,7 +12,7 @@ LOCAL = ("bubblewrap", "none")
 
 
 def misfit(sandbox: str, container: ContainerConfig, *, builds: bool) -> str:
-    """What is wrong with these settings, in a sentence; "" where nothing is."""
+    """Name what is wrong with these settings, in a sentence; "" where nothing is."""
     contained = sandbox in container_engine.ENGINES
     if not contained and sandbox not in LOCAL and not _address(sandbox):
         names = ", ".join(map(repr, (*LOCAL, *container_engine.ENGINES)))
