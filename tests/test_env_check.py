@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from agent_scripts import PLAIN
 from typer.testing import CliRunner
 
 from rl.cli import app
@@ -244,3 +245,21 @@ def test_the_last_words_of_a_check_that_has_ended_are_heard():
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_an_agent_plays_its_environment_once_and_what_was_not_looked_at_is_said(tmp_path):
+    rows = [{"instruction": f"{n} plus 1 ?", "answer": str(n + 1)} for n in range(40)]
+    text = "\n".join(map(json.dumps, rows))
+    (tmp_path / "tasks.jsonl").write_text(text, encoding="utf-8")
+    agent = tmp_path / "agent.py"
+    agent.write_text(PLAIN + "ask(sys.stdin.read())", encoding="utf-8")
+    usual = {"tasks": str(tmp_path / "tasks.jsonl"), "answer_file": "a.txt", "sandbox": "none"}
+    config = {**usual, "agent": str(agent)}
+    report = check("agent", config, seconds=20)
+    assert report.passed, str(report)
+    [found] = [one for one in report.findings if one.check == "agent"]
+    assert "1 answers, completed, {'solved': 0.0}. Not looked at" in found.sentence
+    agent.write_text("raise SystemExit('no module named x')", encoding="utf-8")
+    broken = check("agent", config, seconds=20)
+    [failed] = broken.failures
+    assert failed.check == "agent" and "no module named x" in failed.sentence + failed.detail

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 CheckName = Literal[
     "tools", "tasks", "splits", "acts", "deadlines", "blocking", "close", "pickle",
-    "expert", "idle", "range", "determinism", "clock", "leaks",
+    "expert", "idle", "range", "determinism", "clock", "leaks", "agent",
 ]  # fmt: skip
 PROMISES: dict[CheckName, str] = {
     "tools": "tools are typed and described",
@@ -29,6 +29,8 @@ PROMISES: dict[CheckName, str] = {
     "clock": "nothing depends on the wall clock",
     "leaks": "no process, thread, port or file is left",
 }
+# Further ones of an environment that an agent plays.
+AGENT_PROMISES: dict[CheckName, str] = {"agent": "its agent starts, asks the policy, and ends"}
 Outcome = Literal["pass", "fail", "skip"]
 MARKS: dict[Outcome, str] = {
     "pass": "[green]pass[/]",
@@ -52,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of an environment, in the order of `PROMISES`."""
+    """All checks of an environment, in the order of `PROMISES`, then the agent's."""
 
     environment: str
     findings: tuple[Finding, ...]
@@ -81,7 +83,8 @@ class Report:
 
 
 def filled(environment: str, found: Iterable[Finding], seconds: float) -> Report:
-    """Make the report of what was found; a check that was not reached is skipped, and says why.
+    """Make the report of what was found; a check that was not reached is skipped, and says why. Those of
+    agents are left out where nothing was found of them.
 
     Of several findings of one check the first failure stands.
     """
@@ -91,12 +94,18 @@ def filled(environment: str, found: Iterable[Finding], seconds: float) -> Report
         if held is None or (one.outcome == "fail" and held.outcome != "fail"):
             by_check[one.check] = one
     failed = [
-        check for check in PROMISES if check in by_check and by_check[check].outcome == "fail"
+        check
+        for check in PROMISES | AGENT_PROMISES
+        if check in by_check and by_check[check].outcome == "fail"
     ]
     because = f"not reached: {failed[0]} failed" if failed else "not reached"
     return Report(
         environment,
-        tuple(by_check.get(check, Finding(check, "skip", because)) for check in PROMISES),
+        tuple(
+            by_check.get(check, Finding(check, "skip", because))
+            for check in PROMISES | AGENT_PROMISES
+            if check in by_check or check in PROMISES
+        ),
         seconds,
     )
 
@@ -114,7 +123,7 @@ def rendered(report: Report) -> "RenderableType":
     table.add_column("promise", ratio=1)
     for one in report.findings:
         told = f"\n{escape(one.sentence)}" if one.sentence else ""
-        table.add_row(MARKS[one.outcome], one.check, PROMISES[one.check] + told)
+        table.add_row(MARKS[one.outcome], one.check, (PROMISES | AGENT_PROMISES)[one.check] + told)
     details = [Text(f"{one.check}\n{one.detail.rstrip()}") for one in report.failures if one.detail]
     kept = sum(one.outcome == "pass" for one in report.findings)
     end = f"{kept} of {len(report.findings)} promises kept, {len(report.failures)} broken"

@@ -75,6 +75,8 @@ class Runner:
         self.turn = asyncio.Lock()
         # True once an episode offered a tool.
         self.has_tools = False
+        # True once an episode was one that an agent plays.
+        self.has_agent = False
 
     def _find(self) -> tuple[type[Env], EnvConfig]:
         """Raises UnknownEnv, BadSettings, and Broken where the class's tools cannot be offered."""
@@ -99,10 +101,10 @@ class Runner:
         found = Finding(check, "fail", self.where + sentence, detail)
         send(self.spec.findings_fd, {"finding": asdict(found)})
 
-    def settle(self, *checks: CheckName) -> None:
-        """Report these as checked in full: passed where nothing failed."""
+    def settle(self, *checks: CheckName, but: str = "") -> None:
+        """Report these as checked: passed where nothing failed. but: what was not looked at."""
         for check in checks:
-            send(self.spec.findings_fd, {"finding": asdict(Finding(check, "pass"))})
+            send(self.spec.findings_fd, {"finding": asdict(Finding(check, "pass", but))})
 
     def skip(self, check: CheckName, why: str) -> None:
         send(self.spec.findings_fd, {"finding": asdict(Finding(check, "skip", why))})
@@ -196,6 +198,7 @@ class Runner:
         """Raises Broken where the policy would be asked nothing."""
         self.pickle_state(session.env)
         self.has_tools = self.has_tools or bool(opening.tools)
+        self.has_agent = self.has_agent or bool(opening.agent)
         if not any(message.content.strip() for message in opening.messages):
             self.fail(
                 "acts",
