@@ -61,7 +61,7 @@ async def _compare(policy: Path) -> None:
         for name, sampling in CUTS.items():
             requests = [
                 Request(f"{name}-{i}", "", prompt, TOKENS, sampling=sampling)
-                for i in range(REQUESTS)
+                for i in range(REQUESTS if name == "whole" else REQUESTS // 3)
             ]
             played = await asyncio.gather(*map(engine.generate, requests))
             gaps = torch.tensor(list(_gaps(model, prompt, played, sampling)))
