@@ -125,6 +125,10 @@ async def test_inside_there_is_no_network_no_secret_on_a_command_line_and_nothin
         assert (
             await shop.run(["bash", "-c", 'echo "$K"'], variables={"K": "v w"})
         ).output == "v w\n"
+        path = {"PATH": "/bin:/nowhere", "HOME": "/x"}
+        assert (await shop.run(["bash", "-c", "echo $PATH $HOME"], variables=path)).output == (
+            "/bin:/nowhere /x\n"
+        )
         assert (await shop.run(["cat"], stdin="é\n")).output == "é\n"
         with pytest.raises(TimeoutError):
             await shop.run(["sleep", "300"], seconds=1.0)

@@ -150,7 +150,11 @@ async def test_another_token_an_act_that_is_none_and_files_outside_are_refused(m
 async def test_an_address_without_a_server_is_one_sentence(tmp_path):
     env = made(tmp_path, MULTIPLIER, sandbox="http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"no server of workshops answers at http://127.0.0.1:9"):
-        await asyncio.to_thread(env.probe)
+        env.probe()
     with pytest.raises(ValueError, match="has to be one of"):
         made(tmp_path, MULTIPLIER, sandbox="chroot")
+    with pytest.raises(ValueError, match=r"memroy"):
+        made(tmp_path, MULTIPLIER, sandbox="docker", container={"image": "x", "memroy": "1g"})
+    with pytest.raises(ValueError, match="nothing would use it"):
+        made(tmp_path, MULTIPLIER, container={"image": "x"})
     assert os.environ.get(remote_wire.TOKEN_VARIABLE) is None

@@ -26,6 +26,7 @@ from envs.session import HostFault
 
 _OURS = "/run/dorado"
 _TRIES = 3
+_ENGINES_OWN = ("PATH", "HOME", "DOCKER_", "CONTAINER", "XDG_", "LD_")
 # Until a container that was killed has been removed.
 _GONE_SECONDS = 20.0
 _READY = b"ready\n"
@@ -41,8 +42,11 @@ _HOLD = (
 )
 # The engine waits for whoever holds the program's output, up to 10 s: what it left behind is killed before.
 _ENDING = '"$@"; code=$?; kill -9 -1 2>/dev/null; exit $code'
-# Kills all but the first process and itself; the kernel lets nobody in between.
-_KILL = "kill -9 -1 2>/dev/null; echo killed"
+# Kills all but the first process and itself; the kernel lets nobody in between. Then waits for their end.
+_KILL = (
+    "kill -9 -1 2>/dev/null; n=0; while [ $n -lt 500 ]; do n=$((n + 1)); set -- /proc/[0-9]*; "
+    "[ $# -gt 2 ] || break; done; echo killed"
+)
 
 
 class ContainerWorkshop:
@@ -184,13 +188,16 @@ class ContainerWorkshop:
         self, argv: Sequence[str], variables: Mapping[str, str], stdin: str
     ) -> Ended:
         """Run a program inside. The values of its variables are not on the command line, which any user of
-        this machine can read."""
-        names = [part for name in variables for part in ("--env", name)]
+        this machine can read, but for those that the engine's own command would take for its own."""
+        shown = {k: v for k, v in variables.items() if k.startswith(_ENGINES_OWN)}
+        hidden = {k: v for k, v in variables.items() if k not in shown}
+        given = (*hidden, *(f"{name}={value}" for name, value in shown.items()))
+        names = [part for one in given for part in ("--env", one)]
         command = ["exec", "--interactive", "--workdir", self.workspace, *names, self.name]
         command += ["/bin/sh", "-c", _ENDING, "sh"]
         ended = await run_program(
             [self.engine, *command, *argv],
-            environment={**os.environ, **variables},
+            environment={**os.environ, **hidden},
             folder=self.folder.path,
             stdin=stdin,
             end=self._end,

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from envs.agents import bridge
 from envs.agents.access import ModelAccess
 
-# The port inside, and the socket file as programs see it.
-PORT = 8080
+# The port inside, one that an agent's own servers do not want, and the socket file as programs see it.
+PORT = 47113
 SOCKET = "/run/gateway.sock"
 
 

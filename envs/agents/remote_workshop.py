@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -45,7 +46,8 @@ _CONNECT_SECONDS = 30.0
 
 def obstacle(address: str) -> str:
     """Why no episode can have its workshop there, in a sentence; "" where it can."""
-    return asyncio.run(_obstacle(address))
+    with ThreadPoolExecutor(1) as pool:  # here a loop may be running
+        return pool.submit(asyncio.run, _obstacle(address)).result()
 
 
 async def _obstacle(address: str) -> str:

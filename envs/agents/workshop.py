@@ -8,7 +8,9 @@ Who has one is the environment `agent`; what it is made of is a provider's matte
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from pydantic import ConfigDict
 
 from envs.agents.access import ModelAccess
 
@@ -43,6 +45,7 @@ class ContainerConfig:
     is a network of the container engine, such as "bridge" or "host".
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     image: str = ""
     workspace: str = ""
     memory: str = "4g"
