@@ -55,6 +55,10 @@ class JudgeSettings(EnvConfig):
     max_characters: PositiveInt = 12_000
     prompt: str = ""
 
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError for a task that has not what this judge needs: the first one is looked at before a
+        run starts."""
+
 
 @dataclass(frozen=True)
 class ModelJudge:

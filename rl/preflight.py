@@ -35,7 +35,7 @@ from rl.config_file import ConfigError
 from rl.env_table import DeadlineConfig, EnvTable
 from rl.model_table import ModelTable
 from rl.models.http_wire import key_of
-from rl.models.judges import asked_models, check_judge, check_user
+from rl.models.judges import asked_models, check_first_task, check_judge, check_user
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.objective_check import check_objective
@@ -240,11 +240,16 @@ def check_models(config: RunConfig) -> None:
     Raises ConfigError.
     """
     _check_models(list(enumerate(config.models)))
-    for section, tables in (("env", config.env), ("eval.env", config.eval.env)):
+    sections: tuple[tuple[str, Sequence[EnvTable], Split], ...] = (
+        ("env", config.env, "train"),
+        ("eval.env", config.eval.env, "heldout"),
+    )
+    for section, tables, split in sections:
         for index, table in enumerate(tables):
             check_user(table, f"{section}.{index}", config.models)
             for number, judge in enumerate(table.judge):
                 check_judge(judge, f"{section}.{index}.judge.{number}", config.models)
+            check_first_task(table, f"{section}.{index}", split)
 
 
 def check_asked_models(tables: Sequence[EnvTable], models: Sequence[ModelTable]) -> None:
@@ -256,6 +261,7 @@ def check_asked_models(tables: Sequence[EnvTable], models: Sequence[ModelTable])
         check_user(table, f"env {table.label!r}", models)
         for number, judge in enumerate(table.judge):
             check_judge(judge, f"env {table.label!r}: judge.{number}", models)
+        check_first_task(table, f"env {table.label!r}", "heldout")
 
 
 def _check_models(models: Sequence[tuple[int, ModelTable]]) -> None:

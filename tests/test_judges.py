@@ -14,7 +14,7 @@ from envs.prompt import marked
 from envs.settings import BadSettings
 from reward.judges.prompt import find_prompt
 from reward.judges.ranking import circular
-from reward.judges.rubric import Criterion, length_factor, weighted
+from reward.judges.rubric import Criterion, RubricSettings, criteria_of, length_factor, weighted
 from reward.judges.writing import WritingSettings, is_language, rules
 from reward.model_judge import bound, check_settings, find_model_judge
 from reward.registry import UnknownJudge
@@ -79,7 +79,7 @@ async def test_a_rubric_is_the_weighted_share_of_its_criteria():
 
 
 def test_cannot_tell_counts_what_the_settings_say():
-    criteria = [Criterion(name="a", text=""), Criterion(name="b", text="", weight=-1)]
+    criteria = [Criterion(name="a", text="-"), Criterion(name="b", text="-", weight=-1)]
     unsure = {"a": "cannot tell", "b": "cannot tell"}
     assert weighted(criteria, unsure, 0.0) == 0
     assert weighted(criteria, unsure, 0.5) == 0.5
@@ -92,6 +92,44 @@ def test_a_longer_answer_loses_reward(count, factor):
     assert length_factor(count, 0) == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("polite", "has to be a list of criteria or of sentences, not 'polite'"),
+        ([], "has no criterion whose weight is not 0"),
+        ([{"text": "a", "weight": 0}], "has no criterion whose weight is not 0"),
+        ([{"name": "a", "text": "a"}] * 2, "two criteria are called 'a'"),
+        ([{"name": "a"}], "criterion 1: .*text"),
+        ([{"text": "a", "weight": float("nan")}], "criterion 1: .*weight"),
+        ([{"text": "a", "name": "words"}], "called 'words', as a metric is"),
+    ],
+)
+def test_criteria_of_a_task_that_cannot_be_used_are_a_sentence(given, sentence):
+    settings = check_settings(find_model_judge("rubric"), {"column": "rubric"})
+    assert settings is not None
+    with pytest.raises(ValueError, match=sentence):
+        settings.check_task(Task("letters", {"rubric": given}))
+
+
+def test_criteria_are_found_in_the_metadata_of_a_row_and_as_text_of_a_table():
+    for data in (
+        {"metadata": {"rubric": ["It rhymes."]}},
+        {"rubric": '["It rhymes."]'},
+        {"row": {"rubric": [{"text": "It rhymes."}]}},
+    ):
+        column = "row.rubric" if "row" in data else "rubric"
+        [found] = criteria_of(Task("letters", data), RubricSettings(column=column))
+        assert (found.name, found.text, found.weight) == ("criterion_1", "It rhymes.", 1.0)
+
+
+async def test_a_criterion_may_have_any_name():
+    names = ["reasons", "höflich 😀", "verdict"]
+    model = Script(lambda _: {name: {"verdict": "yes"} for name in names})
+    config = {"criteria": [{"name": n, "text": "a"} for n in names], "reasons": False}
+    one = said("Greet.", "Hello!")
+    assert (await judged("rubric", model, config)(one.task, one)).rewards == {"rubric": 1.0}
+
+
 async def test_criteria_can_be_of_the_task():
     model = Script(lambda r: {n: {"reason": "", "verdict": "yes"} for n in r.schema["required"]})
     judge = judged("rubric", model, {"column": "rubric"})
@@ -99,7 +137,7 @@ async def test_criteria_can_be_of_the_task():
     assert (await judge(one.task, one)).rewards == {"rubric": 1.0}
     assert "criterion_1: It rhymes." in prompt_of(model.asked[0])
     bare = said("Q", "A")
-    with pytest.raises(JudgeFault, match="has no criteria in 'rubric'"):
+    with pytest.raises(JudgeFault, match="'rubric': there is no such column"):
         await score(bare, [judge], {}, seconds=1)
 
 

@@ -149,6 +149,31 @@ def test_weights_of_a_head_that_there_is_not_and_names_where_none_are_read_are_r
             check_models(RunConfig.model_validate(base))
 
 
+@pytest.mark.parametrize(
+    ("env", "judge", "sentence"),
+    [
+        (
+            "calculator",
+            {"id": "rubric", "config": {"column": "rubric"}},
+            "env.0.judge.0: .*no such column",
+        ),
+        ("judgeless", {"id": "equivalence"}, "env.0.judge.0: .*'answer' to judge by"),
+    ],
+)
+def test_a_first_task_without_what_a_judge_reads_is_told_of_before_a_run(
+    env, judge, sentence, tmp_path
+):
+    table: dict[str, Any] = {"id": "calculator", "judge": [judge | {"model": "m"}]}
+    if env != "calculator":
+        (tmp_path / "rows.jsonl").write_text('{"question": "Greet."}\n' * 40, encoding="utf-8")
+        rows = {"path": str(tmp_path / "rows.jsonl"), "answer": ""}
+        table |= {"id": "dataset", "config": rows}
+    model = {"name": "m", "url": "http://x"}
+    base = {"name": "x", "model": {"init": {}}, "env": [table], "models": [model]}
+    with pytest.raises(ConfigError, match=sentence):
+        check_models(RunConfig.model_validate(base))
+
+
 def test_vllm_is_told_to_pool(checkpoint):
     sizes = {"max_model_len": 512, "max_num_seqs": 4}
     asked = {"device": "cpu", "dtype": "float32", "given": {}, **sizes}

@@ -24,6 +24,10 @@ class EquivalenceSettings(JudgeSettings):
     unsure: float = Field(default=0.0, ge=0, le=1)
     reasons: bool = True
 
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError for a task without a reference."""
+        reference_answers(task)
+
 
 @model_judge(EquivalenceSettings)
 async def equivalence(

@@ -6,8 +6,10 @@ reward of a longer answer.
 """
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import cast
 
 from pydantic import Field, model_validator
@@ -15,21 +17,26 @@ from pydantic import Field, model_validator
 from envs.chat_model import ChatModel
 from envs.env import EnvConfig, Task
 from envs.prompt import marked
+from envs.rows import cell
+from envs.settings import BadSettings, read_settings
+from envs.text import shown
 from reward.judges.prompt import find_prompt
 from reward.judges.shown import answer_of, question_of, words
 from reward.judges.verdict import one_of, record, verdict
 from reward.model_judge import JudgeSettings, model_judge
 from rollout.trajectory import Judgement, Trajectory
 
+OWN_METRICS = frozenset(("cannot_tell", "words", "disagreement"))
 YES, NO, UNSURE = "yes", "no", "cannot tell"
 
 
 class Criterion(EnvConfig):
-    """One yes-or-no question. weight: below 0 for what an answer should not do."""
+    """One yes-or-no question. weight: below 0 for what an answer should not do. name: of a task's own
+    criterion its number where it has none."""
 
-    name: str
-    text: str
-    weight: float = 1.0
+    name: str = ""
+    text: str = Field(min_length=1)
+    weight: float = Field(default=1.0, allow_inf_nan=False)
 
 
 class RubricSettings(JudgeSettings):
@@ -52,12 +59,26 @@ class RubricSettings(JudgeSettings):
                 'give criteria = [{ name = "polite", text = "The answer is polite." }], or the column of '
                 "the task's data that has them"
             )
-        names = [one.name for one in self.criteria]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"two criteria are called {twice[0]!r}: give one another name")
-        if self.criteria and not any(one.weight for one in self.criteria):
+        if not all(one.name for one in self.criteria):
+            raise ValueError("a criterion has no name: give it one, for its metric")
+        _check_names([one.name for one in self.criteria])
+        if self.criteria and not self.column and not any(one.weight for one in self.criteria):
             raise ValueError("every criterion has weight 0: give one a weight")
         return self
+
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError for a task whose criteria cannot be read."""
+        criteria_of(task, self)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is there twice, or is a metric's of every rubric."""
+    if taken := sorted(OWN_METRICS.intersection(names)):
+        raise ValueError(
+            f"a criterion is called {taken[0]!r}, as a metric is: give it another name"
+        )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two criteria are called {twice[0]!r}: give one another name")
 
 
 @model_judge(RubricSettings)
@@ -105,16 +126,48 @@ async def rubric(
 
 def criteria_of(task: Task, settings: RubricSettings) -> list[Criterion]:
     """The criteria for a task. Raises ValueError."""
-    criteria = list(settings.criteria)
-    given = task.data.get(settings.column) if settings.column else None
-    for number, one in enumerate(cast(Sequence[object], given) if isinstance(given, list) else ()):
-        if isinstance(one, Mapping):
-            criteria.append(Criterion.model_validate(one))
-        else:
-            criteria.append(Criterion(name=f"criterion_{number + 1}", text=str(one)))
+    criteria, where = list(settings.criteria), f"task {task.id}: {settings.column!r}"
+    given = _of_column(task, settings.column) if settings.column else []
+    if given is None and not criteria:
+        there = ", ".join(task.data) or "nothing"
+        raise ValueError(f"{where}: there is no such column in its data (there is {there})")
+    if given is not None and not isinstance(given, list):
+        raise ValueError(
+            f"{where} has to be a list of criteria or of sentences, not {shown(given)}"
+        )
+    for number, one in enumerate(cast(Sequence[object], given or ()), 1):
+        values = one if isinstance(one, Mapping) else {"text": str(one)}
+        try:
+            criterion = read_settings(Criterion, dict(cast(Mapping[str, object], values)))
+        except BadSettings as error:
+            raise ValueError(f"{where}: criterion {number}: {error}") from None
+        named = cast(Criterion, criterion)
+        criteria.append(named if named.name else _named(named, f"criterion_{number}"))
+    try:
+        _check_names([one.name for one in criteria])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     if not any(one.weight for one in criteria):
-        raise ValueError(f"task {task.id} has no criteria in {settings.column!r}")
+        raise ValueError(f"{where}: it has no criterion whose weight is not 0")
     return criteria
+
+
+def _of_column(task: Task, column: str) -> object:
+    """The cell of a task's data, or of the metadata of a data set's row; None where there is none."""
+    for place in (column, f"metadata.{column}"):
+        try:
+            found = cell(task.data, place)
+        except ValueError:
+            continue
+        if isinstance(found, str) and found.lstrip().startswith("["):  # of a table
+            with suppress(ValueError):
+                return cast(object, json.loads(found))
+        return found
+    return None
+
+
+def _named(criterion: Criterion, name: str) -> Criterion:
+    return criterion.model_copy(update={"name": name})
 
 
 def weighted(criteria: Sequence[Criterion], verdicts: Mapping[str, str], unsure: float) -> float:

@@ -49,7 +49,7 @@ def one_of(*words: str) -> JsonObject:
     return {"type": "string", "enum": list(words)}
 
 
-def record(reasons: bool, **fields: JsonObject) -> JsonObject:
+def record(reasons: bool, /, **fields: JsonObject) -> JsonObject:
     """Schema of an object with all these fields; with a reason, which comes first."""
     properties = ({"reason": {"type": "string", "maxLength": 600}} if reasons else {}) | fields
     return {

@@ -51,6 +51,8 @@ class ModelActor:
         try:
             await self.start()
         except ServerFailed as error:
+            if self.service.server is None:  # a server of others: it may have been repaired
+                self._starting = None
             raise ModelFault(f"model {self.service.name!r}: {error}") from None
         return await self.service.ask(request)
 

@@ -38,6 +38,8 @@ from rl.models.server import ServerFailed
 from rl.models.service import ModelService
 
 OK, FAILED = 0, 1
+# The address of a model that a judge by rules does not ask.
+NOBODY = "http://127.0.0.1:9"
 T = TypeVar("T")
 # To begin with, where no file of principles is given.
 SEED_PRINCIPLES = Principles(
@@ -83,9 +85,7 @@ class Asked:
             "key_env": self.key_env,
         }
         if not model or model.startswith(("http://", "https://")):
-            return ModelTable.model_validate(
-                {**common, "url": model or "http://127.0.0.1:9", "hold_seconds": 60}
-            )
+            return ModelTable.model_validate({**common, "url": model or NOBODY, "hold_seconds": 60})
         if not (Path(model) / "config.json").is_file():
             raise ConfigError(f"--model: {model} is no URL and no checkpoint folder")
         serve = ServeConfig(max_model_len=self.max_model_len, max_num_seqs=self.at_once)
@@ -154,9 +154,9 @@ def tune_command(
         raise ConfigError(f"{file}: {error}") from None
     table = asked.table(model, asks=True)
     second = asked.table(writer, asks=True) if writer else None
-    out.mkdir(parents=True)
 
     async def tuned(detector: ChatModel, other: ChatModel) -> int:
+        out.mkdir(parents=True)
         settings = JudgeSettings(max_tokens=1024)
         tuner = Tuner(
             detector,
@@ -269,7 +269,8 @@ async def _running(table: ModelTable) -> AsyncGenerator[ModelService]:
         log = Path(folder) / "vllm.log"
         service = ModelService(table, key_of(table.key_env), log, say)
         try:
-            await service.start()
+            if table.url != NOBODY:
+                await service.start()
             yield service
         finally:
             await service.close()

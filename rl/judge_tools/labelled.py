@@ -56,10 +56,14 @@ def read_labelled(file: Path) -> list[Labelled]:
 
 def labelled(row: JsonObject) -> Labelled:
     """One row. Raises ValueError."""
-    question = _text(row, "question")
+    question = _text(row, "question" if "question" in row or "prompt" not in row else "prompt")
     if "chosen" in row:
-        rest = {k: v for k, v in row.items() if k not in ("question", "chosen", "rejected")}
-        return Pair(question, _text(row, "chosen"), _text(row, "rejected"), rest)
+        known = ("question", "prompt", "chosen", "rejected")
+        rest = {k: v for k, v in row.items() if k not in known}
+        pair = Pair(question, _text(row, "chosen"), _text(row, "rejected"), rest)
+        if pair.chosen == pair.rejected:
+            raise ValueError("chosen and rejected are the same, so neither is preferred")
+        return pair
     if "answer" not in row:
         raise ValueError("a row needs chosen and rejected, or answer and label")
     rest = {k: v for k, v in row.items() if k not in ("question", "answer", "label")}

@@ -19,8 +19,19 @@ class ServiceFault(Exception):
         self.busy = busy
 
 
+class NoApi(ServiceFault):
+    """An answer that is no API's of models, such as a web page: a wrong address, or a proxy's notice."""
+
+
 class Refused(Exception):
-    """The service answered that it will not do this: a wrong key, an unknown model, a request too long."""
+    """The service answered that it will not do this: a wrong key, an unknown model, a request too long.
+
+    status: of HTTP, 0 where it was not sent.
+    """
+
+    def __init__(self, sentence: str, status: int = 0) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 @dataclass(frozen=True)

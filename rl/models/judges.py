@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import cast
 
 from envs.chat_model import ChatModel
+from envs.dataset import ROW_JUDGES, DatasetEnv
+from envs.env import Split
 from envs.model_user import user_prompt
 from envs.prompt import UnknownPrompt
 from envs.settings import BadSettings
 from reward.model_judge import (
     SCORED,
     SHIPPED,
+    JudgeSettings,
     ModelJudge,
     bound,
     check_settings,
@@ -101,6 +104,34 @@ def check_judge(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> Mo
     if table.id in SCORED:
         _check_weights(table, key, models)
     return judge
+
+
+def check_first_task(table: EnvTable, key: str, split: Split) -> None:
+    """Raise ConfigError where the first task of a split has not what a judge needs. key: of the table.
+
+    Rows on the Hub are not read for this, and no task is drawn for judges that need nothing of it.
+    """
+    asked = [
+        (number, judge.label, settings)
+        for number, judge in enumerate(table.judge)
+        if (settings := check_settings(find_model_judge(judge.id), judge.config)) is not None
+        and type(settings).check_task is not JudgeSettings.check_task
+    ]
+    env = table.make() if asked else None
+    if env is None or (isinstance(env, DatasetEnv) and env.config.hub is not None):
+        return
+    try:
+        task = next(iter(env.tasks(split, 0)), None)
+    except Exception:  # an author's code: the run says what is wrong with it
+        return
+    of_row = task.data.get(ROW_JUDGES) if task else None
+    for number, label, settings in asked:
+        if task is None or (isinstance(of_row, list) and label not in of_row):
+            continue
+        try:
+            settings.check_task(task)
+        except ValueError as error:
+            raise ConfigError(f"{key}.judge.{number}: {error}") from None
 
 
 def _check_weights(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> None:

@@ -187,12 +187,11 @@ class Pool:
                 self.said = said = str(fault)
                 # Others were answered meanwhile: it may be this question that the service cannot answer.
                 own += self.answered_at > sent and not fault.busy
-                wait = max(pause, fault.seconds)
             if own > self.table.retries:
                 raise ModelFault(f"model {self.name!r}: failed {own} times, at last: {said}")
             if (left := self._held_until(begun)) > 0:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(min(wait, LONGEST_PAUSE, left)):
+                    async with asyncio.timeout(min(pause, LONGEST_PAUSE, left)):
                         await self._back.wait()
             pause *= 2
 
@@ -205,6 +204,7 @@ class Pool:
         while True:
             self._check_budget()
             if (left := self._held_until(begun)) <= 0:
+                said = said or (self.said if self.unanswered else "")
                 raise ModelFault(
                     f"model {self.name!r}: no answer to anybody for {self.table.hold_seconds:g} s"
                     f"{f', at last: {said}' if said else ''}"
@@ -228,11 +228,13 @@ class Pool:
             async with asyncio.timeout(table.request_seconds):
                 answer = await self.send(request)
         except (ServiceFault, TimeoutError) as error:
+            late = f"no answer within {table.request_seconds:g} s"
+            fault = error if isinstance(error, ServiceFault) else ServiceFault(late)
+            # Before the turn ends, which is another one's chance.
+            self.turns.rest(min(fault.seconds, table.hold_seconds))
             self.turns.end(turn, fault=True)
             self.counts["fault"] += 1
             self.unanswered += 1
-            late = f"no answer within {table.request_seconds:g} s"
-            fault = error if isinstance(error, ServiceFault) else ServiceFault(late)
             self._note(start, "fault", said=str(fault))
             raise fault from None
         except Refused as refused:

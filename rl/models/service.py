@@ -12,7 +12,7 @@ from pathlib import Path
 from envs.chat_model import ChatAnswer, ChatRequest
 from rl.model_table import ModelTable
 from rl.models.anchors import Anchors
-from rl.models.call import Call
+from rl.models.call import Call, NoApi, Refused, ServiceFault
 from rl.models.chat_wire import ChatWire
 from rl.models.logprob_wire import LogprobWire
 from rl.models.pool import Pool
@@ -24,6 +24,8 @@ from trainer.reward_scores import read_scores
 
 # Requests in a row that a server has to leave unanswered to be called deaf.
 LEAST_FAULTS = 2
+# For the first look at a server at a URL.
+LOOK_SECONDS = 10.0
 
 
 class ModelService:
@@ -32,6 +34,7 @@ class ModelService:
     def __init__(self, table: ModelTable, key: str, log: Path, say: Callable[[str], None]) -> None:
         """key: of a server at a URL. log: of a server of its own. say: hears a sentence of each change."""
         self.table = table
+        self.say = say
         scores = table.use == "reward"
         self.server: Server | None = None
         if table.path:
@@ -56,9 +59,11 @@ class ModelService:
     async def start(self) -> None:
         """Start what serves the model, and wait until it answers. Raises ServerFailed.
 
-        A server at a URL is not asked: one that is away now may be there when it is needed.
+        A server at a URL is looked at: one that does not take the key, or is none, is refused; one that is
+        away now may be there when it is needed.
         """
         if self.server is None:
+            await self._look()
             return
         self.server.start()
         await self.server.ready()
@@ -68,7 +73,30 @@ class ModelService:
             looks = self.anchors.watch(self.table.anchor_seconds, lambda: self._asleep)
             self._watching.append(asyncio.create_task(looks))
         if self.sleeper is not None:
+            self.sleeper.restarted()
             self._watching.append(asyncio.create_task(self.sleeper.watch()))
+
+    async def _look(self) -> None:
+        """Ask a server at a URL for its models. Raises ServerFailed where no call can succeed."""
+        table, served = self.table, list[object]()
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                served = (await self.wire.asked("GET", "/models")).get("data") or []
+        except Refused as refused:
+            if refused.status in (401, 403):
+                which = f"is {table.key_env} right" if table.key_env else "name its key (key_env)"
+                raise ServerFailed(f"it lets nobody in: {refused}; {which}") from None
+            if not table.model:
+                raise ServerFailed(f"it names no models: {refused}; is its url right?") from None
+        except NoApi as error:
+            raise ServerFailed(f"it is no API of models: {error}; is its url right?") from None
+        except (ServiceFault, TimeoutError) as error:
+            why = str(error) or f"no answer within {LOOK_SECONDS:g} s"
+            self.say(f"model {table.name!r} is away ({why}); it is asked when it is needed")
+        names = [one["id"] for one in served if isinstance(one, dict) and "id" in one]
+        if names and table.model and table.model not in names:
+            offered = ", ".join(map(str, names[:5]))
+            self.say(f"model {table.name!r}: its server offers {offered}, and not {table.model!r}")
 
     async def _send(self, request: ChatRequest) -> ChatAnswer:
         if self.sleeper is None:

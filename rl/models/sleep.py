@@ -59,8 +59,9 @@ class Sleeper:
                 self._idle.set()
 
     def restarted(self) -> None:
-        """Its server is another one, which is awake."""
+        """Hear that its server is a new one, which is awake."""
         self.asleep = False
+        self._idle_since = self.clock()
 
     async def watch(self) -> None:
         """Put it to sleep whenever it has been idle for long enough.

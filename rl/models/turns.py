@@ -1,8 +1,8 @@
 """Turns of calls to one service: who may send next, by priority, a limit, and the service's circuit breaker.
 
 A call waits in the queue until it is its turn. While the breaker is open nobody has one; after its cool-down
-one call is the probe. No limit of the queue's length: who asks is held, and with it the episodes in progress,
-which are limited.
+one call is the probe. Nor has anybody one for as long as the service has asked for (`Retry-After`). No limit
+of the queue's length: who asks is held, and with it the episodes in progress, which are limited.
 """
 
 import asyncio
@@ -26,6 +26,8 @@ class Turns:
         self._numbers = itertools.count()
         self._queue: list[tuple[int, int, asyncio.Future[str]]] = []
         self._timer: asyncio.TimerHandle | None = None
+        # Before which the service has asked not to be asked again.
+        self._rests_until = clock()
 
     @property
     def waiting(self) -> int:
@@ -62,6 +64,10 @@ class Turns:
         self.breaker.forget(turn)
         self._hand_out()
 
+    def rest(self, seconds: float) -> None:
+        """Hand out nothing for so long: the service has asked for it."""
+        self._rests_until = max(self._rests_until, self.clock() + seconds)
+
     def close(self) -> None:
         """Hand out nothing any more."""
         if self._timer is not None:
@@ -69,7 +75,13 @@ class Turns:
 
     def _hand_out(self) -> None:
         now = self.clock()
-        while self._queue and len(self.running) < self.limit and self.breaker.admits(now):
+        rests = max(0.0, self._rests_until - now)
+        while (
+            not rests
+            and self._queue
+            and len(self.running) < self.limit
+            and self.breaker.admits(now)
+        ):
             _, number, future = heapq.heappop(self._queue)
             if future.done():
                 continue
@@ -77,8 +89,9 @@ class Turns:
             self.breaker.begin(turn, now)
             self.running.add(turn)
             future.set_result(turn)
-        if self._queue and self._timer is None and self.breaker.state == "open":
-            left = max(0.0, self.breaker.ready_at - now)
+        is_open = self.breaker.state == "open"
+        if self._queue and self._timer is None and (is_open or rests):
+            left = max(rests, self.breaker.ready_at - now if is_open else 0.0)
             self._timer = asyncio.get_running_loop().call_later(left, self._look_again)
 
     def _look_again(self) -> None:
