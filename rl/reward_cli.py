@@ -1,4 +1,4 @@
-"""`dorado reward train | eval`: reward models from preference pairs, and how well they fit such pairs."""
+"""`dorado reward pairs | train | eval`: preference pairs, reward models from them, and how well they fit."""
 
 import json
 import random
@@ -143,6 +143,31 @@ def eval(
         scores.write_text("".join(lines), encoding="utf-8")
     report = _reported(tokens, scored)
     typer.echo(json.dumps(report, indent=1) if as_json else _told(report))
+
+
+@app.command()
+def pairs(
+    questions: Annotated[Path, typer.Argument(help="Rows with a question or a prompt.")],
+    out: Annotated[Path, typer.Argument(help="A file .jsonl; one that is there is gone on with.")],
+    model: Annotated[str, typer.Option(help="The critic: a URL, or a checkpoint folder.")] = "",
+    writer: Annotated[str, typer.Option(help="Writes and revises (default: the model).")] = "",
+    answers: Annotated[int, typer.Option(min=1, help="Of each question.")] = 4,
+    looks: Annotated[int, typer.Option(min=1, help="At each answer, which have to agree.")] = 2,
+    most: Annotated[int, typer.Option(min=1, help="Pairs of one question.")] = 4,
+    served: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
+    key_env: Annotated[str, typer.Option(help="The variable with the key.")] = "OPENAI_API_KEY",
+    at_once: Annotated[int, typer.Option(min=1, help="Questions at the same time.")] = 8,
+    max_model_len: Annotated[int, typer.Option(min=64, help="Of a served checkpoint.")] = 4096,
+    seed: Annotated[int, typer.Option(min=0, help="Of which pairs are taken.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make preference pairs by agents: a writer, a critic that looks again, a reviser of what is bad."""
+    from rl.judge_tools.commands import Asked, pairs_command
+
+    asked = Asked(served, key_env, max_model_len, at_once)
+    counts = {"answers": answers, "looks": looks, "most": most, "seed": seed}
+    code = pairs_command(questions, out, model, writer, asked, **counts, as_json=as_json)
+    raise typer.Exit(code)
 
 
 def _aspect(pair: "Preference") -> dict[str, str]:

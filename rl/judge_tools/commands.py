@@ -1,8 +1,9 @@
-"""Carries out `dorado judge eval | tune | play`, from their options to what is printed and written."""
+"""Carries out `dorado judge …` and `dorado reward pairs`, from their options to what they print or write."""
 
 import asyncio
 import json
 import tempfile
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -30,7 +31,8 @@ from reward.model_judge import (
 from reward.registry import Judge, UnknownJudge
 from rl.config_error import ConfigError
 from rl.judge_tools.evaluate import evaluate
-from rl.judge_tools.labelled import Pair, read_labelled, trajectory_of
+from rl.judge_tools.labelled import Pair, read_labelled, read_questions, trajectory_of
+from rl.judge_tools.pairs import Agents, rows_of
 from rl.judge_tools.tuning import Outcome, Tried, Tuner, split
 from rl.model_table import ModelTable, ServeConfig
 from rl.models.http_wire import key_of
@@ -209,6 +211,61 @@ def _tell(outcome: Outcome, out: Path, pairs: int, *, as_json: bool) -> None:
         f"test pairs judged right {outcome.before[0]:.2f} -> {outcome.after[0]:.2f} "
         f"({outcome.after[1]:.2f} to {outcome.after[2]:.2f}, {pairs} pairs)"
     )
+
+
+def pairs_command(
+    questions: Path,
+    out: Path,
+    model: str,
+    writer: str,
+    asked: Asked,
+    *,
+    answers: int,
+    looks: int,
+    most: int,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Write preference pairs of agents. Returns the exit code; raises ConfigError."""
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"{out}: the file of pairs has to end in .jsonl")
+    every = read_questions(questions)
+    done = {one.question for one in read_labelled(out)} if out.exists() else set[str]()
+    left = [one for one in every if one not in done]
+    table = asked.table(model, asks=True)
+    second = asked.table(writer, asks=True) if writer else None
+
+    async def made(critic: ChatModel, writing: ChatModel) -> int:
+        agents = Agents(writing, critic, answers, looks, most)
+        counts: Counter[str] = Counter()
+        with out.open("a", encoding="utf-8") as file:
+            async for rows in rows_of(left, agents, asked.at_once, seed, counts):
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.flush()
+        return _told_pairs(out, len(left), counts, as_json=as_json)
+
+    async def act(service: ModelService) -> int:
+        if second is None:
+            return await made(service, service)
+        async with _running(second) as other:
+            return await made(service, other)
+
+    return _with_model(table, act)
+
+
+def _told_pairs(out: Path, questions: int, counts: Counter[str], *, as_json: bool) -> int:
+    """Print what came of it. Returns the exit code: 1 where no question gave a pair."""
+    said = [name for name, _ in counts.most_common() if name.startswith("fault: ")]
+    numbers = {name: count for name, count in sorted(counts.items()) if name not in said}
+    if as_json:
+        record = {"out": str(out), "questions": questions, "counts": numbers}
+        typer.echo(json.dumps(record | {"faults_said": said[:5]}, indent=1))
+    else:
+        told = ", ".join(f"{name} {count}" for name, count in numbers.items())
+        typer.echo(f"{out}: {counts['pairs']} pairs of {questions} questions ({told})")
+        for one in said[:5]:
+            typer.echo(one, err=True)
+    return OK if counts["pairs"] or not questions else FAILED
 
 
 def play_command(model: str, judge: str, config: str, asked: Asked) -> int:

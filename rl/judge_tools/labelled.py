@@ -54,9 +54,30 @@ def read_labelled(file: Path) -> list[Labelled]:
     return found
 
 
+def read_questions(file: Path) -> list[str]:
+    """The questions of a file, `question` or `prompt` of its rows, each once. Raises ConfigError."""
+    if file.suffix not in SUFFIXES or not file.is_file():
+        raise ConfigError(f"{file}: a file of questions is wanted, {', '.join(SUFFIXES)}")
+    try:
+        found = dict.fromkeys(one for _, one in each(file_rows(str(file)), str(file), _question))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not found:
+        raise ConfigError(f"{file}: it has no rows")
+    return list(found)
+
+
+def _question(row: JsonObject) -> str:
+    """A row's question. Raises ValueError."""
+    text = _text(row, "question" if "question" in row or "prompt" not in row else "prompt")
+    if not text.strip():
+        raise ValueError("the question is empty")
+    return text
+
+
 def labelled(row: JsonObject) -> Labelled:
     """One row. Raises ValueError."""
-    question = _text(row, "question" if "question" in row or "prompt" not in row else "prompt")
+    question = _question(row)
     if "chosen" in row:
         known = ("question", "prompt", "chosen", "rejected")
         rest = {k: v for k, v in row.items() if k not in known}

@@ -149,6 +149,11 @@ class Measurement:
         """The groups that are played, and an episode's CPU seconds outside of engine and learner."""
         tasks, at_once = tasks_of(self.config, PLAYED_GROUPS), self._at_once()
         self.say(f"playing {len(tasks)} groups")
+        if judges := sorted({one.label for table in self.config.env for one in table.judge}):
+            said = (
+                f"the judges {', '.join(judges)} are not asked: their time is not in these figures"
+            )
+            self.notes.append(said)
         try:
             experts, cpu = engine.ask(ACT_SECONDS, EngineProbe.demonstrate, tasks, at_once)
         except ProbeError as error:
