@@ -230,7 +230,8 @@ def pairs_command(
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out}: the file of pairs has to end in .jsonl")
     every = read_questions(questions)
-    done = {one.question for one in read_labelled(out)} if out.exists() else set[str]()
+    begun = out.is_file() and out.stat().st_size > 0
+    done = {one.question for one in read_labelled(out)} if begun else set[str]()
     left = [one for one in every if one not in done]
     table = asked.table(model, asks=True)
     second = asked.table(writer, asks=True) if writer else None
