@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from envs.message import JsonObject, Message
+from envs.text import encodable
 
 # Who waits for an answer: an episode, which holds its engine's cache meanwhile, or a finished trajectory.
 USER, JUDGE = 0, 1
@@ -55,7 +56,8 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """One answer. cut: the length limit ended it. cached: an equal question was paid for before."""
+    """One answer; its text is made encodable (`envs.text`). cut: the length limit ended it. cached: an equal
+    question was paid for before."""
 
     text: str
     model: str = ""
@@ -63,6 +65,10 @@ class ChatAnswer:
     completion_tokens: int = 0
     cut: bool = False
     cached: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))
+        object.__setattr__(self, "model", encodable(self.model))
 
 
 class ChatModel(Protocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import operator
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
@@ -12,7 +13,7 @@ from envs.dataset import ROW_JUDGES
 from envs.deadline import counting
 from envs.env import Task
 from envs.handover import named_rewards
-from envs.text import shown, told
+from envs.text import encodable, shown, told
 from reward.registry import GroupJudge, Judge
 from rollout.trajectory import Judgement, ScoredTrajectory, Trajectory
 
@@ -157,9 +158,25 @@ def _judgement(name: str, found: object, turns: int) -> Judgement:
             rewards=named_rewards(found.rewards, "it"),
             metrics=named_rewards(found.metrics, "it"),
             turns=tuple(named_rewards(one, "it") for one in found.turns),
+            version=_text(found.version),
+            models=_texts(found.models),
+            reasons=_texts(found.reasons),
+            asked=operator.index(found.asked),
+            cached=operator.index(found.cached),
         )
     except TypeError as error:
         raise JudgeFault(f"judge {name}: {told(error)}") from error
+
+
+def _text(given: object) -> str:
+    """A text for the record, whatever a plugin has given as one."""
+    return encodable(given) if isinstance(given, str) else shown(given)
+
+
+def _texts(given: object) -> tuple[str, ...]:
+    """Texts for the record; what is no list or tuple of them is one."""
+    several = cast(Sequence[object], given) if isinstance(given, list | tuple) else (given,)
+    return tuple(map(_text, several))
 
 
 async def _asked(name: str, begin: Callable[[], Awaitable[T]], seconds: float) -> T:

@@ -20,7 +20,8 @@ from reward.model_judge import bound, check_settings, find_model_judge
 from reward.registry import UnknownJudge
 from reward.score import JudgeFault, add_group_judge, score
 from rl.judge_tools.labelled import trajectory_of
-from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
+from rl.models.structured import fitting
+from rollout.trajectory import Judgement, ScoredTrajectory, Trajectory, Turn
 from rollout.trajectory_file import read_trajectory
 
 
@@ -304,6 +305,34 @@ async def test_a_judge_of_ones_own_has_its_settings_or_none():
         check_settings(find_model_judge("rubric"), {})
     with pytest.raises(UnknownJudge, match="with a model there are rubric"):
         find_model_judge("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("reasons", "kept"),
+    [
+        (["so", None, {"why": "it rhymes"}], ("so", "None", "{'why': 'it rhymes'}")),
+        (("half of \ud83d",), ("half of \\ud83d",)),
+        ("so", ("so",)),
+        (None, ("None",)),
+    ],
+)
+async def test_what_a_judge_of_ones_own_says_can_be_written_down(reasons, kept):
+    async def odd(task: Task, trajectory: Trajectory) -> Judgement:
+        return Judgement({"odd": 1.0}, version=3, models=[b"x"], reasons=reasons)  # type: ignore
+
+    one = said("Q", "A")
+    found = await score(one, [odd], {}, seconds=1)
+    assert found.judgements[0].reasons == kept and found.judgements[0].version == "3"
+    json.dumps(found.as_json(), ensure_ascii=False).encode()
+    assert read_trajectory(found.as_json()).judgements == found.judgements
+
+
+async def test_half_a_character_of_a_model_is_written_down_as_its_escape():
+    text = fitting('{"reason": "rude \\ud83d", "verdict": "bad"}', {"type": "object"})
+    one, told = said("Q", "A"), Script(lambda _: str(text))
+    found = await score(one, [judged("principles", told, {"principles": ["x"]})], {}, seconds=1)
+    json.dumps(found.as_json(), ensure_ascii=False).encode()
+    assert found.judgements[0].reasons[0].endswith("rude \\ud83d")
 
 
 async def own(task: Task, trajectory: Trajectory, model: Script) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from envs.message import JsonObject
+from envs.text import encodable_json
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -24,7 +25,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 def fitting(text: str, schema: JsonObject) -> str | None:
     """The last JSON object in `text` that fits, as JSON; None where there is none."""
     found = [value for value in _objects(text) if fits(value, schema)]
-    return json.dumps(found[-1], ensure_ascii=False) if found else None
+    return json.dumps(encodable_json(found[-1]), ensure_ascii=False) if found else None
 
 
 def _objects(text: str) -> Iterator[object]:
