@@ -165,7 +165,9 @@ def test_a_first_task_without_what_a_judge_reads_is_told_of_before_a_run(
 ):
     table: dict[str, Any] = {"id": "calculator", "judge": [judge | {"model": "m"}]}
     if env != "calculator":
-        (tmp_path / "rows.jsonl").write_text('{"question": "Greet."}\n' * 40, encoding="utf-8")
+        # Their hashes put some of them on each side.
+        asked = "".join(f'{{"question": "Greet {n}."}}\n' for n in range(40))
+        (tmp_path / "rows.jsonl").write_text(asked, encoding="utf-8")
         rows = {"path": str(tmp_path / "rows.jsonl"), "answer": ""}
         table |= {"id": "dataset", "config": rows}
     model = {"name": "m", "url": "http://x"}
