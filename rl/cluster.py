@@ -337,7 +337,7 @@ class Cluster:
         try:
             return await within(call, seconds)
         except TimeoutError:
-            reason = f"not ready within {seconds:g} s"
+            reason = f"not ready within {seconds:g} s; a busy machine may need more {_limit_of(name)}"
         except Exception as error:
             reason = root_cause(Path(self._log(name))) or first_line(error)
         raise StartError(f"{name} could not start: {reason} (log: {self._log(name)})") from None
@@ -382,3 +382,10 @@ def root_cause(log: Path) -> str:
         if found:
             return found.group(1)[:300]
     return ""
+
+
+def _limit_of(name: str) -> str:
+    """The setting by which an actor's start is limited."""
+    if name.startswith(MODEL):
+        return "serve.start_seconds"
+    return "engine.start_seconds" if name.startswith("engine-") else "timeouts.start_seconds"

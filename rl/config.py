@@ -166,7 +166,7 @@ class TimeoutConfig(Section):
     stall_seconds: PositiveFloat = 600
     step_seconds: PositiveFloat = 1800
     load_seconds: PositiveFloat = 300
-    start_seconds: PositiveFloat = 120
+    start_seconds: PositiveFloat = 300
     stop_seconds: PositiveFloat = 120
 
 
