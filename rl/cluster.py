@@ -337,7 +337,9 @@ class Cluster:
         try:
             return await within(call, seconds)
         except TimeoutError:
-            reason = f"not ready within {seconds:g} s; a busy machine may need more {_limit_of(name)}"
+            reason = (
+                f"not ready within {seconds:g} s; a busy machine may need more {_limit_of(name)}"
+            )
         except Exception as error:
             reason = root_cause(Path(self._log(name))) or first_line(error)
         raise StartError(f"{name} could not start: {reason} (log: {self._log(name)})") from None

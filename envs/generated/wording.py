@@ -67,6 +67,13 @@ def finished(draft: Draft, seed: str) -> GeneratedTask:
     )  # fmt: skip
 
 
+def body_and_end(request: str) -> tuple[str, str]:
+    """A request in two: what is asked for, and the sentence that says how it is to be answered."""
+    ends = [*_CLOSINGS, *(text.partition("{field}")[0] for text in _QUESTIONS)]
+    at = max(request.rfind(f" {end}") for end in ends)
+    return (request[:at], request[at + 1 :]) if at > 0 else (request, "")
+
+
 def system_text(domain: Domain, user: str, manner: str, offers: tuple[str, ...] = ()) -> str:
     """Tell the agent of its place, its user and its rules; offers: its tools, () for all."""
     acts = [tool for tool in domain.acts if not offers or tool.name in offers]

@@ -247,6 +247,28 @@ def generate(
 
 
 @app.command()
+def reword(
+    pack: Annotated[Path, typer.Argument(help="A pack.")],
+    out: Annotated[Path, typer.Argument(help="The new pack's folder, which must not exist yet.")],
+    with_: Annotated[str, typer.Option("--with", help="A server whose model writes.")],
+    served: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
+    at_once: Annotated[int, typer.Option(min=1, help="Requests to the server at once.")] = 8,
+) -> None:
+    """Make a pack of a pack: a model puts its requests into other words, and every fact stays."""
+    from rl.env_tools.domain_writer import served_writer
+    from rl.env_tools.reword import reword
+
+    try:
+        head = reword(
+            pack, out, served_writer(with_, served), model=served or with_, at_once=at_once
+        )
+    except ConfigError as error:
+        raise _bad_input(error) from None
+    told = head["wording"]
+    typer.echo(f"{out}: {told['reworded']} requests reworded, {told['as_they_were']} as they were")
+
+
+@app.command()
 def packs(
     folder: Annotated[Path, typer.Argument(help="Where packs lie.")] = Path(),
     as_json: AsJson = False,
