@@ -122,7 +122,7 @@ def reword(source: Path, out: Path, writer: Writer, *, model: str, at_once: int)
 
 
 class _Known:
-    """What was reworded so far, in a file: a line for each task, the first says of which pack and by whom."""
+    """Keeps what was reworded so far in a file: a line for each task; the first says of which pack and by whom."""
 
     def __init__(self, file: Path, whose: str) -> None:
         self.file = file
