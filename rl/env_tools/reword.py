@@ -122,7 +122,7 @@ def reword(source: Path, out: Path, writer: Writer, *, model: str, at_once: int)
 
 
 class _Known:
-    """Keeps what was reworded so far in a file: a line for each task; the first says of which pack and by whom."""
+    """Keeps what was reworded so far, in a file: first of which pack and by whom, then a line a task."""
 
     def __init__(self, file: Path, whose: str) -> None:
         self.file = file
