@@ -1,14 +1,15 @@
 """Real clients against the gateway of a vLLM engine: is every trained token the engine's own?
 
     python benchmarks/gateway_clients.py --policy FOLDER [--episodes 1000] [--at-once 64] [--json FILE]
-                                         [--agents PYTHON]
+                                         [--agents PYTHON] [--mini PYTHON]
 
 Sessions of the `openai` and `anthropic` libraries, unmodified, in a process of their own: chat completions,
 responses and messages, each whole and as a stream, a question and tool calls until an answer. With
-`--agents`, an interpreter that has `openai-agents`, a tenth of the episodes is that framework's. The policy
-is one that calls `add`, `subtract` and `multiply` (docs/agents.md makes one); another one plays, and calls
-less. The engine's log of prompts and completions is compared with the samples. Exits with 1 where a token
-differs.
+`--agents`, an interpreter that has `openai-agents`, a tenth of the episodes is that framework's; with
+`--mini`, one that has `mini-swe-agent`, another tenth is that coding agent's, whose commands run in its own
+bubblewrap. The policy is one that calls `add`, `subtract` and `multiply` (docs/agents.md makes one); another
+one plays, and calls less. The engine's log of prompts and completions is compared with the samples. Exits
+with 1 where a token differs.
 """
 
 import argparse
@@ -76,6 +77,37 @@ async def main():
 
 asyncio.run(main())
 """
+
+MINI = """
+import json, logging, sys
+from concurrent.futures import ThreadPoolExecutor
+from minisweagent.agents.default import DefaultAgent
+from minisweagent.environments.extra.bubblewrap import BubblewrapEnvironment
+from minisweagent.models.litellm_model import LitellmModel
+
+logging.disable(logging.CRITICAL)
+
+def play(one):
+    key, question = one
+    asked = {"api_base": sys.argv[1], "api_key": key}
+    model = LitellmModel(model_name="openai/policy", model_kwargs=asked, cost_tracking="ignore_errors")
+    agent = DefaultAgent(
+        model, BubblewrapEnvironment(), system_template="You work in a shell.", instance_template="{{task}}"
+    )
+    try:
+        agent.run(question)
+    except Exception as error:
+        print(type(error).__name__, file=sys.stderr)
+
+with ThreadPoolExecutor(16) as threads:
+    list(threads.map(play, json.load(sys.stdin)))
+"""
+# Without it mini-swe-agent asks a refused request ten times, up to a minute apart.
+QUIET = {
+    "MSWEA_MODEL_RETRY_STOP_AFTER_ATTEMPT": "1",
+    "MSWEA_SILENT_STARTUP": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+}
 
 
 class Logged(LoggingEngine):
@@ -228,24 +260,26 @@ def clients(url: str, keys: list[str], at_once: int, out: Any) -> None:
     out.put(dict(asyncio.run(play())))
 
 
-def framework(python: str, url: str, keys: list[str], at_once: int) -> str:
-    """Play sessions of the agents' framework; what it said on its standard error."""
-    said = ""
+def framework(python: str, script: str, url: str, keys: list[str], at_once: int) -> Counter[str]:
+    """Play sessions of an agent from the package index; how often which error ended one."""
+    ends = Counter[str]()
     for at in range(0, len(keys), at_once):
         asked = json.dumps(
             [[key, question(at + i)] for i, key in enumerate(keys[at : at + at_once])]
         )
         done = subprocess.run(
-            [python, "-c", FRAMEWORK, f"{url}/v1"],
+            [python, "-c", script, f"{url}/v1"],
             input=asked,
             capture_output=True,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "OPENAI_API_KEY": "none"},
+            env={**os.environ, **QUIET, "OPENAI_API_KEY": "none"},
             check=False,
         )
-        said += done.stderr
-    return said
+        ends.update(line for line in done.stderr.splitlines() if line.isidentifier())
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+    return ends
 
 
 async def measure(c: argparse.Namespace) -> dict[str, Any]:
@@ -261,14 +295,20 @@ async def measure(c: argparse.Namespace) -> dict[str, Any]:
     ]
     accesses = [await gateway.open(talk) for talk in talks]
     url, keys = accesses[0].url, [one.key for one in accesses]
-    own = len(keys) // 10 if c.agents else 0
+    tenth = len(keys) // 10
+    scripts = [(c.agents, FRAMEWORK), (c.mini, MINI)]
+    chosen = [(python, script) for python, script in scripts if python]
+    own = tenth * len(chosen)
     context = multiprocessing.get_context("spawn")
     out = context.SimpleQueue()
     start = time.perf_counter()
     child = context.Process(target=clients, args=(url, keys[own:], c.at_once, out))
     child.start()
-    said = await asyncio.to_thread(framework, c.agents, url, keys[:own], 16) if own else ""
-    ends = await asyncio.to_thread(out.get)
+    ends = Counter[str]()
+    for at, (python, script) in enumerate(chosen):
+        part = keys[at * tenth : (at + 1) * tenth]
+        ends += await asyncio.to_thread(framework, python, script, url, part, 16)
+    ends.update(await asyncio.to_thread(out.get))
     seconds = time.perf_counter() - start
     child.join()
     for talk in talks:
@@ -280,13 +320,13 @@ async def measure(c: argparse.Namespace) -> dict[str, Any]:
     vllm.shutdown()
     return {
         "episodes": len(played),
-        "of the framework": own,
+        "of agents from the index": own,
         "turns": turns,
         "trained tokens": trained,
         "branches": branches,
         "differences": wrong,
         "seconds": round(seconds),
-        "ended by an error": ends | dict(Counter(said.split()[-1:]) if said else {}),
+        "ended by an error": dict(ends),
     }
 
 
@@ -297,11 +337,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=64)
     parser.add_argument("--agents", default="", help="an interpreter that has openai-agents")
+    parser.add_argument("--mini", default="", help="an interpreter that has mini-swe-agent")
     parser.add_argument("--json", type=Path)
     c = parser.parse_args()
     found = asyncio.run(measure(c))
     for name, value in found.items():
-        print(f"{name:>18}  {value}")
+        print(f"{name:>24}  {value}")
     if c.json:
         c.json.write_text(json.dumps(found), encoding="utf-8")
     sys.exit(found["differences"] > 0)
