@@ -123,6 +123,8 @@ def eval(
     pairs = _read(data, split)
     if not model.is_dir():
         raise ConfigError(f"{model}: there is no such folder")
+    if scores is not None and (scores.is_dir() or not scores.parent.is_dir()):
+        raise ConfigError(f"--scores: {scores} cannot be a file: is its folder there?")
     require("torch", "transformers")
     from rl.preference_data import preference_tokens
     from trainer.reward_model import load_reward_model, score_pairs

@@ -71,6 +71,15 @@ def test_the_command_writes_rows_and_goes_on_with_a_file_that_is_there(serve, tm
     again = CliRunner().invoke(app, asked)
     assert again.exit_code == 0 and "0 pairs of 0 questions" in again.output
     assert len(server.asked) == count
+    kept = out.read_text(encoding="utf-8")
+    out.write_text(kept + '{"prompt": "greet B', encoding="utf-8")
+    torn = CliRunner().invoke(app, asked)
+    assert torn.exit_code == 0 and out.read_text(encoding="utf-8") == kept, "a writer was killed"
+    out.write_text(kept.rstrip("\n"), encoding="utf-8")
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    assert out.read_text(encoding="utf-8") == kept
+    nowhere = CliRunner().invoke(app, [*asked[:3], str(tmp_path / "no" / "p.jsonl"), *asked[4:]])
+    assert nowhere.exit_code == 2 and "p.jsonl: No such file" in nowhere.output
     questions.write_text('{"text": "greet"}\n', encoding="utf-8")
     wrong = CliRunner().invoke(app, [*asked[:3], str(tmp_path / "new.jsonl"), *asked[4:]])
     assert wrong.exit_code == 2 and "row 1: question has to be text" in wrong.output

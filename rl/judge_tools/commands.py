@@ -230,11 +230,12 @@ def pairs_command(
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out}: the file of pairs has to end in .jsonl")
     every = read_questions(questions)
-    begun = out.is_file() and out.stat().st_size > 0
-    done = {one.question for one in read_labelled(out)} if begun else set[str]()
-    left = [one for one in every if one not in done]
     table = asked.table(model, asks=True)
     second = asked.table(writer, asks=True) if writer else None
+    done = _questions_in(out)
+    left = [one for one in every if one not in done]
+    if not left:
+        return _told_pairs(out, 0, Counter(), as_json=as_json)
 
     async def made(critic: ChatModel, writing: ChatModel) -> int:
         agents = Agents(writing, critic, answers, looks, most)
@@ -252,6 +253,26 @@ def pairs_command(
             return await made(service, other)
 
     return _with_model(table, act)
+
+
+def _questions_in(out: Path) -> set[str]:
+    """The questions of a file of pairs, which is made where there is none; a line whose writer was killed
+    half-way is cut off. Raises ConfigError."""
+    try:
+        with out.open("a+b") as file:
+            file.seek(0)
+            data = file.read()
+            end = data.rfind(b"\n") + 1
+            if end < len(data):
+                try:
+                    json.loads(data[end:])
+                    file.write(b"\n")
+                except ValueError:
+                    data = data[:end]
+                    file.truncate(end)
+    except OSError as error:
+        raise ConfigError(f"{out}: {error.strerror}") from None
+    return {one.question for one in read_labelled(out)} if data.strip() else set()
 
 
 def _told_pairs(out: Path, questions: int, counts: Counter[str], *, as_json: bool) -> int:
