@@ -132,7 +132,9 @@ async def test_a_criterion_may_have_any_name():
 
 
 async def test_criteria_can_be_of_the_task():
-    model = Script(lambda r: {n: {"reason": "", "verdict": "yes"} for n in r.schema["required"]})
+    model = Script(
+        lambda r: {n: {"reason": "", "verdict": "yes"} for n in (r.schema or {})["required"]}
+    )
     judge = judged("rubric", model, {"column": "rubric"})
     one = said("Q", "A", rubric=["It rhymes.", {"name": "new", "text": "It is new."}])
     assert (await judge(one.task, one)).rewards == {"rubric": 1.0}

@@ -136,7 +136,7 @@ def check_first_task(table: EnvTable, key: str, split: Split) -> None:
 
 def _check_weights(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> None:
     """Raise ConfigError where a judge weighs heads that its reward models have not."""
-    asked = table.config.get("weights") or ()
+    asked = cast(Mapping[str, object], table.config.get("weights") or {})
     for model in models:
         if model.name not in table.models:
             continue
