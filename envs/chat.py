@@ -99,7 +99,11 @@ def _messages(row: JsonObject) -> tuple[list[JsonObject], bool]:
     if sharegpt:
         found = [_of_sharegpt(one, number) for number, one in enumerate(found, 1)]
     system = row.get("system")
-    if isinstance(system, str) and system.strip() and (not found or found[0]["role"] != "system"):
+    if (
+        isinstance(system, str)
+        and system.strip()
+        and (not found or found[0].get("role") != "system")
+    ):
         found.insert(0, {"role": "system", "content": system})
     return found, sharegpt
 

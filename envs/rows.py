@@ -197,6 +197,8 @@ def _parsed(text: str, where: str) -> Any:
         raise ValueError(f"{where}not valid JSON: {error.msg} ({place})") from None
     except RecursionError:
         raise ValueError(f"{where}not readable: it is nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{where}not readable: {str(error).partition(';')[0]}") from None
 
 
 def _csv_rows(text: str) -> Numbered:

@@ -47,7 +47,10 @@ class ChatSource:
     @property
     def is_file(self) -> bool:
         """True for a local file."""
-        return Path(self.name).suffix in SUFFIXES or Path(self.name).exists()
+        try:
+            return Path(self.name).suffix in SUFFIXES or Path(self.name).exists()
+        except OSError:  # a name that is too long for one, or in a folder that may not be read
+            return True
 
     def check(self) -> None:
         """Raise ConfigError unless it can be a source, as far as its name says."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
+from envs.address import http_address
 from rl.env_table import BreakerConfig
 from rollout.config import Section
 
@@ -93,8 +94,10 @@ class ModelTable(Section):
     def _one_source(self) -> "ModelTable":
         if (self.path is None) == (self.url is None):
             raise ValueError("give exactly one of path and url")
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url {self.url!r} has to begin with http:// or https://")
+        try:
+            _ = self.url is not None and http_address(self.url)
+        except ValueError as error:
+            raise ValueError(f"url {error}") from None
         if self.url is not None and self.serve != ServeConfig():
             raise ValueError("serve is of a checkpoint (path), and this model has a url")
         if self.use == "reward" and self.serve.sleep_seconds > self.anchor_seconds:

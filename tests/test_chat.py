@@ -132,6 +132,10 @@ WRONG = {
         {"messages": [{"content": "hi"}]},
         "message 1: its role has to be one of system, us",
     ),
+    "no role beside a system text": (
+        {"system": "be brief", "messages": [{"content": "hi"}]},
+        "message 2: its role has to be one of system, us",
+    ),
     "another role": (
         {"messages": [{**USER, "role": "bot"}]},
         "message 1: its role has to be one of",

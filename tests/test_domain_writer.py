@@ -3,7 +3,7 @@
 import pytest
 
 from envs.generated.domain_file import FOLDER, builtin, builtin_names
-from rl.env_tools.domain_writer import NotWritten, judged, keep_rejected, written_domain
+from rl.env_tools.domain_writer import Attempt, NotWritten, judged, keep_rejected, written_domain
 
 KNOWN = [builtin(name) for name in builtin_names()]
 CLINIC = (FOLDER / "clinic.toml").read_text(encoding="utf-8")
@@ -48,6 +48,8 @@ MISTAKES = {
         answer(GOOD.replace('["doctor.on_duty = yes"]', '["doctor.on_duty = yes", "doctor.on_duty = no"]')),
         "tool.rest: no task was found",
     ),
+    "too deep": (answer("x = " + "[" * 5000), "nested too deeply"),
+    "too many digits": (answer("x = " + "9" * 5000), "is no TOML: Exceeds the limit"),
     "two of a name": (
         answer(GOOD.replace("[tool.rest]", "[tool.find_doctor]")),
         "two tools find_doctor",
@@ -78,7 +80,8 @@ def test_a_writer_that_learns_of_its_mistakes_writes_a_domain(tmp_path):
     assert "a surgery" in heard[0]
     assert "no ```toml block" in heard[1]
     keep_rejected(tmp_path, "a surgery", tried)
-    kept = sorted(path.name for path in tmp_path.iterdir())
+    keep_rejected(tmp_path / "half", "\ud800", [Attempt("\ud800", ("half a letter",))])
+    kept = sorted(path.name for path in tmp_path.glob("*.txt"))
     assert kept == ["a-surgery-1.txt", "a-surgery-2.txt", "a-surgery-3.txt"]
     assert (tmp_path / kept[0]).read_text(encoding="utf-8").startswith("# the answer has no")
 

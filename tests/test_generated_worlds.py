@@ -11,7 +11,14 @@ import pytest
 from envs.env import Task
 from envs.generated.books import BUSY, Refused
 from envs.generated.chain import Step, play
-from envs.generated.domain_file import FOLDER, DomainMistake, builtin, builtin_names, read_domain
+from envs.generated.domain_file import (
+    FOLDER,
+    DomainMistake,
+    builtin,
+    builtin_names,
+    load,
+    read_domain,
+)
 from envs.generated.environment import Generated, GeneratedConfig, domain_called
 from envs.generated.generator import Tally, make_task
 from envs.generated.mutations import mutated
@@ -216,6 +223,54 @@ MISTAKES = [
     ),
     (("name",), "", "has to be a text"),
     (("name",), "../clinic", "is no name"),
+    (("title",), "a clinic \ud800", "half a letter"),
+    (
+        ("entity", "patient", "fields"),
+        {"name": "label people = Ada"},
+        "a label can have no default",
+    ),
+    (
+        ("entity", "patient", "fields"),
+        {"name": "label people", "n": "int 1..9 = 10"},
+        "not between 1 and 9",
+    ),
+    (
+        ("entity", "patient", "fields"),
+        {"name": "label people", "n": f"int 0..{10**20}"},
+        "of 15 digits",
+    ),
+    (("entity", "patient", "fields"), {"name": "label people", "n": "choice 1|2"}, "1 is a number"),
+    (
+        ("entity", "patient", "fields"),
+        {"name": "label people", "n": "choice now|then"},
+        "'now' is taken",
+    ),
+    (
+        ("entity", "patient", "fields"),
+        {"name": "label people", **{f"n{i}": "int 1..9" for i in range(70)}},
+        "too many",
+    ),
+    (("entity", "patient", "called"), "{{name}}", "does not say {name}"),
+    (("entity", "patient", "offers"), ["find", "get"], "offers: it has to be a text"),
+    (("entity", "patient", "update"), "name", "update: it has to be a list of texts"),
+    (("entity", "patient", "update"), [["name"]], "update: it has to be a list of texts"),
+    (("entity", "sqlite_x"), {}, "begin with sqlite_"),
+    (
+        ("entity", "pal"),
+        {"fields": {"of": "ref pal"}, "by": "of", "offers": "list"},
+        "in a circle, pal by pal",
+    ),
+    (("tool", "check_in", "args"), {"visit": "visit", "now": "int 1..9"}, "now is the hour"),
+    (
+        ("tool", "check_in", "args"),
+        {"visit": "visit", "n": "int 1..9 = 3"},
+        "only fields have defaults",
+    ),
+    (("tool", "check_in", "ask"), ["check in {visit:>999999999}"], "braces hold a name alone"),
+    (("tool", "check_in", "ask"), ["check in {{visit}}"], "does not say visit"),
+    (("tool", "check_in", "effects"), ["visit.fee += " + "9" * 5000], "longer than 400 letters"),
+    (("tool", "check_in", "effects"), ["visit.patient.name = 5"], "5 is a number"),
+    (("tool", "check_in", "effects"), ["after 300: visit.state = done"], "240 are the most"),
 ]
 
 
@@ -302,3 +357,73 @@ def test_an_act_that_changes_nothing_in_the_end_does_not_keep_a_domain_from_long
         make_task(domain, seed, Difficulty(chain=4, branching=0.8), tally)
     assert not tally.used["air_slot"]
     assert tally.reasons["accepted"] == 3
+
+
+KIOSK = """
+name = "kiosk"
+title = "a kiosk"
+[entity.guest]
+fields = { name = "label places", owes = "int 0..9 = 0" }
+by = "name"
+called = "the | guest {name}"
+count = 40
+offers = "find get list"
+[tool.admit]
+does = "a new guest"
+args = { name = "label places" }
+effects = ["new guest: name = name"]
+ask = ["admit {name}"]
+confirm = true
+[tool.charge]
+does = "the guest owes more in the end"
+args = { guest = "guest", sum = "int 1..9" }
+effects = ["after 3: guest.owes += sum"]
+ask = ["charge {guest} {sum}"]
+"""
+
+
+def test_an_act_on_no_row_can_be_confirmed_and_more_names_are_drawn_than_a_pool_has():
+    domain = read_domain(tomllib.loads(KIOSK))
+    tasks = [
+        make_task(domain, str(i), Difficulty(chain=1, distractors=8, question=1)) for i in range(6)
+    ]
+    rules = " ".join(one for task in tasks for one in task.rubric.changes)
+    assert "admit -: confirmed" in rules and "not confirmed" not in rules
+    assert len({row["name"] for row in tasks[0].rows["guest"]}) == 320
+    assert all("confirmed as `-`" in task.system for task in tasks)
+
+
+def test_what_would_leave_its_bounds_later_is_refused_at_once():
+    world = World(
+        read_domain(tomllib.loads(KIOSK)), {"guest": [{"id": "GU1", "name": "A", "owes": 5}]}
+    )
+    with pytest.raises(Refused, match="between 0 and 9"):
+        world.call("charge", {"guest": "GU1", "sum": 5})
+    world.call("charge", {"guest": "GU1", "sum": 3})
+    world.call("charge", {"guest": "GU1", "sum": 4})
+    assert world.call("wait", {"hours": 3}) == {"hour": 3}
+    assert world.call("get_guest", {"guest": "GU1"})["owes"] == 9
+
+
+def test_a_domain_file_may_begin_with_a_byte_order_mark_and_its_mistakes_name_it(tmp_path):
+    file = tmp_path / "kiosk.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + KIOSK.encode())
+    assert load(file).name == "kiosk"
+    file.write_text(KIOSK.replace("guest.owes", "guest.debt"), encoding="utf-8")
+    with pytest.raises(DomainMistake, match=r"kiosk\.toml: tool\.charge: .*no field debt"):
+        load(file)
+    file.write_text("x = " + "[" * 3000, encoding="utf-8")
+    with pytest.raises(DomainMistake, match="nested too deeply"):
+        load(file)
+
+
+def test_a_split_that_no_shape_falls_in_is_said_and_not_looked_for_for_ever(monkeypatch, tmp_path):
+    monkeypatch.setattr("envs.generated.environment.MOST_OTHERS", 5)
+    monkeypatch.setattr("envs.generated.environment.split_of", lambda key: "train")
+    file = tmp_path / "kiosk.toml"
+    file.write_text(KIOSK, encoding="utf-8")
+    env = Generated(
+        GeneratedConfig(domains=(str(file),), heldout="structure", task=Difficulty(chain=1))
+    )
+    with pytest.raises(ValueError, match="too few shapes"):
+        next(env.tasks("heldout", 0))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from envs.address import http_address
 from envs.env import Task
 from envs.interop.nemo_gym import NeMoGym, NeMoGymConfig, opening, tools
 from envs.message import Message, ToolCall
@@ -221,3 +222,31 @@ def test_rows_that_cannot_be_played_are_named(given, told, tmp_path):
     env = made(tmp_path, "http://127.0.0.1:9", {"responses_create_params": given})
     with pytest.raises(ValueError, match=r"row 1: .*" + told):
         next(env.tasks("train", 0))
+
+
+async def test_a_server_that_takes_the_call_and_says_nothing_is_given_up(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    silent = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
+    async with silent:
+        url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+        tasks = str(tmp_path / "rows.jsonl")
+        env = NeMoGym(NeMoGymConfig(url=url, tasks=tasks, connect_seconds=0.2))
+        with pytest.raises(HostFault, match=r"openapi\.json has not answered after 0\.2 s"):
+            await asyncio.to_thread(env.probe)
+        silent.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("ftp://x", "has to begin with http://"),
+        ("http://", "names no host"),
+        ("http://127.0.0.1:99999", "Port out of range"),
+        ("http://[::1", "is no URL"),
+        ("http://a b", "names no host"),
+    ],
+)
+def test_an_address_that_no_client_could_reach_is_refused(url, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        http_address(url)
+    assert http_address("http://[::1]:80/v1/") == "http://[::1]:80/v1"

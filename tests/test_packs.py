@@ -1,10 +1,13 @@
 """Packs of generated tasks: whole or not there, the same for a seed, read one task at a time."""
 
 import json
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 from typer.testing import CliRunner
@@ -125,6 +128,69 @@ def test_what_is_no_whole_pack_is_refused(tmp_path):
     assert "format 99" in CliRunner().invoke(app, ["packs", str(tmp_path)]).output
 
 
+def spoilt(pack, way):
+    """A copy of a pack with one thing wrong."""
+    copy = pack.parent / f"{way} #1%25?"
+    shutil.copytree(pack, copy)
+    tasks, sheet, domain = (
+        copy / "tasks.sqlite", copy / "pack.json", next((copy / "domains").iterdir())
+    )  # fmt: skip
+    match way:
+        case "cut":
+            tasks.write_bytes(tasks.read_bytes()[:5000])
+        case "noise":
+            tasks.write_bytes(b"x" * 5000)
+        case "empty":
+            tasks.write_bytes(b"")
+        case "list" | "keys":
+            sheet.write_text('{"format": 2}' if way == "keys" else "[]", encoding="utf-8")
+        case "bytes":
+            sheet.write_bytes(b"\xff\xfe")
+        case "fewer" | "damaged":
+            done = (
+                "delete from tasks where id = 1"
+                if way == "fewer"
+                else "update tasks set data = x'00'"
+            )
+            with closing(sqlite3.connect(tasks)) as db:
+                db.execute(done)
+                db.commit()
+        case "domain":
+            domain.write_text(
+                domain.read_text(encoding="utf-8").replace("a clinic", "a ward"), encoding="utf-8"
+            )
+        case "removed":
+            domain.unlink()
+    return copy
+
+
+def test_a_pack_that_was_cut_off_or_edited_is_refused_in_one_sentence(tmp_path):
+    whole = pack_of(tmp_path / "pack", tasks=2, domains="clinic")
+    ways = {
+        "cut": "cannot be read|malformed", "noise": "cannot be read", "empty": "cannot be read",
+        "list": "format None", "keys": "digest has to be of type str", "bytes": "is no JSON",
+        "fewer": "holds 1 tasks", "domain": "is not as it was", "removed": "is not as it was",
+        "damaged": "task 1 is damaged",
+    }  # fmt: skip
+    for way, sentence in ways.items():
+        copy = spoilt(whole.folder, way)
+        with pytest.raises(PackMistake, match=sentence):
+            pack = Pack(copy)
+            assert pack.domains
+            pack.task(1)
+    assert Pack(spoilt(whole.folder, "not")).task(1) == whole.task(1)
+
+
+def test_a_pack_that_changes_while_a_process_reads_it_is_refused(tmp_path):
+    pack = pack_of(tmp_path / "pack", tasks=1, domains="clinic")
+    shutil.rmtree(tmp_path / "pack")
+    with pytest.raises(PackMistake, match="is gone"):
+        pack.task(0)
+    pack_of(tmp_path / "pack", tasks=1, domains="clinic", seed=4)
+    with pytest.raises(PackMistake, match="not the file that this process opened first"):
+        pack.task(0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -134,6 +200,8 @@ def test_what_is_no_whole_pack_is_refused(tmp_path):
         (["--domains", "clinic,clinic"], "two domains are called clinic"),
         (["--task", '{"chain": 99}'], "chain: input should be less than or equal to 12"),
         (["--task", "chain"], "no JSON object"),
+        (["--task", "[]"], "no JSON object"),
+        (["--domains", "\N{SUPERSCRIPT TWO}"], "there is no domain"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, arguments, sentence):
@@ -175,3 +243,16 @@ def test_packs_and_domain_files_are_seen_from_the_folder_of_the_config(tmp_path)
     packed, own = (EnvTable.model_validate(table).make() for table in values["env"])
     assert sorted(packed.domains) == ["clinic", "home"]
     assert sorted(own.domains) == ["bank", "mine"]
+
+
+def test_a_full_disk_and_a_name_that_is_too_long_are_said(tmp_path, monkeypatch):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with pytest.raises(ConfigError, match="File name too long"):
+        pack_of(tmp_path / ("x" * 300))
+    (tmp_path / ".pack.partial-mine").mkdir()  # somebody's own, and no number
+    monkeypatch.setattr("rl.env_tools.packs.write_tasks", full)
+    with pytest.raises(ConfigError, match="cannot be written: database or disk is full"):
+        pack_of(tmp_path / "pack")
+    assert [path.name for path in tmp_path.iterdir()] == [".pack.partial-mine"]

@@ -92,6 +92,7 @@ def test_chats_of_a_table_are_those_of_lines(tmp_path, renderer):
 FINE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 BROKEN = {
     "JSON": ("{'messages': []}", "row 3: not valid JSON: "),
+    "digits": ('{"n": ' + "9" * 5000 + "}", "row 3: not readable: Exceeds the limit"),
     "no object": ("[1]", "row 3: a row has to be an object, such as {...}, not [1]"),
     "an image": (
         json.dumps({**FINE, "image": "x"}),

@@ -16,6 +16,7 @@ Fact = tuple[str, str, str]  # entity, id, field; "" for the row itself, id "" f
 Key = tuple[str, str]  # entity, id
 BUSY = "busy, nothing was done: try again"
 FIRST_NEW = 1000
+NO_ROW = "-"  # what is confirmed of an act that is on no row
 
 
 class Refused(Exception):

@@ -83,6 +83,12 @@ class DomainTool:
     permission: str = ""
 
     @property
+    def subject(self) -> str:
+        """The argument whose rows a confirmation names: its list, or the first that is a row; "" for none."""
+        rows = [name for name, spec in self.args.items() if spec.entity]
+        return next((name for name in rows if self.args[name].many), rows[0] if rows else "")
+
+    @property
     def reads_only(self) -> bool:
         """True if a call changes nothing in the world."""
         return self.kind in ("find", "get", "list", "ask")

@@ -2,14 +2,12 @@
 
 In: the tables `entity.NAME` and `tool.NAME`, which docs/worlds.md describes. Out: a `Domain`, whose short
 forms (`offers`, `update`) have become tools, with the tools that every world has. Refuses, as DomainMistake,
-what cannot be interpreted; that a domain can be played as well is for `envs.generated.domain_check` to find
-out."""
+what cannot be interpreted; that a domain can be played as well is for the generator to find out."""
 
 import json
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from string import Formatter
@@ -17,14 +15,22 @@ from typing import cast
 
 from envs.generated.domain import Domain, DomainTool, Entity, Field, ToolKind
 from envs.generated.domain_types import type_mistakes
-from envs.generated.expression import ExpressionMistake, read_effect, read_need
-from envs.generated.names import POOLS
+from envs.generated.expression import (
+    MEANINGS,
+    MOST_HOURS,
+    ExpressionMistake,
+    read_effect,
+    read_need,
+)
+from envs.generated.short_forms import field_of, offered_tools, update_tool
+from envs.text import encodable_json
 
 FOLDER = Path(__file__).parent / "domains"
 _TOP = {"name", "title", "entity", "tool"}
 _ENTITY = {"fields", "by", "called", "count", "offers", "update"}
 _TOOL = {"does", "args", "needs", "effects", "ask", "confirm", "permission"}
 _RESERVED = {"id": "every row has an id already", "page": "lists have pages"}
+MOST_FIELDS = 60
 OFFERS = ("find", "get", "list", "create", "remove")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MOST_ROWS = 40
@@ -55,14 +61,19 @@ def builtin(name: str) -> Domain:
 def load(path: Path) -> Domain:
     """The domain of a file. Raises DomainMistake."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         data: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise DomainMistake([f"{path} cannot be read: {error.strerror}"]) from None
     except ValueError as error:  # of both readers, and of bytes that are no text
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise DomainMistake([f"{path} is no {kind}: {error}"]) from None
-    return read_domain(data)
+    except RecursionError:
+        raise DomainMistake([f"{path} is nested too deeply"]) from None
+    try:
+        return read_domain(data)
+    except DomainMistake as error:
+        raise DomainMistake([f"{path}: {one}" for one in error.mistakes]) from None
 
 
 def read_domain(data: object) -> Domain:
@@ -75,6 +86,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.mistakes: list[str] = []
+        self.known: set[str] = set()
         self.entities: dict[str, Entity] = {}
         self.tools: dict[str, DomainTool] = {}
 
@@ -86,8 +98,9 @@ class _Reader:
         entities = self._table("entity", top.get("entity"), None)
         if not entities:
             self.mistakes.append("entity: there is none, and a world needs one at least")
+        self.known = set(entities)
         for key, one in entities.items():
-            self._entity(key, self._table(f"entity.{key}", one, _ENTITY), set(entities))
+            self._entity(key, self._table(f"entity.{key}", one, _ENTITY))
         for key, one in entities.items():
             if key in self.entities and isinstance(one, dict):
                 self._offers(self.entities[key], cast("dict[str, object]", one))
@@ -95,6 +108,8 @@ class _Reader:
             self._tool(key, self._table(f"tool.{key}", one, _TOOL))
         self._own_tools()
         source = cast("dict[str, object]", json.loads(json.dumps(data, default=str)))
+        if encodable_json(source) != source:
+            self.mistakes.append("the file: a text has half a letter in it (an unpaired \\ud800)")
         domain = Domain(name, title, self.entities, self.tools, source)
         if not self.mistakes:
             self.mistakes += type_mistakes(domain)
@@ -104,16 +119,22 @@ class _Reader:
             raise DomainMistake(self.mistakes)
         return domain
 
-    def _entity(self, name: str, table: dict[str, object], known: set[str]) -> None:
+    def _entity(self, name: str, table: dict[str, object]) -> None:
         where = f"entity.{name}"
         self._name(where, name)
+        if name.startswith("sqlite_"):
+            self.mistakes.append(f"{where}: names that begin with sqlite_ are the database's own")
         fields: dict[str, Field] = {}
         for key, spec in self._table(f"{where}.fields", table.get("fields"), None).items():
             self._name(f"{where}.fields", key)
             if key in _RESERVED:
                 self.mistakes.append(f"{where}.fields.{key}: {_RESERVED[key]}; call it otherwise")
-            if found := self._field(f"{where}.fields.{key}", key, spec, known):
+            if found := self._field(f"{where}.fields.{key}", key, spec):
                 fields[key] = found
+        if len(fields) > MOST_FIELDS:
+            self.mistakes.append(
+                f"{where}.fields: {len(fields)} are too many, {MOST_FIELDS} the most"
+            )
         by = table.get("by", [])
         names = [by] if isinstance(by, str) else [str(one) for one in _list(by)]
         if not names or any(one not in fields for one in names):
@@ -130,15 +151,17 @@ class _Reader:
             count = 8
         plain = " ".join(f"{{{one}}}" for one in names)
         called = table.get("called", plain if len(names) == 1 else f"the {name} {plain}")
-        if not isinstance(called, str) or any(f"{{{one}}}" not in called for one in names):
+        if not isinstance(called, str):
             self.mistakes.append(f"{where}.called: it has to be a text with {plain} in it")
             return
-        self._filled(f"{where}.called", called, names)
+        held = self._filled(f"{where}.called", called, names)
+        if missing := [one for one in names if one not in held]:
+            self.mistakes.append(f"{where}.called: {called!r} does not say {{{missing[0]}}}")
         prefix = name[:2].upper()
         self.entities[name] = Entity(name, fields, tuple(names), called, count, prefix)
 
-    def _field(self, where: str, name: str, spec: object, known: set[str]) -> Field | None:
-        read = field_of(name, spec, known) if isinstance(spec, str) else None
+    def _field(self, where: str, name: str, spec: object) -> Field | None:
+        read = field_of(name, spec, self.known) if isinstance(spec, str) else None
         if isinstance(read, Field):
             return read
         self.mistakes.append(f"{where}: {read or 'it has to be a text such as `int 1..9`'}")
@@ -151,8 +174,14 @@ class _Reader:
         args: dict[str, Field] = {}
         for key, spec in self._table(f"{where}.args", table.get("args"), None).items():
             self._name(f"{where}.args", key)
-            if found := self._field(f"{where}.args.{key}", key, spec, set(self.entities)):
+            if key in MEANINGS:
+                self.mistakes.append(
+                    f"{where}.args.{key}: {key} {MEANINGS[key]}; call it otherwise"
+                )
+            if found := self._field(f"{where}.args.{key}", key, spec):
                 args[key] = found
+                if found.has_default:
+                    self.mistakes.append(f"{where}.args.{key}: only fields have defaults")
         try:
             needs = tuple(read_need(one, args) for one in self._texts(where, table, "needs"))
             effects = tuple(read_effect(one, args) for one in self._texts(where, table, "effects"))
@@ -165,8 +194,8 @@ class _Reader:
         if not ask:
             self.mistakes.append(f"{where}.ask: it needs a text by which people ask for the act")
         for one in ask:
-            self._filled(f"{where}.ask", one, args)
-            if missing := [key for key in args if f"{{{key}}}" not in one]:
+            held = self._filled(f"{where}.ask", one, args)
+            if missing := [key for key in args if key not in held]:
                 self.mistakes.append(
                     f"{where}.ask: {one!r} does not say {', '.join(missing)}, so nobody could know"
                 )
@@ -185,7 +214,9 @@ class _Reader:
 
     def _offers(self, entity: Entity, table: dict[str, object]) -> None:
         where = f"entity.{entity.name}.offers"
-        offers = str(table.get("offers", "")).split()
+        offers = self._text(where.rpartition(".")[0], table, "offers").split()
+        if not offers:
+            return
         for one in offers:
             if one not in OFFERS:
                 self.mistakes.append(f"{where}: {one!r} is none of {', '.join(OFFERS)}")
@@ -196,13 +227,13 @@ class _Reader:
             self.mistakes.append(
                 f"{where}: without find or list nobody can learn the id of a {entity.name}"
             )
-        for tool in _offered(entity, offers):
+        for tool in offered_tools(entity, offers):
             self._add(where, tool)
-        for key in _list(table.get("update")):
+        for key in self._texts(f"entity.{entity.name}", table, "update"):
             if key not in entity.fields:
                 self.mistakes.append(f"entity.{entity.name}.update: there is no field {key!r}")
             else:
-                self._add(where, _update(entity, entity.fields[str(key)]))
+                self._add(where, update_tool(entity, entity.fields[key]))
 
     def _own_tools(self) -> None:
         """The tools that a world has of itself."""
@@ -210,7 +241,7 @@ class _Reader:
         spoken = {"about": Field("about", "text")}
         self._own("ask_user", "ask", "ask the user for one thing that was not said", spoken)
         if any(getattr(effect, "after", 0) for tool in tools for effect in tool.effects):
-            hours = {"hours": Field("hours", "int", low=1, high=240)}
+            hours = {"hours": Field("hours", "int", low=1, high=MOST_HOURS)}
             self._own("wait", "wait", "let hours pass", hours)
         if asked := tuple(sorted({tool.permission for tool in tools if tool.permission})):
             args = {"permission": Field("permission", "choice", choices=asked)}
@@ -234,18 +265,21 @@ class _Reader:
         if not _NAME.fullmatch(name):
             self.mistakes.append(f"{where}: {name!r} is no name: small letters, digits and _")
 
-    def _filled(self, where: str, text: str, names: Collection[str]) -> None:
-        """Braces of a text have to hold one of these names each, and nothing else."""
+    def _filled(self, where: str, text: str, names: Collection[str]) -> set[str]:
+        """The names in a text's braces, which have to hold one of these each, and nothing else."""
         try:
-            held = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+            parts = [part for part in Formatter().parse(text) if part[1] is not None]
         except ValueError as error:
             self.mistakes.append(f"{where}: {text!r}: {error}")
-            return
-        for name in held:
+            return set()
+        for _, name, form, conversion in parts:
+            if form or conversion:
+                self.mistakes.append(f"{where}: {text!r}: braces hold a name alone, as {{{name}}}")
             if name not in names:
                 self.mistakes.append(
                     f"{where}: {text!r} has {{{name}}}, which is none of its names"
                 )
+        return {str(name) for _, name, _, _ in parts}
 
     def _text(self, where: str, table: Mapping[str, object], key: str) -> str:
         value = table.get(key)
@@ -275,106 +309,6 @@ class _Reader:
                     f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}"
                 )
         return table
-
-
-def field_of(name: str, spec: str, entities: set[str]) -> Field | str:
-    """`choice open|shut = open` as a field, or what is wrong with it."""
-    body, has_default, default = (part.strip() for part in spec.partition(" = "))
-    kind, _, rest = (part.strip() for part in body.partition(" "))
-    found: Field | str = f"{spec!r} is none of label, text, int, choice, ref, list, or an entity"
-    if kind in ("label", "text"):
-        found = Field(name, kind, pool=rest)
-        if rest not in POOLS:
-            found = f"{rest!r} is no pool of names; there are {', '.join(sorted(POOLS))}"
-    elif kind == "int":
-        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", rest)
-        found = f"{spec!r} has to be `int LEAST..MOST`"
-        if ends and int(ends.group(1)) < int(ends.group(2)):
-            found = Field(name, "int", low=int(ends.group(1)), high=int(ends.group(2)))
-    elif kind == "choice":
-        choices = tuple(one.strip() for one in rest.split("|"))
-        found = Field(name, "choice", choices=choices)
-        if len(set(choices)) < 2 or "" in choices:
-            found = f"{spec!r} has to offer two different choices at least"
-    elif kind in ("ref", "list") or (kind in entities and not rest):
-        entity = (rest or kind).removesuffix("?")
-        found = Field(name, "ref", entity=entity, optional=rest.endswith("?"), many=kind == "list")
-        if entity not in entities:
-            found = f"there is no entity {entity!r}"
-    if isinstance(found, Field) and has_default:
-        return _with_default(found, default)
-    return found
-
-
-def _with_default(found: Field, default: str) -> Field | str:
-    value = int(default) if re.fullmatch(r"-?\d+", default) else default
-    if found.kind == "int" and not isinstance(value, int):
-        return f"the default {default!r} is no number"
-    if found.kind == "choice" and default not in found.choices:
-        return f"the default {default!r} is none of its choices"
-    if found.kind == "ref" and default != "nothing":
-        return "a reference can have no default but `nothing`"
-    kept = str(default) if found.kind in ("choice", "text") else value
-    return replace(found, default=None if found.kind == "ref" else kept, has_default=True)
-
-
-def _offered(entity: Entity, offers: list[str]) -> Iterator[DomainTool]:
-    name, one = entity.name, {entity.name: Field(entity.name, "ref", entity=entity.name)}
-    if "find" in offers:
-        label = entity.fields[entity.label]
-        yield DomainTool(
-            f"find_{name}", "find", f"the {name} of this {label.name}", {label.name: label}, name
-        )
-    if "get" in offers:
-        yield DomainTool(f"get_{name}", "get", f"all about one {name}", one, name)
-    if "list" in offers:
-        page = Field("page", "int", low=1, high=99)
-        some = {key: f for key, f in entity.fields.items() if f.kind in ("ref", "choice")}
-        filters = {k: replace(f, optional=True) for k, f in some.items()}
-        does = f"{plural(name)}, a page at a time, all or those with some value"
-        yield DomainTool(f"list_{plural(name)}", "list", does, {"page": page, **filters}, name)
-    if "create" in offers:
-        yield _create(entity, {k: f for k, f in entity.fields.items() if not f.has_default})
-    if "remove" in offers:
-        yield DomainTool(
-            f"remove_{name}", "act", f"end a {name} that nothing refers to", one,
-            effects=(read_effect(f"remove {name}", one),), ask=(f"remove {{{name}}}",),
-            confirm=True,
-        )  # fmt: skip
-
-
-def _create(entity: Entity, args: dict[str, Field]) -> DomainTool:
-    said = [f"with {key.replace('_', ' ')} {{{key}}}" for key in args]
-    fields = ", ".join(f"{key} = {key}" for key in args)
-    return DomainTool(
-        f"create_{entity.name}", "act", f"a new {entity.name}", args,
-        effects=(read_effect(f"new {entity.name}: {fields}", args),),
-        ask=(f"add a {entity.name} " + ", ".join(said),),
-    )  # fmt: skip
-
-
-def _update(entity: Entity, changed: Field) -> DomainTool:
-    name, key = entity.name, changed.name
-    args = {name: Field(name, "ref", entity=name), key: changed}
-    if key == name:  # a field that is called as its entity
-        args = {name: args[name], f"new_{key}": changed}
-    given = list(args)[1]
-    said = key.replace("_", " ")
-    return DomainTool(
-        f"change_{name}_{key}", "act", f"change the {said} of a {name}", args,
-        effects=(read_effect(f"{name}.{key} = {given}", args),),
-        ask=(
-            f"change the {said} of {{{name}}} to {{{given}}}",
-            f"set {{{given}}} as the {said} of {{{name}}}",
-        ),
-    )  # fmt: skip
-
-
-def plural(name: str) -> str:
-    """visit -> visits, delivery -> deliveries."""
-    if name.endswith("y") and name[-2:-1] not in "aeiou":
-        return f"{name[:-1]}ies"
-    return f"{name}es" if name.endswith(("s", "x", "ch", "sh")) else f"{name}s"
 
 
 def _list(value: object) -> list[object]:

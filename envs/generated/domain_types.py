@@ -5,7 +5,7 @@ In: a domain as it was read. Out: one sentence per mistake, with the tool and th
 
 from collections.abc import Iterator
 
-from envs.generated.domain import Domain, DomainTool, Field
+from envs.generated.domain import Domain, DomainTool, Entity, Field
 from envs.generated.expression import (
     Combined,
     Constant,
@@ -35,10 +35,22 @@ def type_mistakes(domain: Domain) -> list[str]:
             found.append(f"tool.{tool.name}.args: only one argument can be a list")
         found += [f"tool.{tool.name}: {one}" for one in _of_tool(domain, tool)]
     for entity in domain.entities.values():
+        if circle := _told_in_a_circle(domain, entity, ()):
+            found.append(f"entity.{entity.name}.by: rows are told by rows in a circle, {circle}")
         for name, field in entity.fields.items():
             if field.many:
                 found.append(f"entity.{entity.name}.fields.{name}: a field cannot be a list")
     return found
+
+
+def _told_in_a_circle(domain: Domain, entity: Entity, inside: tuple[str, ...]) -> str:
+    """The circle of entities in which `by` leads back to where it began; "" for none."""
+    if entity.name in inside:
+        return " by ".join((*inside, entity.name)) if inside[0] == entity.name else ""
+    above = (*inside, entity.name)
+    told = [entity.fields[name].entity for name in entity.by if entity.fields[name].entity]
+    circles = [_told_in_a_circle(domain, domain.entities[one], above) for one in told]
+    return next((one for one in circles if one), "")
 
 
 def _of_tool(domain: Domain, tool: DomainTool) -> Iterator[str]:
@@ -134,6 +146,8 @@ def _unfit(target: Field, given: Field, value: Expression | Count) -> str:
             )
         if target.kind == "int" and not isinstance(value.value, int):
             return f"{value.value!r} is neither a number nor an argument"
+        if target.kind in ("label", "text") and not isinstance(value.value, str):
+            return f"{value.value!r} is a number, and {target.name} a text"
         if target.kind == "ref":
             return f"{target.name} refers to a {target.entity}, and {value.value!r} is a word"
         return ""

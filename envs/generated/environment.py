@@ -37,6 +37,7 @@ from envs.tool import ToolError
 
 HELDOUT_DOMAINS = 0.25
 MOST_RECENT = 64
+MOST_OTHERS = 300
 SAMPLED_TOOLS = 30
 T = TypeVar("T")
 
@@ -98,17 +99,26 @@ class Generated(Env):
                 yield Task(self.name, {"pack": pack.digest, "id": id})
 
     def _made(self, split: Split, seed: int, rng: random.Random) -> Iterator[Task]:
-        """Tasks by their seeds alone; what they are is found where they are played."""
+        """Tasks by their seeds alone; what they are is found where they are played. Raises ValueError where
+        the shapes of chains are so few that none is of the split."""
         names = sorted(self.domains)
         level = self.config.task.model_dump(exclude_defaults=True)
+        others = 0
         for number in itertools.count():
             name, key = rng.choice(names), f"{seed}/{number}"
             made = None
             if self.config.heldout == "structure":
                 made = task_made(self.domains[name], key, self.config.task)
+            others += 1
             if self._split(name, key, made) == split:
+                others = 0
                 data = {"domain": name, "seed": key}
                 yield Task(self.name, {**data, "task": level} if level else data)
+            elif others >= MOST_OTHERS:
+                raise ValueError(
+                    f"of {others} tasks none has a shape of the split {split}: there are too few shapes; "
+                    "ask for longer chains, more domains, or heldout = 'task'"
+                )
 
     def _split(self, domain: str, key: str, made: TaskEntry | GeneratedTask | None) -> Split:
         match self.config.heldout:

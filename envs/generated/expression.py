@@ -16,9 +16,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 Value = str | int | None
+MOST_LETTERS = 400  # of one need or effect
+MOST_HOURS = 240  # that one call can wait, and so that an effect can take
+MEANINGS = {"now": "is the hour of the world", "nothing": "is no value"}
 COMPARISONS = ("!=", "<=", ">=", "=", "<", ">")
 _PATH = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*")
-_NUMBER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]{1,15}")
 
 
 class ExpressionMistake(ValueError):
@@ -117,6 +120,7 @@ Effect = Set | SetEach | New | Remove
 
 def read_need(text: str, arguments: Collection[str]) -> Need:
     """`slot.state = free` as a Need. Raises ExpressionMistake."""
+    _short(text)
     for comparison in COMPARISONS:
         left, found, right = _outside(text, comparison)
         if found:
@@ -132,6 +136,7 @@ def read_need(text: str, arguments: Collection[str]) -> Need:
 
 def read_effect(text: str, arguments: Collection[str]) -> Effect:
     """`slot.state = taken` as an Effect. Raises ExpressionMistake."""
+    _short(text)
     if made := re.fullmatch(r"new (\w+)\s*(?::(.*))?", text.strip()):
         return New(made.group(1), _where(made.group(2) or "", arguments))
     if removed := re.fullmatch(r"remove (\w+)", text.strip()):
@@ -139,8 +144,10 @@ def read_effect(text: str, arguments: Collection[str]) -> Effect:
     if each := re.fullmatch(r"each (\w+)\((.*)\)\s*:\s*(\w+)\s*=(.*)", text.strip()):
         entity, where, name, value = each.groups()
         return SetEach(entity, _where(where, arguments), name, read_expression(value, arguments))
-    later = re.fullmatch(r"after (\d+)\s*:(.*)", text.strip())
+    later = re.fullmatch(r"after ([0-9]{1,15})\s*:(.*)", text.strip())
     after, rest = (int(later.group(1)), later.group(2)) if later else (0, text)
+    if after > MOST_HOURS:
+        raise ExpressionMistake(f"{text!r} takes {after} hours, and {MOST_HOURS} are the most")
     change = re.fullmatch(r"\s*([a-z0-9_.]+)\s*([+-]?)=(.*)", rest)
     if change is None or "." not in change.group(1):
         raise ExpressionMistake(
@@ -201,6 +208,11 @@ def uses_now(one: Expression) -> bool:
     return isinstance(one, Now) or (
         isinstance(one, Combined) and (uses_now(one.left) or uses_now(one.right))
     )
+
+
+def _short(text: str) -> None:
+    if len(text) > MOST_LETTERS:
+        raise ExpressionMistake(f"{text[:40]!r}... is longer than {MOST_LETTERS} letters")
 
 
 def _where(text: str, arguments: Collection[str]) -> Where:

@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from envs.generated.domain import Domain
-from envs.generated.domain_file import plural, read_domain
+from envs.generated.domain_file import read_domain
+from envs.generated.short_forms import plural
 
 _HOLDERS = ("member", "client", "tenant", "sponsor", "pilot", "artist", "trader", "keeper")
 _ASSETS = (

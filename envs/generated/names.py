@@ -4,6 +4,7 @@ said.
 Flows out: `draw`, distinct names out of a pool. Two words make a name, so that there are some hundred of
 each."""
 
+import itertools
 import random
 
 _FIRST = (
@@ -36,10 +37,13 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def draw(pool: str, rng: random.Random, taken: set[str]) -> str:
-    """A name of the pool that is not taken yet; it is then."""
+    """A name of the pool that is not taken yet; it is then. Where the pool is as good as used up, a number
+    is added to it."""
     first, last = POOLS[pool]
-    while True:
-        name = f"{rng.choice(first)} {rng.choice(last)}"
-        if name not in taken:
-            taken.add(name)
-            return name
+    for number in itertools.count(1):
+        for _ in range(len(first) * len(last)):
+            name = f"{rng.choice(first)} {rng.choice(last)}" + (f" {number}" if number > 1 else "")
+            if name not in taken:
+                taken.add(name)
+                return name
+    raise AssertionError("numbers do not end")

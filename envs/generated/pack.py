@@ -18,13 +18,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import quote
 
 from envs.generated.domain import Domain
 from envs.generated.domain_file import DomainMistake, load
 from envs.generated.task_data import GeneratedTask
+from envs.text import told
 
-FORMAT = 1
+FORMAT = 2
+_SHEET: dict[str, type] = {
+    "digest": str, "domains_digest": str, "tasks": int, "seed": int, "domains": list,
+}  # fmt: skip
 
 
 class PackMistake(ValueError):
@@ -49,17 +54,26 @@ class Pack:
             self.sheet: dict[str, Any] = json.loads(
                 (folder / "pack.json").read_text(encoding="utf-8")
             )
-        except OSError:
-            raise PackMistake(f"{folder} is no pack: it has no pack.json") from None
-        except ValueError as error:
+        except OSError as error:
+            why = f"it has no pack.json ({error.strerror})"
+            raise PackMistake(f"{folder} is no pack: {why}") from None
+        except (ValueError, RecursionError) as error:
             raise PackMistake(f"{folder / 'pack.json'} is no JSON: {error}") from None
-        if self.sheet.get("format") != FORMAT:
+        _check_sheet(folder, self.sheet)
+        self.file = folder / "tasks.sqlite"
+        try:
+            self.opened = _identity(self.file)
+        except OSError as error:
             raise PackMistake(
-                f"{folder} is a pack of format {self.sheet.get('format')}, and this version reads "
-                f"format {FORMAT}: generate it again"
+                f"{folder} is no whole pack: tasks.sqlite is missing ({error.strerror})"
+            ) from None
+        with self._open() as db:
+            held = db.execute("select count(*) from tasks").fetchone()[0]
+        if held != self.sheet["tasks"]:
+            raise PackMistake(
+                f"{self.file} holds {held} tasks, and pack.json says {self.sheet['tasks']}: they are not of "
+                "one pack"
             )
-        if not (folder / "tasks.sqlite").is_file():
-            raise PackMistake(f"{folder} is no whole pack: tasks.sqlite is missing")
 
     @property
     def digest(self) -> str:
@@ -71,8 +85,14 @@ class Pack:
         """Its domains, by name. Raises PackMistake."""
         try:
             found = [load(path) for path in sorted((self.folder / "domains").glob("*.json"))]
+            hashed = hash_of(domain.source for domain in found)
         except DomainMistake as error:
             raise PackMistake(f"{self.folder}: {error}") from None
+        if hashed != self.sheet["domains_digest"]:
+            raise PackMistake(
+                f"{self.folder / 'domains'} is not as it was when its tasks were verified: generate the pack "
+                "again, from the files that were edited"
+            )
         return {domain.name: domain for domain in found}
 
     def entries(self, domains: Iterable[str] = ()) -> list[TaskEntry]:
@@ -90,11 +110,25 @@ class Pack:
             raise PackMistake(
                 f"{self.folder} has no task {id}: they go up to {self.sheet['tasks'] - 1}"
             )
-        data = json.loads(zlib.decompress(row[0]))
-        return GeneratedTask.of_json(self.domains[data["domain"]], data)
+        try:
+            data = json.loads(zlib.decompress(row[0]))
+            return GeneratedTask.of_json(self.domains[data["domain"]], data)
+        except (zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, PackMistake):
+                raise
+            raise PackMistake(f"{self.file}: task {id} is damaged ({told(error)})") from None
 
     def _open(self) -> "_Reading":
-        return _Reading(self.folder / "tasks.sqlite")
+        try:
+            now = _identity(self.file)
+        except OSError as error:
+            raise PackMistake(f"{self.file} is gone: {error.strerror}") from None
+        if now != self.opened:
+            raise PackMistake(
+                f"{self.file} is not the file that this process opened first: a run's pack has to stay as it "
+                "is, so give another one another folder"
+            )
+        return _Reading(self.file)
 
 
 class _Reading:
@@ -104,11 +138,45 @@ class _Reading:
         self.file = file
 
     def __enter__(self) -> sqlite3.Connection:
-        self.db = sqlite3.connect(f"file:{self.file}?mode=ro&immutable=1", uri=True)
+        place = quote(str(self.file.resolve()))
+        self.db = sqlite3.connect(f"file:{place}?mode=ro&immutable=1", uri=True)
         return self.db
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.db.close()
+        if isinstance(error, sqlite3.Error):
+            raise PackMistake(f"{self.file} cannot be read: {error}") from None
+
+
+def _check_sheet(folder: Path, sheet: dict[str, Any]) -> None:
+    """Raises PackMistake where pack.json is not as `dorado env generate` writes it."""
+    held = cast("object", sheet)
+    version = sheet.get("format") if isinstance(held, dict) else None
+    if version != FORMAT:
+        raise PackMistake(
+            f"{folder} is a pack of format {version}, and this version reads format {FORMAT}: generate it "
+            "again"
+        )
+    for key, kind in _SHEET.items():
+        if not isinstance(sheet.get(key), kind):
+            raise PackMistake(
+                f"{folder / 'pack.json'}: {key} has to be of type {kind.__name__}, as it was written: "
+                "generate the pack again"
+            )
+
+
+def _identity(file: Path) -> tuple[int, int, int]:
+    """What tells a file from another one at its place. Raises OSError."""
+    held = file.stat()
+    return held.st_ino, held.st_size, held.st_mtime_ns
+
+
+def hash_of(sources: Iterable[dict[str, object]]) -> str:
+    """A hash of domains, in order: 16 digits."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(json.dumps(source, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def write_tasks(file: Path, tasks: Iterable[dict[str, Any]]) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any, cast
 
-from envs.generated.books import BUSY, Key, Refused
+from envs.generated.books import BUSY, NO_ROW, Key, Refused
 from envs.generated.domain import Domain, DomainTool, Row
 from envs.generated.expression import (
     Combined,
@@ -128,7 +128,7 @@ class Planner:
         books, length = self.world.mark(), len(self.plan)
         try:
             if tool.confirm:
-                subject = next((args[k] for k, spec in tool.args.items() if spec.entity), "-")
+                subject = args[tool.subject] if tool.subject else NO_ROW
                 for one in subject if isinstance(subject, list) else [subject]:  # pyright: ignore
                     self._call("confirm", {"tool": tool.name, "id": one})
             self._call(tool.name, args)

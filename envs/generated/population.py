@@ -21,10 +21,16 @@ def populate(domain: Domain, rng: random.Random, factor: float = 1.0) -> Rows:
         numbers = rng.sample(range(100, 1000), count)
         ids[name] = [f"{entity.prefix}{number}" for number in numbers]
     taken: dict[str, set[str]] = {}
-    return {
+    rows = {
         name: _distinct(entity, ids, rng, taken.setdefault(name, set()))
         for name, entity in domain.entities.items()
     }
+    for name, entity in domain.entities.items():
+        for field in entity.fields.values():
+            for row in rows[name]:  # a row may have drawn one that could not be told apart
+                if field.entity and row[field.name] not in (None, *ids[field.entity]):
+                    row[field.name] = rng.choice(ids[field.entity])
+    return rows
 
 
 def random_value(

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from envs.generated.books import Fact, Key, Refused
+from envs.generated.books import NO_ROW, Fact, Key, Refused
 from envs.generated.chain import Broken, Step, given, play_step
 from envs.generated.domain import Domain, DomainTool, Entity, Row
 from envs.generated.expression import New, Set, Value, paths
@@ -268,7 +268,7 @@ def _keep(made: Draft, tool: DomainTool, args: dict[str, Any]) -> bool:
         if tool.permission and tool.permission not in made.world.books.granted:
             made.run(Step("request_access", {"permission": tool.permission}))
         if tool.confirm:
-            subjects = next((call[k] for k, s in tool.args.items() if s.entity), "-")
+            subjects = call[tool.subject] if tool.subject else NO_ROW
             for one in cast("list[Any]", subjects) if isinstance(subjects, list) else [subjects]:
                 made.run(Step("confirm", {"tool": tool.name, "id": one}))
         result = made.run(Step(tool.name, call))

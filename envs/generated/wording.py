@@ -51,7 +51,7 @@ def finished(draft: Draft, seed: str) -> GeneratedTask:
     lead = rng.choice(_LEADS)
     request = f"{rng.choice(_OPENINGS).format(user=user)} {lead} {'; '.join(points)}."
     if draft.question:
-        field, row = draft.question.split("|")
+        field, _, row = draft.question.partition("|")
         request += " " + rng.choice(_QUESTIONS).format(field=field, row=row)
     else:
         request += " " + rng.choice(_CLOSINGS)
@@ -80,9 +80,11 @@ def system_text(domain: Domain, user: str, manner: str, offers: tuple[str, ...] 
     told = [
         f"You serve {domain.title}, with tools. Ids have to be looked up. Do what is asked, no more."
     ]
+    rowless = any(tool.confirm and not tool.subject for tool in acts)
     if sure := ", ".join(tool.name for tool in acts if tool.confirm):
         told.append(
             f"Rule: before each call of {sure} call confirm with its name and the id of its first row."
+            + (" An act on no row is confirmed as `-`." if rowless else "")
         )
     if any(tool.permission for tool in acts):
         told.append("Rule: request a permission only when an act needs it.")

@@ -9,10 +9,11 @@ import operator
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
-from envs.generated.books import BUSY, Arguments, Books, Fact, Key, Later, Refused, Rows
+from envs.generated.books import BUSY, NO_ROW, Arguments, Books, Fact, Key, Later, Refused, Rows
 from envs.generated.domain import Domain, DomainTool, Entity, Field, Row
 from envs.generated.expression import (
     Combined,
@@ -259,8 +260,9 @@ class World:
         rest = tuple(one for one in self.books.later if one.due > hour)
         self.books = replace(self.books, hour=max(hour, self.books.hour), later=rest)
         for one in due:
-            if self.row(*one.key) is not None:
-                self._set(one.key, one.field, one.value)
+            with suppress(Refused):  # a name that was taken meanwhile
+                if self.row(*one.key) is not None:
+                    self._set(one.key, one.field, one.value)
 
     def _act(self, tool: DomainTool, args: dict[str, object]) -> dict[str, object]:
         if tool.permission:
@@ -305,7 +307,7 @@ class World:
             raise
         self.db.execute("release here")
         if tool.confirm:
-            subject = next((str(args[k]) for k, s in tool.args.items() if s.entity), "")
+            subject = str(args[tool.subject]) if tool.subject else NO_ROW
             asked = (tool.name, subject)
             self.reads.add(("confirmation", *asked))
             self.books = replace(
@@ -323,6 +325,7 @@ class World:
                 key, name = self.place_of(tool, effect.path, args)
                 value = self.value(tool, effect.value, args)
                 if effect.after:
+                    self._fits(key, self.domain.entities[key[0]].fields[name], value)
                     self.writes.add((*key, name))
                     due = self.books.hour + effect.after
                     later = (*self.books.later, Later(due, key, name, value))
@@ -347,8 +350,7 @@ class World:
         return [r for r in self.rows(entity) if all(r[k] == v for k, v in asked.items())]
 
     def _set(self, key: Key, name: str, value: Value) -> None:
-        entity = self.domain.entities[key[0]]
-        self._fits(entity, entity.fields[name], value, key[1])
+        self._fits(key, self.domain.entities[key[0]].fields[name], value)
         self._remember(key)
         self.writes.add((*key, name))
         self.db.execute(f'update "{key[0]}" set "{name}" = ? where id = ?', (value, key[1]))
@@ -359,7 +361,7 @@ class World:
         self.books = replace(self.books, made=self.books.made + 1)
         row = [values.get(key, spec.default) for key, spec in entity.fields.items()]
         for spec, value in zip(entity.fields.values(), row, strict=True):
-            self._fits(entity, spec, value, id)
+            self._fits((name, id), spec, value)
         self._remember((name, id))
         self.writes.add((name, id, ""))
         marks = ", ".join("?" for _ in range(len(row) + 1))
@@ -378,14 +380,14 @@ class World:
         self.writes.add((*key, ""))
         self.db.execute(f'delete from "{key[0]}" where id = ?', (key[1],))
 
-    def _fits(self, entity: Entity, spec: Field, value: Value, id: str) -> None:
+    def _fits(self, key: Key, spec: Field, value: Value) -> None:
         """Constraints of a field: bounds of a number, one row per label. Raises Refused."""
         if spec.kind == "int" and isinstance(value, int) and not spec.low <= value <= spec.high:
             raise Refused(f"409 {spec.name} has to stay between {spec.low} and {spec.high}")
         if spec.kind == "label" and any(
-            row[spec.name] == value and row["id"] != id for row in self.rows(entity.name)
+            row[spec.name] == value and row["id"] != key[1] for row in self.rows(key[0])
         ):
-            raise Refused(f"409 there is a {entity.name} called {value!r} already")
+            raise Refused(f"409 there is a {key[0]} called {value!r} already")
 
     def _remember(self, key: Key) -> None:
         if key not in self.books.before:

@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from envs.address import http_address
 from envs.dynamic_tool import DynamicTool, object_schema
 from envs.env import Env, EnvConfig
 from envs.episode_folder import MARK, EpisodeFolder
@@ -67,8 +68,10 @@ class McpServer(BaseModel):
     def _one_way(self) -> "McpServer":
         if bool(self.command) == bool(self.url):
             raise ValueError(f"server {self.name!r}: give exactly one of command and url")
-        if self.url and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"server {self.name!r}: url has to begin with http:// or https://")
+        try:
+            _ = self.url and http_address(self.url)
+        except ValueError as error:
+            raise ValueError(f"server {self.name!r}: url: {error}") from None
         if self.url and self.folder:
             raise ValueError(f"server {self.name!r}: folder is of a command, and not of a url")
         if self.of_an_episode and self.shared and "shared" in self.model_fields_set:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import PositiveFloat, field_validator
 
+from envs.address import http_address
 from envs.dynamic_tool import DynamicTool, as_object, object_schema
 from envs.env import Env, EnvConfig, Reply, Split, Task
-from envs.interop.blocking import run_now
+from envs.interop.blocking import run_now, within
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from envs.optional import needed_by
 from envs.rows import each, file_rows
@@ -46,9 +47,7 @@ class NeMoGymConfig(EnvConfig):
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url!r} has to begin with http:// or https://")
-        return url.rstrip("/")
+        return http_address(url)
 
     @field_validator("tasks", "heldout")
     @classmethod
@@ -69,7 +68,9 @@ class NeMoGym(Env):
 
     def probe(self) -> None:
         """The server answers and can verify; there are tasks to train on."""
-        run_now(self._look())
+        run_now(
+            within(self._look(), self.config.connect_seconds, f"{self.config.url}/openapi.json")
+        )
         next(self.tasks("train", 0))
 
     async def _look(self) -> None:
@@ -186,7 +187,7 @@ class NeMoGym(Env):
 def _json(answer: "httpx.Response") -> object:
     try:
         return answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HostFault(f"{answer.url} wrote what is no JSON: {answer.text[:80]!r}") from None
 
 

@@ -24,10 +24,11 @@ from weakref import WeakKeyDictionary
 
 from pydantic import PositiveFloat, field_validator
 
+from envs.address import http_address
 from envs.deadline import seconds_left
 from envs.dynamic_tool import DynamicTool, as_object, object_schema, resolve
 from envs.env import Deadlines, Env, EnvConfig, Task
-from envs.interop.blocking import run_now
+from envs.interop.blocking import run_now, within
 from envs.message import JsonObject, Message, ToolSchema
 from envs.optional import needed_by
 from envs.session import HostFault
@@ -83,9 +84,7 @@ class OpenEnvConfig(EnvConfig):
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url!r} has to begin with http:// or https://")
-        return url.rstrip("/")
+        return http_address(url)
 
 
 class OpenEnv(Env):
@@ -101,7 +100,7 @@ class OpenEnv(Env):
 
     def probe(self) -> None:
         """The server answers and has actions."""
-        run_now(self._facts())
+        run_now(within(self._facts(), 2 * self.config.connect_seconds, f"{self.config.url}/schema"))
 
     def sample(self, rng: random.Random) -> JsonObject:
         return {"seed": rng.randrange(2**31), "reset": self.config.reset}

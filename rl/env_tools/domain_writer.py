@@ -17,6 +17,7 @@ from envs.generated.generator import NoTask, Tally, make_task
 from envs.generated.task_data import Difficulty
 from envs.generated.tool_graph import structure
 from envs.message import JsonObject
+from envs.text import encodable
 from rl.config_error import ConfigError
 from rl.env_tools.eval.chat_model import request
 from rl.models.http_wire import base_of
@@ -87,10 +88,12 @@ def judged(answer: str, known: Iterable[Domain]) -> tuple[Domain | None, list[st
         return None, ["the answer has no ```toml block"]
     try:
         domain = read_domain(tomllib.loads(block.group(1)))
-    except tomllib.TOMLDecodeError as error:
-        return None, [f"the block is no TOML: {error}"]
+    except RecursionError:
+        return None, ["the block is nested too deeply"]
     except DomainMistake as error:
         return None, error.mistakes
+    except ValueError as error:
+        return None, [f"the block is no TOML: {error}"]
     if len(domain.tools) < LEAST_TOOLS:
         return domain, [f"it has {len(domain.tools)} tools, and {LEAST_TOOLS} are the least"]
     same = {structure(one): one.name for one in known}
@@ -141,4 +144,4 @@ def keep_rejected(folder: Path, about: str, attempts: Iterable[Attempt]) -> None
     for i, one in enumerate(attempts, start=1):
         if one.reasons:
             why = "".join(f"# {reason}\n" for reason in one.reasons)
-            (folder / f"{name}-{i}.txt").write_text(why + one.text, encoding="utf-8")
+            (folder / f"{name}-{i}.txt").write_text(encodable(why + one.text), encoding="utf-8")

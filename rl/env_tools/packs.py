@@ -8,11 +8,18 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
+import signal
+import sqlite3
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +30,7 @@ from envs.generated.domain import Domain
 from envs.generated.domain_file import DomainMistake, builtin_names, read_domain
 from envs.generated.environment import domain_called
 from envs.generated.generator import NoTask, Tally, make_task
-from envs.generated.pack import FORMAT, Pack, PackMistake, write_tasks
+from envs.generated.pack import FORMAT, Pack, PackMistake, hash_of, write_tasks
 from envs.generated.task_data import Difficulty, GeneratedTask
 from envs.generated.tool_graph import structure
 from rl.config_error import ConfigError
@@ -73,18 +80,24 @@ def generate(
     processes: int,
 ) -> dict[str, Any]:
     """Write a pack; returns its verification sheet. Raises ConfigError."""
-    if out.exists():
-        raise ConfigError(f"{out} exists already: give another name, or remove it")
-    for left in out.parent.glob(f".{out.name}.partial-*"):
-        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
-            shutil.rmtree(left, ignore_errors=True)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
+        if os.path.lexists(out):
+            raise ConfigError(f"{out} exists already: give another name, or remove it")
+        _remove_left(out)
         (partial / "domains").mkdir(parents=True)
         sheet = _write(partial, domains, tasks, seed, fixed, processes)
+        if os.path.lexists(out):
+            raise ConfigError(f"{out} was made by another call meanwhile: give another name")
         os.rename(partial, out)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise ConfigError(f"{out} cannot be written: {error}") from None
+    except BrokenProcessPool:
+        raise ConfigError(
+            f"{out}: a process that made tasks was killed (out of memory?): ask for fewer --processes"
+        ) from None
     except NoTask as error:
         raise ConfigError(str(error)) from None
     finally:
@@ -92,11 +105,20 @@ def generate(
     return sheet
 
 
+def _remove_left(out: Path) -> None:
+    """Remove what calls that have died have left. Raises OSError."""
+    beginning = f".{out.name}.partial-"
+    for left in out.parent.iterdir() if out.parent.is_dir() else ():
+        pid = left.name.removeprefix(beginning)
+        if left.name.startswith(beginning) and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def chosen_domains(which: str) -> list[Domain]:
     """`20`: so many, those that come with Dorado, then sampled ones; else names with commas between
     (`envs.generated.environment.domain_called`). Raises ConfigError."""
     names = which.split(",")
-    if which.isdigit():
+    if re.fullmatch(r"[0-9]{1,9}", which):
         own, count = builtin_names(), int(which)
         if not 1 <= count <= MOST_DOMAINS:
             raise ConfigError(f"--domains {which}: it has to be 1 to {MOST_DOMAINS}, or names")
@@ -136,12 +158,14 @@ def fixed_levels(text: str) -> dict[str, float]:
     """`{"chain": 2}` as the levels that all tasks have. Raises ConfigError."""
     try:
         read: object = json.loads(text) if text else {}
+        if not isinstance(read, dict):
+            raise ConfigError(f"--task is no JSON object: {text[:80]}")
         level = Difficulty.model_validate(read)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "--task"
         raise ConfigError(f"--task: {where}: {first['msg'].lower()}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--task is no JSON object: {error}") from None
     return level.model_dump(exclude_unset=True)
 
@@ -167,6 +191,7 @@ def _write(
     fixed: dict[str, float],
     processes: int,
 ) -> dict[str, Any]:
+    sources = [domain.source for domain in sorted(domains, key=lambda one: f"{one.name}.json")]
     for domain in domains:
         text = json.dumps(domain.source, indent=1)
         (folder / "domains" / f"{domain.name}.json").write_text(text, encoding="utf-8")
@@ -205,8 +230,8 @@ def _write(
         },
     }
     head = {
-        "format": FORMAT, "digest": digest, "tasks": count, "seed": seed, "fixed": fixed,
-        "domains": [domain.name for domain in domains],
+        "format": FORMAT, "digest": digest, "domains_digest": hash_of(sources), "tasks": count,
+        "seed": seed, "fixed": fixed, "domains": [domain.name for domain in domains],
     }  # fmt: skip
     for name, content in (("pack.json", head), ("verification.json", sheet)):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -260,11 +285,28 @@ def _orders(
 
 
 def _made(orders: Sequence[Order], processes: int) -> Iterator[Made]:
+    processes = min(processes, len(orders))
     if processes == 1:
         yield from map(make_part, orders)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(make_part, orders)
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(processes, context, _end_with, (reader,)) as pool, writer, reader:
+        parts = deque(pool.submit(make_part, order) for order in orders)
+        while parts:
+            yield parts.popleft().result()
+
+
+def _end_with(reader: Connection) -> None:
+    """End this process at once when the writer at the other end is closed, or its holder has died. An
+    interrupt at the keyboard, which all processes get, is left to that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        wait([reader])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def make_part(order: Order) -> Made:

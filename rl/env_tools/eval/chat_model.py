@@ -5,8 +5,10 @@ a trajectory have empty ids and log-probs, and are no training data.
 """
 
 import asyncio
+import http.client
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -14,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
+from envs.text import told
 from rollout.engine import Completion, EngineFault, Request
 from rollout.format import FORMATS
 from rollout.reading import Written, read
 
 # Of an answer that is an error, so much is shown.
 _SHOWN = 200
+MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class ChatServer:
 
 
 def request(url: str, body: JsonObject | None, seconds: float) -> JsonObject:
-    """POST this body, or GET where there is none; the JSON object that comes back. Raises EngineFault."""
+    """POST this body, or GET where there is none; the JSON object that comes back. Raises EngineFault, also
+    for an answer that has not ended after `seconds`, or that is longer than MOST_BYTES."""
+    deadline = time.monotonic() + seconds
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
@@ -53,15 +59,32 @@ def request(url: str, body: JsonObject | None, seconds: float) -> JsonObject:
         with urllib.request.urlopen(
             urllib.request.Request(url, data, headers), timeout=seconds
         ) as answer:
-            found = json.loads(answer.read())
+            found = json.loads(_whole(answer, deadline))
     except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace")[:_SHOWN]
+        try:
+            said = error.read(4 * _SHOWN).decode(errors="replace")[:_SHOWN]
+        except (OSError, http.client.HTTPException):
+            said = "and no text that can be read"
         raise EngineFault(f"{url}: HTTP {error.code}: {said}") from None
-    except (OSError, ValueError) as error:  # no connection, no answer in time, no JSON
-        raise EngineFault(f"{url}: {error}") from None
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+        raise EngineFault(f"{url}: {told(error)}") from None  # no connection, not in time, no JSON
     if not isinstance(found, dict):
         raise EngineFault(f"{url}: the answer is no JSON object")
     return found
+
+
+def _whole(answer: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The body, read as it comes. Raises TimeoutError, ValueError."""
+    parts: list[bytes] = []
+    size = 0
+    while part := answer.read1(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > MOST_BYTES:
+            raise ValueError(f"the answer is longer than {MOST_BYTES >> 20} MB")
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer did not end in time")
+    return b"".join(parts)
 
 
 class ChatPolicy:
