@@ -30,7 +30,7 @@ _TOP = {"name", "title", "entity", "tool"}
 _ENTITY = {"fields", "by", "called", "count", "offers", "update"}
 _TOOL = {"does", "args", "needs", "effects", "ask", "confirm", "permission"}
 _RESERVED = {"id": "every row has an id already", "page": "lists have pages"}
-MOST_FIELDS = 60
+MOST_FIELDS, MOST_LETTERS = 60, 400  # of an entity; of a need or effect
 OFFERS = ("find", "get", "list", "create", "remove")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MOST_ROWS = 40
@@ -182,9 +182,15 @@ class _Reader:
                 args[key] = found
                 if found.has_default:
                     self.mistakes.append(f"{where}.args.{key}: only fields have defaults")
+        needed, done = self._texts(where, table, "needs"), self._texts(where, table, "effects")
+        if long := [one for one in (*needed, *done) if len(one) > MOST_LETTERS]:
+            self.mistakes.append(
+                f"{where}: {long[0][:40]!r}... is longer than {MOST_LETTERS} letters"
+            )
+            return
         try:
-            needs = tuple(read_need(one, args) for one in self._texts(where, table, "needs"))
-            effects = tuple(read_effect(one, args) for one in self._texts(where, table, "effects"))
+            needs = tuple(read_need(one, args) for one in needed)
+            effects = tuple(read_effect(one, args) for one in done)
         except ExpressionMistake as error:
             self.mistakes.append(f"{where}: {error}")
             return

@@ -16,7 +16,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 Value = str | int | None
-MOST_LETTERS = 400  # of one need or effect
 MOST_HOURS = 240  # that one call can wait, and so that an effect can take
 MEANINGS = {"now": "is the hour of the world", "nothing": "is no value"}
 COMPARISONS = ("!=", "<=", ">=", "=", "<", ">")
@@ -120,7 +119,6 @@ Effect = Set | SetEach | New | Remove
 
 def read_need(text: str, arguments: Collection[str]) -> Need:
     """`slot.state = free` as a Need. Raises ExpressionMistake."""
-    _short(text)
     for comparison in COMPARISONS:
         left, found, right = _outside(text, comparison)
         if found:
@@ -136,7 +134,6 @@ def read_need(text: str, arguments: Collection[str]) -> Need:
 
 def read_effect(text: str, arguments: Collection[str]) -> Effect:
     """`slot.state = taken` as an Effect. Raises ExpressionMistake."""
-    _short(text)
     if made := re.fullmatch(r"new (\w+)\s*(?::(.*))?", text.strip()):
         return New(made.group(1), _where(made.group(2) or "", arguments))
     if removed := re.fullmatch(r"remove (\w+)", text.strip()):
@@ -208,11 +205,6 @@ def uses_now(one: Expression) -> bool:
     return isinstance(one, Now) or (
         isinstance(one, Combined) and (uses_now(one.left) or uses_now(one.right))
     )
-
-
-def _short(text: str) -> None:
-    if len(text) > MOST_LETTERS:
-        raise ExpressionMistake(f"{text[:40]!r}... is longer than {MOST_LETTERS} letters")
 
 
 def _where(text: str, arguments: Collection[str]) -> Where:
