@@ -86,15 +86,13 @@ class Server:
         name = uuid.uuid4().hex
         self.episodes[name] = (domain, found, environment, [])
         criteria = found.evaluation_criteria
+        actions: list[Any] = (criteria and criteria.actions) or []
         return {
             "episode": name,
             "policy": environment.get_policy(),
             "tools": [tool.openai_schema["function"] for tool in environment.get_tools()],
             "user": _user(found.user_scenario),
-            "actions": [
-                {"name": one.name, "arguments": one.arguments}
-                for one in (criteria and criteria.actions) or []
-            ],
+            "actions": [{"name": one.name, "arguments": one.arguments} for one in actions],
             "told": (criteria and criteria.communicate_info) or [],
         }
 
