@@ -166,7 +166,7 @@ def _check_sheet(folder: Path, sheet: dict[str, Any]) -> None:
 
 
 def _identity(file: Path) -> tuple[int, int, int]:
-    """What tells a file from another one at its place. Raises OSError."""
+    """Return what tells a file from another one at its place. Raises OSError."""
     held = file.stat()
     return held.st_ino, held.st_size, held.st_mtime_ns
 
