@@ -247,6 +247,7 @@ def test_the_last_words_of_a_check_that_has_ended_are_heard():
         os.close(writing)
 
 
+@pytest.mark.slow  # two whole checks
 def test_an_agent_plays_its_environment_once_and_what_was_not_looked_at_is_said(tmp_path):
     rows = [{"instruction": f"{n} plus 1 ?", "answer": str(n + 1)} for n in range(40)]
     text = "\n".join(map(json.dumps, rows))

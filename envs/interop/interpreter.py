@@ -28,7 +28,7 @@ from envs.session import HostFault
 
 HERE = Path(__file__).parent
 # Importing a large package on a busy machine; no request is counted in it.
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 LONGEST_LINE = 64 * 2**20
 
 
