@@ -1,11 +1,11 @@
 """Does a policy that is trained on fifteen domains do better on five that it has never seen?
 
-    python benchmarks/world_transfer.py [--seeds 3] [--steps 50] [--folder DIR] [--json FILE]
+    python benchmarks/world_transfer.py [--seeds 3] [--steps 100] [--folder DIR] [--json FILE]
 
 Two packs of verified tasks are made once (docs/worlds.md): of twenty domains sampled from the grammar, and of
-five that come with Dorado. For each seed a new tiny policy imitates demonstrations of fifteen sampled domains
-for a while, and `dorado train` goes on with their tasks. Before, beside and after that it plays, the same for
-every seed: held-out tasks of the fifteen (*seen*), tasks of the five others (*unseen*: the same words, put
+five that come with Dorado. A new tiny policy imitates demonstrations of fifteen sampled domains for a while, and
+for each seed `dorado train` goes on from there with their tasks. Before, beside and after that it plays, the
+same for every seed: held-out tasks of the fifteen (*seen*), tasks of the five others (*unseen*: the same words, put
 together otherwise), and tasks of the five that come with Dorado (*far*: other words, too). Prints their
 curves, the gain of each seed, and the mean gain with its standard error over seeds and over tasks; exits with
 1 unless the gain on unseen domains is beyond two standard errors over seeds. What DIR holds already is not
@@ -39,11 +39,7 @@ PACKS = {"pack": (SAMPLED, 7000), "far": (sorted(heldout_domains(builtin_names()
 TASK = {
     "chain": 1, "lookups": 0, "hidden": 0, "noise": 0, "question": 0, "distractors": 0.25, "tools": 5,
 }  # fmt: skip
-CONFIG = """\
-name = "transfer"
-mode = "in_flight"
-runs_dir = "runs"
-
+COLD_START = """\
 [model.init]
 family = "qwen3_moe"
 
@@ -53,8 +49,14 @@ steps = 1000
 batch_size = 16
 ranks = 2
 slip = 0.25
-optim = {{ lr = 3e-3, warmup_steps = 20, decay_steps = 1050 }}
+optim = { lr = 3e-3, warmup_steps = 20, decay_steps = 1050 }
+"""
+CONFIG = """\
+name = "transfer"
+mode = "in_flight"
+runs_dir = "runs"
 
+{policy}
 [[env]]
 id = "generated"
 name = "seen"
@@ -71,8 +73,8 @@ name = "far"
 config = {{ pack = "far" }}
 
 [eval]
-tasks = 150
-every = 10
+tasks = 200
+every = 20
 
 [batch]
 groups = 14
@@ -123,15 +125,21 @@ class Curve:
 
 
 def prepare(folder: Path) -> Path:
-    """Write the packs and the config, where they are not there yet; returns the config's path."""
+    """Write the packs, the policy and the config, where they are not there yet; returns the config's path."""
     for name, (domains, tasks) in PACKS.items():
         command = [sys.executable, "-m", "rl", "env", "generate", str(folder / name), "--seed", "1"]
         command += ["--domains", ",".join(domains), "--tasks", str(tasks), "--processes", "2"]
         if not (folder / name).exists():
             subprocess.run([*command, "--task", json.dumps(TASK)], check=True, stdout=sys.stderr)
+    domains = {"seen": json.dumps(SEEN), "unseen": json.dumps(UNSEEN)}
+    policy, cold_start = folder / "policy", folder / "cold_start.toml"
+    if not policy.exists():
+        cold_start.write_text(CONFIG.format(policy=COLD_START, **domains), encoding="utf-8")
+        command = [sys.executable, "-m", "rl", "sft", str(cold_start), "--out", str(policy)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
     config = folder / "transfer.toml"
-    text = CONFIG.format(seen=json.dumps(SEEN), unseen=json.dumps(UNSEEN))
-    config.write_text(text, encoding="utf-8")
+    model = f"[model]\npath = {json.dumps(str(policy))}\n"
+    config.write_text(CONFIG.format(policy=model, **domains), encoding="utf-8")
     return config
 
 
@@ -214,7 +222,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--folder", type=Path, help="keep pack and runs here, and go on with them")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     given, settings = parser.parse_known_args()
