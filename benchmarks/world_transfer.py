@@ -7,9 +7,9 @@ five that come with Dorado. A new tiny policy imitates demonstrations of fifteen
 and for each seed `dorado train` goes on from there with their tasks. Before, beside and after that it plays,
 the same for every seed: held-out tasks of the fifteen (*seen*), tasks of the five others (*unseen*: the same
 words, put together otherwise), and tasks of the five that come with Dorado (*far*: other words, too). Prints
-their curves, the gain of each seed, and the mean gain with its standard error over seeds and over tasks; exits with
-1 unless the gain on unseen domains is beyond two standard errors over seeds. What DIR holds already is not
-done again, and a run that was interrupted goes on. Other arguments are Dorado's settings.
+their curves, each seed's gain, and the mean gain with its standard error over seeds and over tasks; exits
+with 1 unless the gain on unseen domains is beyond two standard errors over seeds. What DIR holds already is
+not done again, and a run that was interrupted goes on. Other arguments are Dorado's settings.
 """
 
 import argparse
