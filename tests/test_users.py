@@ -8,6 +8,7 @@ import pytest
 from envs.builtin.desk import Desk
 from envs.builtin.orders import Orders
 from envs.message import Message
+from envs.prompt import UnknownPrompt, prompt_in
 from envs.session import EnvSession, demonstrate
 from envs.user import THANKS, UNKNOWN, Fact, ScriptUser
 
@@ -96,3 +97,12 @@ async def test_without_a_user_a_text_is_the_answer_and_with_one_it_is_what_they_
     await session.close()
     plain = Orders(Orders.config_type())
     assert not plain.has_user and (await plain.reply("which customer?")).done
+
+
+def test_a_prompt_of_ones_own_that_is_no_utf_8_is_one_sentence(tmp_path):
+    file = tmp_path / "part.md"
+    file.write_bytes("\ufeffYou are {name}.".encode())
+    assert prompt_in(tmp_path, "part", str(file)).text == "You are {name}."
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(UnknownPrompt, match="no UTF-8"):
+        prompt_in(tmp_path, "part", str(file))
