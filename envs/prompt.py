@@ -45,7 +45,9 @@ def prompt_in(folder: Path, name: str, wanted: str = "") -> Prompt:
         try:
             text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
-            raise UnknownPrompt(f"prompt {wanted}: it is no UTF-8: save the file as UTF-8") from None
+            raise UnknownPrompt(
+                f"prompt {wanted}: it is no UTF-8: save the file as UTF-8"
+            ) from None
         except OSError:
             versions = ", ".join(known[number].stem for number in sorted(known))
             raise UnknownPrompt(
