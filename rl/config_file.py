@@ -187,7 +187,7 @@ def _set(values: dict[str, object], keys: list[str], value: object, full: str) -
     target: dict[str, object] | list[object] = values
     for key in keys[:-1]:
         if not isinstance(target, dict):
-            if not key.isdigit() or int(key) >= len(target):
+            if not key.isdecimal() or int(key) >= len(target):
                 raise ConfigError(f"command line: --{full}: there is no entry {key!r}")
             inner = target[int(key)]
         else:

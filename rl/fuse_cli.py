@@ -49,7 +49,7 @@ def fuse(
         raise ConfigError(f"{out} exists already")
     config = fusion_config(
         method=method, weights=_weights(weights), scale=scale, density=density, drop=drop,
-        normalise=normalise, router=int(router) if router.isdigit() else router, dtype=dtype, seed=seed,
+        normalise=normalise, router=int(router) if router.isdecimal() else router, dtype=dtype, seed=seed,
     )  # fmt: skip
     try:
         config.check(len(models), base=base is not None)

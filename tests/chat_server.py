@@ -18,6 +18,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer = answer
         self.asked: list[dict[str, Any]] = []
+        self.models: object = [{"id": "tiny"}]
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -25,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "tiny"}]})
+        self._send(200, {"data": self.server.models})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -57,6 +57,18 @@ def test_an_evaluation_without_a_rate_and_half_a_line_are_passed_over(run):
     assert find_best(run) == Best(2, 0.5)
 
 
+def test_lines_that_are_no_evaluation_are_passed_over(run):
+    evaluated(run, v2=0.5)
+    with (run / "evaluations.jsonl").open("ab") as file:
+        file.write(
+            b'[]\n\xff\n{"version": [4], "mean": {"pass_rate": 1}, "tasks": 1, "samples_per_task": 1}\n'
+        )
+        file.write(
+            b'{"version": 4, "mean": {"pass_rate": "all"}, "tasks": 1, "samples_per_task": 1}\n'
+        )
+    assert find_best(run) == Best(2, 0.5)
+
+
 def test_of_two_evaluations_of_a_version_the_later_counts(run):
     evaluated(run, v2=0.9, v4=0.5)
     evaluated(run, v2=0.1)

@@ -16,9 +16,11 @@ from rl.cli import app
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer
-from rl.env_tools.eval.run import NO_TOKENS, limits_for, summary
+from rl.env_tools.eval.players import Limits, server_players
+from rl.env_tools.eval.run import NO_TOKENS, EvalFolder, limits_for, summary
 from rl.env_tools.eval.view import EvalView
 from rl.models.http_wire import base_of
+from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
 from rollout.engine import Completion, EngineFault, Request
 from rollout.trajectory_file import read_trajectory
 
@@ -198,6 +200,21 @@ def test_a_bad_input_is_refused_and_nothing_is_written(tmp_path, arguments, sent
     done = evaluate(tmp_path, *arguments)
     assert (done.exit_code, sentence in " ".join(done.output.split())) == (2, True)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_server_that_names_no_model_is_one_sentence(serve):
+    server = serve(stirrer)
+    limits = Limits(EpisodeConfig(), EngineConfig(), SamplingConfig())
+    for server.models in (None, "x", {"a": 1}, [], ["gpt"], [{"name": "gpt"}], [None, {"id": 3}]):
+        with pytest.raises(EngineFault, match="names no model: give one with --served"):
+            async with server_players(server.url, "", limits, 1, 1.0):
+                pass
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    with pytest.raises(ConfigError, match="out/in cannot be written: Not a directory"):
+        EvalFolder(tmp_path / "out" / "in", ())
 
 
 def test_an_evaluation_overwrites_nothing(tmp_path):

@@ -92,7 +92,8 @@ def test_a_server_that_is_not_there_is_one_sentence(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "step"), [("demo", 4), ("{run}", 4), ("{run}/", 4), ("demo@2", 2), ("{run}@2", 2)]
+    ("what", "step"),
+    [("demo", 4), ("{run}", 4), ("{run}/", 4), ("demo@2", 2), ("{run}@2", 2), ("{run}@best", 2)],
 )
 def test_a_runs_checkpoint_is_the_last_or_that_of_a_step(run, monkeypatch, what, step):
     monkeypatch.setattr("rl.env_tools.eval.heldout.RUNS", run.parent)
@@ -115,6 +116,9 @@ def test_a_runs_best_checkpoint_and_other_settings(run, config):
         ("{run}@9", False, "has no checkpoint of step 9; there are 2, 4"),
         ("{run}@2", True, "--best goes with a run, and .*@2 names a step"),
         ("{run}/nothing", False, "--config: say whose held-out sets to play: .*nothing is no run"),
+        ("{run}@²", False, "is no run folder"),
+        ("x" * 5000, False, "is no run folder"),
+        ("a\0b", False, "is no run folder"),
         ("http://x", True, "--best goes with a run: http://x is no run folder"),
     ],
 )

@@ -77,7 +77,7 @@ def read_learned(folder: Path, hit: Hit, policy_tokens: int) -> Learned | str:
 
 def _segment(id: object) -> int:
     number = str(id).partition("~")[2]
-    return int(number) if number.isdigit() else 0
+    return int(number) if number.isdecimal() else 0
 
 
 def _joined(records: list[dict[str, object]], key: str, tokens: int | None) -> object:

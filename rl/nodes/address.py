@@ -21,7 +21,7 @@ def silent_address(address: str, seconds: float = 4.0) -> str:
         if not address:
             return ""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         return f"{address!r} is no address: local, auto or HOST:PORT, such as 10.0.0.5:6379"
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds / 2) as wire:

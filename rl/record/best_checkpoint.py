@@ -33,7 +33,7 @@ def find_best(run: Path) -> Best | None:
     """
     rates: dict[int, float] = {}
     try:
-        lines = (run / EVALUATIONS).read_text(encoding="utf-8").splitlines()
+        lines = (run / EVALUATIONS).read_bytes().splitlines()
     except FileNotFoundError:
         return None
     for line in lines:
@@ -41,8 +41,13 @@ def find_best(run: Path) -> Best | None:
             row = json.loads(line)
             played = row.get("tasks", 0) * row.get("samples_per_task", 0)
             if not too_few_judged(row.get("faults", 0), played):
-                rates[row["version"]] = row["mean"]["pass_rate"]
-        except (ValueError, KeyError, TypeError):  # half a line, or no episode was judged
+                rates[int(row["version"])] = float(row["mean"]["pass_rate"])
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # half a line, or no episode was judged
             continue
     there = [
         Best(step, rate)

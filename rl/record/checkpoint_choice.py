@@ -16,12 +16,12 @@ def find_checkpoint(what: str, run: Path | None, *, best: bool = False) -> Path:
     Without `run`, a step is one of the only run there is in `runs/`. Raises ConfigError.
     """
     if best:
-        if what.isdigit() or not (Path(what) / "checkpoints").is_dir():
+        if what.isdecimal() or not (Path(what) / "checkpoints").is_dir():
             raise ConfigError(
                 f"--best goes with a run folder, such as runs/quickstart, not with {what}"
             )
         return best_checkpoint(Path(what))
-    if what.isdigit():
+    if what.isdecimal():
         return _of_step(int(what), run or _only_run())
     path = Path(what)
     if run is not None:

@@ -48,7 +48,7 @@ def checkpoint_of(what: str) -> Path | None:
             raise ConfigError(f"{what}: {run} is no run folder with checkpoints")
         if choice == "best":
             return best_checkpoint(Path(run))
-        if not choice.isdigit():
+        if not choice.isdecimal():
             raise ConfigError(f"{what}: after the @ stands best or the number of a step")
         return find_checkpoint(choice, Path(run))
     path = Path(what)

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from os.path import isdir, isfile
 from pathlib import Path
 
 from rich.console import Console
@@ -82,6 +83,8 @@ def find_target(
     what: str, config: Path | None, overrides: Sequence[str] = (), *, best: bool = False
 ) -> Target:
     """Resolve RUN, RUN@STEP or MODEL; config: in place of the run's own. Raises ConfigError."""
+    if what.endswith("@best"):
+        what, best = what.removesuffix("@best"), True
     run, step = _run_and_step(what)
     if run is None:
         if best or config is None:
@@ -102,9 +105,10 @@ def find_target(
 def _run_and_step(what: str) -> tuple[Path | None, str]:
     """The run folder that is meant, if one is, and the step's number or ""."""
     whole, at, step = what.rpartition("@")
-    for text, number in ((what, ""), (whole, step)) if at and step.isdigit() else ((what, ""),):
+    for text, number in ((what, ""), (whole, step)) if at and step.isdecimal() else ((what, ""),):
         for path in (Path(text), RUNS / text):
-            if (path / "config.toml").is_file() and (path / "checkpoints").is_dir():
+            # Unlike those of Path, these are False where a folder may not be looked into.
+            if isfile(path / "config.toml") and isdir(path / "checkpoints"):
                 return path, number
     return None, ""
 
@@ -219,7 +223,10 @@ def evaluate_target(
         ways = _compared(config, thought)
         if answers:
             told["think"] = {env: one.row() for env, one in ways.items()}
-        folder.close(told)
+        try:
+            folder.close(told)
+        except OSError as caught:
+            error = error or f"{path} cannot be written: {caught.strerror}"
     if nothing := without_text(thought):
         error = (
             f"no episode of {', '.join(nothing)} ended with a text of the policy: there was nothing to "

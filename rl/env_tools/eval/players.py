@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from envs.dynamic_tool import as_object
+from envs.message import JsonObject
+from envs.text import told
 from rl.env_tools.eval.chat_model import ChatPolicy, ChatServer, request
 from rl.models.http_wire import base_of
 from rollout.config import EngineConfig, EpisodeConfig, SamplingConfig
@@ -55,7 +58,10 @@ async def local_players(
     from rollout.renderer import Renderer
     from rollout.vllm_engine import VllmEngine
 
-    renderer = Renderer(folder, limits.format)
+    try:
+        renderer = Renderer(folder, limits.format)
+    except Exception as error:  # a tokenizer of others can be broken in any way
+        raise EngineFault(f"{folder}: its tokenizer cannot be used: {told(error)}") from None
     engine = VllmEngine("engine-0", folder, limits.engine, limits.sampling, renderer.eos_ids, seed)
     try:
         async with asyncio.timeout(limits.engine.start_seconds):
@@ -89,10 +95,9 @@ async def server_players(
             there = await asyncio.get_running_loop().run_in_executor(
                 threads, request, f"{base}/models", None, seconds
             )
-            names = [one["id"] for one in there.get("data", ())]
-            if not names:
+            served = _first_name(there)
+            if not served:
                 raise EngineFault(f"{base}/models names no model: give one with --served")
-            served = names[0]
         wanted = limits.sampling.temperature if temperature is None else temperature
         server = ChatServer(base, served, wanted, seconds, threads)
 
@@ -101,3 +106,12 @@ async def server_players(
             return policy.generate, policy
 
         yield player
+
+
+def _first_name(models: JsonObject) -> str:
+    """The first model that a server's list names, as far as it is one; "" for none."""
+    listed = models.get("data")
+    for one in cast("list[object]", listed) if isinstance(listed, list) else ():
+        if isinstance(name := as_object(one).get("id"), str):
+            return name
+    return ""

@@ -7,6 +7,7 @@ The trajectories go to a folder that `dorado env replay FOLDER/ID` reads.
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -98,10 +99,14 @@ class EvalFolder:
     """Where an evaluation is written: config.toml, trajectories/eval.jsonl, summary.json."""
 
     def __init__(self, path: Path, tables: Sequence[EnvTable]) -> None:
+        """Raises ConfigError where it cannot be written."""
         self.path = path
-        (path / "trajectories").mkdir(parents=True)
         values = {"env": [table.model_dump(mode="json", exclude_none=True) for table in tables]}
-        (path / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+        try:
+            (path / "trajectories").mkdir(parents=True)
+            (path / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out: {path} cannot be written: {error.strerror}") from None
         self.writer = TrajectoryWriter(path, "eval")
 
     def close(self, summary: JsonObject) -> None:
@@ -239,7 +244,7 @@ def new_path(out: Path | None, name: str) -> Path:
     """The folder to write: `out`, or one that is called after `name` and the time. Raises ConfigError where
     it is there."""
     path = out or RUNS / f"eval-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if path.exists():
+    if os.path.lexists(path):
         raise ConfigError(f"--out: {path} exists already")
     return path
 
