@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from envs.agents.program import Process, begin, feed, kill
 from envs.agents.workshop import ContainerConfig
 from envs.session import HostFault
 from envs.text import told
@@ -40,14 +41,7 @@ async def ask(
     Raises HostFault where it cannot be started or does not answer.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            engine,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        process = await begin((engine, *arguments), end=kill)
     except OSError as error:
         raise HostFault(f"{engine}: {told(error)}") from None
     try:
@@ -55,7 +49,7 @@ async def ask(
             output, said, _ = await asyncio.gather(
                 _read(process.stdout, process),
                 _read(process.stderr, process),
-                _feed(process.stdin, stdin),
+                feed(process.stdin, stdin),
             )
             await process.wait()
     except TimeoutError:
@@ -68,7 +62,7 @@ async def ask(
     return max(code, 0), output, said.decode(errors="replace").strip()[-2000:]
 
 
-async def _read(pipe: asyncio.StreamReader | None, process: asyncio.subprocess.Process) -> bytes:
+async def _read(pipe: asyncio.StreamReader | None, process: Process) -> bytes:
     """All that is written; whoever writes more than its most is ended."""
     assert pipe is not None, "it was asked for"
     found = bytearray()
@@ -79,14 +73,6 @@ async def _read(pipe: asyncio.StreamReader | None, process: asyncio.subprocess.P
                 process.kill()
             break
     return bytes(found)
-
-
-async def _feed(pipe: asyncio.StreamWriter | None, data: bytes) -> None:
-    assert pipe is not None, "it was asked for"
-    with contextlib.suppress(OSError):  # a command need not read
-        pipe.write(data)
-        await pipe.drain()
-    pipe.close()
 
 
 async def built(engine: str, context: bytes) -> str:
@@ -142,7 +128,7 @@ def _image_obstacle(engine: str, config: ContainerConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="dorado-container-") as folder:
         os.chmod(folder, 0o755)
         (Path(folder) / "word").write_text(_WORD, encoding="utf-8")
-        look = 'read -r word < /dorado/word; echo "$word"; command -v python3; command -v bash'
+        look = 'read -r word < /dorado/word; echo "$word"; command -v python3'
         mount = ("--volume", f"{folder}:/dorado:ro", "--security-opt", "label=disable")
         answer = _do(
             engine, "run", "--rm", "--network", "none", *mount,

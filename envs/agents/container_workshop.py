@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from envs.agents import bridge
 from envs.agents.access import ModelAccess
 from envs.agents.archive import archive_folder
-from envs.agents.container_engine import ANSWER_SECONDS, IMAGE_SECONDS, ask, built
-from envs.agents.program import Process, kill_group, run_program
+from envs.agents.container_engine import IMAGE_SECONDS, ask, built
+from envs.agents.program import Process, begin, kill, kill_group, run_program
 from envs.agents.relay import PORT, relay
 from envs.agents.workshop import LOGS, TESTS, Ended, Plan, Verdict
 from envs.episode_folder import EpisodeFolder
@@ -96,16 +96,9 @@ class ContainerWorkshop:
         ours = [str(Path(bridge.__file__).resolve()), *map(str, self.plan.scripts)]
         for path in dict.fromkeys((*self.plan.readable, *ours)):
             parts += ["--volume", f"{path}:{path}:ro"]
-        waits = ["--entrypoint", "/bin/sh", image, "-c", _HOLD]
+        parts += ["--entrypoint", "/bin/sh", image, "-c", _HOLD]
         try:
-            process = await asyncio.create_subprocess_exec(
-                *parts,
-                *waits,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
+            process = await begin(parts, end=kill)
         except OSError as error:
             raise HostFault(f"{self.engine}: {error}") from None
         assert process.stdout is not None and process.stderr is not None
@@ -212,10 +205,10 @@ class ContainerWorkshop:
         Raises HostFault where the container is there, and they cannot be killed.
         """
         kill_group(process.pid)
-        kill = ("exec", "-u", "0", self.name, "/bin/sh", "-c", _KILL)
+        inside = ("exec", "-u", "0", self.name, "/bin/sh", "-c", _KILL)
         said = ""
         for more in range(_TRIES):
-            _, killed, said = await ask(self.engine, *kill)
+            _, killed, said = await ask(self.engine, *inside)
             if killed:
                 return
             await self._alive()
@@ -243,7 +236,7 @@ class ContainerWorkshop:
 
     async def _must(self, *arguments: str, stdin: bytes = b"") -> bytes:
         """One command of the engine. Raises HostFault where it fails."""
-        code, output, said = await ask(self.engine, *arguments, stdin=stdin, seconds=ANSWER_SECONDS)
+        code, output, said = await ask(self.engine, *arguments, stdin=stdin)
         if code:
             raise HostFault(f"{self.engine} {arguments[0]}: {said[-500:]}")
         return output

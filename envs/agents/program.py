@@ -19,34 +19,18 @@ async def run_program(
     *,
     environment: Mapping[str, str],
     folder: Path,
-    stdin: str | bytes,
+    stdin: str,
     end: Callable[[Process], Awaitable[None]],
 ) -> Ended:
     """Run it in a session of its own. `end` is awaited whatever happens, and kills what still runs of it.
 
     Raises OSError where it cannot begin.
     """
-    starting = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-            cwd=folder,
-        )
-    )
-    try:
-        process = await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        # asyncio can wait for ever for a process whose start was cut off: let it start, then end it.
-        process = await starting
-        await end(process)
-        raise
+    errors = asyncio.subprocess.STDOUT
+    process = await begin(argv, end=end, errors=errors, environment=environment, folder=folder)
     reading = asyncio.create_task(_output(process.stdout))
     try:
-        await _feed(process.stdin, stdin.encode() if isinstance(stdin, str) else stdin)
+        await feed(process.stdin, stdin.encode())
         code = await process.wait()
     finally:
         await end(process)
@@ -56,13 +40,50 @@ async def run_program(
     return Ended(128 - code if code < 0 else code, _said(reading))
 
 
+async def begin(
+    argv: Sequence[str],
+    *,
+    end: Callable[[Process], Awaitable[None]],
+    errors: int = asyncio.subprocess.PIPE,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Process:
+    """Start a program in a session of its own, with pipes. `end` is awaited where the start is cut off.
+
+    Raises OSError where it cannot begin.
+    """
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+            env=environment,
+            cwd=folder,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # asyncio can wait for ever for a process whose start was cut off: let it start, then end it.
+        await end(await starting)
+        raise
+
+
+async def kill(process: Process) -> None:
+    """Kill what a program has in its group; an `end` for one that has begun nothing elsewhere."""
+    kill_group(process.pid)
+
+
 def kill_group(leader: int) -> None:
     """Kill a session's processes, as far as they are still in its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 
 
-async def _feed(pipe: asyncio.StreamWriter | None, text: bytes) -> None:
+async def feed(pipe: asyncio.StreamWriter | None, text: bytes) -> None:
+    """Write a program's whole input and close it."""
     assert pipe is not None, "it was asked for"
     with contextlib.suppress(OSError):  # a program need not read
         pipe.write(text)
