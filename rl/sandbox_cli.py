@@ -10,7 +10,7 @@ import typer
 from rl.commands import require
 from rl.config_error import ConfigError
 
-app = typer.Typer(no_args_is_help=True, help="Run agents of other machines' episodes here.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

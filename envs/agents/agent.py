@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from envs.agents import call
 from envs.agents.access import ModelAccess
 from envs.agents.archive import archive_of
-from envs.agents.provider import misfit, obstacle, workshop
+from envs.agents.provider import is_remote, misfit, obstacle, workshop
 from envs.agents.task_folder import DOCKERFILE, read_task, read_tasks
 from envs.agents.workshop import ContainerConfig, Ended, Plan
 from envs.env import Deadlines, Env, EnvConfig, Split, Task
@@ -221,7 +221,7 @@ def _filled(word: str, values: dict[str, str]) -> str:
 
 def _absolute(path: str, sandbox: str) -> str:
     """A readable path; where another machine has it, it is that machine's."""
-    return path if "://" in sandbox else str(Path(path).absolute())
+    return path if is_remote(sandbox) else str(Path(path).absolute())
 
 
 def _files(task: JsonObject, *, builds: bool) -> tuple[bytes, bytes]:

@@ -1,7 +1,6 @@
 """Providers of workshops: which one a sandbox's name stands for, and what it lacks here."""
 
-from urllib.parse import urlsplit
-
+from envs.address import http_address
 from envs.agents import container_engine, local_workshop, remote_workshop
 from envs.agents.container_workshop import ContainerWorkshop
 from envs.agents.local_workshop import LocalWorkshop
@@ -14,7 +13,12 @@ LOCAL = ("bubblewrap", "none")
 def misfit(sandbox: str, container: ContainerConfig, *, builds: bool) -> str:
     """Name what is wrong with these settings, in a sentence; "" where nothing is."""
     contained = sandbox in container_engine.ENGINES
-    if not contained and sandbox not in LOCAL and not _address(sandbox):
+    if is_remote(sandbox):
+        try:
+            http_address(sandbox)
+        except ValueError as error:
+            return f"sandbox {error}"
+    elif not contained and sandbox not in LOCAL:
         names = ", ".join(map(repr, (*LOCAL, *container_engine.ENGINES)))
         return (
             f"sandbox {sandbox!r} has to be one of {names}, or http://HOST:PORT of a server of them"
@@ -34,7 +38,7 @@ def obstacle(sandbox: str, container: ContainerConfig) -> str:
     """Why no episode can have its workshop here, in a sentence; "" where it can."""
     if sandbox in container_engine.ENGINES:
         return container_engine.obstacle(sandbox, container)
-    if _address(sandbox):
+    if is_remote(sandbox):
         return remote_workshop.obstacle(sandbox)
     return local_workshop.missing(sandbox)
 
@@ -50,11 +54,11 @@ def workshop(plan: Plan) -> Workshop:
     """A workshop by its plan."""
     if plan.sandbox in container_engine.ENGINES:
         return ContainerWorkshop(plan)
-    if _address(plan.sandbox):
+    if is_remote(plan.sandbox):
         return RemoteWorkshop(plan)
     return LocalWorkshop(plan)
 
 
-def _address(sandbox: str) -> bool:
-    url = urlsplit(sandbox)
-    return url.scheme in ("http", "https") and bool(url.hostname)
+def is_remote(sandbox: str) -> bool:
+    """True for the address of a server of workshops."""
+    return "://" in sandbox

@@ -37,7 +37,6 @@ class Greeting(_Message):
     """The server's first message: the workshop's name, which a second websocket has to say."""
 
     session: str
-    sandbox: str
 
 
 class Open(_Message):

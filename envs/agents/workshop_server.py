@@ -97,7 +97,7 @@ class WorkshopServer:
         folder = Path(tempfile.mkdtemp(prefix="dorado-scripts-"))
         session = self.sessions[key] = _Session(socket, folder)
         try:
-            greeting = Greeting(session=key, sandbox=self.sandbox)
+            greeting = Greeting(session=key)
             await socket.send_str(greeting.model_dump_json())
             async with self._places:
                 await self._serve(session)
