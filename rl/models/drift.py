@@ -4,6 +4,7 @@ from pathlib import Path
 
 from reward.model_judge import SCORED
 from rl.config import RunConfig
+from rl.models.judges import own_weights
 from rl.samples.score_drift import ScoreDrift
 from trainer.reward_scores import read_scores
 
@@ -17,7 +18,7 @@ def score_drifts(config: RunConfig) -> list[ScoreDrift]:
         for judge in table.judge:
             if judge.id not in SCORED or len(judge.models) != 1 or judge.models[0] not in folders:
                 continue
-            if judge.config.get("weights"):
+            if own_weights(judge):
                 continue
             if (training := read_scores(Path(folders[judge.models[0]]))) is not None:
                 window = config.hacking.window

@@ -11,6 +11,7 @@ from envs.env import Split
 from envs.model_user import user_prompt
 from envs.prompt import UnknownPrompt
 from envs.settings import BadSettings
+from reward.judges.reward_model import RewardModelSettings
 from reward.model_judge import (
     SCORED,
     SHIPPED,
@@ -134,9 +135,16 @@ def check_first_task(table: EnvTable, key: str, split: Split) -> None:
             raise ConfigError(f"{key}.judge.{number}: {error}") from None
 
 
+def own_weights(table: JudgeTable) -> Mapping[str, float]:
+    """The weights that a judge gives the heads of its reward models in place of their own, none for most.
+    Raises BadSettings, UnknownJudge."""
+    settings = check_settings(find_model_judge(table.id), table.config)
+    return settings.weights if isinstance(settings, RewardModelSettings) else {}
+
+
 def _check_weights(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> None:
     """Raise ConfigError where a judge weighs heads that its reward models have not."""
-    asked = cast(Mapping[str, object], table.config.get("weights") or {})
+    asked = own_weights(table)
     for model in models:
         if model.name not in table.models:
             continue
