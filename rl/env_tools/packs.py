@@ -15,9 +15,10 @@ import sqlite3
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -80,29 +81,37 @@ def generate(
     processes: int,
 ) -> dict[str, Any]:
     """Write a pack; returns its verification sheet. Raises ConfigError."""
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        if os.path.lexists(out):
-            raise ConfigError(f"{out} exists already: give another name, or remove it")
-        _remove_left(out)
-        (partial / "domains").mkdir(parents=True)
-        sheet = _write(partial, domains, tasks, seed, fixed, processes)
-        if os.path.lexists(out):
-            raise ConfigError(f"{out} was made by another call meanwhile: give another name")
-        os.rename(partial, out)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
-    except sqlite3.Error as error:
-        raise ConfigError(f"{out} cannot be written: {error}") from None
+        with new_pack(out) as partial:
+            return _write(partial, domains, tasks, seed, fixed, processes)
     except BrokenProcessPool:
         raise ConfigError(
             f"{out}: a process that made tasks was killed (out of memory?): ask for fewer --processes"
         ) from None
     except NoTask as error:
         raise ConfigError(str(error)) from None
+
+
+@contextmanager
+def new_pack(out: Path) -> Generator[Path]:
+    """A folder to write a pack into, which gets its name when all is done. Raises ConfigError where there is
+    one of the name, and where it cannot be written."""
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    try:
+        if os.path.lexists(out):
+            raise ConfigError(f"{out} exists already: give another name, or remove it")
+        _remove_left(out)
+        partial.mkdir(parents=True)
+        yield partial
+        if os.path.lexists(out):
+            raise ConfigError(f"{out} was made by another call meanwhile: give another name")
+        os.rename(partial, out)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
+    except sqlite3.Error as error:
+        raise ConfigError(f"{out} cannot be written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return sheet
 
 
 def _remove_left(out: Path) -> None:
@@ -191,6 +200,7 @@ def _write(
     fixed: dict[str, float],
     processes: int,
 ) -> dict[str, Any]:
+    (folder / "domains").mkdir()
     sources = [domain.source for domain in sorted(domains, key=lambda one: f"{one.name}.json")]
     for domain in domains:
         text = json.dumps(domain.source, indent=1)

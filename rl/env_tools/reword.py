@@ -7,14 +7,13 @@ number of the world and each numbered point, in the same order, and no other. Wh
 has got lies beside the pack and is not asked for again."""
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from envs.generated.wording import body_and_end
 from envs.message import JsonObject
 from rl.config_error import ConfigError
 from rl.env_tools.domain_writer import Writer
+from rl.env_tools.packs import new_pack
 
 ATTEMPTS = 3
 _ORDER = """Say the following request to a service desk in other words, as a person would write it.
@@ -98,25 +98,23 @@ def fault_of(text: str, body: str, task: GeneratedTask) -> str:
 
 def reword(source: Path, out: Path, writer: Writer, *, model: str, at_once: int) -> dict[str, Any]:
     """Write the reworded pack; returns its head. Raises ConfigError."""
-    if out.exists():
-        raise ConfigError(f"{out} exists already: give another name, or remove it")
     try:
-        pack = Pack(source)
-        entries = pack.entries()
-        known = _Known(out.parent / f".{out.name}.reworded.jsonl", f"{pack.digest} {model}")
-        missing = [entry.id for entry in entries if entry.id not in known.texts]
-        with ThreadPoolExecutor(at_once) as pool:
-            asked = [pool.submit(lambda i=i: (i, reworded(pack.task(i), writer))) for i in missing]
-            try:
-                for one in asked:
-                    known.keep(*one.result())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-        head = _write(pack, out, known, model)
+        with new_pack(out) as partial:
+            pack = Pack(source)
+            known = _Known(out.parent / f".{out.name}.reworded.jsonl", f"{pack.digest} {model}")
+            missing = [one.id for one in pack.entries() if one.id not in known.texts]
+            with ThreadPoolExecutor(at_once) as pool:
+                asked = [
+                    pool.submit(lambda i=i: (i, reworded(pack.task(i), writer))) for i in missing
+                ]
+                try:
+                    for one in asked:
+                        known.keep(*one.result())
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+            head = _write(pack, partial, known, model)
     except PackMistake as error:
         raise ConfigError(str(error)) from None
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
     known.remove()
     return head
 
@@ -131,46 +129,41 @@ class _Known:
         with suppress(OSError, ValueError):
             for line in file.read_text(encoding="utf-8").splitlines():
                 lines.append(json.loads(line))
-        if lines and lines[0] == whose:
-            self.texts = {int(i): Reworded(*rest) for i, *rest in lines[1:]}
-        if not self.texts:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(whose) + "\n", encoding="utf-8")
+        # Written anew: the last line may have been cut off half-way.
+        file.write_text(json.dumps(whose) + "\n", encoding="utf-8")
+        for id, *rest in lines[1:] if lines[:1] == [whose] else ():
+            self.keep(int(id), Reworded(*rest))
 
     def keep(self, id: int, one: Reworded) -> None:
         """Note one task."""
         self.texts[id] = one
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([id, one.request, one.taken, one.why]) + "\n")
+            file.write(json.dumps([id, *astuple(one)]) + "\n")
 
     def remove(self) -> None:
         """Forget it all: the pack is there."""
         self.file.unlink(missing_ok=True)
 
 
-def _write(pack: Pack, out: Path, known: _Known, model: str) -> dict[str, Any]:
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+def _write(pack: Pack, folder: Path, known: _Known, model: str) -> dict[str, Any]:
+    """Write the new pack; returns its head."""
 
     def each() -> Iterator[dict[str, Any]]:
         for id in sorted(known.texts):
             yield pack.task(id).as_json() | {"request": known.texts[id].request}
 
-    try:
-        shutil.copytree(pack.folder / "domains", partial / "domains")
-        shutil.copy(pack.folder / "verification.json", partial)
-        count, digest = write_tasks(partial / "tasks.sqlite", each())
-        taken = sum(one.taken for one in known.texts.values())
-        told = {"by": model, "of": pack.digest, "reworded": taken, "as_they_were": count - taken}
-        head = {**pack.sheet, "digest": digest, "wording": told}
-        (partial / "pack.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
-        card = (pack.folder / "README.md").read_text(encoding="utf-8")
-        card += (
-            f"\n# Reworded, as pack {digest}\n\n{taken} of {count} requests were put into other words by "
-            f"{model}: each says every name, word and number of the first, and no other of the world. "
-            f"{count - taken} are as they were.\n"
-        )
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        os.rename(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(pack.folder / "domains", folder / "domains")
+    shutil.copy(pack.folder / "verification.json", folder)
+    count, digest = write_tasks(folder / "tasks.sqlite", each())
+    taken = sum(one.taken for one in known.texts.values())
+    told = {"by": model, "of": pack.digest, "reworded": taken, "as_they_were": count - taken}
+    head = {**pack.sheet, "digest": digest, "wording": told}
+    (folder / "pack.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+    card = (pack.folder / "README.md").read_text(encoding="utf-8")
+    card += (
+        f"\n# Reworded, as pack {digest}\n\n{taken} of {count} requests were put into other words by "
+        f"{model}: each says every name, word and number of the first, and no other of the world. "
+        f"{count - taken} are as they were.\n"
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return head
