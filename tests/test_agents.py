@@ -47,6 +47,13 @@ def made(tmp_path: Path, script: str, **config) -> Agent:
     return Agent(AgentConfig(**{**usual, **config}))
 
 
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    """Files by name below a folder."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 async def played(renderer, env: Agent, script, task=None, **config):
     """The trajectory of one episode, and its engine."""
     return await play_agent(renderer, env, script, task or Task("agent", ROW), **config)
@@ -124,7 +131,7 @@ async def test_a_task_folder_is_judged_by_its_tests_and_a_function_can_be_the_ag
     renderer, tmp_path, level
 ):
     task = tmp_path / "tasks" / "hello"
-    for name, text in {
+    files = {
         "instruction.md": "write hi to out.txt",
         "environment/seed.txt": "7",
         "tests/test.sh": (
@@ -132,9 +139,8 @@ async def test_a_task_folder_is_judged_by_its_tests_and_a_function_can_be_the_ag
             'read -r said < out.txt; [ "$said" = "hi 7" ] && reward=0.5 || reward=0\n'
             'echo $reward > "$LOGS_DIR/verifier/reward.txt"\n'
         ),
-    }.items():
-        (task / name).parent.mkdir(parents=True, exist_ok=True)
-        (task / name).write_text(text, encoding="utf-8")
+    }
+    write_files(task, files)
     script = PLAIN + (
         "def solve(task):\n"
         "    said = ask(task['instruction'])\n"

@@ -10,7 +10,7 @@ from agent_play import play_agent
 from agent_scripts import MULTIPLIER, PLAIN
 from container_image import engines, image_of
 from fakes import END
-from test_agents import ROW, made
+from test_agents import ROW, made, write_files
 
 from envs.agents.container_workshop import ContainerWorkshop
 from envs.agents.workshop import ContainerConfig, Plan
@@ -63,7 +63,7 @@ async def test_a_task_folders_image_is_built_and_its_tests_judge_what_the_agent_
     renderer, tmp_path, engine, image
 ):
     task = tmp_path / "tasks" / "hello"
-    for name, text in {
+    files = {
         "instruction.md": "write hi to out.txt",
         "environment/Dockerfile": f"FROM {image}\nWORKDIR /work\nCOPY seed.txt ./\n",
         "environment/seed.txt": "7",
@@ -72,9 +72,8 @@ async def test_a_task_folders_image_is_built_and_its_tests_judge_what_the_agent_
             'sleep 1 & read -r said < out.txt; read -r wanted < "$TEST_DIR/expected"\n'
             '[ "$said" = "$wanted" ] && r=0.5 || r=0; echo $r > /logs/verifier/reward.txt\n'
         ),
-    }.items():
-        (task / name).parent.mkdir(parents=True, exist_ok=True)
-        (task / name).write_text(text, encoding="utf-8")
+    }
+    write_files(task, files)
     script = PLAIN + (
         "import pathlib\n"
         "def solve(task):\n"
@@ -93,12 +92,13 @@ async def test_an_image_that_cannot_be_built_is_the_environments_fault(
     renderer, tmp_path, engine, image
 ):
     task = tmp_path / "tasks" / "hello"
-    (task / "environment").mkdir(parents=True)
-    (task / "tests").mkdir()
-    (task / "instruction.md").write_text("do", encoding="utf-8")
-    (task / "tests/test.sh").write_text("true", encoding="utf-8")
     dockerfile = f"FROM {image}\nCOPY nothing.txt ./\n"
-    (task / "environment/Dockerfile").write_text(dockerfile, encoding="utf-8")
+    files = {
+        "instruction.md": "do",
+        "tests/test.sh": "true",
+        "environment/Dockerfile": dockerfile,
+    }
+    write_files(task, files)
     settings = {"tasks": str(tmp_path / "tasks"), "answer_file": "", "sandbox": engine}
     env = made(tmp_path, MULTIPLIER, **settings, dockerfile="build")
     [data] = [t for split in ("train", "heldout") for t in env._tasks(split)]

@@ -13,7 +13,7 @@ from agent_play import play_agent
 from agent_scripts import MULTIPLIER, PLAIN
 from aiohttp import web
 from fakes import END
-from test_agents import CALL, ROW, made
+from test_agents import CALL, ROW, made, write_files
 
 from envs.agents import remote_wire
 from envs.agents.archive import archive_of
@@ -65,14 +65,12 @@ async def test_an_unmodified_agent_plays_there_and_asks_the_gateway_here(
 
 
 async def test_a_verifier_and_its_folder_go_there_and_a_function_is_the_agent(renderer, tmp_path):
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests/expected").write_text("hi 7", encoding="utf-8")
-    (tmp_path / "tests/check.sh").write_text(
+    check = (
         'read -r said < out.txt; read -r wanted < "$TEST_DIR/expected"\n'
         'echo "{\\"same\\": $([ "$said" = "$wanted" ] && echo 1 || echo 0)}" '
-        '> "$LOGS_DIR/verifier/reward.json"\n',
-        encoding="utf-8",
+        '> "$LOGS_DIR/verifier/reward.json"\n'
     )
+    write_files(tmp_path / "tests", {"expected": "hi 7", "check.sh": check})
     script = PLAIN + (
         "def solve(task):\n"
         "    open('out.txt', 'w').write(ask('x') + ' ' + open('deep/seed').read() + '\\n')\n"
