@@ -41,6 +41,13 @@ def image_of(engine: str, folder: Path) -> str:
     return NAME
 
 
+def refusal(engine: str) -> str:
+    """Why the engine, which answers, runs no container here (it may be one itself); "": it does."""
+    asked = [engine, "run", "--rm", "--network", "none", "--entrypoint", "/bin/sh", NAME, "-c", ":"]
+    tried = subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=60)
+    return tried.stderr.strip()[-300:] if tried.returncode else ""
+
+
 def _answers(engine: str) -> bool:
     asked = [engine, "version", "--format", "{{.Server.Version}}"]
     return subprocess.run(asked, capture_output=True, timeout=60).returncode == 0
