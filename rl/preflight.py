@@ -44,7 +44,7 @@ from rl.record.teachers import check_teachers
 from rl.tracker_config import missing
 from rollout.config import EpisodeConfig
 from rollout.format import FormatName
-from trainer.checkpoint_files import check_weights, read_header
+from trainer.checkpoint_files import check_weights, quantized, read_header
 from trainer.families.registry import FAMILIES
 from trainer.reward_scores import read_scores
 
@@ -76,7 +76,7 @@ def check_run(config: RunConfig) -> None:
         trained = table in config.env
         _check_rows(table, env, ("train", "heldout") if trained else ("heldout",))
     if config.model.path is not None:
-        check_model_folder(Path(config.model.path))
+        check_policy_folder(Path(config.model.path))
     _check_adapters(config)
     _check_experts(config)
     check_objective(config)
@@ -521,6 +521,17 @@ def check_model_folder(folder: Path) -> None:
         raise ConfigError(
             f"model.path: {folder} has no tokenizer: a tokenizer_config.json alone, and none of "
             f"{', '.join(TOKENIZERS)}"
+        )
+
+
+def check_policy_folder(folder: Path) -> None:
+    """The same of a policy that is to be trained."""
+    check_model_folder(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if said := quantized(folder, settings):
+        raise ConfigError(
+            f"model.path: {folder} is quantized ({said}), and a policy is trained with whole weights: take "
+            "the checkpoint that it was made from"
         )
 
 

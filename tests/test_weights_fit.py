@@ -3,6 +3,7 @@
 Each folder is written by transformers, or by the learner, from a model of a few thousand weights.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from test_agreement import ACCEPTED, SIZES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from rl.config_error import ConfigError
+from rl.preflight import check_model_folder, check_policy_folder
 from trainer.checkpoint_files import check_weights
-from trainer.policy import build_policy
+from trainer.families.family import Unsupported
+from trainer.policy import build_policy, load_policy
 from trainer.weights import write_checkpoint
 from trainer.weights_fit import check_fit
 
@@ -90,3 +94,28 @@ def test_a_family_that_nobody_here_knows_is_left_to_who_loads_it(tmp_path):
     folder = written("llama", tmp_path / "policy")
     (folder / "config.json").write_text('{"model_type": "nobody"}', encoding="utf-8")
     check(folder)
+
+
+@pytest.mark.parametrize("kind", ["config", "tensor"])
+def test_a_quantized_policy_is_refused_and_a_quantized_judge_is_not(kind, tmp_path):
+    folder = written("qwen3_moe", tmp_path / "policy")
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    if kind == "config":
+        file = folder / "config.json"
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings["architectures"] = ["Qwen3MoeForCausalLM"]
+        settings["quantization_config"] = {"quant_method": "fp8"}
+        file.write_text(json.dumps(settings), encoding="utf-8")
+        said = "quantization_config in config.json: fp8"
+        with pytest.raises(Unsupported, match="quantized"):
+            load_policy(folder, torch.float32)
+    else:
+        [file] = folder.glob("*.safetensors")
+        tensors = load_file(file)
+        name = min(name for name in tensors if ".experts." in name)
+        save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, file)
+        said = f"{name} is F8_E4M3"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check_policy_folder(folder)
+    check_model_folder(folder)

@@ -14,6 +14,9 @@ from pathlib import Path
 INDEX = "model.safetensors.index.json"
 # A header above this is no header: safetensors' own limit.
 MOST_HEADER_BYTES = 100_000_000
+# Types of weights, and of what may lie beside them: positions, masks.
+FLOATS = {"F64", "F32", "F16", "BF16"}
+WHOLE = {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,23 @@ def check_weights(folder: Path, settings: Mapping[str, object]) -> dict[str, lis
     text = settings.get("text_config")
     _check_sizes(folder, shapes, text if isinstance(text, dict) else settings)
     return shapes
+
+
+def quantized(folder: Path, settings: Mapping[str, object]) -> str:
+    """What says that the weights are quantized; "" where nothing does. settings: of config.json.
+
+    Raises ValueError as `check_weights` does.
+    """
+    text = settings.get("text_config")
+    for one in (settings, text if isinstance(text, dict) else {}):
+        if kind := one.get("quantization_config"):
+            method = kind.get("quant_method", "") if isinstance(kind, dict) else ""
+            return f"quantization_config in config.json{method and f': {method}'}"
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, stored in read_header(file).items():
+            if stored.dtype not in FLOATS and stored.dtype not in WHOLE:
+                return f"{name} is {stored.dtype}"
+    return ""
 
 
 def read_shapes(file: Path) -> dict[str, list[int]]:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from trainer.attention_interface import PACKED
-from trainer.families.family import Family
+from trainer.families.family import Family, Unsupported
 from trainer.families.registry import FAMILIES
 from trainer.weights import read_checkpoint
 
@@ -44,9 +44,9 @@ def build_policy(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMode
 def load_policy(checkpoint: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The policy of a local folder (or, for other families, of a Hub name), in `dtype`.
 
-    Raises ValueError or OSError naming what is missing.
+    Raises ValueError or OSError naming what is missing, and Unsupported for quantized weights.
     """
-    config = AutoConfig.from_pretrained(str(checkpoint))
+    config = _config_of(checkpoint)
     if config.model_type not in FAMILIES:
         return AutoModelForCausalLM.from_pretrained(
             str(checkpoint), dtype=dtype, attn_implementation=PACKED
@@ -59,9 +59,9 @@ def load_policy(checkpoint: str | Path, dtype: torch.dtype) -> PreTrainedModel:
 def outline_policy(checkpoint: str | Path) -> PreTrainedModel:
     """The same policy without memory for its weights; `fill_policy` reads them once there is memory.
 
-    Raises ValueError for a family that is not in FAMILIES.
+    Raises ValueError for a family that is not in FAMILIES, and Unsupported for quantized weights.
     """
-    config = AutoConfig.from_pretrained(str(checkpoint))
+    config = _config_of(checkpoint)
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"learner.ranks: a policy of the family {config.model_type} is trained on 1 rank; several "
@@ -79,6 +79,16 @@ def fill_policy(model: nn.Module, checkpoint: str | Path) -> None:
     """Read the weights of the checkpoint that `outline_policy` was given; of a sharded model only this
     rank's."""
     read_checkpoint(model, _local(checkpoint))
+
+
+def _config_of(checkpoint: str | Path) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(str(checkpoint))
+    if getattr(config, "quantization_config", None):
+        raise Unsupported(
+            f"{checkpoint} is quantized (quantization_config in config.json), and a policy is trained with "
+            "whole weights: take the checkpoint that it was made from"
+        )
+    return config
 
 
 def _local(checkpoint: str | Path) -> Path:

@@ -2,7 +2,8 @@
 
 In: a folder, and names and shapes out of its files' headers. Out: nothing, or a ValueError with one sentence.
 The model is built without memory for its weights, so a folder of any size takes a second or two. Left out:
-families that transformers does not know, and quantized checkpoints, whose tensors have other shapes.
+families that transformers does not know, and quantized checkpoints, whose tensors have other shapes (engines
+of judges serve them).
 """
 
 import math

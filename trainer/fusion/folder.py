@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint_files import INDEX, Stored, check_weights, read_header
+from trainer.checkpoint_files import FLOATS, INDEX, Stored, check_weights, quantized, read_header
 from trainer.tokenizer_identity import tokenizer_difference, tokenizer_files
 
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-WHOLE = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 # Keys of config.json in which models of one architecture may differ.
 _FREE = {
     "_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache",
@@ -52,23 +50,19 @@ def open_folder(path: Path) -> ModelFolder:
         raise ValueError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no JSON object")
-    if config.get("quantization_config"):
-        raise ValueError(
-            f"{path} is quantized (quantization_config in config.json), and quantized weights have no mean: "
-            "take the folder that it was made from"
-        )
     if not list(path.glob("*.safetensors")):
         raise ValueError(f"{path} has no *.safetensors weights")
     check_weights(path, config)
+    if said := quantized(path, config):
+        raise ValueError(
+            f"{path} is quantized ({said}), and quantized weights have no mean: take the folder that it was "
+            "made from"
+        )
     tensors: dict[str, tuple[Path, Stored]] = {}
     for one in _weight_files(path):
         for name, stored in read_header(one).items():
             if name in tensors:
                 raise ValueError(f"{path}: both {tensors[name][0].name} and {one.name} hold {name}")
-            if stored.dtype not in FLOATS and stored.dtype not in WHOLE:
-                raise ValueError(
-                    f"{path}: {name} is {stored.dtype}, a quantized type, and quantized weights have no mean"
-                )
             tensors[name] = one, stored
     if not tokenizer_files(path):
         raise ValueError(f"{path} has no tokenizer, so nothing says whether it is the others'")

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from trainer.checkpoint_files import INDEX, Stored
+from trainer.checkpoint_files import FLOATS, INDEX, Stored
 from trainer.fusion.config import FusionConfig
 from trainer.fusion.deltas import (
     Merged,
@@ -32,7 +32,7 @@ from trainer.fusion.deltas import (
     ties,
     weighted_sum,
 )
-from trainer.fusion.folder import FLOATS, ModelFolder, check_together, digest, open_folder
+from trainer.fusion.folder import ModelFolder, check_together, digest, open_folder
 from trainer.fusion.report import FusionReport, TensorReport
 from trainer.tensor_stream import DTYPES, NAMES, num_bytes, write_tensors
 from trainer.weights import working_dtype
