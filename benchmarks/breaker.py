@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from episodes import StandInCluster, StandInEngine
+from episodes import StandInCluster, StandInEngine, first_turns
 from rich.console import Console
 
 from rl.actors.actor_method import actor_method
@@ -137,6 +137,7 @@ async def play(
     """A run that is ended when all has been seen."""
     cluster = SteadyCluster(config, folder.path)
     try:
+        cluster.first = await first_turns(config.env[0])
         cluster.connect()
         await cluster.start(checkpoint)
         run = Run(config, cluster, folder, Progress(Console(quiet=True)), Trackers(folder))

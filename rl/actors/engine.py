@@ -70,10 +70,14 @@ class EngineActor:
         )
         self.idle = IdleTime()
         alone = config.cluster.address == "local"
-        self.node = "127.0.0.1" if alone else own_address()
-        self.server = RpcServer(self._act, _nothing_left, lambda: None)
+        self._listen("127.0.0.1" if alone else own_address())
         # While vLLM is to be alive.
         self.watching: asyncio.Task[None] | None = None
+
+    def _listen(self, node: str) -> None:
+        """Take controllers' connections at an address of this node, once they ask where."""
+        self.node = node
+        self.server = RpcServer(self._act, _nothing_left, lambda: None)
 
     @actor_method
     async def start(self) -> None:
