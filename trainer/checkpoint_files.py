@@ -42,7 +42,7 @@ def check_weights(folder: Path, settings: Mapping[str, object]) -> dict[str, lis
 
 
 def quantized(folder: Path, settings: Mapping[str, object]) -> str:
-    """What says that the weights are quantized; "" where nothing does. settings: of config.json.
+    """Name what tells that the weights are quantized; "" where nothing does. settings: of config.json.
 
     Raises ValueError as `check_weights` does.
     """
