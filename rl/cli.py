@@ -92,7 +92,10 @@ def train(
 ) -> None:
     """Train a policy. Any setting can be changed: --steps 10 --learner.optim.lr 1e-4"""
     from rl.config_file import read_origins
-    from rl.preflight import check_hub_rows, check_new_tokenizer, check_run, read_later, resolved
+    from rl.preflight.check import check_run
+    from rl.preflight.environments import check_hub_rows, read_later
+    from rl.preflight.settings import resolved
+    from rl.preflight.tokenizer import check_new_tokenizer
 
     settings = _load(config, context.args)
     going_on = None
@@ -132,7 +135,7 @@ def compare_modes(
     from rich.console import Console
 
     from rl.compare import MODES, CompareError, compare, table
-    from rl.preflight import check_run
+    from rl.preflight.check import check_run
 
     settings = _load(config, context.args)
     check_run(settings)

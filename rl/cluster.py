@@ -41,7 +41,7 @@ from rl.nodes.session_folder import (
     shared_memory,
     user_folder,
 )
-from rl.preflight import check_rendering
+from rl.preflight.tokenizer import check_rendering
 from rollout.renderer import Renderer
 from trainer.cpu import allocator
 

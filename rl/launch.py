@@ -36,7 +36,8 @@ from rl.loop.run_error import Collapsed, RunError
 from rl.nodes.deadline import while_watching, within
 from rl.nodes.nodes import control_address, control_answers
 from rl.nodes.process import cause, first_line, is_disk_full
-from rl.preflight import check_new_tokenizer, own_settings, resolved
+from rl.preflight.settings import own_settings, resolved
+from rl.preflight.tokenizer import check_new_tokenizer
 from rl.record.checkpoint_choice import best_checkpoint
 from rl.record.progress import COLD_START_SECONDS, ENGINES_SECONDS, Progress
 from rl.record.provenance import provenance

@@ -22,7 +22,7 @@ from rl.commands import interrupt, on_signals
 from rl.config import RunConfig
 from rl.config_error import ConfigError
 from rl.env_table import EnvTable
-from rl.preflight import check_policy_folder
+from rl.preflight.models import check_policy_folder
 from rl.record.progress import Progress
 from trainer.checkpoint_folder import CheckpointError
 from trainer.families.family import Unsupported

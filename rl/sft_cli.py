@@ -53,7 +53,7 @@ def sft(
         _on_chats(context, config, out, data, split, subset)
         return
     from rl.config import load_config
-    from rl.preflight import check_run
+    from rl.preflight.check import check_run
 
     settings = load_config(config, context.args)
     check_run(settings)

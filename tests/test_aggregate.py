@@ -16,7 +16,7 @@ from envs.session import EnvSession, demonstrate
 from envs.settings import BadSettings
 from rl.config import load_config
 from rl.config_error import ConfigError
-from rl.preflight import resolved
+from rl.preflight.settings import resolved
 
 CALCULATOR = Calculator(CalculatorConfig())
 

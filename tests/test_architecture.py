@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rl.config import load_config
-from rl.preflight import check_run
+from rl.preflight.check import check_run
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("envs", "rollout", "reward", "trainer", "rl")
@@ -70,7 +70,7 @@ TENSORS_ELSEWHERE = {
     "rollout/weight_file.py": {"safetensors"},
     "rollout/weight_transfer.py": {"torch", "safetensors"},
     "rl/actors/learner.py": {"torch"},
-    "rl/preflight.py": {"torch"},
+    "rl/preflight/check.py": {"torch"},
     "rl/dashboard/token_text.py": {"tokenizers"},
 }
 HEAVY = (
@@ -271,7 +271,7 @@ def test_settings_environments_and_rewards_load_nothing_heavy():
     ]
     light += [
         "rl.config",
-        "rl.preflight",
+        "rl.preflight.check",
         "rl.cli",
         "rl.record.progress",
         "rl.samples.ledger",

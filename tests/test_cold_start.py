@@ -19,7 +19,7 @@ from rl.cold_start import (
 from rl.config import InitConfig, ModelConfig, RunConfig
 from rl.config_error import ConfigError
 from rl.env_table import EnvTable, NoiseConfig
-from rl.preflight import check_new_tokenizer
+from rl.preflight.tokenizer import check_new_tokenizer
 from trainer.config import LearnerConfig, OptimConfig, SftConfig
 
 

@@ -23,7 +23,8 @@ from rl.env_table import DeadlineConfig, EnvTable
 from rl.nodes.address import silent_address
 from rl.nodes.cpus import usable_cpus
 from rl.objective_check import check_objective
-from rl.preflight import _check_settings, check_run, own_settings, with_own_deadlines
+from rl.preflight.check import check_run
+from rl.preflight.settings import check_settings, own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
 from rollout.engine import Sampling
 
@@ -523,7 +524,7 @@ def checked(path: Path, *options: str) -> str:
     (path / "x.toml").write_text(text, encoding="utf-8")
     try:
         config = load_config(path / "x.toml", options)
-        _check_settings(config)
+        check_settings(config)
         check_objective(config)
     except ConfigError as error:
         return str(error)
@@ -593,7 +594,7 @@ def test_the_longest_completion_of_a_loss_is_the_episodes(tmp_path):
 def test_a_run_is_checked_once(run, monkeypatch):
     checked: list[RunConfig] = []
     trained: list[RunConfig] = []
-    monkeypatch.setattr("rl.preflight.check_run", checked.append)
+    monkeypatch.setattr("rl.preflight.check.check_run", checked.append)
     monkeypatch.setattr("rl.launch._train", lambda config, *_: trained.append(config) or 0)
     assert run("--seed", "5").exit_code == 0
     assert [config.seed for config in checked] == [config.seed for config in trained] == [5]

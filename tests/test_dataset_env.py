@@ -19,7 +19,8 @@ from reward.answer import exact
 from reward.score import JudgeFault, of_row, score
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
-from rl.preflight import check_hub_rows, check_run, read_later
+from rl.preflight.check import check_run
+from rl.preflight.environments import check_hub_rows, read_later
 
 ROWS = [{"question": f"what is {n} + 1?", "answer": n + 1} for n in range(60)]
 

@@ -9,7 +9,8 @@ from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
 from rl.env_table import EnvTable
 from rl.loop.evaluation import evaluate, heldout_sets, heldout_tasks
-from rl.preflight import check_run, own_settings, resolved
+from rl.preflight.check import check_run
+from rl.preflight.settings import own_settings, resolved
 from rl.samples.metrics import pass_rates
 
 

@@ -11,7 +11,7 @@ import pytest
 from rl.config import load_config
 from rl.env_tools.check.report import PROMISES
 from rl.env_tools.check.run import check
-from rl.preflight import check_run
+from rl.preflight.check import check_run
 
 pytestmark = pytest.mark.process
 

@@ -146,7 +146,7 @@ def test_a_signal_before_ray_is_up_ends_the_run_with_a_sentence(config, monkeypa
 def test_a_signal_while_the_settings_are_checked_is_a_word_and_leaves_nothing(
     config, monkeypatch, number
 ):
-    monkeypatch.setattr("rl.preflight.check_run", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr("rl.preflight.check.check_run", lambda _: os.kill(os.getpid(), number))
     result = CliRunner().invoke(app, ["train", str(config)])
     assert (result.exit_code, result.output.strip()) == (130, "interrupted")
     assert not Path("runs").exists()

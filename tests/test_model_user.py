@@ -41,8 +41,8 @@ from rl.env_table import BreakerConfig, EnvTable
 from rl.env_tools.soak.expert_policy import ExpertPolicy
 from rl.model_table import ModelTable
 from rl.models.service import ModelService
-from rl.preflight import _check_settings as check_settings
-from rl.preflight import check_models
+from rl.preflight.models import check_models
+from rl.preflight.settings import check_settings
 from rl.record.waiting import PhaseTimes, WaitingTable
 from rl.samples.group import GroupSpec
 from rollout.config import EpisodeConfig

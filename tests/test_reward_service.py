@@ -20,7 +20,7 @@ from rl.models.anchors import Anchors
 from rl.models.score_wire import ScoreWire
 from rl.models.service import ModelService
 from rl.preference_data import preference_tokens, read_pair
-from rl.preflight import check_models
+from rl.preflight.models import check_models
 from rl.samples.score_drift import ScoreDrift
 from rollout.renderer import Renderer
 from rollout.vllm_server import server_command

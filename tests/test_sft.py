@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from rl.chat_data import ChatSource, read_chats, token_rows
 from rl.cli import app
 from rl.config_error import ConfigError
-from rl.preflight import check_model_folder
+from rl.preflight.models import check_model_folder
 from rollout.renderer import Renderer
 from trainer.batch import pack
 from trainer.config import LearnerConfig, OptimConfig, SftConfig

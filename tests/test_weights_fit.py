@@ -14,7 +14,7 @@ from test_agreement import ACCEPTED, SIZES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from rl.config_error import ConfigError
-from rl.preflight import check_model_folder, check_policy_folder
+from rl.preflight.models import check_model_folder, check_policy_folder
 from trainer.checkpoint_files import check_weights
 from trainer.families.family import Unsupported
 from trainer.policy import build_policy, load_policy

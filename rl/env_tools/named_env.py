@@ -9,7 +9,7 @@ from rl.config import RunConfig
 from rl.config_file import ConfigError
 from rl.env_table import EnvTable
 from rl.plugin_check import check_plugins
-from rl.preflight import with_own_deadlines
+from rl.preflight.settings import with_own_deadlines
 
 
 def named_env(

@@ -35,7 +35,7 @@ from rl.env_tools.eval.judges import judges_of_evaluation
 from rl.env_tools.recorded import RecordedUser, judges_again
 from rl.model_table import ModelTable
 from rl.plugin_check import check_plugins
-from rl.preflight import check_asked_models
+from rl.preflight.models import check_asked_models
 from rollout.episode import with_rewards
 from rollout.trajectory import ScoredTrajectory, Trajectory, Turn
 from rollout.trajectory_file import NoRecord, read_trajectory

@@ -22,7 +22,7 @@ from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
 from rl.jobs.shipped import check_secrets, shipped
 from rl.loop.resume import find_resume, split_step
-from rl.preflight import check_run
+from rl.preflight.check import check_run
 
 # Seconds that a stopped run has after `timeouts.stop_seconds`, to end its actors and write its summary.
 END_SECONDS = 60

@@ -13,7 +13,8 @@ from rl.planning.machine import EngineCost, Machine
 from rl.planning.measure import measure
 from rl.planning.predict import Candidate, Prediction, candidates, own_candidate, predict
 from rl.planning.refusal import refuse
-from rl.preflight import check_run, resolved
+from rl.preflight.check import check_run
+from rl.preflight.settings import resolved
 
 SHOWN = 6
 # A proposal has to be better than the run's own settings by more than figures differ from hour to hour.

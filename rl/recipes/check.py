@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl.config_error import ConfigError
-from rl.preflight import check_run
+from rl.preflight.check import check_run
 from rl.recipes.config import CommandStage, FuseStage, SftStage
 from rl.recipes.plan import Planned
 from rl.record.teachers import check_labels

@@ -48,13 +48,10 @@ from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_sets
 from rl.models.server import ServerFailed
 from rl.plugin_check import check_plugins
-from rl.preflight import (
-    check_asked_models,
-    check_model_folder,
-    check_rewards,
-    check_tokenizer,
-    resolved,
-)
+from rl.preflight.environments import check_rewards
+from rl.preflight.models import check_asked_models, check_model_folder
+from rl.preflight.settings import resolved
+from rl.preflight.tokenizer import check_tokenizer
 from rl.record.checkpoint_choice import find_checkpoint, read_checkpoint
 from rl.samples.group import GroupReport, GroupSpec, member_report
 from rl.samples.heldout import Evaluation, evaluated

@@ -33,7 +33,9 @@ from rl.env_tools.eval.view import EvalView
 from rl.loop.evaluation import heldout_tasks
 from rl.model_table import ModelTable
 from rl.models.server import ServerFailed
-from rl.preflight import check_asked_models, check_model_folder, check_rewards, check_tokenizer
+from rl.preflight.environments import check_rewards
+from rl.preflight.models import check_asked_models, check_model_folder
+from rl.preflight.tokenizer import check_tokenizer
 from rl.record.run_folder import TrajectoryWriter
 from rl.samples.metrics import passed
 from rl.tasks.streams import OutOfTasks

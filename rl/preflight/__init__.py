@@ -1,0 +1,1 @@
+"""Preflight: a configuration held against this machine before anything starts."""
