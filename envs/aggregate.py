@@ -82,6 +82,7 @@ class Aggregate(Env):
         super().__init__(config)
         self.inner = self.config.original()
         self.reward_names = self.inner.reward_names
+        self.has_user = self.inner.has_user
         self.deadlines = self.inner.deadlines
         self._turn_rewards = self.inner._turn_rewards
 
@@ -177,6 +178,7 @@ class Aggregate(Env):
         return Task(self.inner.name, one.data).split == split
 
     async def reset(self, task: Task) -> list[Message]:
+        self.inner.user = self.user  # the session has put in its place who plays
         said = list(await self.inner.reset(self._original(task)))
         self.notes = self.inner.notes
         answers: list[str] = task.data.get(RECORDED, [])

@@ -98,14 +98,19 @@ def _messages(row: JsonObject) -> tuple[list[JsonObject], bool]:
     sharegpt = bool(found) and all("from" in one and "role" not in one for one in found)
     if sharegpt:
         found = [_of_sharegpt(one, number) for number, one in enumerate(found, 1)]
-    system = row.get("system")
-    if (
-        isinstance(system, str)
-        and system.strip()
-        and (not found or found[0].get("role") != "system")
-    ):
-        found.insert(0, {"role": "system", "content": system})
-    return found, sharegpt
+    return _with_system(row.get("system"), found), sharegpt
+
+
+def _with_system(given: object, messages: list[JsonObject]) -> list[JsonObject]:
+    """The messages, behind a row's `system` where they have none of their own: a text, or parts of one, as
+    Anthropic's API has it."""
+    text = "" if given is None else content_text(given, "system")
+    if not text.strip():
+        return messages
+    first = messages[0] if messages else {}
+    if first.get("role") in ("system", "developer"):
+        return messages
+    return [{"role": "system", "content": text}, *messages]
 
 
 def _of_sharegpt(one: JsonObject, number: int) -> JsonObject:

@@ -55,10 +55,15 @@ class DynamicTool:
     def parse(self, arguments: JsonObject) -> JsonObject:
         """Return the arguments as written; text that does not fit the schema is read as JSON.
 
-        Raises ToolError with a sentence for the policy where they do not fit.
+        Raises ToolError with a sentence for the policy where they do not fit, or hold a number that no
+        server could be sent.
         """
         read = {name: self._read(name, value) for name, value in arguments.items()}
         for name, value in read.items():
+            if not _is_json(value):
+                raise ToolError(
+                    f"{self.name}: argument {name}: has to be JSON, which has no NaN or Infinity"
+                )
             for error in self._errors(self._property(name), value):
                 raise ToolError(f"{self.name}: {_sentence(error, name)}")
         for error in self._errors(self.schema.parameters, read):
@@ -110,6 +115,15 @@ class DynamicTool:
             yield from self._check(schema, value)
         except (UnknownType, Unresolvable, RecursionError):
             return
+
+
+def _is_json(value: object) -> bool:
+    """True for what strict JSON can say."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 AnyTool = Tool | DynamicTool

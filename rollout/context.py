@@ -16,6 +16,7 @@ from rollout.config import EpisodeConfig
 from rollout.reading import Written
 from rollout.trajectory import SegmentStart
 
+MARK_LETTERS = 8
 SUMMARY_HEADING = "Your summary of the work so far:"
 
 
@@ -140,9 +141,12 @@ class Context:
 
 
 def letters_of(messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> int:
-    """Characters of messages, and of tools as the policy is told of them."""
+    """Characters of messages, calls and thoughts in them too, and of tools as the policy is told of them; a
+    message counts as MARK_LETTERS more, which stand for its marks."""
     described = sum(len(t.name) + len(t.description) + len(str(t.parameters)) for t in tools)
-    return sum(len(message.content) for message in messages) + described
+    said = sum(len(m.content) + len(m.reasoning) + MARK_LETTERS for m in messages)
+    called = sum(len(c.name) + len(str(c.arguments)) for m in messages for c in m.tool_calls)
+    return said + called + described
 
 
 def _with_request(said: Sequence[Message], request: str) -> tuple[Message, ...]:

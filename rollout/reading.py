@@ -6,9 +6,11 @@ calls. A call that cannot be read is the policy's fault: a sentence that goes ba
 """
 
 import json
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
 
 from envs.message import ToolCall, ToolSchema
 from rollout.format import Format
@@ -17,6 +19,9 @@ from rollout.tool_format import MalformedCall, own_reader
 
 # Reads one block of calls, its marks included; raises MalformedCall.
 BlockReader = Callable[[str, Sequence[ToolSchema]], Sequence[ToolCall]]
+# What walks through a value one level at a time reaches so far anywhere.
+DEEPEST = 100
+MOST_BROKEN = 50
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")
 
@@ -27,6 +32,7 @@ class Written:
 
     malformed: why a call that the text opens cannot be read, for the policy; then there are no calls, and the
     answer holds all that is no reasoning. thought: there are a thought's marks, be there nothing in it.
+    said: all that is no reasoning, calls as they were written; "" where a reader does not say.
     """
 
     reasoning: str
@@ -34,6 +40,7 @@ class Written:
     calls: tuple[ToolCall, ...] = ()
     malformed: str = ""
     thought: bool = False
+    said: str = field(default="", compare=False)
 
 
 def read(
@@ -61,7 +68,7 @@ def read(
         answer, calls = _calls(rest, tools, format, block)
     except MalformedCall as error:
         return Written(reasoning, rest.strip(), malformed=str(error), thought=rest != text)
-    return Written(reasoning, answer, calls, thought=rest != text)
+    return Written(reasoning, answer, calls, thought=rest != text, said=rest.strip())
 
 
 def _once(block: BlockReader) -> BlockReader:
@@ -120,7 +127,34 @@ def _read(written: str, tools: Sequence[ToolSchema], block: BlockReader) -> tupl
     calls = tuple(block(written, tools))
     if not calls:
         raise MalformedCall("a tool call was opened and none can be read")
-    return calls
+    return tuple(map(sent, calls))
+
+
+def sent(call: ToolCall) -> ToolCall:
+    """A call that any tool can be sent. Raises MalformedCall for arguments that are no JSON to others."""
+    if not call.name.strip():
+        raise MalformedCall("a tool call has to name a tool")
+    if flaw := flaw_of(call.arguments):
+        raise MalformedCall(f"{call.name}: {flaw}")
+    return call
+
+
+def flaw_of(value: object) -> str:
+    """Say what others refuse in a JSON value: a number that is not finite, deep nesting; "" for nothing."""
+    left = [(value, 0)]
+    while left:
+        one, depth = left.pop()
+        if depth > DEEPEST:
+            return f"arguments may nest {DEEPEST} deep"
+        if isinstance(one, float) and not math.isfinite(one):
+            return "numbers have to be finite: JSON has no NaN and no Infinity"
+        inside: Iterable[object] = ()
+        if isinstance(one, dict):
+            inside = cast(dict[str, object], one).values()
+        elif isinstance(one, list):
+            inside = cast(list[object], one)
+        left += [(each, depth + 1) for each in inside]
+    return ""
 
 
 def _without_thoughts(
@@ -144,7 +178,8 @@ def _without_thoughts(
 def _block_end(text: str, start: int, format: Format) -> int:
     """Where the block that opens at `start` ends, its closing mark included, or the text does.
 
-    A mark inside JSON, or inside a string of Python's, is part of it.
+    A mark inside JSON, or inside a string of Python's, is part of it. What opens JSON and is none, MOST_BROKEN
+    times, is taken for plain text from there on: each costs a look at all that follows.
     """
     at = _arguments(text, start, format)
     if not format.closes:
@@ -152,12 +187,15 @@ def _block_end(text: str, start: int, format: Format) -> int:
         return after if after > at else len(text)
     quoted = r"""|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""" if format.python else ""
     marks = re.compile(re.escape(format.closes) + r"|\{" + quoted, re.S)
-    while found := marks.search(text, at):
+    broken = 0
+    while broken < MOST_BROKEN and (found := marks.search(text, at)):
         if found[0] == format.closes:
             return found.end()
         at = _json_end(text, found.start()) if found[0] == "{" else found.end()
+        broken += at == found.start()
         at = max(at, found.start() + 1)
-    return len(text)
+    end = text.find(format.closes, at)
+    return len(text) if end < 0 else end + len(format.closes)
 
 
 def _complete(text: str, start: int, end: int, format: Format) -> bool:
@@ -172,7 +210,8 @@ def _arguments(text: str, start: int, format: Format) -> int:
     at = start + len(format.opens)
     if format.closes:
         return at
-    return text.find("{", at) if "{" in text[at:] else len(text)
+    begin = text.find("{", at)
+    return len(text) if begin < 0 else begin
 
 
 def _json_end(text: str, start: int) -> int:

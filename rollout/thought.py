@@ -65,10 +65,11 @@ def split_thought(
 
 def thought_end(text: str, start: int, end: int) -> int:
     """Where the first mark in text[start:end] that ends a thought begins, or `end`."""
-    return min(_first(text, _ENDS, start)[0], end)
+    return _first(text, _ENDS, start, end)[0]
 
 
-def _first(text: str, marks: set[str], start: int = 0) -> tuple[int, int]:
-    """(start, end) of the first of these marks, or of the end of the text."""
-    found = re.compile("|".join(map(re.escape, marks))).search(text, start)
-    return found.span() if found else (len(text), len(text))
+def _first(text: str, marks: set[str], start: int = 0, end: int | None = None) -> tuple[int, int]:
+    """(start, end) of the first of these marks in text[start:end], or of the end of that."""
+    last = len(text) if end is None else end
+    found = re.compile("|".join(map(re.escape, marks))).search(text, start, last)
+    return found.span() if found else (last, last)

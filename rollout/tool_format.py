@@ -19,9 +19,10 @@ class MalformedCall(ValueError):
     """The text opens a tool call and does not finish one; the message is meant for the policy."""
 
 
-_LONGCAT_ARGUMENT = re.compile(
-    r"<longcat_arg_key>(.*?)</longcat_arg_key>\s*<longcat_arg_value>(.*?)</longcat_arg_value>", re.S
-)
+# From where one is read, the next argument of a call.
+_LONGCAT_KEY = re.compile(r"\s*<longcat_arg_key>")
+_LONGCAT_VALUE = re.compile(r"</longcat_arg_key>\s*<longcat_arg_value>")
+_LONGCAT_END = "</longcat_arg_value>"
 # Beside name and arguments, a call may say these.
 _KNOWN = {"name", "arguments", "parameters", "id", "type"}
 
@@ -38,11 +39,18 @@ def _read_longcat(body: str) -> ToolCall:
     name, _, _ = body.partition("<longcat_arg_key>")
     if not name.strip():
         raise MalformedCall("a tool call has to begin with the name of a tool")
-    leftover = _LONGCAT_ARGUMENT.sub("", body[len(name) :]).strip()
-    if leftover:
+    arguments: dict[str, Any] = {}
+    at = len(name)
+    while key := _LONGCAT_KEY.match(body, at):
+        value = _LONGCAT_VALUE.search(body, key.end())
+        end = body.find(_LONGCAT_END, value.end()) if value else -1
+        if value is None or end < 0:
+            break
+        arguments[body[key.end() : value.start()].strip()] = body[value.end() : end]
+        at = end + len(_LONGCAT_END)
+    if body[at:].strip():
         raise MalformedCall("arguments have to be pairs of longcat_arg_key and longcat_arg_value")
-    pairs = _LONGCAT_ARGUMENT.findall(body)
-    return ToolCall(name.strip(), {key.strip(): value for key, value in pairs})
+    return ToolCall(name.strip(), arguments)
 
 
 def _read_json(body: str) -> ToolCall:

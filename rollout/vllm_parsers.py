@@ -21,7 +21,7 @@ from vllm.tool_parsers import ToolParserManager
 
 from envs.message import ToolCall, ToolSchema
 from rollout.format import Format
-from rollout.reading import Written, read
+from rollout.reading import MOST_BROKEN, Written, read, sent
 from rollout.tool_format import MalformedCall
 
 # Strings, and what begins a mark in one.
@@ -93,12 +93,12 @@ def _restored(value: Any, shown: Mapping[str, str]) -> Any:
 
 def _escaped(block: str) -> str:
     """The same block with marks in its JSON strings escaped: vLLM looks for marks before it reads JSON."""
-    decoder, at, parts = json.JSONDecoder(), 0, list[str]()
-    while (start := block.find("{", at)) >= 0:
+    decoder, at, parts, broken = json.JSONDecoder(), 0, list[str](), 0
+    while broken < MOST_BROKEN and (start := block.find("{", at)) >= 0:
         try:
             end = decoder.raw_decode(block, start)[1]
         except (ValueError, RecursionError):
-            end = start + 1
+            end, broken = start + 1, broken + 1
         parts += block[at:start], _STRING.sub(_as_json, block[start:end])
         at = end
     return "".join([*parts, block[at:]])
@@ -123,7 +123,7 @@ def _call(function: Any) -> ToolCall:
         raise MalformedCall(f"{name}: the arguments have to be JSON") from None
     if not isinstance(arguments, dict):
         raise MalformedCall(f"{name}: the arguments have to be a JSON object")
-    return ToolCall(name, arguments)
+    return sent(ToolCall(name, arguments))
 
 
 def _harmony_reader(tokenizer: Any) -> Callable[[str], Written]:
@@ -152,7 +152,10 @@ def _harmony_reader(tokenizer: Any) -> Callable[[str], Written]:
             )
         try:
             return Written(
-                reasoning, answer, tuple(map(_call, calls or ())), thought=bool(reasoning)
+                reasoning,
+                answer,
+                tuple(map(sent, map(_call, calls or ()))),
+                thought=bool(reasoning),
             )
         except MalformedCall as error:
             return Written(reasoning, answer, malformed=str(error), thought=bool(reasoning))

@@ -14,6 +14,7 @@ from envs.recorded_answers import read_record
 from envs.registry import make_env
 from envs.session import EnvSession, demonstrate
 from envs.settings import BadSettings
+from envs.user import ScriptUser
 from rl.config import load_config
 from rl.config_error import ConfigError
 from rl.preflight.settings import resolved
@@ -53,6 +54,12 @@ def run(tmp_path: Path) -> Path:
 def made(run: Path, **settings) -> Aggregate:
     values = {"of": "calculator", "record": str(run), "answers": 4, **settings}
     env = make_env("envs.aggregate:Aggregate", values)
+    assert isinstance(env, Aggregate)
+    return env
+
+
+def made_of(name: str) -> Aggregate:
+    env = make_env("envs.aggregate:Aggregate", {"of": name, "answers": 2})
     assert isinstance(env, Aggregate)
     return env
 
@@ -120,6 +127,18 @@ async def test_a_task_that_nobody_answered_is_the_original(run):
     session = EnvSession(env, Deadlines())
     opening = await session.open(env.task(task.data, []))
     assert opening.messages == tuple(await Calculator(CalculatorConfig()).reset(task))
+
+
+async def test_the_originals_user_is_who_the_session_says():
+    values = {"of": "orders", "config": {"user": True}, "answers": 2}
+    env = make_env("envs.aggregate:Aggregate", values)
+    assert isinstance(env, Aggregate) and env.has_user and not made_of("calculator").has_user
+    player = ScriptUser()
+    session = EnvSession(env, Deadlines(), player)
+    task = next(env.inner.tasks("train", 0))
+    await session.open(env.task(task.data, ["one", "two"]))
+    assert env.inner.user is player
+    await session.close()
 
 
 @pytest.mark.parametrize(

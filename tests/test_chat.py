@@ -74,6 +74,10 @@ def test_parts_of_text_are_text_and_a_developer_is_the_system():
 
 def test_a_column_of_the_system_is_the_first_message_where_there_is_none():
     assert chat(USER, ANSWER, system="be brief").messages[0] == Message("system", "be brief")
+    parts = [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]
+    assert chat(USER, ANSWER, system=parts).messages[0] == Message("system", "be brief")
+    with pytest.raises(ValueError, match="'system': a message holds 'image'"):
+        chat(USER, ANSWER, system=[{"type": "image"}])
     own = {"role": "system", "content": "own"}
     assert chat(own, USER, ANSWER, system="be brief").messages[0] == Message("system", "own")
 

@@ -413,14 +413,17 @@ async def test_a_server_with_tools_of_its_own_offers_them():
             return {"type": "mcp", "data": {"jsonrpc": "2.0", "id": 1, "result": {"tools": [tool]}}}
         if message["data"].get("tool_name") != "look":
             return seen(text="start")
-        if message["data"]["arguments"]:
-            return seen(tool_name="look", result=None, error={"message": "not so"})
+        if at := message["data"]["arguments"].get("at"):
+            error = "no" if at > 1 else {"message": "not so"}
+            return seen(tool_name="look", result=None, error=error)
         return seen(tool_name="look", result={"content": [{"type": "text", "text": "a door"}]})
 
     async with openenv(speak, TOOLS) as session:
         assert [t.name for t in (await session.open(START)).tools] == ["look"]
-        result = await session.step("", (ToolCall("look", {}), ToolCall("look", {"at": 1})))
-        assert [m.content for m in result.messages] == ["a door", "error: not so"]
+        looks = ({}, {"at": 1}, {"at": 2})
+        result = await session.step("", tuple(ToolCall("look", one) for one in looks))
+        told = ["a door", "error: not so", "error: no"]
+        assert [m.content for m in result.messages] == told
 
 
 BAD_GUESS = refused("VALIDATION_ERROR", errors=[{"loc": ["guess"], "msg": "too large"}])

@@ -145,6 +145,9 @@ async def test_the_policy_reads_what_the_server_refuses(server, tmp_path):
     assert "no such city" in result.messages[0].content
     result = await session.step("", (ToolCall("get_weather", {}),))
     assert "city" in result.messages[0].content
+    # No JSON could bring it to the server: the policy's doing.
+    result = await session.step("", (ToolCall("get_weather", {"city": "x", "at": float("nan")}),))
+    assert result.bad_calls == 1 and "no NaN" in result.messages[0].content
     await session.close()
 
 
@@ -198,10 +201,15 @@ def test_an_input_may_be_a_text_or_a_conversation_with_calls():
         {"role": "user", "content": "go", "type": "message"},
         {"type": "reasoning", "summary": []},
         {"type": "function_call", "name": "look", "arguments": '{"at": 1}', "call_id": "c1"},
+        {"role": "assistant", "content": "I look twice."},
+        {"type": "function_call", "name": "look", "arguments": {}, "call_id": "c2"},
         {"type": "function_call_output", "call_id": "c1", "output": "seen"},
     ]
-    assert opening({"input": items})[1:] == [
-        Message("assistant", "", (ToolCall("look", {"at": 1}),)),
+    rules = [{"type": "input_text", "text": "Be kind."}]
+    assert opening({"input": items, "instructions": rules}) == [
+        Message("system", "Be kind."),
+        Message("user", "go"),
+        Message("assistant", "I look twice.", (ToolCall("look", {"at": 1}), ToolCall("look", {}))),
         Message("tool", "seen", name="look"),
     ]
 
@@ -212,6 +220,9 @@ def test_an_input_may_be_a_text_or_a_conversation_with_calls():
         ({}, "has to be a text or a list"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "would not see"),
         ({"input": [{"type": "computer_call"}]}, "computer_call"),
+        ({"input": [{"type": "function_call", "arguments": "{}"}]}, "a call needs a name"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": "[1]"}]}, "an object of"),
+        ({"input": "x", "instructions": 3}, "a text or a list of parts, not 3"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "web_search"),
     ],
 )

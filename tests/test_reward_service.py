@@ -15,10 +15,13 @@ from envs.message import Message, ToolCall
 from reward.score import JudgeFault, score
 from rl.config import RunConfig
 from rl.config_error import ConfigError
+from rl.env_table import EnvTable
 from rl.model_table import ModelTable
 from rl.models.anchors import Anchors
+from rl.models.judges import check_first_task
 from rl.models.score_wire import ScoreWire
 from rl.models.service import ModelService
+from rl.plugin_check import Answer
 from rl.preference_data import preference_tokens, read_pair
 from rl.preflight.models import check_models
 from rl.samples.score_drift import ScoreDrift
@@ -174,6 +177,25 @@ def test_a_first_task_without_what_a_judge_reads_is_told_of_before_a_run(
     base = {"name": "x", "model": {"init": {}}, "env": [table], "models": [model]}
     with pytest.raises(ConfigError, match=sentence):
         check_models(RunConfig.model_validate(base))
+
+
+def test_a_first_task_of_others_is_drawn_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """Their code may hang, or end its process."""
+    code = "from envs.env import Env\nclass W(Env):\n    name = 'w'\n    def sample(self, rng): 1 / 0\n"
+    (tmp_path / "w.py").write_text(code, encoding="utf-8")
+    asked: list[Any] = []
+
+    def elsewhere(looks):
+        asked.extend(looks)
+        yield Answer(bad="env 'w': drawing its first task took over 30 s")
+
+    monkeypatch.setattr("rl.plugin_check._elsewhere", elsewhere)
+    judge = {"id": "rubric", "model": "m", "config": {"column": "rubric"}}
+    table = EnvTable.model_validate({"id": f"{tmp_path}/w.py:W", "judge": [judge]})
+    with pytest.raises(ConfigError, match="drawing its first task took"):
+        check_first_task(table, "env.0", "train")
+    [look] = asked
+    assert not look.ours and look.look(lambda _: None) == ""  # the run says what it raises
 
 
 def test_vllm_is_told_to_pool(checkpoint):

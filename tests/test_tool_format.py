@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from envs.message import ToolCall
 from rollout.format import FORMATS
-from rollout.reading import read
+from rollout.reading import MOST_BROKEN, read
 from rollout.tool_format import MalformedCall
 
 ADD = ToolCall("add", {"a": "2", "b": "3"})
@@ -268,3 +268,30 @@ def test_any_text_is_either_read_or_malformed(parts, style):
     opening = {"longcat": "<longcat_tool_call>", "hermes": "<tool_call>"}[style]
     assert opening not in plain
     assert len(calls) == parts.count(opening) and all(call.name for call in calls)
+
+
+def test_a_long_broken_call_is_read_in_time_that_grows_with_its_length(monkeypatch):
+    """A policy that repeats itself writes such; every episode of its process waits meanwhile."""
+    text = '<longcat_tool_call>{"a": "' + 'x{\\"' * 5_000
+    looks: list[int] = []
+    decode = json.JSONDecoder.raw_decode
+
+    def counted(self, given, at=0):
+        looks.append(at)
+        return decode(self, given, at)
+
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counted)
+    found = read(text, (), FORMATS["longcat"])
+    assert found.malformed and not found.calls and len(looks) <= 2 * MOST_BROKEN
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": NaN}', '{"a": [1e999]}', '{"a": %s}' % ("[" * 200 + "]" * 200)]
+)
+@pytest.mark.parametrize("style", ["longcat", "hermes"])
+def test_a_call_that_no_tool_could_be_sent_is_malformed(style, arguments):
+    marks = {"longcat": "longcat_tool_call", "hermes": "tool_call"}[style]
+    with pytest.raises(MalformedCall, match="add: .*(finite|nest)"):
+        parse_calls(f'<{marks}>{{"name": "add", "arguments": {arguments}}}</{marks}>', style)
+    with pytest.raises(MalformedCall, match="has to name a tool"):
+        parse_calls(f'<{marks}>{{"name": " ", "arguments": {{}}}}</{marks}>', style)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import random
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -23,7 +24,8 @@ class Episodes:
 
     def __init__(self, play: Play) -> None:
         self.play = play
-        self.numbers = itertools.count(1)
+        # Another process's numbers are none of this one's, which is asked for those of a child that died.
+        self.numbers = itertools.count(random.SystemRandom().getrandbits(48))
         self.running: dict[int, Any] = {}
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()

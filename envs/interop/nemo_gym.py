@@ -13,6 +13,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,7 @@ from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from envs.optional import needed_by
 from envs.rows import each, file_rows
 from envs.session import HostFault
+from envs.text import shown
 
 if TYPE_CHECKING:
     import httpx
@@ -194,8 +196,8 @@ def _json(answer: "httpx.Response") -> object:
 def opening(given: JsonObject) -> list[Message]:
     """The messages of a row's `responses_create_params`. Raises ValueError for what is no text or call."""
     said: list[Message] = []
-    if isinstance(rules := given.get("instructions"), str):
-        said.append(Message("system", rules))
+    if rules := given.get("instructions"):
+        said.append(Message("system", _text(rules)))
     items = given.get("input")
     if isinstance(items, str):
         return [*said, Message("user", items)]
@@ -205,11 +207,15 @@ def opening(given: JsonObject) -> list[Message]:
     for one in map(as_object, cast(list[object], items)):
         kind = one.get("type") or "message"
         if kind == "message" and one.get("role") in _ROLES:
-            said.append(Message(cast(Any, _ROLES[str(one["role"])]), _text(one.get("content"))))
+            role, text = _ROLES[str(one["role"])], _text(one.get("content"))
+            if role == "assistant":
+                _wrote(said, text)
+            else:
+                said.append(Message(cast(Any, role), text))
         elif kind == "function_call":
-            call = ToolCall(str(one["name"]), json.loads(one.get("arguments") or "{}"))
+            call = _call_of(one)
             names[str(one.get("call_id"))] = call.name
-            said.append(Message("assistant", "", (call,)))
+            _wrote(said, calls=(call,))
         elif kind == "function_call_output":
             name = names.get(str(one.get("call_id")))
             said.append(Message("tool", _text(one.get("output")), name=name))
@@ -218,9 +224,26 @@ def opening(given: JsonObject) -> list[Message]:
     return said
 
 
+def _wrote(said: list[Message], text: str = "", calls: tuple[ToolCall, ...] = ()) -> None:
+    """Add what an assistant wrote: between two others' messages it is one message, as a policy writes it."""
+    before = said.pop() if said and said[-1].role == "assistant" else Message("assistant")
+    made = (*before.tool_calls, *calls)
+    said.append(replace(before, content=before.content + text, tool_calls=made))
+
+
+def _call_of(item: JsonObject) -> ToolCall:
+    name, given = item.get("name"), item.get("arguments") or "{}"
+    arguments: object = json.loads(given) if isinstance(given, str) else given
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise ValueError(f"a call needs a name and an object of arguments, and is {shown(item)}")
+    return ToolCall(name, cast(JsonObject, arguments))
+
+
 def _text(content: object) -> str:
     if isinstance(content, str):
         return content
+    if not isinstance(content, list | None):
+        raise ValueError(f"a content has to be a text or a list of parts, not {shown(content)}")
     parts = [as_object(part) for part in cast(list[object], content or [])]
     if unseen := [part.get("type") for part in parts if not isinstance(part.get("text"), str)]:
         raise ValueError(f"a content of the type {unseen[0]!r}: a policy of text would not see it")

@@ -211,10 +211,13 @@ class OpenEnv(Env):
         else:  # in `reset` there is no turn yet
             self.total += reward
         self.done = bool(data.get("done"))
-        observation: JsonObject = data.get("observation") or {}
+        given: object = data.get("observation") or {}
+        observation = as_object(given)
+        if observation is not given:  # no record, which the protocol asks for
+            return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         seen = {k: v for k, v in observation.items() if k not in _OURS}
         if seen.get("error") and "tool_name" in seen:
-            raise ToolError(str(seen["error"].get("message", seen["error"])))
+            raise ToolError(str(as_object(seen["error"]).get("message", seen["error"])))
         result = as_object(seen.get("result")) if "tool_name" in seen else {}
         if "content" in result:
             parts: list[JsonObject] = result["content"]

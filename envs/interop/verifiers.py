@@ -92,6 +92,7 @@ class Verifiers(Env):
     reward_names = None
     config_type = VerifiersConfig
     config: VerifiersConfig
+    beginning: "asyncio.Future[Any] | None" = None
     episode: int | None = None
     outcome: JsonObject | None = None
 
@@ -163,7 +164,7 @@ class Verifiers(Env):
             model=access.model,
         )
         # Told of its number even where the episode is given up meanwhile: `close` ends it by that.
-        begun = asyncio.ensure_future(begin)
+        begun = self.beginning = asyncio.ensure_future(begin)
         begun.add_done_callback(self._begun)
         await asyncio.shield(begun)
         assert self.episode is not None, "it has begun"
@@ -190,6 +191,8 @@ class Verifiers(Env):
         return {} if self.outcome is None else self.outcome["rewards"]
 
     async def close(self) -> None:
+        if self.beginning is not None:  # it may have been given up before the child had begun it
+            await asyncio.wait([self.beginning])
         # An episode whose child has died is over; a new child is not started for it.
         if self.episode is not None and self.child.alive:
             await self.child.ask("drop", number=self.episode)

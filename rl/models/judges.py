@@ -1,5 +1,6 @@
 """The judges of `[[env.judge]]`, bound to the frozen models that they ask, and the models that users ask."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from reward.registry import GroupJudge, Judge, UnknownJudge
 from rl.config_error import ConfigError
 from rl.env_table import EnvTable, JudgeTable
 from rl.model_table import ModelTable
+from rl.plugin_check import Doing, EnvLook, answers
 from trainer.reward_heads import read_heads
 
 
@@ -107,32 +109,56 @@ def check_judge(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> Mo
     return judge
 
 
+@dataclass(frozen=True)
+class FirstTaskLook(EnvLook):
+    """Draws the first task of a split, and has the judges look at it that need something of a task."""
+
+    key: str
+    split: Split
+
+    def look(self, doing: Doing) -> str:
+        """Raises ConfigError where the task has not what a judge needs."""
+        doing("drawing its first task")
+        try:
+            env = self.table.make()
+            if isinstance(env, DatasetEnv) and env.config.hub is not None:
+                return ""
+            task = next(iter(env.tasks(self.split, 0)), None)
+        except Exception:  # an author's code: the run says what is wrong with it
+            return ""
+        of_row = task.data.get(ROW_JUDGES) if task else None
+        for number, label, settings in _of_a_task(self.table):
+            if task is None or (isinstance(of_row, list) and label not in of_row):
+                continue
+            try:
+                settings.check_task(task)
+            except ValueError as error:
+                raise ConfigError(f"{self.key}.judge.{number}: {error}") from None
+        return ""
+
+
 def check_first_task(table: EnvTable, key: str, split: Split) -> None:
-    """Raise ConfigError where the first task of a split has not what a judge needs. key: of the table.
+    """Raise ConfigError where the first task of a split has not what a judge needs, or does not come in time.
+    key: of the table.
 
     Rows on the Hub are not read for this, and no task is drawn for judges that need nothing of it.
     """
-    asked = [
+    if not _of_a_task(table):
+        return
+    with contextlib.closing(answers([FirstTaskLook(table, key, split)])) as found:
+        for one in found:
+            if one.bad:
+                raise ConfigError(one.bad)
+
+
+def _of_a_task(table: EnvTable) -> list[tuple[int, str, JudgeSettings]]:
+    """Number, label and settings of the judges that need something of a task."""
+    return [
         (number, judge.label, settings)
         for number, judge in enumerate(table.judge)
         if (settings := check_settings(find_model_judge(judge.id), judge.config)) is not None
         and type(settings).check_task is not JudgeSettings.check_task
     ]
-    env = table.make() if asked else None
-    if env is None or (isinstance(env, DatasetEnv) and env.config.hub is not None):
-        return
-    try:
-        task = next(iter(env.tasks(split, 0)), None)
-    except Exception:  # an author's code: the run says what is wrong with it
-        return
-    of_row = task.data.get(ROW_JUDGES) if task else None
-    for number, label, settings in asked:
-        if task is None or (isinstance(of_row, list) and label not in of_row):
-            continue
-        try:
-            settings.check_task(task)
-        except ValueError as error:
-            raise ConfigError(f"{key}.judge.{number}: {error}") from None
 
 
 def own_weights(table: JudgeTable) -> Mapping[str, float]:

@@ -114,6 +114,8 @@ def _facts(talk: Talk) -> dict[str, str]:
     found: dict[str, str] = {}
     if talk.overruled:
         found["overruled_sampling"] = ", ".join(sorted(talk.overruled))
+    if talk.unknown:
+        found["unknown_parameters"] = ", ".join(sorted(talk.unknown))
     if talk.repeats:
         found["repeated_requests"] = str(talk.repeats)
     return found

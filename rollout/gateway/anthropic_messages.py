@@ -1,14 +1,16 @@
 """Anthropic's messages: `/v1/messages`, read into an `Ask` and written from an `Answer`."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, cast
 
+from envs.dynamic_tool import as_object
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from envs.text import shown
 from rollout.gateway.api_error import ApiError, Kind
 from rollout.gateway.body import (
     USUAL,
+    Calls,
     JsonType,
     call,
     check_kinds,
@@ -18,12 +20,27 @@ from rollout.gateway.body import (
     plain_text,
     refuse,
     stops_of,
+    unknown_to,
     wants,
 )
 from rollout.gateway.chat_completions import schema
 from rollout.gateway.exchange import Answer, Ask
 
-_TYPES: dict[str, JsonType] = {**USUAL, "thinking": "object", "container": "string"}
+_TYPES: dict[str, JsonType] = {
+    **USUAL,
+    "container": "string",
+    "context_management": "object",
+    "output_config": "object",
+    "thinking": "object",
+}
+# What is read beside these.
+_READ = ("model", "messages", "system", "tools", "tool_choice", "max_tokens", "stop_sequences")
+_USUAL: dict[str, tuple[object, ...]] = {
+    "tool_choice": ("auto", "none"),
+    "tool_choice.disable_parallel_tool_use": (False,),
+    "output_format": (),
+    "output_config.format": (),
+}
 _FINISH = {"stop": "end_turn", "length": "max_tokens", "calls": "tool_use"}
 _ERRORS: dict[Kind, str] = {
     "secret": "authentication_error",
@@ -42,19 +59,23 @@ def read(body: JsonObject, key: str) -> Ask:
     if limit is None:
         raise ApiError("invalid", "max_tokens: Field required", "max_tokens")
     tools = tuple(_tool(one, f"tools.{i}") for i, one in enumerate(list_of(body, "tools")))
-    choice = body.get("tool_choice")
-    kind = choice.get("type") if isinstance(choice, dict) else choice
+    choice = as_object(body.get("tool_choice"))
+    kind = choice.get("type", body.get("tool_choice"))
     if kind == "none":
         tools = ()
-    refuse({"tool_choice": kind}, {"tool_choice": ("auto", "none")})
-    refuse(body, {"output_format": (), "output_config": ({},)})
+    parts = {
+        "tool_choice": kind,
+        "tool_choice.disable_parallel_tool_use": choice.get("disable_parallel_tool_use"),
+        "output_config.format": as_object(body.get("output_config")).get("format"),
+    }
+    refuse({**body, **parts}, _USUAL)
     if body.get("messages") is None:
         raise ApiError("invalid", "messages: Field required", "messages")
-    names: dict[str, str] = {}
+    calls = Calls()
     messages = [
         message
         for i, one in enumerate(list_of(body, "messages"))
-        for message in _messages(one, f"messages.{i}", names)
+        for message in _messages(one, f"messages.{i}", calls)
     ]
     if messages and messages[-1].role == "assistant":
         raise ApiError(
@@ -71,12 +92,13 @@ def read(body: JsonObject, key: str) -> Ask:
         stop=stops_of(body, "stop_sequences"),
         key=key,
         wants=wants(body),
+        unknown=unknown_to(body, _TYPES, _USUAL, _READ),
     )
 
 
-def _messages(one: object, where: str, names: dict[str, str]) -> list[Message]:
-    """One of the API's messages: results of tools are messages of their own here. names: of the tools that
-    were called so far, by the call's id; those of this message are added. Raises ApiError."""
+def _messages(one: object, where: str, calls: Calls) -> list[Message]:
+    """One of the API's messages: results of tools are messages of their own here. calls: those so far; those
+    of this message are added. Raises ApiError."""
     message = object_of(one, where)
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
@@ -86,33 +108,35 @@ def _messages(one: object, where: str, names: dict[str, str]) -> list[Message]:
     found: list[Message] = []
     texts: list[str] = []
     thoughts: list[str] = []
-    calls: list[ToolCall] = []
+    made: list[ToolCall] = []
     for place, each in enumerate(cast(list[Any], content)):
         part = object_of(each, f"{where}.content.{place}")
         kind = part.get("type")
         if kind == "tool_use" and role == "assistant":
             check_kinds(part, {"id": "string"}, where)
-            made = call(part.get("name"), object_of(part.get("input", {}), where))
-            calls.append(made)
-            names[str(part.get("id"))] = made.name
+            made.append(call(part.get("name"), object_of(part.get("input", {}), where)))
+            calls.made(part.get("id"), made[-1].name)
         elif kind == "tool_result" and role == "user":
-            name = _name_of(part.get("tool_use_id"), names, where)
+            check_kinds(part, {"is_error": "boolean"}, where)
+            id = _known(part.get("tool_use_id"), calls, where)
             text = plain_text(part.get("content"), where, ("text",))
-            found.append(Message("tool", text, name=name))
+            # An error without a word would read as a result that is empty.
+            failed = part.get("is_error") and not text.strip()
+            calls.answered(found, id, "error" if failed else text)
         elif kind == "thinking":
             check_kinds(part, {"thinking": "string", "signature": "string"}, where)
             thoughts.append(part.get("thinking") or "")
         elif kind != "redacted_thinking":
             texts.append(plain_text([part], where, ("text",)))
-    if texts or calls or not found:
-        found.append(Message(role, "".join(texts), tuple(calls), reasoning="\n".join(thoughts)))
+    if texts or made or not found:
+        found.append(Message(role, "".join(texts), tuple(made), reasoning="\n".join(thoughts)))
     return found
 
 
-def _name_of(id: object, names: Mapping[str, str], where: str) -> str:
-    """The name of the tool that an earlier call was of. Raises ApiError."""
-    if isinstance(id, str) and id in names:
-        return names[id]
+def _known(id: object, calls: Calls, where: str) -> str:
+    """The id of a call that there was. Raises ApiError."""
+    if isinstance(id, str) and id in calls:
+        return id
     raise ApiError(
         "invalid",
         f"{where}: `tool_result` blocks must have a corresponding `tool_use` block in a previous message; "
@@ -133,8 +157,8 @@ def written(answer: Answer) -> JsonObject:
     return {
         **_head(answer),
         "content": list(_blocks(answer)),
-        "stop_reason": _FINISH[answer.finish],
-        "stop_sequence": None,
+        "stop_reason": "stop_sequence" if answer.stop else _FINISH[answer.finish],
+        "stop_sequence": answer.stop or None,
         "usage": {
             "input_tokens": answer.prompt_tokens - answer.cached_tokens,
             "cache_read_input_tokens": answer.cached_tokens,
@@ -151,13 +175,13 @@ def streamed(answer: Answer) -> Iterator[tuple[str, str]]:
         return name, json.dumps({"type": name, **data})
 
     whole = written(answer)
-    start = {**whole, "content": [], "stop_reason": None}
+    start = {**whole, "content": [], "stop_reason": None, "stop_sequence": None}
     start["usage"] = {**cast(JsonObject, whole["usage"]), "output_tokens": 0}
     yield event("message_start", message=start)
     for index, block in enumerate(_blocks(answer)):
         for name, data in _block_events(block):
             yield event(name, index=index, **data)
-    delta = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
+    delta = {name: whole[name] for name in ("stop_reason", "stop_sequence")}
     usage = {"output_tokens": answer.completion_tokens}
     yield event("message_delta", delta=delta, usage=usage)
     yield event("message_stop")

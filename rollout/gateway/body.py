@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from bisect import bisect
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, cast
 
-from envs.message import JsonObject, ToolCall
+from envs.message import JsonObject, Message, ToolCall
 from envs.text import encodable, shown
 from rollout.gateway.api_error import ApiError
+from rollout.reading import flaw_of
 
 JsonType = Literal["string", "number", "integer", "boolean", "object", "array"]
 _KINDS: dict[JsonType, type | tuple[type, ...]] = {
@@ -38,6 +40,31 @@ USUAL: dict[str, JsonType] = {
     "service_tier": "string",
     "store": "boolean",
     "user": "string",
+}
+# Further parameters of engines' servers that ask for another prompt or another distribution, and the values
+# with which they ask for nothing.
+BEYOND: dict[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "min_tokens": (0,),
+    "prompt_logprobs": (),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "use_beam_search": (False,),
 }
 
 
@@ -117,8 +144,9 @@ def check_kinds(body: JsonObject, kinds: Mapping[str, JsonType], where: str = ""
 
 
 def refuse(body: JsonObject, usual: Mapping[str, Collection[object]]) -> None:
-    """Raise ApiError for a parameter that asks more than the run's sampling does: any value but these."""
-    for name, values in usual.items():
+    """Raise ApiError for a parameter that asks more than the run's sampling does: any value but these, and
+    any of `BEYOND`."""
+    for name, values in {**BEYOND, **usual}.items():
         value = body.get(name)
         if value is not None and value not in values:
             raise ApiError(
@@ -133,6 +161,39 @@ def wants(body: JsonObject) -> tuple[str, ...]:
     """The sampling that a client names and the run overrules, such as ("temperature=0.2",)."""
     named = sorted(SAMPLING.keys() & body.keys())
     return tuple(f"{n}={json.dumps(body[n])[:40]}" for n in named if body[n] is not None)
+
+
+def unknown_to(body: JsonObject, *known: Collection[str]) -> tuple[str, ...]:
+    """The first names of parameters that nobody here makes anything of."""
+    found = sorted(body.keys() - set(BEYOND).union(*known))[:20]
+    return tuple(encodable(name[:60]) for name in found)
+
+
+class Calls:
+    """Calls of a history so far, by their ids: a result says of itself which call it is of, and no more."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, tuple[int, str]] = {}
+        # Of the results that end the history: the numbers of their calls.
+        self._results: list[int] = []
+
+    def made(self, id: object, name: str) -> None:
+        """Note a call."""
+        self._calls[str(id)] = (len(self._calls), name)
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and id in self._calls
+
+    def answered(self, history: list[Message], id: str, text: str) -> None:
+        """Put the result of a call at the end of a history, behind the results of calls before it: most chat
+        templates write results without ids, and a client that works in parallel sends them as they come."""
+        number, name = self._calls[id]
+        if not history or history[-1].role != "tool":
+            self._results.clear()
+        begin = len(history) - len(self._results)
+        at = bisect(self._results, number)
+        self._results.insert(at, number)
+        history.insert(begin + at, Message("tool", text, name=name))
 
 
 def key_of(path: str, body: JsonObject, idempotency: str) -> str:
@@ -159,6 +220,8 @@ def call(name: object, arguments: JsonObject) -> ToolCall:
     """An earlier call. Raises ApiError."""
     if not isinstance(name, str) or not name:
         raise ApiError("invalid", "a tool call has to have the name of its tool")
+    if flaw := flaw_of(arguments):
+        raise ApiError("invalid", f"a call of {shown(name)}: {flaw}")
     return ToolCall(name, arguments)
 
 

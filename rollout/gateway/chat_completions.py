@@ -8,6 +8,7 @@ from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from rollout.gateway.api_error import ApiError
 from rollout.gateway.body import (
     USUAL,
+    Calls,
     JsonType,
     arguments_of,
     call,
@@ -18,6 +19,7 @@ from rollout.gateway.body import (
     plain_text,
     refuse,
     stops_of,
+    unknown_to,
     wants,
 )
 from rollout.gateway.exchange import Answer, Ask
@@ -39,7 +41,15 @@ _USUAL: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-_TYPES: dict[str, JsonType] = {**USUAL, "reasoning_effort": "string", "verbosity": "string"}
+_TYPES: dict[str, JsonType] = {
+    **USUAL,
+    "prompt_cache_key": "string",
+    "reasoning_effort": "string",
+    "safety_identifier": "string",
+    "verbosity": "string",
+}
+# What is read beside these.
+_READ = ("model", "messages", "tools", "max_completion_tokens", "max_tokens", "stop")
 _FINISH = {"stop": "stop", "length": "length", "calls": "tool_calls"}
 
 
@@ -59,48 +69,54 @@ def read(body: JsonObject, key: str) -> Ask:
         stop=stops_of(body, "stop"),
         key=key,
         wants=wants(body),
+        unknown=unknown_to(body, _TYPES, _USUAL, _READ),
     )
 
 
 def messages_of(given: list[Any]) -> tuple[Message, ...]:
     """Messages in the form of the API. Raises ApiError."""
     found: list[Message] = []
-    names: dict[str, str] = {}
+    calls = Calls()
     for index, one in enumerate(given):
         where = f"messages[{index}]"
         message = object_of(one, where)
         role = message.get("role")
         check_kinds(message, {"name": "string", "tool_call_id": "string"}, where)
         if role == "assistant":
-            calls: list[ToolCall] = []
-            for each in list_of(message, "tool_calls"):
-                asked = object_of(each, f"{where}.tool_calls")
-                check_kinds(asked, {"id": "string", "type": "string"}, f"{where}.tool_calls[]")
-                function = object_of(asked.get("function"), f"{where}.tool_calls[].function")
-                name = function.get("name")
-                calls.append(call(name, arguments_of(function.get("arguments", "{}"), where)))
-                names[str(asked.get("id"))] = str(name)
-            text = plain_text(message.get("content"), where, _KINDS)
-            thought = message.get("reasoning_content") or message.get("reasoning") or ""
-            reasoning = thought if isinstance(thought, str) else ""
-            found.append(Message("assistant", text, tuple(calls), reasoning=reasoning))
+            found.append(_assistants(message, calls, where))
         elif role == "tool":
             id = message.get("tool_call_id")
-            if not isinstance(id, str) or id not in names:
+            if not isinstance(id, str) or id not in calls:
                 raise ApiError(
                     "invalid",
                     "Invalid parameter: messages with role 'tool' must be a response to a preceding message "
                     "with 'tool_calls'.",
                     where,
                 )
-            text = plain_text(message.get("content"), where, _KINDS)
-            found.append(Message("tool", text, name=names[id]))
+            calls.answered(found, id, plain_text(message.get("content"), where, _KINDS))
         elif role in ("system", "developer", "user"):
             text = plain_text(message.get("content"), where, _KINDS)
             found.append(Message("user" if role == "user" else "system", text))
         else:
             raise ApiError("invalid", f"{where}: there is no role {role!r}", f"{where}.role")
     return tuple(found)
+
+
+def _assistants(message: JsonObject, calls: Calls, where: str) -> Message:
+    """A message that the policy wrote, and its calls noted. Raises ApiError."""
+    refuse({f"{where}.prefix": message.get("prefix")}, {f"{where}.prefix": (False,)})
+    made: list[ToolCall] = []
+    for each in list_of(message, "tool_calls"):
+        asked = object_of(each, f"{where}.tool_calls")
+        check_kinds(asked, {"id": "string", "type": "string"}, f"{where}.tool_calls[]")
+        function = object_of(asked.get("function"), f"{where}.tool_calls[].function")
+        arguments = arguments_of(function.get("arguments", "{}"), where)
+        made.append(call(function.get("name"), arguments))
+        calls.made(asked.get("id"), made[-1].name)
+    text = plain_text(message.get("content"), where, _KINDS)
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    reasoning = thought if isinstance(thought, str) else ""
+    return Message("assistant", text, tuple(made), reasoning=reasoning)
 
 
 def tools_of(given: list[Any]) -> tuple[ToolSchema, ...]:

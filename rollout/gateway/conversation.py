@@ -6,15 +6,17 @@ that are new. A request that continues the end of a segment goes on with it; any
 is a segment of its own and keeps the ids of what it has in common with what was played.
 
 Two messages are equal if role, text without outer blanks, and calls with their arguments (as JSON) are:
-clients leave out thoughts, write arguments anew, and give no text where there is none.
+clients leave out thoughts, write arguments anew (a number that is whole as 2 or as 2.0), and give no text
+where there is none.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
-from envs.message import Message, ToolSchema
+from envs.message import JsonObject, Message, ToolSchema
 from rollout.trajectory import Branch, SegmentStart
 
 
@@ -150,9 +152,20 @@ def history_keys(messages: Sequence[Message], tools: Sequence[ToolSchema]) -> tu
 
 
 def _next_key(key: bytes, message: Message) -> bytes:
-    calls = [[c.name, c.arguments] for c in message.tool_calls]
+    calls = [[c.name, _plain(c.arguments)] for c in message.tool_calls]
     said = json.dumps([message.role, message.content.strip(), calls], sort_keys=True)
     return hashlib.sha256(key + said.encode()).digest()
+
+
+def _plain(value: Any) -> Any:
+    """The same JSON value, numbers without a fraction as whole ones: some clients know no others."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_plain(one) for one in cast(list[Any], value)]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in cast(JsonObject, value).items()}
+    return value
 
 
 def _common(a: Sequence[bytes], b: Sequence[bytes]) -> int:

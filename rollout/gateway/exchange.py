@@ -13,6 +13,7 @@ class Ask:
     """One request. max_tokens: None where the client says nothing. stop: texts at which the answer ends.
 
     key: equal for requests that are the same. wants: sampling that the client named and the run overrules.
+    unknown: names of parameters that nothing is made of.
     """
 
     messages: tuple[Message, ...]
@@ -21,6 +22,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     key: str = ""
     wants: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """The policy's turn. text: without thought and calls. Counts are of tokens; cached_tokens: of the prompt,
-    those that the engine did not compute."""
+    """The policy's turn. text: without thought and calls. stop: the client's stop text that ended it, or "".
+    Counts are of tokens; cached_tokens: of the prompt, those that the engine did not compute."""
 
     id: str
     created: int
@@ -47,3 +49,4 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    stop: str = ""

@@ -12,6 +12,7 @@ from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from rollout.gateway.api_error import ApiError
 from rollout.gateway.body import (
     USUAL,
+    Calls,
     JsonType,
     arguments_of,
     call,
@@ -21,6 +22,7 @@ from rollout.gateway.body import (
     object_of,
     plain_text,
     refuse,
+    unknown_to,
     wants,
 )
 from rollout.gateway.chat_completions import schema
@@ -31,14 +33,19 @@ _TYPES: dict[str, JsonType] = {
     **USUAL,
     "include": "array",
     "max_tool_calls": "integer",
+    "prompt_cache_key": "string",
     "reasoning": "object",
+    "safety_identifier": "string",
+    "text": "object",
     "truncation": "string",
 }
+# What is read beside these.
+_READ = ("model", "input", "instructions", "tools", "max_output_tokens")
 _USUAL: dict[str, tuple[object, ...]] = {
     "top_logprobs": (0,),
     "tool_choice": ("auto",),
     "parallel_tool_calls": (True,),
-    "text": ({"format": {"type": "text"}}, {}),
+    "text.format": ({"type": "text"},),
     "background": (False,),
     "previous_response_id": (),
     "conversation": (),
@@ -52,7 +59,7 @@ def read(body: JsonObject, key: str) -> Ask:
     tools = tuple(_tool(one, f"tools[{i}]") for i, one in enumerate(list_of(body, "tools")))
     if body.get("tool_choice") == "none":
         body, tools = {**body, "tool_choice": "auto"}, ()
-    refuse(body, _USUAL)
+    refuse({**body, "text.format": (body.get("text") or {}).get("format")}, _USUAL)
     given = body.get("input")
     if given is None:
         raise ApiError("invalid", "Missing required parameter: 'input'.", "input")
@@ -66,20 +73,24 @@ def read(body: JsonObject, key: str) -> Ask:
         max_tokens=count_of(body, "max_output_tokens"),
         key=key,
         wants=wants(body),
+        unknown=unknown_to(body, _TYPES, _USUAL, _READ),
     )
 
 
 def _messages(items: list[Any]) -> list[Message]:
     """Items as messages: what the policy wrote between two others is one message. Raises ApiError."""
     found: list[Message] = []
-    names: dict[str, str] = {}
+    calls = Calls()
+    thoughts: list[str] = []  # that the next of these is to have
 
-    def wrote(text: str = "", calls: tuple[ToolCall, ...] = ()) -> None:
+    def wrote(text: str = "", made: tuple[ToolCall, ...] = ()) -> None:
         before = Message("assistant")
         if found and found[-1].role == "assistant":
             before = found.pop()
-        said = before.content + text
-        found.append(Message("assistant", said, (*before.tool_calls, *calls)))
+        said, calls = before.content + text, (*before.tool_calls, *made)
+        thought = "\n".join(filter(None, (before.reasoning, *thoughts)))
+        thoughts.clear()
+        found.append(Message("assistant", said, calls, reasoning=thought))
 
     for index, one in enumerate(items):
         where = f"input[{index}]"
@@ -88,27 +99,29 @@ def _messages(items: list[Any]) -> list[Message]:
         check_kinds(item, {"call_id": "string", "id": "string"}, where)
         if kind == "function_call":
             made = call(item.get("name"), arguments_of(item.get("arguments", "{}"), where))
-            names[str(item.get("call_id"))] = made.name
-            wrote(calls=(made,))
+            calls.made(item.get("call_id"), made.name)
+            wrote(made=(made,))
         elif kind == "function_call_output":
             id = item.get("call_id")
-            if not isinstance(id, str) or id not in names:
+            if not isinstance(id, str) or id not in calls:
                 raise ApiError(
                     "invalid",
                     f"No tool call found for function call output with call_id {id}.",
                     where,
                 )
-            text = plain_text(item.get("output"), where, _KINDS)
-            found.append(Message("tool", text, name=names[id]))
+            calls.answered(found, id, plain_text(item.get("output"), where, _KINDS))
         elif kind == "message":
             text, role = plain_text(item.get("content"), where, _KINDS), item.get("role")
             if role == "assistant":
                 wrote(text)
             elif role in ("user", "system", "developer"):
+                thoughts.clear()
                 found.append(Message("user" if role == "user" else "system", text))
             else:
                 raise ApiError("invalid", f"{where}: there is no role {role!r}", f"{where}.role")
-        elif kind != "reasoning":
+        elif kind == "reasoning":
+            thoughts.append(plain_text(item.get("content"), where, ("reasoning_text",)))
+        else:
             raise ApiError(
                 "invalid", f"{where}: an item of the type {kind!r} is not supported", where
             )
@@ -169,7 +182,7 @@ def streamed(answer: Answer) -> Iterator[tuple[str, str]]:
 
 def _item_events(item: JsonObject, index: int) -> Iterator[tuple[str, JsonObject]]:
     at: JsonObject = {"item_id": item["id"], "output_index": index}
-    empty = {"message": {"content": []}, "function_call": {"arguments": ""}}.get(item["type"], {})
+    empty: JsonObject = {"arguments": ""} if item["type"] == "function_call" else {"content": []}
     begun = {**item, **empty, "status": "in_progress"}
     yield "response.output_item.added", {"output_index": index, "item": begun}
     if item["type"] == "message":
@@ -180,6 +193,11 @@ def _item_events(item: JsonObject, index: int) -> Iterator[tuple[str, JsonObject
         yield "response.output_text.delta", {**text, "delta": part["text"]}
         yield "response.output_text.done", {**text, "text": part["text"]}
         yield "response.content_part.done", {**inside, "part": part}
+    elif item["type"] == "reasoning":
+        [part] = item["content"]
+        thought: JsonObject = {**at, "content_index": 0}
+        yield "response.reasoning_text.delta", {**thought, "delta": part["text"]}
+        yield "response.reasoning_text.done", {**thought, "text": part["text"]}
     elif item["type"] == "function_call":
         yield "response.function_call_arguments.delta", {**at, "delta": item["arguments"]}
         done = {**at, "name": item["name"], "arguments": item["arguments"]}
@@ -201,7 +219,7 @@ def _items(answer: Answer) -> Iterator[JsonObject]:
             "id": f"msg_{answer.id}",
             "type": "message",
             "role": "assistant",
-            "status": "completed",
+            "status": "incomplete" if answer.finish == "length" else "completed",
             "content": [part],
         }
     for number, one in enumerate(answer.calls):

@@ -108,6 +108,8 @@ class Gateway:
         for prefix in ("/v1", ""):
             for path, dialect in _PATHS.items():
                 app.router.add_post(f"{prefix}{path}", _handler(self._answer, dialect))
+            counting = _handler(self._count, MESSAGES)
+            app.router.add_post(f"{prefix}/messages/count_tokens", counting)
             app.router.add_get(f"{prefix}/models", _handler(self._models, CHAT))
             app.router.add_get(f"{prefix}/models/{{name}}", _handler(self._models, CHAT))
         app.router.add_route("*", "/{path:.*}", _handler(_nowhere, CHAT))
@@ -119,15 +121,15 @@ class Gateway:
         self._port = self._runner.addresses[0][1]
 
     def _talk(self, request: web.Request) -> Talk:
-        """The episode whose secret a request brings. Raises ApiError."""
+        """The episode whose secret a request brings, in whichever of its headers. Raises ApiError."""
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        key = bearer if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        talk = self.talks.get(_digest(key.strip()))
-        if talk is None:
-            raise ApiError(
-                "secret", "Incorrect API key provided: it is not that of an episode in progress."
-            )
-        return talk
+        keys = (bearer if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", ""))
+        for key in keys:
+            if (talk := self.talks.get(_digest(key.strip()))) is not None:
+                return talk
+        raise ApiError(
+            "secret", "Incorrect API key provided: it is not that of an episode in progress."
+        )
 
     async def _answer(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
         talk = self._talk(request)
@@ -141,6 +143,13 @@ class Gateway:
         if not stream:
             return _json(dialect.written(await answering), answer=True)
         return await _streamed(request, dialect, body, answering)
+
+    async def _count(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
+        talk = self._talk(request)
+        body = parsed(await _read(request))
+        _known(talk, text_of(body, "model"))
+        ask = _asked(dialect, {"max_tokens": 1, **body}, "")
+        return _json({"input_tokens": await talk.count(ask)}, answer=True)
 
     async def _models(self, request: web.Request, _: Dialect) -> web.StreamResponse:
         talk = self._talk(request)

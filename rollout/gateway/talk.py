@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from envs.dynamic_tool import resolve
 from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from envs.text import told
 from rollout.config import EpisodeConfig
@@ -24,7 +25,7 @@ from rollout.episode import LONG_LETTERS, MOST_OPENING_LETTERS, Rendering, stopp
 from rollout.gateway.api_error import ApiError
 from rollout.gateway.conversation import Conversation, Place
 from rollout.gateway.exchange import Answer, Ask, Call, Finish
-from rollout.reading import Written
+from rollout.reading import Written, flaw_of
 from rollout.trajectory import Branch, Turn, segment_id
 
 AGAIN_SECONDS = 30.0
@@ -64,6 +65,7 @@ class Talk:
     fault: Exception | None = None
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     overruled: set[str] = field(default_factory=set[str])
+    unknown: set[str] = field(default_factory=set[str])
     repeats: int = 0
     closed: bool = False
     _count: int = 0  # turns that are used up or being written
@@ -94,6 +96,14 @@ class Talk:
             self.busy(True)
         task.add_done_callback(lambda done: self._ended(ask.key, done))
         return await _heard_of(task)
+
+    async def count(self, ask: Ask) -> int:
+        """Tokens of a request whose messages are rendered whole; it is no turn. Raises ApiError."""
+        self._check_size(ask)
+        try:
+            return len(await asyncio.to_thread(self.renderer.prompt, ask.messages, ask.tools))
+        except Exception as error:  # a chat template may refuse any history
+            raise _refused(error) from None
 
     async def close(self) -> None:
         """Give up what is being written: the agent is gone, and nobody reads it. Nothing begins after it."""
@@ -128,13 +138,19 @@ class Talk:
             raise ApiError(
                 "spent", f"the episode's {self.config.max_turns} turns are used up (max_turns)"
             )
+        try:
+            self._check_size(ask)
+        except ApiError as error:
+            self.refused = "max_tokens" if error.kind == "too_long" else self.refused
+            raise
+
+    def _check_size(self, ask: Ask) -> None:
         if not ask.messages:
             raise ApiError("invalid", "'messages' has to have at least one message", "messages")
         if letters_of(ask.messages, ask.tools) > MOST_OPENING_LETTERS * self.config.max_tokens:
             raise self._too_long("more characters than any text of so many tokens has")
 
     def _too_long(self, how: str) -> ApiError:
-        self.refused = "max_tokens"
         return ApiError(
             "too_long",
             f"This model's maximum context length is {self.config.max_tokens} tokens. However, your messages "
@@ -145,6 +161,7 @@ class Talk:
     async def _turn(self, ask: Ask, number: int) -> Answer:
         """One turn of the policy. number: of the request. Raises ApiError."""
         self.overruled.update(ask.wants)
+        self.unknown.update(ask.unknown)
         try:
             place = self.conversation.place(ask.messages, ask.tools, self.renderer.forgets)
         except Exception as error:  # a chat template may refuse any history
@@ -154,6 +171,7 @@ class Talk:
             ids, prompt_length = await self._prompt(place, ask)
             room = self.config.max_tokens - len(ids)
             if room <= 0:
+                self.refused = "max_tokens"
                 raise self._too_long(f"{len(ids)} tokens")
             completion = await self._completion(place, ids, room, number, ask)
         except BaseException as error:
@@ -222,9 +240,12 @@ class Talk:
         """Record the turn, and say it as the client reads it."""
         written = self._read(completion, ask)
         whole = completion.finish_reason == "stop"
-        # A call that cannot be read is text: that is how servers hand it out.
-        calls = written.calls if whole else ()
-        text = _before(written.answer, ask.stop)
+        # A call that cannot be read is text, and so is one of a client that has no tools: that is how servers
+        # hand it out.
+        calls = written.calls if whole and ask.tools else ()
+        answer = written.answer if calls or not whole else written.said or written.answer
+        stop = _first(self.renderer.text(completion.token_ids), ask.stop) if ask.stop else ""
+        text = answer.partition(stop)[0] if stop else answer
         said = tuple(ToolCall(c.name, typed(c, ask.tools)) for c in calls)
         self._heard(place)
         if not self.turns:
@@ -267,6 +288,7 @@ class Talk:
             prompt_tokens=len(ids),
             completion_tokens=len(completion.token_ids),
             cached_tokens=min(completion.cached_tokens, len(ids)),
+            stop="" if said else stop,
         )
 
     def _read(self, completion: Completion, ask: Ask) -> Written:
@@ -313,26 +335,45 @@ async def _heard_of(task: asyncio.Task[Answer]) -> Answer:
 def typed(call: ToolCall, tools: Sequence[ToolSchema]) -> JsonObject:
     """The arguments with the types that the tool's schema names, where a format writes all of them as text:
     `{"a": "2"}` -> `{"a": 2}` for an integer. What cannot be read so stays text."""
-    schema = next((t.parameters for t in tools if t.name == call.name), {})
-    known = schema.get("properties")
+    root = next((t.parameters for t in tools if t.name == call.name), {})
+    known = root.get("properties")
     properties: JsonObject = known if isinstance(known, dict) else {}
-    return {name: _typed(value, properties.get(name)) for name, value in call.arguments.items()}
+    return {
+        name: _typed(value, _types(properties.get(name), root)) if isinstance(value, str) else value
+        for name, value in call.arguments.items()
+    }
 
 
-def _typed(value: Any, schema: Any) -> Any:
-    kind = schema.get("type") if isinstance(schema, dict) else None
-    if not isinstance(value, str) or not isinstance(kind, str) or kind not in _JSON_TYPES:
-        return value
+def _types(schema: object, root: JsonObject) -> set[str]:
+    """The types that a schema takes, of all its choices."""
+    found = resolve(schema, root)
+    named = found.get("type")
+    types = {str(one) for one in (named if isinstance(named, list) else [named]) if one is not None}
+    for choices in (found.get("anyOf"), found.get("oneOf")):
+        for one in choices if isinstance(choices, list) else ():
+            kind = resolve(one, root).get("type")
+            types |= {kind} if isinstance(kind, str) else set()
+    return types
+
+
+def _typed(text: str, types: set[str]) -> Any:
+    if "string" in types:
+        return None if text == "null" and "null" in types else text
     try:
-        found = json.loads(value)
+        found = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
-        return value
-    if isinstance(found, bool) and kind != "boolean":
-        return value
-    return found if isinstance(found, _JSON_TYPES[kind]) else value
+        return text
+    # True is a number to Python, and no text of JSON is infinite.
+    kinds = types & _JSON_TYPES.keys() if not isinstance(found, bool) else types & {"boolean"}
+    fits = any(isinstance(found, _JSON_TYPES[kind]) for kind in kinds)
+    return found if fits and not flaw_of(found) else text
 
 
-def _before(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the client's stop texts, which its API leaves out."""
-    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _first(text: str, stops: Sequence[str]) -> str:
+    """The one of the client's stop texts that comes first, or ""."""
+    found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1] if found else ""
