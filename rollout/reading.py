@@ -178,8 +178,8 @@ def _without_thoughts(
 def _block_end(text: str, start: int, format: Format) -> int:
     """Where the block that opens at `start` ends, its closing mark included, or the text does.
 
-    A mark inside JSON, or inside a string of Python's, is part of it. What opens JSON and is none, MOST_BROKEN
-    times, is taken for plain text from there on: each costs a look at all that follows.
+    A mark inside JSON, or inside a string of Python's, is part of it. After MOST_BROKEN braces that open no
+    JSON the rest is plain text: each costs a look at all that follows.
     """
     at = _arguments(text, start, format)
     if not format.closes:

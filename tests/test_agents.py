@@ -124,6 +124,10 @@ async def test_a_silent_agent_is_ended_with_what_it_began(renderer, tmp_path):
 async def test_an_agent_that_asks_nothing_is_a_fault(renderer, tmp_path):
     trajectory, _ = await played(renderer, made(tmp_path, "print('hello')"), [])
     assert trajectory.stop_reason == "env_fault" and "without asking" in trajectory.fault
+    env = made(tmp_path, "")
+    (tmp_path / "tasks.jsonl").write_text('{"instruction": "6 times 7 ?"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="answer_file is held to each task's 'answer'"):
+        env.probe()
 
 
 @pytest.mark.parametrize("level", LEVELS)

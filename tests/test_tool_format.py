@@ -291,7 +291,7 @@ def test_a_long_broken_call_is_read_in_time_that_grows_with_its_length(monkeypat
 @pytest.mark.parametrize("style", ["longcat", "hermes"])
 def test_a_call_that_no_tool_could_be_sent_is_malformed(style, arguments):
     marks = {"longcat": "longcat_tool_call", "hermes": "tool_call"}[style]
-    with pytest.raises(MalformedCall, match="add: .*(finite|nest)"):
+    with pytest.raises(MalformedCall, match=r"add: .*(finite|nest)"):
         parse_calls(f'<{marks}>{{"name": "add", "arguments": {arguments}}}</{marks}>', style)
     with pytest.raises(MalformedCall, match="has to name a tool"):
         parse_calls(f'<{marks}>{{"name": " ", "arguments": {{}}}}</{marks}>', style)

@@ -120,6 +120,10 @@ class Agent(Env):
         config = self.config
         path = config.heldout if split == "heldout" and config.heldout else config.tasks
         found = [Task(self.name, data) for data in _read(path, config.dockerfile)]
+        if config.answer_file and any(task.data.get("answer") is None for task in found):
+            raise ValueError(
+                f"tasks {path}: answer_file is held to each task's 'answer', and there is a task without one"
+            )
         return found if config.heldout else [task for task in found if task.split == split]
 
     async def reset(self, task: Task) -> list[Message]:

@@ -61,12 +61,13 @@ def load() -> tuple[Functions, dict[str, str]]:
         judge = scorer(dataset, json.dumps(settings), difficulty)
         problem = unpack(entry)
         try:
-            return float(judge.score_answer(answer, problem))
+            found = judge.score_answer(answer, problem)
         except (
             Exception
         ) as error:  # it read what a policy wrote: no right answer, and no fault of ours
             print(f"{dataset}: its scorer stumbled over an answer: {error!r}", file=sys.stderr)
             return 0.0
+        return float(found)  # what is no number is the package's fault
 
     version = importlib.metadata.version("reasoning-gym")
     methods = {"check": check, "problem": problem, "score": score}

@@ -174,12 +174,14 @@ class Calls:
 
     def __init__(self) -> None:
         self._calls: dict[str, tuple[int, str]] = {}
+        self._count = 0
         # Of the results that end the history: the numbers of their calls.
         self._results: list[int] = []
 
     def made(self, id: object, name: str) -> None:
         """Note a call."""
-        self._calls[str(id)] = (len(self._calls), name)
+        self._calls[str(id)] = (self._count, name)
+        self._count += 1
 
     def __contains__(self, id: object) -> bool:
         return isinstance(id, str) and id in self._calls

@@ -19,7 +19,7 @@ from envs.message import JsonObject, Message, ToolCall, ToolSchema
 from envs.text import told
 from rollout.engine import Completion, EngineFault, Request
 from rollout.format import FORMATS
-from rollout.reading import Written, read
+from rollout.reading import Written, flaw_of, read
 
 # Of an answer that is an error, so much is shown.
 _SHOWN = 200
@@ -169,12 +169,12 @@ class ChatPolicy:
         for call in self._calls():
             name, written = call["function"]["name"], call["function"].get("arguments") or "{}"
             try:
-                arguments = json.loads(written)
-            except ValueError:
+                arguments = json.loads(written) if isinstance(written, str) else written
+            except (ValueError, RecursionError):
                 arguments = None
-            if not isinstance(arguments, dict):
-                why = f"{name}: the arguments have to be a JSON object"
-                return Written(reasoning, found.answer, malformed=why)
+            why = "the arguments have to be a JSON object"
+            if not isinstance(arguments, dict) or (why := flaw_of(arguments)):
+                return Written(reasoning, found.answer, malformed=f"{name}: {why}")
             calls.append(ToolCall(name, arguments))
         return Written(reasoning, found.answer, tuple(calls))
 
