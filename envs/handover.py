@@ -16,6 +16,8 @@ from envs.message import Message
 from envs.text import encodable, shown
 
 T = TypeVar("T")
+# Ten parts of 0.1 add up to 0.9999999999999999.
+_ROUNDING = 1e-9
 
 
 async def result_of(name: str, act: Callable[[], object]) -> object:
@@ -41,6 +43,11 @@ def _by_name(value: object, act: str) -> dict[str, object]:
             raise TypeError(f"a reward's name has to be text, not {shown(name)}")
         found[encodable(name)] = one
     return found
+
+
+def full_reward(reward: float) -> bool:
+    """True if a reward is all that there is to win: at least 1, but for the rounding of a sum of parts."""
+    return reward >= 1 - _ROUNDING
 
 
 class NamedRewards(dict[str, float]):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from envs.handover import full_reward
 from envs.message import JsonObject
 from envs.text import told
 
@@ -92,7 +93,8 @@ def _read(files: tuple[tuple[str, int, int], ...], env: str) -> Record:
         text = final_text(line["stop_reason"], str(last.get("text", "")), last.get("calls", ()))
         if text:
             rewards: dict[str, float] = line["rewards"]
-            right = (rewards["solved"] if "solved" in rewards else float(line["reward"])) >= 1
+            total = rewards["solved"] if "solved" in rewards else float(line["reward"])
+            right = full_reward(total)
             one.answers.append(RecordedAnswer(text, right))
     return Record(tuple(tasks.values()), judged)
 

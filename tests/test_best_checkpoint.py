@@ -14,6 +14,7 @@ from rl.config_file import ConfigError
 from rl.loop.resume import find_resume
 from rl.record.best_checkpoint import BEST, Best, BestCheckpoint, find_best, link_best
 from rl.record.checkpoint_choice import find_checkpoint
+from rl.record.evaluations import best_of, read_evaluations
 from rl.record.position import Position, write_position
 from rl.record.run_folder import RunFolder
 from trainer.checkpoint_folder import latest, prune, read_record, remove
@@ -192,6 +193,31 @@ def test_a_run_goes_on_from_its_best(run, tmp_path):
     assert target(run) == "step_2" and find_best(run) == Best(2, 0.75)
     undone = (aside / "evaluations.jsonl").read_text(encoding="utf-8")
     assert [json.loads(line)["step"] for line in undone.splitlines()] == [4]
+
+
+def test_an_evaluation_of_a_version_that_is_undone_does_not_count_for_the_one_made_anew(
+    run, tmp_path
+):
+    evaluated(run, v2=0.5)
+    late = {"step": 2, "version": 4, "mean": {"pass_rate": 0.9, "low": 0.0, "high": 1.0}}
+    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(late) + "\n")
+    folder = RunFolder(settings(tmp_path, steps=9), resume=True)
+    aside = folder.go_on(2)
+    folder.close()
+    checkpoint(run, 4, POSITION)
+    assert find_best(run) == Best(2, 0.5)
+    assert json.loads((aside / "evaluations.jsonl").read_text(encoding="utf-8")) == late
+
+
+def test_the_best_of_the_pages_is_the_best_that_is_kept(run):
+    evaluated(run, v4=0.9, v2=0.5)
+    evaluated(run, v4=0.25)
+    few = {"step": 5, "version": 5, "tasks": 9, "faults": 8, "mean": {"pass_rate": 1.0}}
+    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(few) + "\n")
+    best = best_of(read_evaluations(run))
+    assert best is not None and find_best(run) == Best(best.version, 0.5)
 
 
 def test_a_best_that_is_undone_gives_way_to_the_best_of_what_is_left(run, tmp_path):

@@ -83,6 +83,13 @@ def test_what_wanders_spikes_or_climbs_steadily_has_no_change():
     assert found(spike) == ()
 
 
+@pytest.mark.parametrize("at", [[0], [17], [59], [20, 40], [30, 31]])
+def test_a_constant_with_a_spike_or_two_has_no_change(at):
+    values = np.full(60, 0.5)
+    values[at] = 1.0
+    assert found(values) == ()
+
+
 def test_series_that_say_nothing_have_no_change():
     assert found(np.zeros(0)) == found(np.ones(100)) == found(np.arange(10.0)) == ()
     assert found(np.full(100, 0.1)) == found(np.full(100, 1e-300)) == ()

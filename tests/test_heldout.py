@@ -6,7 +6,11 @@ from fractions import Fraction
 import pytest
 from fakes import group_report, member
 
+from rl.loop.evaluation import was_cut_off
+from rl.record.evaluations import EvaluationRow
+from rl.samples import heldout
 from rl.samples.heldout import bootstrap, evaluated, heldout_rates, pass_at_k, sizes
+from rl.samples.metrics import passed as has_passed
 
 
 def by_enumeration(judged: int, passed: int, k: int) -> Fraction:
@@ -81,6 +85,27 @@ def test_a_task_counts_once_and_a_fault_is_no_failure():
     assert rates["shop"].episodes == 6
     assert rates["shop"].pass_at == {1: 0.5, 2: 0.5, 4: 0.0}, "two judged say nothing of pass@4"
     assert rates["sums"].pass_at == {1: 0.25, 2: 0.5, 4: 1.0}
+
+
+def test_full_reward_is_full_however_its_parts_were_rounded():
+    parts = [0.1] * 10
+    assert sum(parts) < 1 and has_passed({"total": sum(parts)}, sum(parts))
+    assert not has_passed({}, 0.999) and not has_passed({"solved": 0.5}, 2.0)
+
+
+def test_the_interval_of_many_tasks_is_drawn_piece_by_piece(monkeypatch):
+    rates = [[float(n % 3 == 0) for n in range(50)], [0.5, 1.0]]
+    whole = bootstrap(rates)
+    monkeypatch.setattr(heldout, "_AT_ONCE", 700)
+    assert bootstrap(rates) == whole
+
+
+def test_an_evaluation_that_was_cut_off_is_due_again_and_no_other():
+    rows = [EvaluationRow(step=5, version=6), EvaluationRow(step=10, version=10)]
+    assert was_cut_off(rows, 15, every=5) and was_cut_off([], 5, every=5)
+    assert not was_cut_off(rows, 10, every=5) and not was_cut_off(rows, 6, every=3)
+    assert not was_cut_off(rows, 12, every=5) and not was_cut_off([], 0, every=5)
+    assert not was_cut_off([], 7, every=0)
 
 
 def test_an_evaluation_says_its_versions_and_its_lag():

@@ -75,6 +75,10 @@ def test_one_update_at_fifty_times_the_rate_is_an_alarm_though_no_step_comes_aft
     assert alarmed(learn__all__kl_behaviour=[*healthy, 2.4888]) == [(13, "learn/all/kl_behaviour")]
 
 
+def test_a_gradient_that_was_zero_until_now_has_not_jumped():
+    assert alarmed(optim__grad_norm=[0.0] * 8 + [0.4, 0.5, 0.4]) == []
+
+
 def test_a_metric_needs_some_steps_before_and_a_difference_that_matters():
     assert alarmed(loss__entropy=[0.4] * 2 + [0.01] * 8) == []
     assert alarmed(loss__entropy=[0.006] * 9 + [0.0011] * 9) == []

@@ -19,7 +19,7 @@ from rl.record.status import Outcome, write_end
 from rl.tracker_config import EmailConfig, NotifyConfig, TrackersConfig, WandbConfig, missing, told
 from rl.trackers import notifier
 from rl.trackers import trackers as trackers_module
-from rl.trackers.notifier import Notifier, send
+from rl.trackers.notifier import Notifier, finite, send
 from rl.trackers.tracker import Ended, Order, RunFacts
 
 BROKEN = {"env/orders/breaker": 1.0, "time/total_seconds": 1.0}
@@ -211,6 +211,11 @@ def test_a_run_tells_of_an_alert_and_of_its_end_and_of_a_run_that_was_killed(tmp
         killed.trackers.close()  # as its standard input ends with a run that is killed
         killed.run.close()
         assert "ended without a word" in json.loads(web.posts[-1][1])["text"]
+
+
+def test_a_summary_with_nan_is_told_as_json():
+    told = finite({"a": [1.5, float("nan")], "b": {"c": float("-inf")}, "d": "x", "e": None})
+    assert told == {"a": [1.5, "nan"], "b": {"c": "-inf"}, "d": "x", "e": None}
 
 
 @pytest.mark.process

@@ -17,7 +17,7 @@ from rl.config import load_config
 from rl.config_error import ConfigError
 from rl.recipes.config import find_recipe, load_recipe
 from rl.recipes.plan import plan
-from rl.recipes.runner import WHOLE, _how_far, read_state
+from rl.recipes.runner import WHOLE, _how_far, missing, read_state
 
 ROOT = Path(__file__).parent.parent
 # Writes the result, and a line in a file beside the recipe, each time that it runs.
@@ -90,6 +90,31 @@ def test_a_failed_stage_ends_the_recipe_with_its_last_sentence_and_is_tried_agai
     (folder / "fixed").touch()
     assert call(folder).exit_code == 0
     assert ran(folder) == ["a", "c"]
+
+
+def test_a_stage_whose_result_was_removed_runs_again_where_it_is_needed(tmp_path):
+    file = recipe(tmp_path, command("a"), command("b", "a"), command("c", "b")) / "recipe.toml"
+    stages = plan(load_recipe(file, {}), file)
+    done = {stage.stage.name: {"state": "done"} for stage in stages}
+    a, b, c = (Path(stage.result) for stage in stages)
+    for folder in (a, b, c):
+        folder.mkdir(parents=True)
+    assert missing(done, stages) == set() and missing({}, stages) == {"a", "b", "c"}
+    a.rmdir()
+    assert missing(done, stages) == set(), "nobody needs it any more"
+    c.rmdir()
+    assert missing(done, stages) == {"c"}
+    b.rmdir()
+    assert missing(done, stages) == {"a", "b", "c"}
+
+
+def test_a_record_of_stages_that_was_edited_to_nonsense_is_one_sentence(tmp_path):
+    folder = recipe(tmp_path, command("a"))
+    (folder / "runs" / "r").mkdir(parents=True)
+    for text in ('{"a": "done"}', "[]", "{"):
+        (folder / "runs" / "r" / "recipe.json").write_text(text, encoding="utf-8")
+        done = call(folder)
+        assert done.exit_code and "recipe.json" in done.output, done.exception
 
 
 def test_a_recipe_that_has_changed_is_refused_where_the_stage_is_done(tmp_path):

@@ -126,7 +126,9 @@ def test_patience_counts_evaluations_that_are_not_better_and_ties_are_not():
         assert not made.step(step + 1, HEALTHY)
     made.evaluated(12, {"eval/orders/pass_rate": 0.9})
     assert not made.step(13, HEALTHY)
-    made.evaluated(15, {"eval/mean_pass_rate": 0.61})
+    few = {"eval/mean_pass_rate": 1.0, "eval/faults": 0.75}
+    made.evaluated(14, few)
+    made.evaluated(15, {"eval/mean_pass_rate": 0.61, "eval/faults": 0.5})
     assert made.step(16, HEALTHY) and not made.collapsed
     assert said == [
         "training ends after step 16 of 100: eval/mean_pass_rate was not above the 0.62 of step 5 in 2 "

@@ -24,9 +24,13 @@ from tracker_servers import HttpServer, serving
 
 from rl.record.run_folder import RunFolder
 from rl.record.status import Status, write_end
+from rl.tracker_config import NotifyConfig, TrackersConfig, WandbConfig
 from rl.trackers import tracker_process
 from rl.trackers import trackers as trackers_module
-from rl.trackers.tracker import STATES
+from rl.trackers.feed import drawable
+from rl.trackers.mlflow_tracker import named
+from rl.trackers.tensorboard_tracker import TensorboardTracker, _histogram
+from rl.trackers.tracker import STATES, Ended, Line, Order, Position, RunFacts
 from rl.trackers.trackers import Trackers
 from rollout.trajectory import Phase
 
@@ -188,6 +192,88 @@ def test_of_a_run_that_goes_on_tensorboard_shows_each_step_once(tmp_path):
         (1, 0.25),
         (2, 0.5),
     ]
+
+
+def tensorboard(folder: Path, events: Path, *steps: dict[str, float], **order: Any) -> None:
+    """One process of TensorBoard's tracker, without the process; lines of metrics.jsonl are its steps."""
+    folder.mkdir(exist_ok=True)
+    config = TrackersConfig.model_validate({"tensorboard": {"folder": str(events)}})
+    told = Order("tensorboard", str(folder), **order)
+    facts = RunFacts(folder, "demo", folder, {}, config, WandbConfig(), NotifyConfig(), told)
+    tracker = TensorboardTracker(facts)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for line in steps:
+            values = {key: value for key, value in line.items() if key != "step"}
+            tracker.take(Line(int(line["step"]), 1.0, values))
+            file.write(json.dumps(line) + "\n")
+    tracker.end(Ended("finished", "", {}))
+
+
+def test_an_evaluation_that_ends_first_takes_no_step_out_of_tensorboard(tmp_path):
+    run, events = tmp_path / "run", tmp_path / "events"
+    tensorboard(run, events, {"step": 1, "reward": 0.25}, {"step": 2, "reward": 0.5})
+    begins = (run / "metrics.jsonl").stat().st_size
+    tensorboard(run, events, {"step": 2, "eval": 0.5}, resumed=True, metrics=begins)
+    tensorboard(run, events, {"step": 3, "reward": 0.75}, resumed=True, metrics=begins, read=0)
+    found = written_events(events / "demo")
+    assert [one.step for one in found.Scalars("reward")] == [1, 2, 3]
+    assert [one.step for one in found.Scalars("eval")] == [2]
+
+
+def test_a_run_of_the_same_name_has_an_event_folder_of_its_own(tmp_path):
+    for folder in ("one", "two"):
+        tensorboard(tmp_path / folder, tmp_path / "events", {"step": 1, "reward": 0.5})
+    tensorboard(tmp_path / "two", tmp_path / "events", resumed=True, read=0)
+    names = sorted(path.name for path in (tmp_path / "events").iterdir())
+    assert names == ["demo", "demo-2"]
+    assert len(list((tmp_path / "events" / "demo-2").iterdir())) == 2
+
+
+def test_rewards_that_differ_in_their_last_bit_are_one_bin_and_end_no_tracker():
+    for values in ([0.3, 0.1 + 0.2], [1e308, -1e308], [0.0, 5e-324], [1e16, 1e16 + 2]):
+        made = _histogram([drawable(value) for value in values])
+        assert made.num == 2 and sum(made.bucket) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("reward/a|b/odd (name)?", "reward/a_b/odd _name__"),
+        ("/rollout//orders/./reward/", "rollout/orders/reward"),
+        ("../up", "_/up"),
+        ("..", "_"),
+        ("", "_"),
+        ("häufig", "häufig"),
+    ],
+)
+def test_mlflow_takes_every_key(key, name):
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert named(key) == name
+    long = [named(f"reward/{'x' * 300}{end}") for end in "ab"]
+    assert len(set(long)) == 2
+    for one in (name, *long):
+        _validate_metric_name(one)
+
+
+def test_what_a_tracker_says_can_be_no_position_and_its_log_may_be_gone(tmp_path):
+    played = Played(tmp_path, "tensorboard")
+    said: list[str] = []
+    process = tracker_process.TrackerProcess.__new__(tracker_process.TrackerProcess)
+    process.order = Order("wandb", str(played.path))
+    process.say, process._log, process._heard = said.append, tmp_path / "gone.log", 0
+    process._warned, process.position, process._may_start_again = False, None, True
+    lines = "print('at: {'); print('at: 3'); print('at: {\"metrics\": 5, \"evaluations\": 0, \"read\": 1}')"
+    command = [sys.executable, "-c", f"{lines}; import sys; sys.stdin.read()"]
+    process.process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
+    )
+    assert process.process.stdout is not None
+    os.set_blocking(process.process.stdout.fileno(), False)
+    until(lambda: process.look() or process.position)
+    assert process.position == Position(5, 0, 1) and said == []
+    process._gone()
+    played.trackers.close()
 
 
 @pytest.mark.slow  # MLflow makes its data base, with all its migrations

@@ -44,6 +44,8 @@ _SIZES = 60
 # A value so many standard deviations from the median of its neighbours counts as that far away.
 _OUTLIER = 4.0
 _NEIGHBOURS = 7
+# In a series that is otherwise constant, spikes are this share of it at most.
+_FEW = 0.1
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,10 @@ def change_points(steps: tuple[int, ...], values: tuple[float, ...]) -> tuple[Ch
         return ()
     shortest = max(5, min(SHORTEST, int(SHORTEST_SHARE * count)))
     places = np.array([0, *range(shortest, count - shortest + 1, -(-count // _PLACES)), count])
-    found = _posterior(_without_spikes((y - y.mean()) / spread), places, shortest)
+    cleaned = _without_spikes((y - y.mean()) / spread)
+    if float(np.ptp(cleaned)) <= 1e-12:
+        return ()
+    found = _posterior(cleaned, places, shortest)
     named = [steps[begin + min(place, count - 1) * together] for place in places.tolist()]
     return tuple(_described(found, places, y, named))
 
@@ -120,7 +125,22 @@ def _without_spikes(y: Floats) -> Floats:
     padded = np.pad(y, half, mode="edge")
     middle = np.median(np.lib.stride_tricks.sliding_window_view(padded, _NEIGHBOURS), axis=1)
     bound = _OUTLIER * 1.4826 * float(np.median(np.abs(y - middle))) * 1.2
-    return y if bound == 0 else middle + np.clip(y - middle, -bound, bound)
+    return _without_few(y, half) if bound == 0 else middle + np.clip(y - middle, -bound, bound)
+
+
+def _without_few(y: Floats, most: int) -> Floats:
+    """A series without noise and without its spikes: of what is all but constant the few other values, where
+    they stand by themselves, up to `most` in a row."""
+    common = float(np.median(y))
+    other = y != common
+    if np.count_nonzero(other) > _FEW * len(y):
+        return y
+    runs = np.split(np.arange(len(y)), np.flatnonzero(np.diff(other)) + 1)
+    kept = y.copy()
+    for run in runs:
+        if len(run) <= most:
+            kept[run] = common
+    return kept
 
 
 def _residuals(

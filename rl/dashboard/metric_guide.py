@@ -70,6 +70,10 @@ _KEYS = (
     (r"^eval/.*(/|_)(low|high)$", "end of the pass rate's 95 % interval"),
     (r"^eval/.*/pass_at_", "chance that one of so many tries of a task passes"),
     (r"^eval/version$", "policy version that was evaluated"),
+    (
+        r"^eval/faults$",
+        "share of the held-out episodes that ended in a fault, and so were not judged",
+    ),
     (r"^eval/lag$", "versions that the learner was ahead at the evaluation's end"),
     (r"^eval/.*/reward$", "mean total reward of held-out tries"),
     (

@@ -22,6 +22,7 @@ from rl.loop.rollouts import Rollouts
 from rl.loop.watch import Activity
 from rl.nodes.deadline import while_watching
 from rl.record.best_checkpoint import BestCheckpoint, too_few_judged
+from rl.record.evaluations import EvaluationRow, read_evaluations
 from rl.record.progress import EVALUATION_SECONDS, Progress
 from rl.record.run_folder import RunFolder
 from rl.samples.group import GroupReport, GroupSpec
@@ -66,6 +67,12 @@ def heldout_sets(config: RunConfig) -> dict[str, list[Task]]:
             level = table.noise.level
             sets[table.label] = [replace(task, noise=level) for task in sets[table.label]]
     return sets
+
+
+def was_cut_off(rows: Sequence[EvaluationRow], step: int, every: int) -> bool:
+    """True if an evaluation was due after a step, every so many, and none of it was written down."""
+    due = bool(every) and step > 0 and step % every == 0
+    return due and not any(step in (row.step, row.version) for row in rows)
 
 
 async def evaluate(
@@ -195,6 +202,11 @@ class Evaluations:
         self._idle.clear()
         self._wanted.set()
         return True
+
+    def ask_again(self, step: int) -> None:
+        """Begin the evaluation of the step after which a run goes on, if its earlier part did not end it."""
+        if was_cut_off(read_evaluations(self.folder.path), step, self.config.eval.every):
+            self.ask(step)
 
     async def loop(self) -> None:
         """Evaluate beside training.
@@ -340,8 +352,9 @@ class Evaluations:
         row = {"step": step, "when": when, "tasks": wanted, "faults": faults, **found.row()}
         self.folder.evaluation(row)
         self.book.stats.evaluated(when, found, step, faults)
-        self.folder.metrics(now, found.metrics())
-        self.heard(step, found.metrics())
+        metrics = found.metrics() | {"eval/faults": faults / max(1, wanted * samples)}
+        self.folder.metrics(now, metrics)
+        self.heard(step, metrics)
         self.trackers.look()
         self.folder.event("run", f"evaluation {when}", start, time.time())
         said = "  ".join(f"{env} {rate:.2f}" for env, rate in found.pass_rates.items())

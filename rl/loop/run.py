@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rl.actors.judge_crash import JudgeCrashes
 from rl.cluster import Cluster
@@ -181,7 +182,7 @@ class Run:
             self.trackers,
             self.stops.evaluated,
             self.best,
-            part=f"-from-{first}" if self.resumed else "",
+            part=_part(self.folder.path) if self.resumed else "",
         )
         logs = self.folder.path / "logs"
         self.learner = LearnerClient(self.actors.learner, self.nodes, timeouts.step_seconds, logs)
@@ -265,6 +266,8 @@ class Run:
         """Make the `left` steps that the run still has to make."""
         if self.config.eval.beside:
             self.evaluations.prepare()
+            if self.resumed is not None:
+                self.evaluations.ask_again(self.resumed.step)
         self.progress.stage("training: first rollouts", usual=left * STEP_SECONDS)
         self.activity.moved()
         self.stoppable = True
@@ -462,3 +465,8 @@ class Run:
         await asyncio.gather(*loops, return_exceptions=True)
         self.book.cancel_all()
         self.book.check()
+
+
+def _part(folder: Path) -> str:
+    """The end of the ids of what a part of a run evaluates: of two that go on after one step, too."""
+    return f"-part{1 + len(list(folder.glob('earlier/*')))}"

@@ -91,9 +91,10 @@ class StopRules:
         return bool(self.sentence)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take in an evaluation that began after a step; one equal to the best is no better."""
+        """Take in an evaluation that began after a step; one equal to the best is no better, and one that
+        ended in faults for more than half says nothing."""
         value = metrics.get(self.settings.metric)
-        if value is None or not math.isfinite(value):
+        if value is None or not math.isfinite(value) or metrics.get("eval/faults", 0.0) > 0.5:
             return
         if value > self._best:
             self._best, self._best_step, self._misses = value, step, 0

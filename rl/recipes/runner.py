@@ -63,9 +63,10 @@ class Runner:
         with self._held():
             check_state(self.folder, stages)
             on_signals(self._pass_on)
+            due = missing(read_state(self.folder), stages)
             for number, planned in enumerate(stages, 1):
                 name = f"{number}/{len(stages)} {planned.stage.name} ({planned.stage.kind})"
-                if read_state(self.folder).get(planned.stage.name, {}).get("state") == "done":
+                if planned.stage.name not in due:
                     self.say(f"{name}: done before, {planned.result}")
                     continue
                 began = time.monotonic()
@@ -216,6 +217,19 @@ class Runner:
         partial.replace(self.folder / STATE)
 
 
+def missing(state: Mapping[str, Mapping[str, object]], stages: Sequence[Planned]) -> set[str]:
+    """Names of the stages that have to run: those that are not done, and of those whose result somebody has
+    removed the ones that another such stage begins with, or that none does."""
+    due: set[str] = set()
+    for planned in reversed(stages):
+        name = planned.stage.name
+        users = {other.stage.name for other in stages if name in other.stage.uses()}
+        gone = not Path(planned.result).exists() and (not users or bool(users & due))
+        if state.get(name, {}).get("state") != "done" or gone:
+            due.add(name)
+    return due
+
+
 def read_state(folder: Path) -> dict[str, dict[str, object]]:
     """The stages that are begun or done, by name. Raises ConfigError."""
     file = folder / STATE
@@ -225,7 +239,11 @@ def read_state(folder: Path) -> dict[str, dict[str, object]]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        raise ConfigError(
+            f"{file} is no record of stages: put it back, or remove it to run every stage anew"
+        )
+    return found
 
 
 def check_state(folder: Path, stages: Sequence[Planned]) -> None:

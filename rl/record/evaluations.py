@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from rl.record.best_checkpoint import EVALUATIONS
+from rl.record.best_checkpoint import EVALUATIONS, too_few_judged
 
 Share = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -74,6 +74,15 @@ def read_evaluations(folder: Path) -> list[EvaluationRow]:
 
 
 def best_of(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
-    """The evaluation with the highest mean; ties go to the earlier version. None where none has one."""
-    judged = sorted((row for row in rows if row.mean is not None), key=lambda row: row.version)
+    """The evaluation with the highest mean; ties go to the earlier version. None where none has one.
+
+    As for the best checkpoint, the later of two of one version counts, and one of which too little was judged
+    does not.
+    """
+    last = {
+        row.version: row
+        for row in rows
+        if row.mean is not None and not too_few_judged(row.faults, row.tasks * row.samples_per_task)
+    }
+    judged = [row for _, row in sorted(last.items())]
     return max(judged, key=lambda row: row.mean.pass_rate if row.mean else 0.0, default=None)

@@ -220,10 +220,14 @@ class RunFolder:
 
     def _move_undone(self, name: str, step: int, aside: Path) -> None:
         lines = (self.path / name).read_text(encoding="utf-8").splitlines(keepends=True)
-        undone = [line for line in lines if json.loads(line)["step"] > step]
+        undone: list[str] = []
+        kept: list[str] = []
+        for line in lines:
+            row = json.loads(line)
+            # An evaluation may have played later versions than that of its step, and these are undone too.
+            (undone if max(row["step"], row.get("version", 0)) > step else kept).append(line)
         (aside / name).write_text("".join(undone), encoding="utf-8")
-        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
-        self._replace(name, kept)
+        self._replace(name, "".join(kept))
 
     def _unlearn(self, step: int, aside: Path) -> None:
         """Move the index's rows of what later steps trained on to `aside`; LEARNED keeps its lines."""

@@ -16,6 +16,8 @@ from rl.samples.metrics import passed
 
 # Draws of a bootstrap, and the share of them that an interval covers.
 DRAWS, COVERED = 2000, 0.95
+# Values drawn at once: what bounds the memory of an evaluation of many tasks.
+_AT_ONCE = 2**21
 MEAN = ("pass_rate", "low", "high")
 
 
@@ -79,7 +81,10 @@ def bootstrap(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, 
     means = np.zeros(DRAWS)
     for values in groups:
         array = np.asarray(values, dtype=np.float64)
-        means += array[rng.integers(len(array), size=(DRAWS, len(array)))].mean(axis=1)
+        some = max(1, _AT_ONCE // len(array))
+        for first in range(0, DRAWS, some):
+            drawn = rng.integers(len(array), size=(min(some, DRAWS - first), len(array)))
+            means[first : first + some] += array[drawn].mean(axis=1)
     tail = 100 * (1 - COVERED) / 2
     low, high = np.percentile(means / len(groups), [tail, 100 - tail])
     return round(float(low), 4), round(float(high), 4)

@@ -80,6 +80,8 @@ class Rule:
         if self.how == "rose":
             holds = (now > self.factor * before) & (now - before > self.least)
             holds &= (now > self.factor / 2 * largest) | (not self.apart)
+            # Without a scale of its own a rule has none to say so of what was 0 until now.
+            holds &= (largest > 0) | (self.least > 0)
         else:
             holds = (self.factor * now < before) & (before - now > self.least)
         start, star, end = self.key.partition("*")

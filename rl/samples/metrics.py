@@ -6,6 +6,7 @@ from statistics import fmean, median, pstdev
 
 import numpy as np
 
+from envs.handover import full_reward
 from rl.samples.cache_use import CacheUse
 from rl.samples.group import GroupReport, MemberReport
 from trainer.advantage import all_equal
@@ -105,7 +106,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 def passed(rewards: Mapping[str, float], reward: float) -> bool:
     """True if a judged episode has full reward `solved` or, where there is none, a total of at least 1."""
-    return rewards.get("solved", reward) >= 1
+    return full_reward(rewards.get("solved", reward))
 
 
 def pass_rates(reports: Iterable[GroupReport]) -> dict[str, float]:

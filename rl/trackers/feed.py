@@ -107,7 +107,7 @@ class Feed:
             for name, value in zip(("reward", "completion_tokens", "turns"), values, strict=True):
                 if (one := number(value)) is not None:
                     for key in dict.fromkeys((str(env), "all")):
-                        found.setdefault(f"trained/{key}/{name}", []).append(one)
+                        found.setdefault(f"trained/{key}/{name}", []).append(drawable(one))
         return found
 
     def _evaluated(self, record: dict[str, object]) -> Evaluated:
@@ -186,6 +186,11 @@ class Feed:
             return None
         self._status = status
         return status
+
+
+def drawable(value: float) -> float:
+    """The value to six digits, within 1e12: no tracker makes bins between 0.3 and 0.1 + 0.2, or at 1e16."""
+    return 0.0 if abs(value) < 1e-30 else max(-1e12, min(1e12, float(f"{value:.6g}")))
 
 
 def _is_step(line: Line) -> bool:

@@ -5,13 +5,15 @@ told. Alerts are those of the dashboard, warnings and errors; each is told once,
 away for an hour.
 """
 
+import math
 import re
 import smtplib
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.message import EmailMessage
+from typing import cast
 
 import httpx
 
@@ -67,7 +69,7 @@ class Notifier:
         nothing = "it ended without a word: it was killed, or could not start"
         said = ended.said or ("" if ended.outcome else nothing)
         text = ": ".join(part for part in (ended.outcome or "failed", said) if part)
-        self._tell(kind, text, outcome=ended.outcome, summary=dict(ended.summary))
+        self._tell(kind, text, outcome=ended.outcome, summary=finite(ended.summary))
 
     def _is_new(self, text: str, now: float) -> bool:
         """True if an alert has not been seen for long; its figures change from look to look."""
@@ -98,7 +100,7 @@ class Notifier:
             try:
                 act()
                 return
-            except (OSError, smtplib.SMTPException, httpx.HTTPError) as error:
+            except (OSError, smtplib.SMTPException, httpx.HTTPError, httpx.InvalidURL) as error:
                 if not left and what not in self._failed:
                     self._failed.add(what)
                     said = " ".join(str(error).split())[:200] or type(error).__name__
@@ -111,6 +113,15 @@ def post(address: str, message: dict[str, object]) -> None:
         httpx.post(address, json=message, timeout=SEND_SECONDS).raise_for_status()
     except httpx.HTTPStatusError as error:
         raise httpx.HTTPError(f"it answers {error.response.status_code}") from None
+
+
+def finite(value: object) -> object:
+    """The same without numbers that JSON does not have: of nan and infinities the name is told."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): finite(one) for key, one in cast(Mapping[object, object], value).items()}
+    return [finite(one) for one in cast(list[object], value)] if isinstance(value, list) else value
 
 
 def send(email: EmailConfig, subject: str, body: str) -> None:

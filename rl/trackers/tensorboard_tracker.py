@@ -19,7 +19,9 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from rl.trackers.tracker import Ended, Evaluated, Line, News, RunFacts, Sample
+from rl.dashboard.growing_lines import parse
+from rl.dashboard.series import number
+from rl.trackers.tracker import Ended, Evaluated, Line, News, Order, RunFacts, Sample
 
 BINS = 30
 
@@ -30,17 +32,18 @@ class TensorboardTracker:
     hears = frozenset({Line, Evaluated})
 
     def __init__(self, run: RunFacts) -> None:
-        given = run.trackers.tensorboard.folder
-        folder = Path(given) / run.name if given else run.folder / "tensorboard"
-        self._resumed = run.order.resumed
-        self._writer = EventFileWriter(str(folder), flush_secs=10)
+        order = run.order
+        self._writer = EventFileWriter(str(_folder(run)), flush_secs=10)
+        if order.resumed and order.read is None:
+            # Undo what an earlier part has written of steps that metrics.jsonl does not have any more.
+            start, step = SessionLog(status=SessionLog.START), last_step(run.folder, order) + 1
+            self._add(Event(step=step, wall_time=time.time(), session_log=start))
         self._text("config", json.dumps(run.config, indent=2), 0)
 
     def take(self, news: News) -> None:
         """Write a step's scalars and histograms, or an evaluation's table."""
         match news:
             case Line():
-                self._purge(news.step)
                 values = [Summary.Value(tag=k, simple_value=v) for k, v in news.values.items()]
                 values += [
                     Summary.Value(tag=key, histo=_histogram(numbers))
@@ -61,13 +64,6 @@ class TensorboardTracker:
         self._text("summary", json.dumps(ended.summary, indent=2), 0)
         self._writer.close()
 
-    def _purge(self, step: int) -> None:
-        """Undo what an earlier part has written of the steps from here on."""
-        if self._resumed:
-            self._resumed = False
-            start = SessionLog(status=SessionLog.START)
-            self._add(Event(step=step, wall_time=time.time(), session_log=start))
-
     def _text(self, tag: str, text: str, step: int) -> None:
         """Write text as TensorBoard's text plugin reads it."""
         plugin = SummaryMetadata.PluginData(plugin_name="text")
@@ -79,6 +75,29 @@ class TensorboardTracker:
 
     def _add(self, event: Event) -> None:
         self._writer.add_event(event)
+
+
+def last_step(folder: Path, order: Order) -> int:
+    """The last step that metrics.jsonl has of the parts before this one; -1 where it has none."""
+    with (folder / "metrics.jsonl").open("rb") as file:
+        records = map(parse, file.read(order.metrics).splitlines())
+        steps = [number(record.get("step")) for record in records if record]
+    return int(max((step for step in steps if step is not None), default=-1))
+
+
+def _folder(run: RunFacts) -> Path:
+    """The folder of the event files: one of this run's own, where another run has one of its name."""
+    if not (given := run.trackers.tensorboard.folder):
+        return run.folder / "tensorboard"
+    known = run.folder / "tensorboard.folder"
+    if run.order.resumed and known.exists():
+        return Path(known.read_text(encoding="utf-8").strip())
+    folder, number = Path(given) / run.name, 1
+    while not run.order.resumed and folder.exists():
+        number += 1
+        folder = Path(given) / f"{run.name}-{number}"
+    known.write_text(f"{folder.resolve()}\n", encoding="utf-8")
+    return folder
 
 
 def _histogram(numbers: Sequence[float]) -> HistogramProto:

@@ -56,9 +56,9 @@ class TrackerProcess:
         if process is None:
             return
         ended = process.poll() is not None
-        self._hear()
+        heard = self._hear()
         if not ended:
-            self._end_if_it_hangs(process)
+            self._end_if_it_hangs(process, heard=heard)
             return
         killed = process.returncode != 0
         self._gone()
@@ -112,9 +112,13 @@ class TrackerProcess:
             return None
         return replace(self.order, offline=True)
 
-    def _end_if_it_hangs(self, process: subprocess.Popen[bytes]) -> None:
-        still = time.time() - self._log.stat().st_mtime
-        if still < HANGS_SECONDS:
+    def _end_if_it_hangs(self, process: subprocess.Popen[bytes], *, heard: bool) -> None:
+        try:
+            still = time.time() - self._log.stat().st_mtime
+        except OSError:  # somebody has removed it
+            return
+        # One that has much to say waits until it is heard.
+        if still < HANGS_SECONDS or heard:
             return
         self._warn(f"its process has not moved for {still:.0f} s, and is ended")
         self._may_start_again = False
@@ -149,9 +153,12 @@ class TrackerProcess:
 
     def _refused(self) -> bool:
         """True if W&B's log has said since the last look that the server refuses the run."""
-        with self._log.open("rb") as log:
-            log.seek(self._heard)
-            new = log.read()
+        try:
+            with self._log.open("rb") as log:
+                log.seek(self._heard)
+                new = log.read()
+        except OSError:  # somebody has removed it
+            return False
         self._heard += new.rfind(b"\n") + 1
         return REFUSED in new
 
@@ -174,16 +181,18 @@ class TrackerProcess:
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
 
-    def _hear(self) -> None:
-        """Take what the process has said."""
+    def _hear(self) -> bool:
+        """Take what the process has said. Returns True if it has said anything."""
         if self.process is None or self.process.stdout is None:
-            return
+            return False
         said = self.process.stdout.read() or b""
         for line in said.decode(errors="replace").splitlines():
             if line.startswith(SAYS):
                 self._warn(line.removeprefix(SAYS))
             elif line.startswith(AT):
-                self.position = Position(**json.loads(line.removeprefix(AT)))
+                # A package of the tracker's may write to the same stream.
+                with suppress(ValueError, TypeError):
+                    self.position = Position(**json.loads(line.removeprefix(AT)))
         if self.order.tracker == "wandb" and self._refused():
             # Of a run that was online `wandb sync` alone sends nothing.
             runs = f"{self.order.folder}/wandb/run-*"
@@ -191,6 +200,7 @@ class TrackerProcess:
                 "its server refuses what it is sent, and gets nothing more; "
                 f"`wandb sync --no-skip-online {runs}` sends what is missing"
             )
+        return bool(said)
 
     def _warn(self, sentence: str) -> None:
         """Say the first thing that goes wrong; what follows from it is in the log."""

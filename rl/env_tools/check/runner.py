@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from envs.env import Env, EnvConfig, Task
 from envs.expert import ExpertMistake, watched
+from envs.handover import full_reward
 from envs.message import JsonObject, Message
 from envs.registry import BadSettings, UnknownEnv, find_playable, made, settings_of
 from envs.session import Deadlines, EnvFault, EnvSession, HostFault, Opening, StepResult
@@ -338,7 +339,7 @@ def shown(task: Task) -> str:
 
 def full(rewards: dict[str, float]) -> bool:
     """True where an evaluation counts the episode as passed."""
-    return rewards.get("solved", sum(rewards.values())) >= 1
+    return full_reward(rewards.get("solved", sum(rewards.values())))
 
 
 def slipped(message: Message, session: EnvSession, moves: Moves) -> Message:
