@@ -9,6 +9,7 @@ that is for `rollout.template_check` to say before a run.
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -123,18 +124,29 @@ class Renderer:
         return user or self.history == "none"
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
-        """Ids of an opening, ready for the policy to write its first turn.
+        """Ids of an opening, or of a conversation that is rendered whole, ready for the policy to write.
 
         The members of a group open alike, at about the same time: the last openings are kept.
         """
         opening = repr((tuple(messages), tuple(tools)))
         found = self._prompts.get(opening)
         if found is None:
-            found = self._encode(self.render(messages, tools, generate=True))
+            found = self._encode(self._whole(messages, tools))
             while len(self._prompts) >= _KEPT_PROMPTS:
                 self._prompts.pop(next(iter(self._prompts)), None)
             self._prompts[opening] = found
         return list(found)
+
+    def _whole(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
+        """A conversation as the template writes it. Some (harmony's) refuse a tool's message where no call is
+        before it: there the user says why a call could not be read."""
+        try:
+            return self.render(messages, tools, generate=True)
+        except Exception:  # the template's own complaint
+            shown = _by_users(messages)
+            if shown == list(messages):
+                raise
+            return self.render(shown, tools, generate=True)
 
     def suffix(self, messages: Sequence[Message], completion: Sequence[int]) -> list[int]:
         """Ids to append after `completion` so that the policy can answer `messages`."""
@@ -347,6 +359,18 @@ class Renderer:
     def _encode(self, text: str) -> list[int]:
         pieces = text.split(_CUT)
         return [i for p in pieces for i in self.tokenizer.encode(p, add_special_tokens=False)]
+
+
+def _by_users(messages: Sequence[Message]) -> list[Message]:
+    """The messages, those of tools that follow an answer without calls as the user's."""
+    found: list[Message] = []
+    called = False
+    for message in messages:
+        if message.role == "assistant":
+            called = bool(message.tool_calls)
+        orphan = message.role == "tool" and not called
+        found.append(replace(message, role="user", name=None) if orphan else message)
+    return found
 
 
 def _is_mark(text: str) -> bool:

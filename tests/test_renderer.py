@@ -168,6 +168,28 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(checkpoint, tmp_path)
         renderer.suffix([Message("tool", "42")], [5])
 
 
+def test_a_template_that_wants_a_call_before_a_result_reads_of_a_broken_one_from_the_user(
+    checkpoint, tmp_path
+):
+    """As harmony's, when the user speaks and the conversation is rendered whole."""
+    refuses = (
+        "{% for m in messages %}{% if m.role == 'tool' and not messages[:loop.index0] | "
+        "selectattr('tool_calls', 'defined') | list %}{{ raise_exception('no call') }}{% endif %}"
+        "{% endfor %}"
+    )
+    renderer = copy_with_template(checkpoint, tmp_path / "refuses", refuses + CHAT_TEMPLATE)
+    said = [
+        Message("user", "go"),
+        Message("assistant", "<bad"),
+        Message("tool", "error: no JSON"),
+        Message("assistant", "so"),
+        Message("user", "on"),
+    ]
+    assert "<|user|>error: no JSON<|end|>" in renderer.text(renderer.prompt(said, ()))
+    with pytest.raises(Exception, match="no call"):
+        renderer.render(said)
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused_by_name(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"bare: the tokenizer has no chat template"):
         copy_with_template(checkpoint, tmp_path / "bare", "")
