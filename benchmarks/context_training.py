@@ -59,7 +59,7 @@ config = {{ pages = {pages} }}
 max_tokens = {window}
 max_turns = {turns}
 max_completion_tokens = 32
-max_seconds = 600
+max_seconds = 500
 
 [learner]
 micro_batch_tokens = 8192
