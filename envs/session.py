@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import inspect
 import math
+import pickle
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from envs.agents.access import ModelAccess
@@ -42,6 +44,8 @@ T = TypeVar("T")
 FaultKind = Literal["reset", "tool", "reply", "agent", "score", "close", "timeout"]
 # Latency that noise adds to a call comes before its deadline begins, and is at most this share of it.
 LATENCY_SHARE = 0.1
+# Sets of tools that a process keeps.
+MOST_TOOLS = 256
 # Characters of an agent's own log that are kept with its trajectory.
 MOST_LOG = 100_000
 
@@ -77,6 +81,16 @@ class Opening:
     tools: tuple[ToolSchema, ...]
     notes: dict[str, str] = field(default_factory=dict[str, str])
     agent: str = ""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what came over a wire. Most episodes have the tools of others, and copies would be most of
+        their memory."""
+        self.__dict__.update(state, tools=_same_tools(pickle.dumps(state["tools"])))
+
+
+@lru_cache(MOST_TOOLS)
+def _same_tools(pickled: bytes) -> tuple[ToolSchema, ...]:
+    return pickle.loads(pickled)
 
 
 @dataclass(frozen=True)

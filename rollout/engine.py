@@ -2,7 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from rollout.token_ids import shared
 
 if TYPE_CHECKING:
     from rollout.routing import Routing
@@ -60,6 +62,10 @@ class Request:
     num_routed: int = 0
     sampling: Sampling | None = None
     begins: bool = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what came over a wire: requests wait by the thousand, and their prompts are long."""
+        self.__dict__.update(state, prompt_ids=shared(state["prompt_ids"]))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from envs.session import EnvFault
+from envs.message import Message, ToolSchema
+from envs.session import EnvFault, Opening
 from rl.actors import rpc
 from rl.actors.rpc import HALF, LENGTH, Address, Load, PeerLost, RpcClient, RpcServer
+from rollout.engine import Request
 
 pytestmark = pytest.mark.process
 
@@ -348,3 +350,15 @@ async def test_a_host_that_is_killed_is_noticed_though_a_process_that_it_forked_
     finally:
         os.kill(child, signal.SIGKILL)
         await process.communicate()
+
+
+def test_what_waits_by_the_thousand_shares_its_tools_and_its_ids_over_the_wire():
+    tools = (ToolSchema("add", "adds", {"type": "object", "properties": {"a": {}}}),)
+    request = Request("r", "s", tuple(range(1000, 1010)), 5)
+    openings, requests = (
+        [pickle.loads(pickle.dumps(one)) for _ in range(2)]
+        for one in (Opening((Message("user", "?"),), tools), request)
+    )
+    assert openings[0].tools == tools and openings[0].tools is openings[1].tools
+    assert requests[0] == request
+    assert all(a is b for a, b in zip(*(one.prompt_ids for one in requests), strict=True))

@@ -56,7 +56,9 @@ class World:
         self.books = Books(faults=Counter(faults or {}))
         self.reads: set[Fact] = set()
         self.writes: set[Fact] = set()
-        self.db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self.db = sqlite3.connect(
+            ":memory:", isolation_level=None, check_same_thread=False, cached_statements=0
+        )
         self.db.execute("pragma page_size = 512")
         for name, entity in domain.entities.items():
             columns = ", ".join(f'"{one}"' for one in entity.fields)
