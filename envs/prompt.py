@@ -21,6 +21,11 @@ class Prompt:
     version: str
     text: str
 
+    @property
+    def places(self) -> frozenset[str]:
+        """Names of the places that are filled in."""
+        return frozenset(_PLACE.findall(self.text))
+
     def filled(self, values: Mapping[str, str]) -> str:
         """The text with all places filled in, in one pass. Raises KeyError for a place without a value."""
         return _PLACE.sub(lambda found: values[found[1]], self.text)

@@ -111,7 +111,7 @@ def test_a_row_without_a_label_is_refused(row, said, tmp_path):
 
 def test_principles_are_a_file_and_at_most_ten(tmp_path):
     rules = Principles(('It says "what" is so.', "Über alles."))
-    (tmp_path / "p.toml").write_text(dumped(rules), encoding="utf-8")
+    (tmp_path / "p.toml").write_text(dumped(rules), encoding="utf-8-sig")
     assert read_principles(tmp_path / "p.toml") == rules
     for wrong in (None, [], ["a", 1], [""], ["x"] * 11):
         with pytest.raises(ValueError):

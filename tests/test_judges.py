@@ -19,7 +19,11 @@ from reward.judges.writing import WritingSettings, is_language, rules
 from reward.model_judge import bound, check_settings, find_model_judge
 from reward.registry import UnknownJudge
 from reward.score import JudgeFault, add_group_judge, score
+from rl.config_error import ConfigError
+from rl.env_table import JudgeTable
 from rl.judge_tools.labelled import trajectory_of
+from rl.model_table import ModelTable
+from rl.models.judges import check_judge
 from rl.models.structured import fitting
 from rollout.trajectory import Judgement, ScoredTrajectory, Trajectory, Turn
 from rollout.trajectory_file import read_trajectory
@@ -347,3 +351,35 @@ def test_every_prompt_has_the_places_that_its_judge_fills():
         prompt = find_prompt(name)
         assert prompt.version == f"{name}.v1"
         assert "{{question}}" in prompt.text
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{{question}} {{anwser}} {{criteria}}", "nothing fills its place {{anwser}}; there are"),
+        ("{{question}} {{criteria}}", "it lacks the place {{answer}}"),
+        ("Is it good? {{answer}} {{criteria}}", ""),
+    ],
+)
+def test_a_prompt_of_ones_own_has_the_places_of_the_judge(tmp_path, text, sentence):
+    file = tmp_path / "own.md"
+    file.write_text(text, encoding="utf-8")
+    config = {"prompt": str(file), "criteria": [{"name": "kind", "text": "It is kind."}]}
+    table = JudgeTable.model_validate({"id": "rubric", "model": "m", "config": config})
+    models = [ModelTable.model_validate({"name": "m", "url": "http://127.0.0.1:1/v1"})]
+    if not sentence:
+        assert check_judge(table, "env.0.judge.0", models).id == "rubric"
+        return
+    with pytest.raises(
+        ConfigError, match=re.escape(f"env.0.judge.0.config.prompt: prompt {file}: ")
+    ) as said:
+        check_judge(table, "env.0.judge.0", models)
+    assert sentence in str(said.value)
+
+
+@pytest.mark.parametrize("rule", [{"min_words": 9, "max_words": 3}, {"forbidden": ("x", " ")}])
+def test_rules_of_writing_that_no_answer_can_keep_are_refused(rule):
+    with pytest.raises(
+        ValueError, match=r"no text has at least 9|an empty text is in every answer"
+    ):
+        WritingSettings(**rule)

@@ -283,6 +283,8 @@ async def test_a_server_that_dies_and_comes_back_costs_no_call(serve):
         ('{"verdict": "good"} {"other": 1}', "good"),
         ('{"a": {"verdict": "good"}}', None),
         ('{"verdict": 1}', None),
+        ('{"verdict": " Good"}', "good"),
+        ('{"verdict": "good, or bad"}', None),
         ('{"verdict": "good"', None),
         ("", None),
     ],

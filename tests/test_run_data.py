@@ -370,6 +370,15 @@ def test_runs_are_listed_and_only_listed_names_lead_anywhere(tmp_path):
     assert [runs.find(name) for name in ("../secret", "no run", "", ".", "x" * 999)] == [None] * 5
 
 
+def test_a_run_that_is_removed_while_it_is_listed_hides_no_other(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        make_run(tmp_path / name)
+    runs = RunsFolder(tmp_path)
+    monkeypatch.setattr(RunsFolder, "_is_run", lambda self, name: True)
+    (tmp_path / "b" / "config.toml").unlink()
+    assert sorted(runs.names()) == ["a", "c"]
+
+
 def test_a_folder_that_cannot_be_shown_is_a_sentence(tmp_path):
     make_run(tmp_path / "demo")
     with pytest.raises(ConfigError, match="no such folder"):

@@ -90,6 +90,14 @@ def test_scripts_without_spaces_are_searched_letter_by_letter(run, texts):
     assert words_query("订单") == '"订  单"*'
 
 
+def test_a_search_with_a_nul_in_it_is_a_search(run, texts):
+    run.group("a", [called("a.0", "hold", "done", "refund")])
+    texts.grow(60)
+    assert (
+        found(texts, "ref\0") == ["a.0"] and found(texts, "\0") == found(texts, '"ref\0und"') == []
+    )
+
+
 def test_it_grows_with_the_run_a_batch_at_a_time(run, texts, monkeypatch):
     monkeypatch.setattr(text_index, "_BATCH", 2)
     run.group("a", [called(f"a.{n}", "hold", "done") for n in range(5)])

@@ -53,7 +53,7 @@ def read_principles(file: Path) -> Principles:
     Raises UnreadablePrinciples.
     """
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8")).get("principles")
+        found = tomllib.loads(file.read_text(encoding="utf-8-sig")).get("principles")
     except (OSError, ValueError) as error:
         raise UnreadablePrinciples(f"{file}: {error}") from None
     return made(found, str(file))

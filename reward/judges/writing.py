@@ -76,6 +76,13 @@ class WritingSettings(JudgeSettings):
         asked = (self.language, self.json_object, self.pattern, self.forbidden)
         if not any((*asked, self.min_words, self.max_words)):
             raise ValueError('give a rule, such as language = "en" or max_words = 100')
+        if self.max_words and self.min_words > self.max_words:
+            raise ValueError(
+                f"no text has at least {self.min_words} words and at most {self.max_words}: lower "
+                "min_words"
+            )
+        if not all(one.strip() for one in self.forbidden):
+            raise ValueError("forbidden: an empty text is in every answer: leave it out")
         return self
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -312,14 +313,14 @@ class RunsFolder:
 
     def names(self) -> list[str]:
         """Run folders, the one begun last first. A name that is no UTF-8 has no address and is left out."""
-        found = []
+        found: list[tuple[float, str]] = []
         try:
-            for folder in self.path.iterdir():
-                if self._is_run(folder.name):
-                    settings = folder / "config.toml"
-                    found.append((-settings.stat().st_mtime, folder.name))
+            listed = [folder for folder in self.path.iterdir() if self._is_run(folder.name)]
         except OSError:
-            pass  # a folder that was moved while it was looked at; the next look finds it
+            listed = []
+        for folder in listed:
+            with suppress(OSError):  # one that was removed while it was looked at, and no other
+                found.append((-(folder / "config.toml").stat().st_mtime, folder.name))
         there = {name for _, name in found}
         self._runs = {name: run for name, run in self._runs.items() if name in there}
         return [name for _, name in sorted(found)]

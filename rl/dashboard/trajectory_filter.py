@@ -132,7 +132,8 @@ def spaced(text: str) -> str:
 def words_query(text: str, within: str = "") -> str:
     """The question to FTS5: all words of the text, each as the beginning of one; "words in quotes" as they
     stand. Nothing of the text is taken for FTS5's own language."""
-    parts = re.findall(r'"[^"]*"|[^\s"]+', text)
+    # FTS5 reads a question up to its first NUL.
+    parts = re.findall(r'"[^"]*"|[^\s"]+', text.replace("\0", " "))
     phrases = [
         '"' + spaced(part.strip('"')).strip() + '"' + ("" if part.startswith('"') else "*")
         for part in parts

@@ -12,6 +12,7 @@ from envs.env import Split
 from envs.model_user import user_prompt
 from envs.prompt import UnknownPrompt
 from envs.settings import BadSettings
+from reward.judges.prompt import find_prompt
 from reward.judges.reward_model import RewardModelSettings
 from reward.model_judge import (
     SCORED,
@@ -101,9 +102,14 @@ def check_judge(table: JudgeTable, key: str, models: Sequence[ModelTable]) -> Mo
                 f"one of use {model.use!r}"
             )
     try:
-        check_settings(judge, table.config)
+        settings = check_settings(judge, table.config)
     except BadSettings as error:
         raise ConfigError(f"{key}.{error}") from None
+    if table.id in SHIPPED and settings is not None and settings.prompt:
+        try:
+            find_prompt(table.id, settings.prompt)
+        except UnknownPrompt as error:
+            raise ConfigError(f"{key}.config.prompt: {error}") from None
     if table.id in SCORED:
         _check_weights(table, key, models)
     return judge

@@ -24,7 +24,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 def fitting(text: str, schema: JsonObject) -> str | None:
     """The last JSON object in `text` that fits, as JSON; None where there is none."""
-    found = [value for value in _objects(text) if fits(value, schema)]
+    meant = (_as_listed(value, schema) for value in _objects(text))
+    found = [value for value in meant if fits(value, schema)]
     return json.dumps(encodable_json(found[-1]), ensure_ascii=False) if found else None
 
 
@@ -39,6 +40,22 @@ def _objects(text: str) -> Iterator[object]:
         else:
             yield value
         place = text.find("{", end)
+
+
+def _as_listed(value: object, schema: JsonObject) -> object:
+    """The value with the words of enumerations as the schema writes them: "Yes " is "yes"."""
+    if isinstance(value, str) and "enum" in schema:
+        words = [one for one in cast(list[object], schema["enum"]) if isinstance(one, str)]
+        same = [one for one in words if one.casefold() == value.strip().casefold()]
+        return same[0] if len(same) == 1 else value
+    if isinstance(value, list):
+        inside = schema.get("items", {})
+        return [_as_listed(one, inside) for one in cast(list[object], value)]
+    if isinstance(value, dict):
+        known = cast(dict[str, Any], schema.get("properties", {}))
+        fields = cast(dict[str, object], value)
+        return {name: _as_listed(one, known.get(name, {})) for name, one in fields.items()}
+    return value
 
 
 def fits(value: object, schema: JsonObject) -> bool:
