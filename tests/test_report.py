@@ -70,7 +70,11 @@ def test_a_run_that_has_not_begun_has_a_report(tmp_path):
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 10**9), st.floats(-1e300, 1e300)), min_size=1, max_size=5),
+    st.lists(
+        st.tuples(st.integers(0, 10**9), st.floats(allow_nan=False, allow_infinity=False)),
+        min_size=1,
+        max_size=5,
+    ),
     st.booleans(),
 )
 def test_any_values_are_drawn_within_the_picture(points, share):

@@ -12,6 +12,8 @@ from rl.dashboard.series import Series, thin
 WIDTH, HEIGHT = 520, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 26
 _MOST_LINES = len(COLOURS)
+# Larger values are drawn as this one.
+_LARGEST = 1e100
 Point = tuple[float, float]
 
 
@@ -50,7 +52,7 @@ class _Axes:
 
 def svg(chart: Lines) -> str:
     """The chart with its title and legend as HTML; a word where there is nothing to draw."""
-    named = [(name, one) for name, one in chart.named if one.values][:_MOST_LINES]
+    named = [(name, _bounded(one)) for name, one in chart.named if one.values][:_MOST_LINES]
     title = f"<h3>{escape(chart.title)}</h3>"
     if not named:
         return f'<figure>{title}<p class="quiet">no values</p></figure>'
@@ -75,6 +77,11 @@ def svg(chart: Lines) -> str:
     return (
         f'<figure>{title}<svg {box}>{"".join(parts)}</svg><p class="legend">{legend}</p></figure>'
     )
+
+
+def _bounded(one: Series) -> Series:
+    """The series with values so large that their differences would be infinite brought down to the bound."""
+    return Series(one.steps, [max(-_LARGEST, min(_LARGEST, y)) for y in one.values], one.times)
 
 
 def _axes(chart: Lines, named: Sequence[tuple[str, Series]]) -> _Axes:
