@@ -1,6 +1,6 @@
 """Training on a document of five windows: what each `episode.context` makes of a policy that slips.
 
-    python benchmarks/context_training.py [--steps 16] [--seeds 1] [--context summary] [--pages 54]
+    python benchmarks/context_training.py [--steps 16] [--seeds 1] [--context summary] [--pages 58]
                                           [--folder DIR] [--json FILE]
 
 A small new policy imitates chats that were written by hand, segment by segment, as an episode has them
@@ -196,7 +196,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=16)
     arguments.add_argument("--seeds", type=int, default=1)
     arguments.add_argument("--context", choices=CONTEXTS, action="append")
-    arguments.add_argument("--pages", type=int, default=54)
+    arguments.add_argument("--pages", type=int, default=58)
     arguments.add_argument("--folder", type=Path)
     arguments.add_argument("--json", type=Path)
     asked = arguments.parse_args()
