@@ -58,22 +58,23 @@ def read_chat(row: JsonObject, *, from_table: bool = False) -> Chat:
         row = cast(JsonObject, _without_blanks(row))
     given, sharegpt = _messages(row)
     tools = _tools(row)
-    said: list[Message] = []
+    said: list[tuple[tuple[int, int], Message]] = []
     calls = _OpenCalls({tool.name for tool in tools})
     silent: set[int] = set()
     for index, one in enumerate(given):
         try:
             message = _message(one, calls)
-            calls.follow(one, message)
+            calls.follow(index, one, message)
             if not _weighs(one, message):
                 silent.add(index)
         except ValueError as error:
             raise ValueError(f"message {index + 1}: {error}") from None
         if message.role == "system" and index:
             raise ValueError(f"message {index + 1}: a system message has to be the first one")
-        said.append(message)
-    _check_turns(said, silent)
-    return Chat(tuple(said), tools, frozenset(silent), sharegpt)
+        said.append((calls.place, message))
+    messages = tuple(message for _, message in sorted(said, key=lambda one: one[0]))
+    _check_turns(messages, silent)
+    return Chat(messages, tools, frozenset(silent), sharegpt)
 
 
 def _messages(row: JsonObject) -> tuple[list[JsonObject], bool]:
@@ -180,45 +181,62 @@ def _call(value: object, offered: set[str]) -> ToolCall:
     return ToolCall(name, cast(JsonObject, arguments))
 
 
+@dataclass(frozen=True)
+class _OpenCall:
+    """A call without a result. place: index of its message, and which of that one's calls it is, from 1."""
+
+    place: tuple[int, int]
+    id: str
+    name: str
+
+
 class _OpenCalls:
-    """Which calls of the assistant's latest message have no result yet: pairs of id ("" for none) and
-    name."""
+    """Which calls of the assistant's latest message have no result yet. place: of a message among the
+    others: a result stands behind its calls in their order, whatever order results came in."""
 
     def __init__(self, tools: set[str]) -> None:
         self.tools = tools
-        self.open: list[tuple[str, str]] = []
+        self.open: list[_OpenCall] = []
+        self.place = (0, 0)
 
     def answered(self, one: JsonObject) -> str:
         """Take the call that this result answers, and return its tool's name. Raises ValueError."""
-        id, name = one.get("tool_call_id"), one.get("name")
+        id, name = str(one.get("tool_call_id") or ""), one.get("name")
         if not self.open:
             raise ValueError("it is a tool's result, and no call is without one before it")
-        known = [index for index, (own, _) in enumerate(self.open) if own and own == id]
-        if id and not known and any(own for own, _ in self.open):
-            ids = ", ".join(repr(own) for own, _ in self.open)
+        known = [call for call in self.open if call.id and call.id == id]
+        if id and not known and any(call.id for call in self.open):
+            ids = ", ".join(repr(call.id) for call in self.open)
             raise ValueError(
                 f"it is the result of call {id!r}, and the calls without one are {ids}"
             )
-        _, called = self.open.pop(known[0] if known else 0)
-        if isinstance(name, str) and name and name != called:
-            raise ValueError(f"it is the result of {name!r}, and {called!r} was called")
-        return called
+        called_so = [call for call in self.open if call.name == name]
+        found = (known or called_so or self.open)[0]
+        if isinstance(name, str) and name and name != found.name:
+            raise ValueError(f"it is the result of {name!r}, and {found.name!r} was called")
+        self.open.remove(found)
+        self.place = found.place
+        return found.name
 
-    def follow(self, one: JsonObject, message: Message) -> None:
-        """Take a message's own calls up. Raises ValueError where those before have no result."""
+    def follow(self, index: int, one: JsonObject, message: Message) -> None:
+        """Take the calls of message `index` up. Raises ValueError where those before have no result."""
         if message.role == "tool":
             return
         if self.open:
-            names = ", ".join(repr(name) for _, name in self.open)
+            names = ", ".join(repr(call.name) for call in self.open)
             raise ValueError(f"the call of {names} before it has no result")
         ids = [str(as_object(call).get("id") or "") for call in _called(one)]
-        self.open = [(id, call.name) for id, call in zip(ids, message.tool_calls, strict=True)]
+        self.place = (index, 0)
+        self.open = [
+            _OpenCall((index, number), id, call.name)
+            for number, (id, call) in enumerate(zip(ids, message.tool_calls, strict=True), 1)
+        ]
 
 
 def _weighs(one: JsonObject, message: Message) -> bool:
     """True if a message carries loss where it is the assistant's: OpenAI's `weight` is 0 or 1."""
-    weight = one.get("weight", 1)
-    if message.role != "assistant":
+    weight = one.get("weight")
+    if message.role != "assistant" or weight is None:
         return True
     if weight not in (0, 1):
         raise ValueError(f"its weight has to be 0 or 1, not {shown(weight)}")

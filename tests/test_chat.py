@@ -63,7 +63,36 @@ def test_results_of_two_calls_are_known_by_their_ids():
     second = {**CALL, "id": "c2", "function": {"name": "sub", "arguments": "{}"}}
     both = {**CALLS, "tool_calls": [CALL, second]}
     found = chat(USER, both, {**RESULT, "tool_call_id": "c2"}, RESULT, ANSWER)
-    assert [m.name for m in found.messages[2:4]] == ["sub", "add"]
+    assert [m.name for m in found.messages[2:4]] == ["add", "sub"]
+
+
+def test_results_stand_in_the_order_of_their_calls():
+    """Templates without ids tell them by it, and those with ids get ids by it."""
+    calls = [{**CALL, "id": "c1"}, {**CALL, "id": "c2"}, {**CALL, "id": 3}]
+    given = [("c2", "two"), (3, "three"), ("c1", "one")]
+    results = [{**RESULT, "tool_call_id": id, "content": text} for id, text in given]
+    asked = {**CALLS, "tool_calls": calls}
+    found = chat(USER, asked, *results, ANSWER, USER, {**ANSWER, "weight": 0})
+    said = [m.content for m in found.messages if m.role == "tool"]
+    assert said == ["one", "two", "three"]
+    assert [m.role for m in found.messages][-3:] == ["assistant", "user", "assistant"]
+    assert found.silent == {len(found.messages) - 1}
+
+
+def test_results_without_an_id_are_known_by_their_tools_name():
+    calls = [{"name": name, "arguments": {}} for name in ("add", "sub", "add")]
+    results = [
+        {"role": "tool", "name": n, "content": c}
+        for n, c in zip(("sub", "add", "add"), "bac", strict=True)
+    ]
+    found = chat(USER, {**CALLS, "tool_calls": calls}, *results, ANSWER)
+    said = [(m.name, m.content) for m in found.messages if m.role == "tool"]
+    assert said == [("add", "a"), ("sub", "b"), ("add", "c")]
+
+
+def test_a_weight_of_null_is_none():
+    null = {"weight": None, "tool_calls": None, "name": None}
+    assert chat({**USER, **null}, {**ANSWER, **null}) == chat(USER, ANSWER)
 
 
 def test_parts_of_text_are_text_and_a_developer_is_the_system():

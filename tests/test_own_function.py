@@ -3,12 +3,15 @@ starts."""
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import own_objectives
 import pytest
+import torch
 from fakes import scored
 from test_learner import learner, samples, with_rollout_logprobs
+from torch import Tensor
 
 from rl.config import RunConfig, load_config
 from rl.config_file import ConfigError
@@ -16,6 +19,9 @@ from rl.objective_check import check_objective
 from rl.record.run_folder import RunFolder
 from rl.samples.samples import group_samples
 from trainer.config import LearnerConfig, LossConfig
+from trainer.loss import objective
+from trainer.own_check import synthetic_batch
+from trainer.own_function import BadFunction, source_of
 from trainer.own_objective import OWN_FUNCTIONS
 
 FILE = Path(own_objectives.__file__)
@@ -41,6 +47,50 @@ def test_a_loss_and_a_correction_of_ones_own_train(checkpoint):
     assert usual["loss/mine"] == 0.5 and usual["loss/loss"] != 0
     assert loss_of(own={"scale": 3.0})["loss/loss"] == pytest.approx(3 * usual["loss/loss"])
     assert loss_of(correction="none")["loss/loss"] == pytest.approx(2 * usual["loss/loss"])
+
+
+def test_a_loss_may_be_constant_on_a_part_and_name_its_counts_as_it_likes(checkpoint):
+    """Every sample is a micro-batch here, half of them with nothing that it keeps."""
+    settings = LearnerConfig.model_validate({"loss": {"kind": "own_objectives:clips_some"}})
+    longest = max(len(s.token_ids) for s in samples())
+    ours = learner(checkpoint, loss=settings.loss, micro_batch_tokens=longest)
+    batch = with_rollout_logprobs(samples(), ours.logprobs(samples()), 0)
+    found = ours.step(batch).metrics
+    assert 0 < found["loss/clipped_away"] < 1 and found["loss/kl"] < 0
+    assert found["loss/loss"] != 0 and found["loss/entropy"] > 0
+
+
+def test_a_loss_and_a_correction_are_not_asked_of_no_token():
+    nothing = synthetic_batch()
+    empty = {k: t.detach()[:0] for k, t in vars(nothing).items() if isinstance(t, Tensor)}
+    nothing = replace(nothing, **empty | {"learner_logprobs_N": torch.zeros(0, requires_grad=True)})
+    loss = {
+        "kind": "own_objectives:clips_some",
+        "correction": "own_objectives:weights_over_their_mean",
+    }
+    found, counts = objective(nothing, LossConfig.model_validate(loss))
+    assert found.item() == 0 and found.requires_grad and counts == {}
+
+
+def test_the_synthetic_batch_has_what_the_settings_ask_for():
+    loss = {"kind": "own_objectives:pulls_to_the_reference", "entropy_weight": 0.01}
+    kl = {"weight": 0.1, "estimator": "k3"}
+    check_objective(config({"loss": {**loss, "kl": kl}}))
+    with pytest.raises(ConfigError, match="raised TypeError"):
+        check_objective(config({"loss": loss}))
+
+
+@pytest.mark.parametrize("name", ["scaled", "partly"])
+def test_what_is_called_and_is_no_function_is_recorded_with_its_file(name):
+    check_objective(config({"loss": {"kind": f"own_objectives:{name}"}}))
+    assert source_of(f"own_objectives:{name}") == (str(FILE), FILE.read_text(encoding="utf-8"))
+
+
+def test_an_advantage_that_fails_in_the_run_says_which_it_is():
+    members = [scored("a", -1.0), scored("b", 1.0)]
+    check_objective(config({"advantage": "own_objectives:fails_below_zero"}))
+    with pytest.raises(BadFunction, match="'own_objectives:fails_below_zero' raised ValueError"):
+        group_samples(members, "own_objectives:fails_below_zero", filter_zero_variance=True)
 
 
 def test_an_advantage_of_ones_own_is_of_a_group():
@@ -101,6 +151,15 @@ BROKEN = [
     ("advantage", "own_objectives:too_few", "returned 3 advantages for 4 rewards"),
     ("advantage", "own_objectives:divides_by_zero_variance", "raised ZeroDivisionError"),
     ("correction", "own_objectives:weights_of_one_sample", r"weights of shape \(1,\)"),
+    ("kind", "own_objectives:mean_of_what_is_there", "and take no mean"),
+    ("kind", "own_objectives:changes_its_inputs", "changed advantages_N in place"),
+    (
+        "kind",
+        "own_objectives:counts_what_is_ours",
+        "a count called 'loss/entropy', which is a metric",
+    ),
+    ("kind", "own_objectives:Scaled", r"has to take LossInputs and weights"),
+    ("correction", "own_objectives:weights_over_their_mean", "its own sample"),
     ("correction", "own_objectives:negative_weights", "returned a weight below 0"),
 ]
 

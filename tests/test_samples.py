@@ -9,6 +9,7 @@ from rl.samples.samples import Dropped, by_segment, cut_off, group_samples, trai
 from rollout.engine import VersionSpan
 from rollout.trajectory import JUDGED
 from trainer.batch_updates import trajectory_tokens
+from trainer.turn_advantage import rewards_to_go
 
 FAULTS = ("env_fault", "engine_fault", "host_fault", "judge_fault", "timeout", "crash")
 
@@ -189,4 +190,23 @@ def test_rewards_of_turns_go_to_the_segments_that_have_the_turns():
     turns = (turn((1,), (3,)), turn((5,), (6,)), turn((1, 2), (8,), segment=1))
     whole = train_sample(trajectory("t0", turns=turns), 0.0, 3.0, (1.0, 0.0, 0.5))
     parts = by_segment(whole, trajectory("t0", turns=turns))
-    assert [p.turn_rewards for p in parts] == [(1.0, 0.0), (2.0,)]
+    assert [p.turn_rewards for p in parts] == [(1.0, 2.0), (2.0,)], "what a turn leads to counts"
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
+def test_rewards_to_go_are_the_same_in_one_piece_and_in_segments(counts, data):
+    """A critic's, at the discount of credit per turn or at none, and those of turns over a batch."""
+    numbers = [number for number, count in enumerate(counts) for _ in range(count)]
+    first = [numbers.index(number) for number in range(len(counts))]
+    turns = tuple(turn((1,), (3,), segment=n) for n in numbers)
+    some = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
+    earned = tuple(data.draw(some) for _ in numbers)
+    discount = data.draw(st.sampled_from([None, 0.0, 0.5, 1.0]))
+    whole = train_sample(
+        trajectory("t0", turns=turns), 0.0, 3.0, data.draw(st.sampled_from([earned, ()]))
+    )
+    parts = by_segment(whole, trajectory("t0", turns=turns), discount)
+    wanted = rewards_to_go(whole.rewards_by_turn, 1.0 if discount is None else discount)
+    for start, part in zip(first, parts, strict=True):
+        found = rewards_to_go(part.rewards_by_turn, 1.0 if discount is None else discount)
+        assert found == pytest.approx(wanted[start : start + len(found)])

@@ -9,12 +9,13 @@ A new one is a function here and an entry in the dict of its kind at the end.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import compress
 from math import fsum, sqrt
 from statistics import fmean, pvariance
 from typing import Protocol
 
-from trainer.own_function import find_function, is_own
+from trainer.own_function import BadFunction, call_own, is_own
 from trainer.sample import TrainSample
 
 # Rewards that are no further apart are equal: four roundings of float32, in which some judges compute,
@@ -161,7 +162,12 @@ def advantage_names() -> list[str]:
 
 def group_advantage(name: str) -> Callable[[Sequence[float]], list[float]] | None:
     """The advantage called so where it is of a group, the user's own at `module:function` among them."""
-    if is_own(name):
-        own = find_function(name)
-        return lambda rewards: [float(value) for value in own(list(rewards))]
-    return GROUP_ADVANTAGES.get(name)
+    return partial(_own, name) if is_own(name) else GROUP_ADVANTAGES.get(name)
+
+
+def _own(name: str, rewards: Sequence[float]) -> list[float]:
+    """Advantages by the user's own function. Raises BadFunction."""
+    found = [float(value) for value in call_own(name, list(rewards))]
+    if len(found) != len(rewards):
+        raise BadFunction(f"{name!r} returned {len(found)} advantages for {len(rewards)} rewards")
+    return found

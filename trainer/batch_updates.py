@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,11 +48,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Update:
-    """One update that was made. tokens: policy tokens of its mini-batch; sums: over them, by metric; ratio:
-    the largest of present over proximal policy."""
+    """One update that was made. tokens: policy tokens of its mini-batch; sums: over them; counts: over them,
+    by metric, as the objective names them; ratio: the largest of present over proximal policy."""
 
     tokens: int
     sums: Mapping[str, float]
+    counts: Mapping[str, float]
     grad_norm: float
     ratio: float
 
@@ -155,7 +156,8 @@ class BatchUpdates:
         faults: list[str] = []
         stopped, limit = False, self.config.updates.max_kl
         for number, chosen in enumerate(self.plan):
-            sums, tokens, ratio = self._gradient(chosen)
+            update = self._gradient(chosen)
+            sums, tokens = update.sums, update.tokens
             if number and limit is not None and sums["kl"] > limit * tokens:
                 self.training.optimizer.forget()
                 stopped = True
@@ -167,7 +169,7 @@ class BatchUpdates:
                 faults.append(fault)
                 continue
             self.training.optimizer.apply()
-            done.append(Update(tokens, sums, norm, ratio))
+            done.append(replace(update, grad_norm=norm))
         if not done:
             return StepResult({"parity/tokens": 0.0}), faults, 0
         return self._result(done, stopped), faults, len(done)
@@ -229,9 +231,9 @@ class BatchUpdates:
             record = self.training.steering.record
             self.recorder.note(batch, past_N, scores.entropy_N, record)
 
-    def _gradient(self, chosen: Sequence[int]) -> tuple[dict[str, float], int, float]:
-        """Compute the gradient on the chosen samples. Returns sums over their policy tokens and all ranks,
-        how many these are, and the largest ratio of present to proximal policy."""
+    def _gradient(self, chosen: Sequence[int]) -> Update:
+        """Compute the gradient on the chosen samples. Returns the update over all ranks, whose norm is not
+        known yet."""
         samples = [self.samples[i] for i in chosen]
         targets = [self.targets[i] for i in chosen] if self.targets else []
         tokens_S, trajectories = trajectory_tokens(samples)
@@ -240,6 +242,7 @@ class BatchUpdates:
         num_tokens = sum(s.num_policy_tokens for s in samples)
         all_tokens = sum(len(s.token_ids) for s in samples)
         sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, float] = defaultdict(float)
         most = torch.full((), -torch.inf, dtype=torch.float64, device=self.device)
         steering = self.training.steering
         steering.plan(self.watch, samples)
@@ -271,9 +274,12 @@ class BatchUpdates:
             sums["computed"] += len(batch.input_ids_T) if batch.num_tokens else 0
             sums["entropy"] += scores.entropy_N.sum().item()
             for name, value in parts.items():
-                sums[name] += value.item()
-        self.passes.ranks.greatest([most])
-        return self.passes.ranks.total(sums), num_tokens, math.exp(most.item())
+                counts[name] += value.item()
+        ranks = self.passes.ranks
+        ranks.greatest([most])
+        return Update(
+            num_tokens, ranks.total(sums), ranks.named(counts), math.nan, math.exp(most.item())
+        )
 
     def _past(self, batch: PackedBatch) -> Tensor:
         start = time.perf_counter()
@@ -350,14 +356,14 @@ def _means(done: Sequence[Update]) -> dict[str, float]:
     tokens = sum(one.tokens for one in done)
     sums: dict[str, float] = defaultdict(float)
     for one in done:
-        for name, value in one.sums.items():
+        for name, value in (*one.sums.items(), *one.counts.items()):
             sums[name] += value
-    sums.pop("kl")
+    counts = dict.fromkeys(name for one in done for name in one.counts)
     return {
-        "learner/computed_tokens": sums.pop("computed"),
-        "loss/loss": sums.pop("loss") / len(done),
-        "loss/entropy": sums.pop("entropy") / tokens,
-        **{name: value / tokens for name, value in sums.items()},
+        "learner/computed_tokens": sums["computed"],
+        "loss/loss": sums["loss"] / len(done),
+        "loss/entropy": sums["entropy"] / tokens,
+        **{name: sums[name] / tokens for name in counts},
         "optim/grad_norm": sum(one.grad_norm for one in done) / len(done),
     }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from trainer.own_function import find_function, is_own, split_counts
+from trainer.own_function import BadFunction, call_own, is_own, split_counts
 from trainer.section import Section
 
 if TYPE_CHECKING:
@@ -186,6 +186,14 @@ def correction_of(name: str) -> Correction:
         return CORRECTIONS[name]
 
     def own(x: "LossInputs", c: Section) -> Weighed:
-        return split_counts(name, find_function(name)(x))
+        if not len(x.rollout_logprobs_N):  # a rank without work computes in step
+            return none(x, c)
+        weights_N, counts = split_counts(name, call_own(name, x))
+        if weights_N.shape != x.rollout_logprobs_N.shape:
+            raise BadFunction(
+                f"{name!r} returned weights of shape {tuple(weights_N.shape)} for "
+                f"{len(x.rollout_logprobs_N)} tokens"
+            )
+        return weights_N, counts
 
     return Correction(own, Section)

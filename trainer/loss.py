@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, PositiveFloat
 
 from trainer.correction import correction_of
 from trainer.kl import MAX_LOG_RATIO, kl_to_reference
-from trainer.own_function import find_function, is_own, split_counts
+from trainer.own_function import BadFunction, call_own, is_own, split_counts
 from trainer.section import Section
 
 if TYPE_CHECKING:
@@ -140,12 +140,12 @@ class LongcatConfig(Section):
     """Triplet clipping. The report states no values; these are the usual ones.
 
     clip_neg_low, clip_pos_high: the ratio is clipped to [1 - clip_neg_low, 1 + clip_pos_high].
-    clip_neg_high: cap of the ratio where the advantage is negative (dual clip).
+    clip_neg_high: cap of the ratio where the advantage is negative (dual clip), above 1.
     """
 
     clip_neg_low: PositiveFloat = 0.2
     clip_pos_high: PositiveFloat = 0.28
-    clip_neg_high: PositiveFloat = 3.0
+    clip_neg_high: float = Field(default=3.0, gt=1)
 
 
 class HispoConfig(LongcatConfig):
@@ -184,7 +184,13 @@ def loss_of(kind: str) -> Loss:
         return LOSSES[kind]
 
     def own(x: "LossInputs", w_N: "Tensor", c: OwnSettings) -> Found:
-        return split_counts(kind, find_function(kind)(x, w_N, **c.model_dump()))
+        if not len(w_N):  # a rank without work computes in step
+            return x.learner_logprobs_N.sum(), {}
+        loss, counts = split_counts(kind, call_own(kind, x, w_N, **c.model_dump()))
+        if loss.ndim:
+            raise BadFunction(f"{kind!r} returned a loss of shape {tuple(loss.shape)}, no scalar")
+        # A constant, such as 0 where nothing is left of a micro-batch, has the gradient 0.
+        return loss if loss.requires_grad else loss + 0 * x.learner_logprobs_N.sum(), counts
 
     return Loss(own, OwnSettings, "grpo")
 

@@ -2,18 +2,22 @@
 starts.
 
 In: the learner's settings. Out: nothing, or BadFunction with one sentence that names the setting. The batch
-has three samples of 1, 4 and 3 policy tokens, ratios near 1 and an advantage of either sign.
+has three samples of 1, 4 and 3 policy tokens, ratios near 1 and an advantage of either sign. It comes whole
+and in two parts, as an update's batch comes in micro-batches.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import LearnerConfig
+from trainer.config import LearnerConfig, LossConfig
 from trainer.own_function import BadFunction, find_function, is_own, one_line, split_counts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainer.loss_inputs import LossInputs
 
 LENGTHS = (1, 4, 3)
@@ -27,9 +31,17 @@ def check_own_functions(config: LearnerConfig) -> None:
     if is_own(config.advantage):
         _named("learner.advantage", _check_advantage, config.advantage)
     if is_own(loss.correction):
-        _named("learner.loss.correction", _check_correction, loss.correction)
+        _named(
+            "learner.loss.correction",
+            lambda name: _check_correction(name, synthetic_batch(loss)),
+            loss.correction,
+        )
     if is_own(loss.kind):
-        _named("learner.loss.kind", lambda name: _check_loss(name, loss.own), loss.kind)
+        _named(
+            "learner.loss.kind",
+            lambda name: _check_loss(name, synthetic_batch(loss), loss.own),
+            loss.kind,
+        )
 
 
 def _named(key: str, check: Callable[[str], None], name: str) -> None:
@@ -82,11 +94,10 @@ def _check_advantage(name: str) -> None:
                 raise BadFunction(f"{name!r} returned the advantage {value} for rewards {rewards}")
 
 
-def _check_correction(name: str) -> None:
+def _check_correction(name: str, x: "LossInputs") -> None:
     import torch
 
-    x = synthetic_batch()
-    weights_N = split_counts(name, _called(name, x))[0]
+    weights_N = split_counts(name, _unchanged(name, x))[0]
     shape = tuple(weights_N.shape)
     if shape != tuple(x.rollout_logprobs_N.shape):
         raise BadFunction(
@@ -99,15 +110,19 @@ def _check_correction(name: str) -> None:
         raise BadFunction(f"{name!r} returned a weight below 0")
     if weights_N.requires_grad:
         raise BadFunction(f"{name!r} returned weights with a gradient; detach them")
+    parts_N = torch.cat([split_counts(name, _called(name, part))[0] for part in _parts(x)])
+    if not torch.allclose(parts_N, weights_N, rtol=1e-3, atol=1e-6):
+        raise BadFunction(
+            f"{name!r} returned other weights for a batch in two parts than for the whole: a batch comes in "
+            "micro-batches, so a token's weight has to follow from its own sample"
+        )
 
 
-def _check_loss(name: str, settings: Mapping[str, object]) -> None:
+def _check_loss(name: str, x: "LossInputs", settings: Mapping[str, object]) -> None:
     import torch
 
-    x = synthetic_batch()
-    loss, _ = split_counts(
-        name, _called(name, x, torch.ones_like(x.rollout_logprobs_N), **settings)
-    )
+    weights_N = torch.ones_like(x.rollout_logprobs_N)
+    loss, _ = split_counts(name, _unchanged(name, x, weights_N, **settings))
     if loss.ndim:
         raise BadFunction(
             f"{name!r} returned a loss of shape {tuple(loss.shape)}; it has to be a scalar"
@@ -128,10 +143,50 @@ def _check_loss(name: str, settings: Mapping[str, object]) -> None:
         raise BadFunction(f"{name!r} has a gradient of 0 at every token of a synthetic batch")
     if not bool(torch.isfinite(gradient_N).all()):
         raise BadFunction(f"{name!r} has a gradient that is not finite on a synthetic batch")
+    parts = [
+        split_counts(
+            name, _called(name, part, torch.ones_like(part.rollout_logprobs_N), **settings)
+        )
+        for part in _parts(x)
+    ]
+    values = [part.item() for part, _ in parts]
+    if not math.isclose(sum(values), loss.item(), rel_tol=1e-3, abs_tol=1e-6):
+        raise BadFunction(
+            f"{name!r} returned the loss {loss.item():.4g} for a batch, and {values[0]:.4g} and "
+            f"{values[1]:.4g} for its two parts: a batch comes in micro-batches whose losses are added up, "
+            "so divide a sum by x.num_tokens or x.num_samples, which are of the whole batch, and take no mean"
+        )
 
 
-def synthetic_batch() -> "LossInputs":
-    """Three samples whose ratios are near 1, the same ones in every process; float32, with a gradient."""
+def _unchanged(name: str, x: "LossInputs", *values: object, **settings: object) -> Any:
+    """Call the function; returns what it gives. Raises BadFunction where it changes its inputs, too."""
+    before = {key: tensor.detach().clone() for key, tensor in _tensors(x).items()}
+    found = _called(name, x, *values, **settings)
+    for key, tensor in _tensors(x).items():
+        if not tensor.equal(before[key]):
+            raise BadFunction(
+                f"{name!r} changed {key} in place, which others read after it: compute a new tensor"
+            )
+    return found
+
+
+def _parts(x: "LossInputs") -> "list[LossInputs]":
+    """The first sample, and the other ones: two micro-batches of the same batch."""
+    return [
+        replace(x, **{key: tensor.detach()[kept] for key, tensor in _tensors(x).items()})
+        for kept in (x.sample_N == 0, x.sample_N != 0)
+    ]
+
+
+def _tensors(x: "LossInputs") -> "dict[str, Tensor]":
+    import torch
+
+    return {key: value for key, value in vars(x).items() if isinstance(value, torch.Tensor)}
+
+
+def synthetic_batch(c: LossConfig | None = None) -> "LossInputs":
+    """Three samples whose ratios are near 1, the same ones in every process; float32, with a gradient. Under
+    these settings: with a reference and an entropy where they ask for them."""
     import torch
 
     from trainer.loss_inputs import LossInputs
@@ -152,4 +207,6 @@ def synthetic_batch() -> "LossInputs":
         num_samples=len(LENGTHS),
         num_tokens=count,
         max_completion_tokens=max(LENGTHS),
+        reference_logprobs_N=old_N - 0.1 if c is not None and c.kl is not None else None,
+        entropy_N=torch.full_like(old_N, 2.0) if c is not None and c.entropy_weight else None,
     )

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Metrics that an update has of every loss.
+OURS = frozenset(("loss/loss", "loss/entropy", "loss/kl_reference"))
+
+
 class BadFunction(ValueError):
     """A function of the user's own that cannot be used; the message is one sentence, without the setting's
     key."""
@@ -43,12 +47,7 @@ def anchored(name: str, folder: str | Path) -> str:
 def find_function(name: str) -> Callable[..., Any]:
     """The function called so. Raises BadFunction."""
     place, _, attribute = name.rpartition(":")
-    try:
-        module = (
-            _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
-    except (Exception, SystemExit) as error:  # a user's module can fail in any way, and exit
-        raise BadFunction(f"{name!r} cannot be imported: {one_line(error)}") from None
+    module = _module(name)
     found = getattr(module, attribute, None)
     if found is None:
         own = [
@@ -63,9 +62,24 @@ def find_function(name: str) -> Callable[..., Any]:
     return found
 
 
+def call_own(name: str, *values: object, **settings: object) -> Any:
+    """What the function gives, in the middle of a run. Raises BadFunction where it fails there."""
+    try:
+        return find_function(name)(*values, **settings)
+    except BadFunction:
+        raise
+    except (Exception, SystemExit) as error:  # a user's function can fail in any way, and exit
+        raise BadFunction(f"{name!r} raised {one_line(error)}") from error
+
+
 def source_of(name: str) -> tuple[str, str]:
-    """Where a function stands and the text of its file; "" where there is no text. Raises BadFunction."""
-    module = inspect.getmodule(find_function(name))
+    """Where a function stands and the text of its file; "" where there is no text. Raises BadFunction.
+
+    A function that the named file has from another one is of that one; of any other callable it is the named
+    file.
+    """
+    found = find_function(name)
+    module = (inspect.getmodule(found) if inspect.isfunction(found) else None) or _module(name)
     path = getattr(module, "__file__", None) or ""
     try:
         return path, Path(path).read_text(encoding="utf-8") if path else ""
@@ -80,7 +94,8 @@ def one_line(error: BaseException) -> str:
 
 
 def split_counts(name: str, found: object) -> "tuple[Tensor, dict[str, Tensor]]":
-    """A tensor, or a tensor and its counts for the metrics, as a pair. Raises BadFunction for all else."""
+    """A tensor, or a tensor and its counts for the metrics, as a pair; a count whose name has no slash is
+    `loss/NAME`. Raises BadFunction for all else."""
     import torch
 
     tensor, counts = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
@@ -94,7 +109,21 @@ def split_counts(name: str, found: object) -> "tuple[Tensor, dict[str, Tensor]]"
         for key, value in counts.items()
     ):
         raise BadFunction(f"{name!r} returned counts that are no dict of names and scalar tensors")
-    return tensor, counts
+    named = {key if "/" in key else f"loss/{key}": value for key, value in counts.items()}
+    if taken := sorted(OURS & named.keys()):
+        raise BadFunction(
+            f"{name!r} returned a count called {taken[0]!r}, which is a metric of Dorado's: give it another "
+            "name"
+        )
+    return tensor, named
+
+
+def _module(name: str) -> ModuleType:
+    place = name.rpartition(":")[0]
+    try:
+        return _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # a user's module can fail in any way, and exit
+        raise BadFunction(f"{name!r} cannot be imported: {one_line(error)}") from None
 
 
 def _from_file(file: Path) -> ModuleType:

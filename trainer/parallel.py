@@ -49,6 +49,15 @@ class Ranks:
         dist.all_reduce(sums)
         return dict(zip(names, sums.tolist(), strict=True))
 
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over the ranks, of which each may have names that another lacks."""
+        if self.mesh is None:
+            return dict(values)
+        every: list[Any] = [None] * self.count
+        dist.all_gather_object(every, dict(values))
+        names = dict.fromkeys(name for one in every for name in one)
+        return {name: sum(one.get(name, 0.0) for one in every) for name in names}
+
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Sums over the ranks, in place."""
         if self.mesh is not None:

@@ -73,7 +73,8 @@ def group_samples(
     if masked:
         dropped.append(Dropped(tuple(id for id in ids if id in masked), "filtered", "truncated"))
     whole = {m.trajectory.id: m.trajectory for m in judged if m.trajectory.id not in masked}
-    return [part for s in samples if s.id in whole for part in by_segment(s, whole[s.id])], dropped
+    parts = [by_segment(s, whole[s.id], turn_discount) for s in samples if s.id in whole]
+    return [part for one in parts for part in one], dropped
 
 
 def cut_off(trajectory: Trajectory) -> bool:
@@ -121,15 +122,20 @@ def train_sample(
     )
 
 
-def by_segment(sample: TrainSample, trajectory: Trajectory) -> list[TrainSample]:
+def by_segment(
+    sample: TrainSample, trajectory: Trajectory, discount: float | None = None
+) -> list[TrainSample]:
     """Cut a trajectory's sample into one for each of its segments, `ID`, `ID~1`, `ID~2`, …: the tokens of one
-    are no context of another. All have the trajectory's advantages, reward and weight in the loss."""
+    are no context of another. All have the trajectory's advantages, reward and weight in the loss.
+
+    A segment's last turn has what it earned and the later segments' rewards, those at a `discount` per turn
+    where there is one: what a turn leads to is no less for a context that was rewritten behind it.
+    """
     segments = trajectory.segments
     if len(segments) < 2:
         return [sample]
     lengths = [sum(len(t.prompt_ids) + len(t.completion_ids) for t in one) for one in segments]
     parts: list[TrainSample] = []
-    turns_before = 0
     for number, (start, end) in enumerate(pairwise(accumulate(lengths, initial=0))):
         part = replace(
             sample,
@@ -143,12 +149,25 @@ def by_segment(sample: TrainSample, trajectory: Trajectory) -> list[TrainSample]
             routing=None if sample.routing is None else sample.routing[start:end],
             trajectory=sample.id,
         )
-        if sample.turn_rewards:
-            turns_after = turns_before + len(part.turn_lengths)
-            part = replace(part, turn_rewards=sample.turn_rewards[turns_before:turns_after])
-            turns_before = turns_after
         parts.append(part)
-    return parts
+    if not sample.turn_rewards and discount is None:
+        return parts
+    counts = [len(part.turn_lengths) for part in parts]
+    earned = _by_part(sample.rewards_by_turn, counts, 1.0 if discount is None else discount)
+    return [replace(part, turn_rewards=own) for part, own in zip(parts, earned, strict=True)]
+
+
+def _by_part(
+    rewards: Sequence[float], counts: Sequence[int], discount: float
+) -> list[tuple[float, ...]]:
+    """Rewards of turns in parts of so many turns, the rewards behind a part in its last turn: (1, 0, 2) in
+    parts of 2 and 1 at a discount of 0.5 -> [(1, 1), (2,)]."""
+    to_go = [*rewards_to_go(rewards, discount), 0.0]
+    found: list[tuple[float, ...]] = []
+    for start, end in pairwise(accumulate(counts, initial=0)):
+        own = rewards[start:end]
+        found.append((*own[:-1], own[-1] + discount * to_go[end]) if own else ())
+    return found
 
 
 def _by_run(turns: Sequence[Turn], reward: float, earned: Sequence[float]) -> tuple[float, ...]:
