@@ -202,6 +202,9 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _csv_rows(text: str) -> Numbered:
+    csv.field_size_limit(
+        max(csv.field_size_limit(), len(text))
+    )  # a cell may hold a long conversation
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     number = 1
     try:

@@ -19,6 +19,9 @@ from rollout.trajectory import Judgement, ScoredTrajectory, Trajectory
 
 T = TypeVar("T")
 
+# The size of a reward at most: a learner adds up squares of it in float32.
+LARGEST = 1e15
+
 # For a judge to end in that is over its deadline.
 LAST_SECONDS = 1.0
 
@@ -233,4 +236,9 @@ def _total(rewards: Mapping[str, float], weights: Mapping[str, float]) -> float:
         total = math.inf
     if not math.isfinite(total):
         raise JudgeFault(f"the weighted sum of the rewards {shown(rewards)} is not finite")
+    if abs(total) > LARGEST:
+        raise JudgeFault(
+            f"the weighted sum of the rewards {shown(rewards)} is {total:g}, and rewards are within "
+            f"-{LARGEST:g} and {LARGEST:g}: scale them down"
+        )
     return total

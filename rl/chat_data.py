@@ -56,6 +56,10 @@ class ChatSource:
         """Raise ConfigError unless it can be a source, as far as its name says."""
         kinds = ", ".join(SUFFIXES)
         if self.is_file:
+            if Path(self.name).is_dir():
+                raise ConfigError(
+                    f"--data: {self.name} is a folder: give its files, each with a --data of its own"
+                )
             if not Path(self.name).is_file():
                 raise ConfigError(f"--data: the file {self.name} does not exist")
             if Path(self.name).suffix not in SUFFIXES:

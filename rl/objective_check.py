@@ -11,6 +11,7 @@ from trainer.own_objective import own_functions
 def check_objective(config: RunConfig) -> None:
     """Raise ConfigError with one sentence for the first thing that cannot work."""
     _check_longest(config)
+    _check_fresh(config)
     if own_functions(config.learner):
         from trainer.own_check import check_own_functions
 
@@ -18,6 +19,17 @@ def check_objective(config: RunConfig) -> None:
             check_own_functions(config.learner)
         except BadFunction as error:
             raise ConfigError(str(error)) from None
+
+
+def _check_fresh(config: RunConfig) -> None:
+    """A loss without a ratio takes every sample for one of the present policy."""
+    kind = config.learner.loss.kind
+    if not loss_of(kind).ratio and config.rules.max_staleness:
+        raise ConfigError(
+            f"learner.loss.kind: {kind!r} has no ratio, so every sample has to be of the present policy, and "
+            f'in mode "{config.mode}" samples are up to {config.rules.max_staleness} versions old: set mode '
+            '= "sync", or take a loss with a ratio, such as reinforce_pp'
+        )
 
 
 def _check_longest(config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from rl.preflight.check import check_run
 from rl.preflight.settings import check_settings, own_settings, with_own_deadlines
 from rl.record.run_folder import dump_toml
 from rollout.engine import Sampling
+from trainer.config import LearnerConfig
 
 ROOT = Path(__file__).parent.parent
 BASE = """
@@ -890,3 +892,25 @@ def test_openings_of_others_are_looked_at_too_and_those_that_fail_are_left_to_th
     if code:
         (line,) = result.stderr.splitlines()
         assert "env 'world.py:World': its openings leave no room for an answer" in line
+
+
+def test_a_loss_without_a_ratio_is_for_fresh_samples(tmp_path):
+    loss = ("--learner.loss.kind", "rloo")
+    check_objective(load_config(write(tmp_path), [*loss, "--mode", "sync"]))
+    with pytest.raises(ConfigError, match=r"'rloo' has no ratio, .* set mode = .sync."):
+        check_objective(load_config(write(tmp_path), loss))
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (
+            {"kind": "gspo", "kl": {"weight": 0.1, "estimator": "k1", "place": "reward"}},
+            'the one ratio of loss.kind "gspo" moves all tokens of a sample alike',
+        ),
+        ({"kind": "longcat", "longcat": {"clip_neg_high": 1.0}}, "clip_neg_high"),
+    ],
+)
+def test_a_setting_of_a_loss_that_makes_no_sense_is_refused(loss, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        LearnerConfig.model_validate({"loss": loss})

@@ -358,6 +358,12 @@ def test_a_table_in_csv_is_rows_with_whatever_its_cells_hold(tmp_path):
     ]
 
 
+def test_a_cell_of_a_table_in_csv_may_be_long(tmp_path):
+    text = "x" * 200_000
+    found = read(tmp_path, f"question,answer\n{text},2\n", "rows.csv")
+    assert found == [{"question": text, "answer": "2"}]
+
+
 def test_half_a_surrogate_pair_in_a_row_is_its_escape(tmp_path):
     [row] = read(tmp_path, '{"question": "\\ud800?", "answer": "\\udce9"}')
     assert row == {"question": r"\ud800?", "answer": r"\udce9"}

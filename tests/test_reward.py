@@ -267,6 +267,13 @@ async def test_a_sum_that_is_not_finite_is_a_fault():
         await score(trajectory(), [style], {"style": 1e308, "solved": 1.7e308}, seconds=1)
 
 
+async def test_a_reward_beyond_what_a_learner_can_add_up_is_a_fault():
+    with pytest.raises(JudgeFault, match=r"is 1e\+200, and rewards are within -1e\+15 and 1e\+15"):
+        await score(trajectory("t", env_rewards={"size": 1e200}), [], {}, seconds=1)
+    scored = await score(trajectory("t", env_rewards={"size": 1e12}), [], {}, seconds=1)
+    assert scored.reward == 1e12
+
+
 async def test_a_judge_that_will_not_be_cancelled_is_left_to_itself(monkeypatch):
     monkeypatch.setattr("reward.score.LAST_SECONDS", 0.1)
     free = asyncio.Event()

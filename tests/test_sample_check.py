@@ -73,3 +73,11 @@ def test_an_advantage_that_is_not_finite_is_named_with_its_token(advantage):
     assert sentence([replace(first, advantages=tuple(values)), *rest]) == (
         f"sample g1.0 (fake): the advantage of token {token} is {advantage}; it has to be finite"
     )
+
+
+def test_a_teachers_log_prob_that_is_no_number_is_named():
+    first, *others = batch()
+    count = first.num_policy_tokens
+    check_samples([replace(first, teacher_logprobs=(-math.inf,) * count), *others], 12)
+    wrong = replace(first, teacher_logprobs=(math.nan,) * count)
+    assert sentence([wrong, *others]).endswith("its teacher's log-prob of a token is nan")

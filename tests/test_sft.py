@@ -133,6 +133,7 @@ def test_a_malformed_file_is_one_sentence_with_the_row(tmp_path, renderer, kind)
         ("chats.parquet", b"PAR1", "cannot be read: "),
         ("chats.txt", b"{}", "has to end in one of .jsonl"),
         ("none.jsonl", None, "does not exist"),
+        (".", None, "is a folder: give its files"),
         ("no such name", None, "is neither a file that ends in one of"),
     ],
 )

@@ -182,6 +182,11 @@ class LearnerConfig(Section):
                 f'loss.kl.place is "reward", and advantage {self.advantage!r} is estimated before the KL is '
                 'known: set place = "loss"'
             )
+        if kl is not None and kl.place == "reward" and self.loss.kind == "gspo":
+            raise ValueError(
+                'loss.kl.place is "reward", where each token has the KL that it leads to, and the one ratio '
+                'of loss.kind "gspo" moves all tokens of a sample alike: set place = "loss"'
+            )
         if kl is not None and kl.reference != "start" and self.lora is not None:
             raise ValueError(
                 f"loss.kl.reference ({kl.reference}) is a whole policy, and with [lora] the adapters alone "

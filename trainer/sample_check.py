@@ -24,7 +24,7 @@ class NotFinite(FloatingPointError):
 
 def check_samples(samples: Sequence[TrainSample], max_tokens: int) -> None:
     """Raise BadSample for an empty batch, a sample of more than `max_tokens`, a reward, an advantage or an
-    engine's log-prob that is not finite."""
+    engine's log-prob that is not finite, and a teacher's that is no number."""
     if not any(s.num_policy_tokens for s in samples):
         what = "holds no sample" if not samples else "holds no token that the policy wrote"
         raise BadSample(f"the batch {what}: there is nothing to train on")
@@ -43,6 +43,9 @@ def not_finite(s: TrainSample) -> str:
     for reward in (s.reward, *s.turn_rewards):
         if not math.isfinite(reward):
             return f"sample {s.id} ({s.env}): its reward is {reward}; it has to be finite"
+    for logprob in s.teacher_logprobs:
+        if math.isnan(logprob):
+            return f"sample {s.id} ({s.env}): its teacher's log-prob of a token is nan"
     rows = zip(s.rollout_logprobs, s.advantages, s.loss_mask, strict=True)
     for t, (logprob, advantage, wrote) in enumerate(rows):
         if wrote and not math.isfinite(logprob):
