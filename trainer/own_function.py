@@ -63,7 +63,7 @@ def find_function(name: str) -> Callable[..., Any]:
 
 
 def call_own(name: str, *values: object, **settings: object) -> Any:
-    """What the function gives, in the middle of a run. Raises BadFunction where it fails there."""
+    """Call the function in the middle of a run; returns what it gives. Raises BadFunction where it fails."""
     try:
         return find_function(name)(*values, **settings)
     except BadFunction:
