@@ -202,9 +202,8 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _csv_rows(text: str) -> Numbered:
-    csv.field_size_limit(
-        max(csv.field_size_limit(), len(text))
-    )  # a cell may hold a long conversation
+    # A cell may hold a long conversation.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     number = 1
     try:

@@ -17,7 +17,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rl.actors.judge_crash import JudgeCrashes
 from rl.cluster import Cluster
@@ -182,7 +181,7 @@ class Run:
             self.trackers,
             self.stops.evaluated,
             self.best,
-            part=_part(self.folder.path) if self.resumed else "",
+            part=f"-part{self.folder.part}" if self.resumed else "",
         )
         logs = self.folder.path / "logs"
         self.learner = LearnerClient(self.actors.learner, self.nodes, timeouts.step_seconds, logs)
@@ -465,8 +464,3 @@ class Run:
         await asyncio.gather(*loops, return_exceptions=True)
         self.book.cancel_all()
         self.book.check()
-
-
-def _part(folder: Path) -> str:
-    """The end of the ids of what a part of a run evaluates: of two that go on after one step, too."""
-    return f"-part{1 + len(list(folder.glob('earlier/*')))}"

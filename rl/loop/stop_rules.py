@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
+from rl.record.best_checkpoint import too_few_judged
 from rl.stop_config import Ceiling, Floor, StopConfig
 
 # The metrics that a rule of the guard adds up, and what a reader calls the sum.
@@ -94,7 +95,8 @@ class StopRules:
         """Take in an evaluation that began after a step; one equal to the best is no better, and one that
         ended in faults for more than half says nothing."""
         value = metrics.get(self.settings.metric)
-        if value is None or not math.isfinite(value) or metrics.get("eval/faults", 0.0) > 0.5:
+        few = too_few_judged(metrics.get("eval/faults", 0.0))
+        if value is None or not math.isfinite(value) or few:
             return
         if value > self._best:
             self._best, self._best_step, self._misses = value, step, 0

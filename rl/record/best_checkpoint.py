@@ -57,8 +57,9 @@ def find_best(run: Path) -> Best | None:
     return max(there, key=lambda one: one.pass_rate, default=None)
 
 
-def too_few_judged(faults: int, played: int) -> bool:
-    """True if more than half of an evaluation's episodes ended in a fault: its rate is of few tasks."""
+def too_few_judged(faults: float, played: float = 1) -> bool:
+    """True if more than half of an evaluation's episodes, or of 1 as a share of them, ended in a fault: its
+    rate is of few tasks."""
     return 2 * faults > played
 
 

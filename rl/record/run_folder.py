@@ -174,6 +174,11 @@ class RunFolder:
         self._index.execute(_INDEX)
         self._index.execute(_LEARNED_INDEX)
 
+    @property
+    def part(self) -> int:
+        """Which part of the run this is: 1, and one more for each time that it has gone on."""
+        return 1 + len(list((self.path / "earlier").glob("*")))
+
     def go_on(self, step: int) -> Path:
         """Go on after `step`: what is undone, settings and summary until then move to the folder returned."""
         number = 1
