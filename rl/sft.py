@@ -22,7 +22,7 @@ from rl.commands import interrupt, on_signals
 from rl.config import RunConfig
 from rl.config_error import ConfigError
 from rl.env_table import EnvTable
-from rl.preflight.models import check_policy_folder
+from rl.preflight.models import check_model_folder
 from rl.record.progress import Progress
 from trainer.checkpoint_folder import CheckpointError
 from trainer.families.family import Unsupported
@@ -61,7 +61,7 @@ def check(config: RunConfig, sources: Sequence[ChatSource], out: Path) -> None:
     if out.exists():
         raise ConfigError(f"--out: {out} exists already")
     if config.model.path is not None:
-        check_policy_folder(Path(config.model.path))
+        check_model_folder(Path(config.model.path), trained=True)
     for source in sources:
         source.check()
 

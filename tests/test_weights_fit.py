@@ -14,7 +14,7 @@ from test_agreement import ACCEPTED, SIZES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from rl.config_error import ConfigError
-from rl.preflight.models import check_model_folder, check_policy_folder
+from rl.preflight.models import check_model_folder
 from trainer.checkpoint_files import check_weights
 from trainer.families.family import Unsupported
 from trainer.policy import build_policy, load_policy
@@ -117,5 +117,5 @@ def test_a_quantized_policy_is_refused_and_a_quantized_judge_is_not(kind, tmp_pa
         save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, file)
         said = f"{name} is F8_E4M3"
     with pytest.raises(ConfigError, match=re.escape(said)):
-        check_policy_folder(folder)
+        check_model_folder(folder, trained=True)
     check_model_folder(folder)

@@ -27,40 +27,32 @@ class Stored:
     shape: tuple[int, ...]
 
 
-def check_weights(folder: Path, settings: Mapping[str, object]) -> dict[str, list[int]]:
+def check_weights(folder: Path, settings: Mapping[str, object]) -> dict[str, Stored]:
     """Raise ValueError for the first file or tensor that is wrong. settings: of config.json.
 
-    Returns the shapes of all tensors, by name.
+    Returns all tensors, by name.
     """
-    shapes: dict[str, list[int]] = {}
+    found: dict[str, Stored] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        shapes |= read_shapes(file)
-    _check_index(folder, shapes)
+        found |= read_header(file)
+    _check_index(folder, found)
     text = settings.get("text_config")
+    shapes = {name: list(one.shape) for name, one in found.items()}
     _check_sizes(folder, shapes, text if isinstance(text, dict) else settings)
-    return shapes
+    return found
 
 
-def quantized(folder: Path, settings: Mapping[str, object]) -> str:
-    """Name what tells that the weights are quantized; "" where nothing does. settings: of config.json.
-
-    Raises ValueError as `check_weights` does.
-    """
+def quantized(settings: Mapping[str, object], tensors: Mapping[str, Stored]) -> str:
+    """Name what tells that the weights are quantized; "" where nothing does. settings: of config.json."""
     text = settings.get("text_config")
     for one in (settings, text if isinstance(text, dict) else {}):
         if kind := one.get("quantization_config"):
             method = kind.get("quant_method", "") if isinstance(kind, dict) else ""
             return f"quantization_config in config.json{method and f': {method}'}"
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, stored in read_header(file).items():
-            if stored.dtype not in FLOATS and stored.dtype not in WHOLE:
-                return f"{name} is {stored.dtype}"
+    for name, stored in tensors.items():
+        if stored.dtype not in FLOATS and stored.dtype not in WHOLE:
+            return f"{name} is {stored.dtype}"
     return ""
-
-
-def read_shapes(file: Path) -> dict[str, list[int]]:
-    """Shapes of a file's tensors, by name. Raises ValueError unless the file is whole."""
-    return {name: list(one.shape) for name, one in read_header(file).items()}
 
 
 def read_header(file: Path) -> dict[str, Stored]:
@@ -86,7 +78,7 @@ def read_header(file: Path) -> dict[str, Stored]:
     return found
 
 
-def _check_index(folder: Path, shapes: Mapping[str, list[int]]) -> None:
+def _check_index(folder: Path, tensors: Mapping[str, Stored]) -> None:
     """Check that all which the index of several files names is there."""
     index = folder / INDEX
     if not index.is_file():
@@ -98,7 +90,7 @@ def _check_index(folder: Path, shapes: Mapping[str, list[int]]) -> None:
     for name, file in names.items():
         if not (folder / str(file)).is_file():
             raise ValueError(f"{folder} has no {file}, which {INDEX} names")
-        if name not in shapes:
+        if name not in tensors:
             raise ValueError(f"{folder}: no file holds {name}, which {INDEX} names")
 
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from trainer.checkpoint_files import Stored
 from trainer.families.registry import FAMILIES, num_experts, num_zero_experts
 from trainer.policy import outline_policy
 from trainer.weights import published_shapes
@@ -29,7 +30,7 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _COMPUTED = re.compile(r"rotary_emb\.|\.masked_bias$|\.attn\.bias$")
 
 
-def check_fit(folder: Path, shapes: Shapes) -> None:
+def check_fit(folder: Path, tensors: Mapping[str, Stored]) -> None:
     """Raise ValueError for the first tensor that has another shape than the config asks for, is missing, or
     lies in a layer and belongs to nothing in it."""
     try:
@@ -38,7 +39,7 @@ def check_fit(folder: Path, shapes: Shapes) -> None:
         return
     if getattr(config, "quantization_config", None) is not None:
         return
-    of_layers = _own_layers(config, shapes)
+    of_layers = _own_layers(config, tensors)
     if config.model_type in FAMILIES:
         _check_ours(folder, config, of_layers)
         return
@@ -50,14 +51,16 @@ def check_fit(folder: Path, shapes: Shapes) -> None:
     _check_others(folder, model, of_layers)
 
 
-def _own_layers(config: PreTrainedConfig, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+def _own_layers(
+    config: PreTrainedConfig, tensors: Mapping[str, Stored]
+) -> dict[str, tuple[int, ...]]:
     """The shapes without those of a layer beyond the config's, which predicts further tokens."""
     count = getattr(config, "num_layers", None) or getattr(config, "num_hidden_layers", math.inf)
     found: dict[str, tuple[int, ...]] = {}
-    for name, shape in shapes.items():
+    for name, stored in tensors.items():
         layer = _LAYER.search(name)
         if (layer is None or int(layer[1]) < count) and not name.startswith(("mtp.", "model.mtp.")):
-            found[name] = tuple(shape)
+            found[name] = stored.shape
     return found
 
 

@@ -19,7 +19,7 @@ from rl.nodes.cpus import usable_cpus
 from rl.objective_check import check_objective
 from rl.plugin_check import check_plugins
 from rl.preflight.environments import check_experts, check_rewards, check_rows, check_splits
-from rl.preflight.models import check_adapters, check_models, check_policy_folder
+from rl.preflight.models import check_adapters, check_model_folder, check_models
 from rl.preflight.settings import check_engine_arguments, check_settings
 from rl.preflight.tokenizer import check_own_tokenizer
 from rl.record.teachers import check_teachers
@@ -40,7 +40,7 @@ def check_run(config: RunConfig) -> None:
         trained = table in config.env
         check_rows(table, env, ("train", "heldout") if trained else ("heldout",))
     if config.model.path is not None:
-        check_policy_folder(Path(config.model.path))
+        check_model_folder(Path(config.model.path), trained=True)
     check_adapters(config)
     check_experts(config)
     check_objective(config)

@@ -72,8 +72,9 @@ def check_adapters(config: RunConfig) -> None:
             )
 
 
-def check_model_folder(folder: Path) -> None:
-    """Raise ConfigError unless the folder holds a causal language model with a tokenizer."""
+def check_model_folder(folder: Path, *, trained: bool = False) -> None:
+    """Raise ConfigError unless the folder holds a causal language model with a tokenizer; where it is to be
+    `trained`, one with whole weights."""
     from trainer.weights_fit import check_fit
 
     if not folder.is_dir():
@@ -98,27 +99,21 @@ def check_model_folder(folder: Path) -> None:
     if not list(folder.glob("*.safetensors")):
         raise ConfigError(f"model.path: {folder} has no *.safetensors weights")
     try:
-        shapes = check_weights(folder, settings)
-        check_fit(folder, shapes)
+        tensors = check_weights(folder, settings)
+        check_fit(folder, tensors)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path: {error}") from None
+    if trained and (said := quantized(settings, tensors)):
+        raise ConfigError(
+            f"model.path: {folder} is quantized ({said}), and a policy is trained with whole weights: take "
+            "the checkpoint that it was made from"
+        )
     if not (folder / "tokenizer_config.json").is_file():
         raise ConfigError(f"model.path: {folder} has no tokenizer (tokenizer_config.json)")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ConfigError(
             f"model.path: {folder} has no tokenizer: a tokenizer_config.json alone, and none of "
             f"{', '.join(TOKENIZERS)}"
-        )
-
-
-def check_policy_folder(folder: Path) -> None:
-    """The same of a policy that is to be trained."""
-    check_model_folder(folder)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if said := quantized(folder, settings):
-        raise ConfigError(
-            f"model.path: {folder} is quantized ({said}), and a policy is trained with whole weights: take "
-            "the checkpoint that it was made from"
         )
 
 

@@ -52,8 +52,7 @@ def open_folder(path: Path) -> ModelFolder:
         raise ValueError(f"{file} holds no JSON object")
     if not list(path.glob("*.safetensors")):
         raise ValueError(f"{path} has no *.safetensors weights")
-    check_weights(path, config)
-    if said := quantized(path, config):
+    if said := quantized(config, check_weights(path, config)):
         raise ValueError(
             f"{path} is quantized ({said}), and quantized weights have no mean: take the folder that it was "
             "made from"
