@@ -14,6 +14,9 @@ Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 class Server(ThreadingHTTPServer):
     """Answers chat requests by `answer(body)` and keeps what it was asked."""
 
+    # The default of five turns away some of those who connect at once on a busy machine.
+    request_queue_size = 128
+
     def __init__(self, answer: Answer) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer = answer
