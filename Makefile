@@ -13,6 +13,8 @@ RUNS := run and not smoke
 # Of the first one what starts no process and is about our own model families.
 FAST := $(PARALLEL) and not (process or families)
 PYTEST := .venv/bin/pytest --durations=25
+# The files that name one of these markers: to collect the whole suite takes as long as to start an engine.
+NAMING = $(if $(findstring tests/,$(ARGS)),,$(shell grep -lE 'mark\.($(1))\b' tests/test_*.py))
 # A selection of ARGS that has no test of a kind is no failure (pytest's exit status 5).
 OR_NONE := || [ $$? -eq 5 ]
 
@@ -28,14 +30,14 @@ test-parallel: setup
 	$(PYTEST) -m "$(PARALLEL)" --numprocesses=2 --dist=loadfile $(ARGS) $(OR_NONE)
 
 test-smoke: setup
-	$(PYTEST) -m "$(SMOKE)" $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "$(SMOKE)" $(call NAMING,smoke) $(ARGS) $(OR_NONE)
 
 test-engines: setup
-	$(PYTEST) -m "$(ENGINES)" --numprocesses=2 --dist=loadfile $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "$(ENGINES)" $(call NAMING,engine|slow|network|compiler) --numprocesses=2 --dist=loadfile $(ARGS) $(OR_NONE)
 
 # One at a time: Ray's workers are at a low priority, and whatever runs beside them takes the cores.
 test-runs: setup
-	$(PYTEST) -m "$(RUNS)" $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "$(RUNS)" $(call NAMING,run) $(ARGS) $(OR_NONE)
 
 test-rest: test-engines test-runs
 

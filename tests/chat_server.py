@@ -1,12 +1,13 @@
 """A stand-in for an OpenAI-compatible server, and the fixture `serve` that starts some."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from serving import serving
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 
@@ -49,15 +50,11 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answer], Server]]:
-    servers: list[Server] = []
+    with ExitStack() as servers:
 
-    def start(answer: Answer) -> Server:
-        server = Server(answer)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server
+        def start(answer: Answer) -> Server:
+            server = Server(answer)
+            servers.enter_context(serving(server))
+            return server
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield start

@@ -120,6 +120,12 @@ BESIDE = [
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.Module]:
+    """Each file of the packages, parsed once for all tests."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -293,20 +299,19 @@ def test_settings_environments_and_rewards_load_nothing_heavy():
     assert json.loads(done.stdout) == []
 
 
-def test_a_file_opens_with_what_it_is_and_a_package_is_no_more_than_that():
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+def test_a_file_opens_with_what_it_is_and_a_package_is_no_more_than_that(trees):
     assert [name_of(path) for path, tree in trees.items() if not ast.get_docstring(tree)] == []
     packages = {path: tree for path, tree in trees.items() if path.name == "__init__.py"}
     assert [name_of(path) for path, tree in packages.items() if len(tree.body) != 1] == []
 
 
-def test_a_docstring_opens_with_what_its_subject_does_or_is():
+def test_a_docstring_opens_with_what_its_subject_does_or_is(trees):
     """AGENTS.md, Language: a word that points at something not met yet is no opening."""
     pointing = re.compile(r"(Of|That|These|Whether|What)\b")
     wrong = [
         f"{name_of(path)}:{getattr(node, 'lineno', 1)} opens with {found[1]!r}"
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         and (found := pointing.match(ast.get_docstring(node) or ""))
     ]
@@ -350,11 +355,12 @@ def texts_without_encoding(tree: ast.AST) -> Iterator[int]:
             yield call.lineno
 
 
-def test_text_is_read_and_written_in_utf_8_whatever_the_locale_is():
+def test_text_is_read_and_written_in_utf_8_whatever_the_locale_is(trees):
+    beside = {path: ast.parse(path.read_text(encoding="utf-8")) for path in BESIDE}
     wrong = [
         f"{name_of(path)}:{line} names no encoding"
-        for path in (*FILES, *BESIDE)
-        for line in texts_without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+        for path, tree in (trees | beside).items()
+        for line in texts_without_encoding(tree)
     ]
     assert wrong == []
 
@@ -398,11 +404,11 @@ def test_no_file_is_named_like_the_standard_library_or_after_a_mechanism():
     assert named == set()
 
 
-def test_no_function_is_longer_than_a_main_loop_may_be():
+def test_no_function_is_longer_than_a_main_loop_may_be(trees):
     long = [
         f"{name_of(path)}:{node.lineno} {node.name}"
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno >= 100
     ]

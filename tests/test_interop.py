@@ -12,7 +12,6 @@ import re
 import select
 import signal
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 from fakes import play
+from serving import serving
 
 from envs.env import Task
 from envs.interop import gymnasium_server
@@ -908,9 +908,8 @@ def http_server(reply: Callable[[dict[str, Any]], tuple[int, str, str]]) -> Iter
         def log_message(self, *_: Any) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/mcp"
-    server.shutdown()
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_address[1]}/mcp"
 
 
 TOOL = {"name": "add", "inputSchema": {"type": "object", "properties": {"a": {"type": "integer"}}}}

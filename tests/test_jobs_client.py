@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from serving import serving
 from typer.testing import CliRunner
 
 from rl.cli import app
@@ -276,12 +277,11 @@ class Refusing(BaseHTTPRequestHandler):
 def test_a_server_that_wants_a_token_says_where_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in jobs.ADDRESS_VARIABLES:
         monkeypatch.setenv(name, "http://127.0.0.1:1")  # what is given goes before
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as refusing:
-        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+    refusing = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    with serving(refusing):
         address = f"http://127.0.0.1:{refusing.server_port}"
         with pytest.raises(ConfigError) as error:
             jobs.connect(address)
-        refusing.shutdown()
     assert str(error.value) == (
         f"--address: the job server at {address} did not accept the token: set RAY_AUTH_MODE=token, and the "
         "cluster's token as RAY_AUTH_TOKEN or in ~/.ray/auth_token"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from recorded_run import RecordedRun
 from test_trackers import Played, until
-from tracker_servers import HttpServer, SmtpServer, own_certificate, serving
+from tracker_servers import HttpServer, SmtpServer, listening, own_certificate
 
 from rl.config import RunConfig
 from rl.dashboard import run_data
@@ -60,7 +60,7 @@ def email(server: SmtpServer, **more: Any) -> dict[str, Any]:
 )
 def test_a_webhook_hears_how_a_run_has_ended(tmp_path, outcome: Outcome, said, kind, text):
     server = HttpServer("answers")
-    with serving(server):
+    with listening(server):
         run, told_by = notifying(tmp_path, f"{server.url}/hook")
         told_by.end(Ended(outcome, said, {"steps": 3}))
     run.close()
@@ -77,7 +77,7 @@ def test_an_alert_is_told_once_whatever_its_figures_and_again_when_it_was_away_f
     monkeypatch.setattr(run_data, "FRESH_SECONDS", 0.0)
     clock = 1000.0
     server = HttpServer("answers")
-    with serving(server):
+    with listening(server):
         run, told_by = notifying(tmp_path, server.url, lambda: clock, seconds=60)
         faults = {"rollout/units/trajectories": 100.0, "rollout/units/faults": 10.0}
         run.folder.metrics(1, BROKEN | faults)
@@ -104,7 +104,7 @@ def test_an_alert_is_told_once_whatever_its_figures_and_again_when_it_was_away_f
 
 def test_what_is_not_asked_for_is_not_told(tmp_path):
     server = HttpServer("answers")
-    with serving(server):
+    with listening(server):
         run, told_by = notifying(tmp_path, server.url, on=["failure"])
         run.folder.metrics(1, BROKEN)
         told_by.look()
@@ -117,7 +117,7 @@ def test_what_is_not_asked_for_is_not_told(tmp_path):
 
 def test_a_mail_says_what_has_happened_and_where(tmp_path):
     server = SmtpServer("answers")
-    with serving(server):
+    with listening(server):
         run, told_by = notifying(tmp_path, email=email(server))
         told_by.end(Ended("failed", "error: the léarner died\nX-Header: no", {}))
     run.close()
@@ -133,7 +133,7 @@ def test_a_mail_says_what_has_happened_and_where(tmp_path):
 def test_servers_that_hang_or_fail_are_one_warning_each(tmp_path, monkeypatch, capsys, manner):
     monkeypatch.setattr(notifier, "SEND_SECONDS", 0.2)
     web, post = HttpServer(manner), SmtpServer(manner)
-    with serving(web), serving(post):
+    with listening(web), listening(post):
         run, told_by = notifying(tmp_path, f"{web.url}/secret", email=email(post))
         for _ in range(2):
             told_by.end(Ended("finished", "", {}))
@@ -146,7 +146,7 @@ def test_servers_that_hang_or_fail_are_one_warning_each(tmp_path, monkeypatch, c
 def test_a_mail_is_not_sent_to_a_server_that_has_no_starttls(tmp_path):
     server = SmtpServer("answers")
     settings = EmailConfig.model_validate(email(server, security="starttls"))
-    with serving(server), pytest.raises(notifier.smtplib.SMTPNotSupportedError):
+    with listening(server), pytest.raises(notifier.smtplib.SMTPNotSupportedError):
         send(settings, "subject", "body")
     assert server.mails == []
 
@@ -161,7 +161,7 @@ def test_a_mail_and_its_password_go_behind_starttls_to_a_server_whose_certificat
     login = {"user": "ada", "password": "$SMTP_PASSWORD"}
     given = email(server, **login)
     del given["security"]  # the default
-    with serving(server):
+    with listening(server):
         send(EmailConfig.model_validate(given), "subject", "body")
     [mail], [sent] = server.mails, server.logins
     assert mail.endswith("body\r\n") and sent == b"\0ada\0secret"
@@ -180,7 +180,7 @@ def test_a_server_with_another_certificate_gets_neither_mail_nor_password(
     monkeypatch.setenv("SMTP_PASSWORD", "secret")
     server = SmtpServer("answers", context)
     login = {"user": "ada", "password": "$SMTP_PASSWORD", "security": "starttls"}
-    with serving(server):
+    with listening(server):
         run, told_by = notifying(tmp_path, email=email(server, **login))
         told_by.end(Ended("finished", "", {}))
     run.close()
@@ -193,7 +193,7 @@ def test_a_server_with_another_certificate_gets_neither_mail_nor_password(
 def test_a_run_tells_of_an_alert_and_of_its_end_and_of_a_run_that_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers_module, "CLOSE_SECONDS", 100.0)
     web, post = HttpServer("answers"), SmtpServer("answers")
-    with serving(web), serving(post):
+    with listening(web), listening(post):
         notify = {"webhook": web.url, "email": email(post), "seconds": 1}
         played = Played(tmp_path, notify=notify)
         played.trackers.begin()
@@ -223,7 +223,7 @@ def test_a_summary_with_nan_is_told_as_json():
 def test_a_webhook_that_hangs_or_fails_stalls_no_run(tmp_path, monkeypatch, manner):
     monkeypatch.setattr(trackers_module, "CLOSE_SECONDS", 3.0)
     web = HttpServer(manner)
-    with serving(web):
+    with listening(web):
         played = Played(tmp_path, notify={"webhook": web.url, "seconds": 1})
         played.trackers.begin()
         played.run.folder.metrics(1, BROKEN)

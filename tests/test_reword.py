@@ -3,10 +3,10 @@
 import http.server
 import json
 import re
-import threading
 from pathlib import Path
 
 import pytest
+from serving import serving
 from typer.testing import CliRunner
 
 from envs.env import Task
@@ -120,16 +120,10 @@ def test_the_command_asks_a_server(tmp_path: Path):
         tmp_path / "a", chosen_domains("bank"), tasks=2, seed=1, fixed={"chain": 1}, processes=1
     )
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(server):
         url = f"http://127.0.0.1:{server.server_port}/v1"
         words = ["reword", str(tmp_path / "a"), str(tmp_path / "b"), "--with", url, "--served", "m"]
         done = CliRunner().invoke(app, words)
         again = CliRunner().invoke(app, words)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     assert done.exit_code == 0 and "requests reworded" in done.output, done.output
     assert again.exit_code == 2 and "exists already" in again.output

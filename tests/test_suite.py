@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def test_every_test_is_in_exactly_one_part_of_the_makefile(request):
         inside = [n for n, part in parts.items() if part.evaluate(lambda m, has=has, **_: has(m))]
         assert len(inside) == 1, f"{test} is in {inside}"
         assert "smoke" not in own or own & {"engine", "run"}, f"{test} starts nothing real"
+        for name in own & {"engine", "run", "slow", "network", "compiler", "smoke"}:
+            assert name in _named(test.partition("::")[0]), f"{test}: make finds no mark.{name}"
+
+
+@cache
+def _named(file: str) -> set[str]:
+    """The markers whose names stand in a test's file."""
+    return set(re.findall(r"mark\.(\w+)", (ROOT / file).read_text(encoding="utf-8")))
 
 
 def test_the_parts_are_what_make_and_ci_run():

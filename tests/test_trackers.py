@@ -20,7 +20,7 @@ from fakes import scored
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 from recorded_run import RecordedRun
-from tracker_servers import HttpServer, serving
+from tracker_servers import HttpServer, listening
 
 from rl.record.run_folder import RunFolder
 from rl.record.status import Status, write_end
@@ -279,7 +279,7 @@ def test_what_a_tracker_says_can_be_no_position_and_its_log_may_be_gone(tmp_path
 @pytest.mark.slow  # MLflow makes its data base, with all its migrations
 def test_mlflows_client_reads_back_metrics_parameters_tables_and_the_end(tmp_path):
     played = whole_run(tmp_path, "mlflow")
-    from mlflow.tracking import MlflowClient
+    from mlflow.listening import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = client.get_run((played.path / "mlflow.id").read_text(encoding="utf-8").strip())
@@ -367,7 +367,7 @@ def test_prometheus_parser_reads_the_runs_metrics_and_those_of_its_engines(tmp_p
 
 def test_a_collector_is_sent_a_trace_of_each_episode_with_its_phases(tmp_path):
     server = HttpServer("answers")
-    with serving(server):
+    with listening(server):
         whole_run(tmp_path, "otel", otel={"endpoint": server.url})
     spans = []
     for path, body in server.posts:
@@ -430,7 +430,7 @@ def settings_of(use: str, url: str) -> dict[str, Any]:
 @pytest.mark.parametrize("use", ALL)
 def test_a_tracker_that_is_killed_is_started_again_and_the_second_time_it_is_not(tmp_path, use):
     server = HttpServer("answers")
-    with serving(server):
+    with listening(server):
         played = Played(tmp_path, use, **settings_of(use, server.url))
         played.trackers.start()
         played.step(1)
@@ -457,7 +457,7 @@ def test_a_tracker_that_is_killed_is_started_again_and_the_second_time_it_is_not
 @pytest.mark.slow  # two processes of each tracker, one after the other
 def test_a_tracker_that_was_started_again_has_every_step_once(tmp_path):
     server = HttpServer("answers")
-    with serving(server):
+    with listening(server):
         played = Played(tmp_path, *ALL, otel={"endpoint": server.url})
         played.trackers.start()
         played.step(1)
@@ -560,7 +560,7 @@ def break_trackio(played: Played) -> None:
 )
 def test_a_tracker_that_fails_is_one_warning_that_says_why(tmp_path, use, settings, harm, said):
     if use == "prometheus" and os.geteuid() == 0:
-        with serving(other := HttpServer("answers")):
+        with listening(other := HttpServer("answers")):
             taken = {"prometheus": {"port": other.server_port}}
             played = failing(tmp_path, use, taken, harm)
         said = "in use"
@@ -602,7 +602,7 @@ def test_a_store_that_breaks_in_the_middle_is_one_warning_that_says_why(tmp_path
 def test_a_collector_that_hangs_or_fails_stalls_no_run(tmp_path, monkeypatch, manner):
     monkeypatch.setattr(trackers_module, "CLOSE_SECONDS", 3.0)
     server = HttpServer(manner)
-    with serving(server):
+    with listening(server):
         played = Played(tmp_path, "otel", otel={"endpoint": server.url})
         played.trackers.start()
         played.step(1)
@@ -627,7 +627,7 @@ def test_a_metric_of_any_name_and_an_index_that_is_locked_lose_no_step(tmp_path)
     index.close()
     played.end()
     assert played.said == []
-    from mlflow.tracking import MlflowClient
+    from mlflow.listening import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     id = (played.path / "mlflow.id").read_text(encoding="utf-8").strip()

@@ -20,7 +20,7 @@ import torch
 from agent_scripts import PLAIN
 from dorado_command import Command, lines
 from safetensors.torch import load_file
-from tracker_servers import HttpServer, serving
+from tracker_servers import HttpServer, listening
 
 from rollout.episode import PHASES
 
@@ -204,7 +204,7 @@ def test_a_run_of_adapters_goes_on_through_faults_of_environments_and_counts_the
         f"--trackers.trackio.folder={tmp_path}/trackio",
         f"--notify.webhook={hears.url}/hook",
     )
-    with serving(hears):
+    with listening(hears):
         command = Command(tmp_path, "train", config, *LORA, *told)
         output = command.read_until("evaluation before training")
         _await_served(run)
@@ -444,7 +444,8 @@ def test_a_synchronous_run_that_was_stopped_leaves_nothing_and_goes_on_after_its
         'mode = "sync"\nsteps = 1000\neval = { tasks = 4, after = false }\n'
         f'model = {{ init = {{ family = "qwen3_moe" }} }}\n{COIN}[[env]]\nid = "sensors"\n',
     )
-    train = ("train", config, *OWN)
+    # One engine: two take twice as long to start on two cores, and the other runs have two.
+    train = ("train", config, *OWN, "--engine.count=1")
     command = Command(tmp_path, *train)
     output = command.read_until("step 3/1000")
     assert "step 3/1000" in output, output

@@ -18,6 +18,7 @@ from typing import Literal
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from serving import serving
 
 Manner = Literal["answers", "hangs", "fails"]
 
@@ -153,14 +154,10 @@ def own_certificate(folder: Path, address: str) -> tuple[Path, ssl.SSLContext]:
 
 
 @contextmanager
-def serving(server: HttpServer | SmtpServer) -> Iterator[None]:
-    """Serve until the block ends."""
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def listening(server: HttpServer | SmtpServer) -> Iterator[None]:
+    """Serve until the block ends, and let go of who hangs then."""
+    with serving(server):
+        try:
+            yield
+        finally:
+            server.over.set()

@@ -1,6 +1,7 @@
 """Settings of the objective: loss, correction, KL to a reference, and the updates on a batch. Light: no torch
 here."""
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -111,8 +112,7 @@ class LossConfig(Section):
             return given
         kinds = cls.sections()
         others = {name: value for name, value in given.items() if name not in cls.model_fields}
-        fields: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds.items()}
-        found = create_model("LossSections", __base__=Section, **fields).model_validate(others)
+        found = _every_section(tuple(kinds.items())).model_validate(others)
         kind, correction = given.get("kind", "longcat"), "none"
         if isinstance(kind, str) and kind in LOSSES and given.get("behaviour") != "engine":
             correction = LOSSES[kind].correction
@@ -145,6 +145,13 @@ class LossConfig(Section):
                 'behaviour = "learner" and correction = "none"'
             )
         return self
+
+
+@cache
+def _every_section(kinds: tuple[tuple[str, type[Section]], ...]) -> type[Section]:
+    """A class with a section of each kind. To make one takes milliseconds."""
+    fields: dict[str, Any] = {name: (kind, kind()) for name, kind in kinds}
+    return create_model("LossSections", __base__=Section, **fields)
 
 
 class UpdatesConfig(Section):
