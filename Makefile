@@ -10,10 +10,12 @@ PARALLEL := not (engine or run or slow or network or compiler)
 SMOKE := smoke
 ENGINES := (engine or slow or network or compiler) and not (run or smoke)
 RUNS := run and not smoke
-# Of the first one what starts no process and is about our own model families.
-FAST := $(PARALLEL) and not (process or families)
+# Of the first one what starts no process and computes little.
+FAST := $(PARALLEL) and not (process or heavy)
 PYTEST := .venv/bin/pytest --durations=25
-# The files that name one of these markers: to collect the whole suite takes as long as to start an engine.
+# To collect the whole suite takes as long as to start an engine: the files that are not marked as a whole, and those
+# that name a marker anywhere.
+WITHOUT = $(if $(findstring tests/,$(ARGS)),,$(shell grep -LE '^pytestmark.*mark\.($(1))\b' tests/test_*.py))
 NAMING = $(if $(findstring tests/,$(ARGS)),,$(shell grep -lE 'mark\.($(1))\b' tests/test_*.py))
 # A selection of ARGS that has no test of a kind is no failure (pytest's exit status 5).
 OR_NONE := || [ $$? -eq 5 ]
@@ -24,7 +26,7 @@ quickstart: setup
 test: test-parallel test-smoke
 
 test-fast: setup
-	$(PYTEST) -m "$(FAST)" --numprocesses=2 --dist=loadfile $(ARGS) $(OR_NONE)
+	$(PYTEST) -m "$(FAST)" $(call WITHOUT,engine|run|slow|network|compiler|process|heavy) --numprocesses=2 --dist=loadfile $(ARGS) $(OR_NONE)
 
 test-parallel: setup
 	$(PYTEST) -m "$(PARALLEL)" --numprocesses=2 --dist=loadfile $(ARGS) $(OR_NONE)

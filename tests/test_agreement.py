@@ -177,7 +177,7 @@ def own_code(model: PreTrainedModel) -> PreTrainedModel:
     return own.eval()
 
 
-@pytest.mark.families
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ACCEPTED)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_families_that_are_trained_have_their_own_codes_log_probs_and_gradients(name, temperature):
@@ -204,7 +204,7 @@ def test_families_that_are_trained_have_their_own_codes_log_probs_and_gradients(
         assert_close(parameter.grad, grad, 1e-4, key)
 
 
-@pytest.mark.families
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", REFUSED)
 def test_families_that_are_refused_get_a_sentence_on_what_differs(name):
     changes, sentence = REFUSED[name]
@@ -311,7 +311,7 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, lengths, window, softcap, sinks) ->
     return out
 
 
-@pytest.mark.families
+@pytest.mark.heavy
 @pytest.mark.parametrize("window", [None, 1, 5, BLOCK + 9])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("sinks", [False, True])

@@ -15,6 +15,8 @@ from trainer.batch_updates import mini_batches
 from trainer.config import LearnerConfig, LoraConfig, LossConfig, OptimConfig, UpdatesConfig
 from trainer.sample import TrainSample
 
+pytestmark = pytest.mark.heavy
+
 RATE = 5e-4
 DAPO = LossConfig(kind="dapo", behaviour="learner")
 FOUR_TIMES_TWO = UpdatesConfig(mini_batches=4, epochs=2)

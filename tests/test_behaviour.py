@@ -53,6 +53,7 @@ def largest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+@pytest.mark.heavy
 def test_one_micro_batch_is_computed_where_the_engine_agrees_and_the_update_is_the_same(checkpoint):
     whole, wanted = after_two_steps(checkpoint, "learner")
     result, weights = after_two_steps(checkpoint, "auto")
@@ -63,6 +64,7 @@ def test_one_micro_batch_is_computed_where_the_engine_agrees_and_the_update_is_t
     assert largest(weights, wanted) <= 2e-6  # Adam's step is 1e-3
 
 
+@pytest.mark.heavy
 def test_all_is_computed_to_the_bit_where_the_engine_differs(checkpoint):
     gaps = (5e-6,) * len(LENGTHS)
     whole, wanted = after_two_steps(checkpoint, "learner", gaps)
@@ -143,6 +145,7 @@ def test_the_head_of_a_batch_is_its_first_samples_packed_alone():
     assert head(whole, len(whole.versions_N)) is whole
 
 
+@pytest.mark.heavy
 def test_a_version_whose_weights_went_wrong_is_told_from_one_whose_did_not(checkpoint):
     ours = learner(checkpoint, "auto")
     wrong = [1e-2] * len(LENGTHS)

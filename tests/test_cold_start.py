@@ -154,6 +154,7 @@ def test_a_cold_start_that_fails_leaves_nothing_behind(tmp_path, checkpoint):
     assert list((tmp_path / "runs" / ".cache").iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_a_new_policys_tokenizer_is_looked_at_before_anything_is_trained(tmp_path, checkpoint):
     made = config(tmp_path, checkpoint, "calculator")
     made = made.model_copy(update={"model": ModelConfig(init=InitConfig())})

@@ -128,6 +128,7 @@ def test_a_first_step_is_that_of_the_rewards_alone(checkpoint):
     assert metrics["loss/clipped_pos"] == metrics["loss/clipped_neg"] == 0
 
 
+@pytest.mark.heavy
 def test_the_critic_learns_what_the_rewards_are(family_checkpoint):
     ours = learner(family_checkpoint, lr=3e-3)
     said = []
@@ -196,6 +197,7 @@ def test_with_the_engines_logprobs_as_behaviour_the_present_values_are_used(chec
         assert math.isfinite(ours.step(samples(0)).metrics["loss/value"])
 
 
+@pytest.mark.heavy
 def test_a_constant_reward_is_learned_at_the_default_rates(checkpoint):
     """The policy's usual rate of 1e-6 would leave the value where it was."""
     ours = learner(checkpoint, loss=LossConfig(kind="ppo"), optim=OptimConfig())

@@ -24,6 +24,8 @@ from trainer.policy import load_policy
 from trainer.sample import TrainSample
 from trainer.weights import write_checkpoint
 
+pytestmark = pytest.mark.heavy
+
 
 def distilling(checkpoint: Path, temperature: float = 1.0, **distill) -> Learner:
     return learner(

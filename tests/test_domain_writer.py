@@ -57,6 +57,7 @@ MISTAKES = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", MISTAKES)
 def test_a_mistake_is_found_for_its_own_reason(kind):
     text, reason = MISTAKES[kind]

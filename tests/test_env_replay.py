@@ -115,6 +115,7 @@ async def test_weights_and_judges_of_the_config_make_the_reward_of_now(record):
     assert found.parting is not None
 
 
+@pytest.mark.heavy
 def test_a_judge_that_asks_a_model_stands_as_recorded_or_is_asked_again(record, folder, serve):
     server = serve(lambda body: (200, {"data": [{"probs": [0.25]}]}))
     config = f"""
@@ -141,6 +142,7 @@ judge = [{{ id = "reward_model", name = "liked", model = "style" }}, {{ id = "ra
     assert "liked: then 0.5, now 0.25" in again.output
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["e0", "trajectories/eval.jsonl:e0"])
 def test_the_command_ends_with_0_where_they_are_the_same_and_1_where_they_part(
     folder, name, monkeypatch

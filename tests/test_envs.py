@@ -65,6 +65,7 @@ async def score(id: str, task: Task, moves: list) -> dict[str, float]:
         await session.close()
 
 
+@pytest.mark.heavy
 async def test_the_expert_gets_the_full_score(id):
     for task in train_tasks(id):
         _, said, rewards = await demonstrate(make(id), task)
@@ -99,6 +100,7 @@ async def test_doing_nothing_to_the_end_does_not_solve_a_task(id):
         await session.close()
 
 
+@pytest.mark.heavy
 async def test_the_expert_goes_on_after_a_wrong_call_and_ends(id):
     """As in the demonstrations of a cold start: `slip` puts another tool, or nothing, in a call's place."""
     for number, task in enumerate(train_tasks(id)):
@@ -106,6 +108,7 @@ async def test_the_expert_goes_on_after_a_wrong_call_and_ends(id):
         assert sum(m.role == "assistant" for m in said) < 100
 
 
+@pytest.mark.heavy
 async def test_a_call_marked_read_only_can_be_made_again_at_any_time(id):
     class Hesitant(type(make(id))):
         def expert(self, task: Task) -> Expert:
@@ -125,11 +128,13 @@ async def test_a_call_marked_read_only_can_be_made_again_at_any_time(id):
         assert rewards == {"solved": 1.0}, task
 
 
+@pytest.mark.heavy
 async def test_answering_at_once_without_a_tool_does_not_solve_a_task(id):
     for task in train_tasks(id):
         assert await score(id, task, ["done"]) == {"solved": 0.0}, task
 
 
+@pytest.mark.heavy
 async def test_an_episode_without_an_answer_solves_nothing(id):
     for task in train_tasks(id, 10):
         _, said, _ = await demonstrate(make(id), task)
@@ -143,6 +148,7 @@ def test_the_same_seed_gives_the_same_tasks_and_another_seed_others(id):
     assert first != other
 
 
+@pytest.mark.heavy
 def test_train_and_heldout_tasks_are_disjoint(id):
     ids = {
         split: {t.id for t in itertools.islice(make(id).tasks(split, seed), 200)}
@@ -152,6 +158,7 @@ def test_train_and_heldout_tasks_are_disjoint(id):
     assert len(ids["heldout"]) > 100
 
 
+@pytest.mark.heavy
 def test_about_a_tenth_of_all_tasks_is_held_out(id):
     env, rng = make(id), random.Random(0)
     made = [Task(env.name, env.sample(rng)) for _ in range(1000)]
@@ -173,6 +180,7 @@ def test_every_tool_tells_the_policy_its_name_purpose_and_arguments(name):
         assert set(tool.parameters.get("required", ())) == set(tool.parameters["properties"])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "value", ["", "x", "-1", str(10**30), "1e400", "null", "\x00", "é漢🙂", '{"a": 1}'], ids=ascii
 )
@@ -191,6 +199,7 @@ async def test_no_argument_of_the_policy_becomes_a_fault_of_the_environment(name
     await session.close()
 
 
+@pytest.mark.heavy
 def test_an_episode_of_the_first_difficulty_is_short(first_episodes, short_renderer):
     """So short that a small policy can learn it: in tokens of a tokenizer trained on all of them."""
     longest = {

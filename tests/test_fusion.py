@@ -181,6 +181,7 @@ def test_plain_averaging_of_folders_is_the_mean_and_transformers_loads_it(models
     assert report.kinds()[-1].conflicts is None
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("method", "more"),
     [("task", {"scale": 2.0}), ("ties", {}), ("dare", {"density": 0.4}), ("sce", {"drop": 0.3})],
@@ -205,6 +206,7 @@ def test_folders_are_merged_tensor_by_tensor_as_the_method_says(models, tmp_path
         assert torch.allclose(tensor, base[name] + wanted, atol=1e-6), name
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("router", ["average", "base", "method", 2])
 def test_the_router_goes_its_own_way(models, tmp_path, router):
     report = fuse(models, tmp_path / "out", method="ties", router=router)
@@ -332,6 +334,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", SPOILED)
 def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(models, tmp_path, case):
     spoil, said = SPOILED[case]

@@ -108,6 +108,7 @@ def test_what_was_rewound_has_not_been():
     assert len(world.rows("patient")) == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", builtin_names())
 def test_every_domain_makes_tasks_that_hold_what_they_promise(name):
     domain, tally = builtin(name), Tally()
@@ -288,6 +289,7 @@ def test_a_mistake_in_a_domain_is_one_sentence_with_its_place(place, value, sent
         assert any(one.startswith(".".join(place[:2])) for one in caught.value.mistakes)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("noise", [0, 3])
 async def test_the_expert_plays_to_the_full_score_with_severe_noise_too(noise):
     env = Generated(GeneratedConfig(domains=("clinic",), task=Difficulty(hidden=1, noise=1)))

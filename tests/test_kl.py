@@ -262,6 +262,7 @@ def k3_of(now, reference) -> float:
     return fmean(math.exp(d) - 1 - d for d in gaps)
 
 
+@pytest.mark.heavy
 def test_the_reference_is_the_start_whatever_the_version(checkpoint):
     ours = with_kl(checkpoint, {"weight": 0.1, "estimator": "k3"})
     start = ours.logprobs(samples())
@@ -274,6 +275,7 @@ def test_the_reference_is_the_start_whatever_the_version(checkpoint):
         )
 
 
+@pytest.mark.heavy
 def test_the_reference_may_be_a_folder_and_one_of_another_shape_is_refused(
     checkpoint, checkpoints, tmp_path
 ):
@@ -293,6 +295,7 @@ def test_the_reference_may_be_a_folder_and_one_of_another_shape_is_refused(
         )
 
 
+@pytest.mark.heavy
 def test_the_reference_moves_every_so_many_versions_also_after_a_resume(checkpoint, tmp_path):
     kl = {"weight": 0.1, "estimator": "k3", "every": 2}
     ours = with_kl(checkpoint, kl, keep_versions=0)
@@ -330,6 +333,7 @@ def test_in_the_reward_each_token_pays_for_the_kl_from_it_on(checkpoint):
     assert result.metrics["loss/kl_reference"] != 0
 
 
+@pytest.mark.heavy
 def test_a_kl_holds_the_policy_near_its_reference(checkpoint):
     found = []
     for weight in (1e-9, 100.0):
@@ -343,6 +347,7 @@ def test_a_kl_holds_the_policy_near_its_reference(checkpoint):
     assert found[1] < 0.8 * found[0]
 
 
+@pytest.mark.heavy
 def test_an_entropy_bonus_raises_the_entropy(checkpoint):
     found = []
     for weight in (0.0, 10.0):
@@ -353,6 +358,7 @@ def test_an_entropy_bonus_raises_the_entropy(checkpoint):
     assert found[1] > found[0]
 
 
+@pytest.mark.heavy
 def test_the_gradient_of_a_whole_step_is_that_of_transformers_and_autograd(checkpoint):
     """KL and entropy bonus in one loss, against full logits of the stock model."""
     loss = LossConfig.model_validate(

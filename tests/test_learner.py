@@ -32,6 +32,8 @@ from trainer.scorer import Scorer
 from trainer.sft import train_sft
 from trainer.sft_ranks import SftError, make_sft
 
+pytestmark = pytest.mark.heavy
+
 CPU = torch.device("cpu")
 LENGTHS = (5, 31, 12, 40, 9, 23, 17, 8)
 LOSS = LossConfig(max_completion_tokens=20)

@@ -18,6 +18,8 @@ from trainer.config import LearnerConfig, LossConfig, OptimConfig
 from trainer.learner import Learner
 from trainer.moe.router import BiasedRouter
 
+pytestmark = pytest.mark.heavy
+
 
 @dataclass
 class Points:

@@ -44,6 +44,7 @@ def by_hand(now, behaviour, engine, advantages) -> dict[str, float]:
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("micro_batch_tokens", [48, 400])
 def test_an_updates_metrics_are_those_of_its_tokens(checkpoint, micro_batch_tokens):
     """The second update of samples that version 0 wrote, on an engine that differs from the learner."""

@@ -19,6 +19,8 @@ from trainer.lora import LoraLinear, adapters, add_adapters
 from trainer.policy import load_policy
 from trainer.weights import write_weights
 
+pytestmark = pytest.mark.heavy
+
 RANK, ALPHA = 4, 12.0
 
 

@@ -49,6 +49,7 @@ def policy(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["longcat", "grpo", "gspo"])
 def test_the_gradient_is_the_learners(policy, kind, monkeypatch):
     config = settings(learner={"loss": {"kind": kind}, "record_tokens": False})

@@ -124,6 +124,7 @@ async def skip_where_it_cannot_run(id: str) -> None:
         await env.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("noise", LEVELS)
 @pytest.mark.parametrize("id", BUILT_IN)
 async def test_the_expert_with_retries_scores_full_through_every_level(id, noise, at_once):
@@ -151,6 +152,7 @@ async def test_an_expert_that_does_not_persist_fails_in_noise(at_once):
     assert solved < 30
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("id", BUILT_IN)
 async def test_without_noise_not_one_byte_changes(id, monkeypatch):
     def refuse(*arguments: Any) -> None:
@@ -211,6 +213,7 @@ def tool_noise(level: int | NoiseLevel, seed: int = 0) -> tuple[Noise, list[str]
     return noise, events
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", LEVELS)
 async def test_noise_on_tools_comes_at_the_stated_rates_less_what_the_bounds_forbid(number):
     noise, events = tool_noise(number)
@@ -239,6 +242,7 @@ async def test_noise_on_tools_comes_at_the_stated_rates_less_what_the_bounds_for
     assert set(found) == kinds | ({"inconsistent"} if level.inconsistent else set())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", LEVELS)
 async def test_noise_on_requests_comes_at_the_stated_rates(number):
     found: Counter[str] = Counter()
@@ -295,6 +299,7 @@ def answer_with(value: str):
     return execute
 
 
+@pytest.mark.heavy
 @given(levels(), PLAYS, st.integers(0, 1000))
 async def test_bounds_on_failures_and_spoiled_answers_hold_whatever_is_called(level, plays, seed):
     noise, _ = tool_noise(level, seed)

@@ -37,6 +37,7 @@ def pack_of(folder, tasks=12, processes=1, domains="clinic,home", seed=3):
     return Pack(folder)
 
 
+@pytest.mark.heavy
 def test_a_seed_makes_the_same_pack_however_many_processes(tmp_path):
     one, other = pack_of(tmp_path / "one"), pack_of(tmp_path / "other")
     assert one.digest == other.digest

@@ -129,6 +129,7 @@ async def user(request) -> AsyncIterator[User]:
         yield user
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("user", ["demo", "old"], indirect=True)
 async def test_every_page_opens_on_a_run_that_was_written_before(user, request):
     folder: Path = request.getfixturevalue(request.node.callspec.params["user"])

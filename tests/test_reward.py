@@ -89,6 +89,7 @@ async def test_exact_wants_the_reference_letter_by_letter():
     assert await exact(Task("x", {"answer": 42}), answering("42")) == {"exact": 1.0}
 
 
+@pytest.mark.heavy
 async def test_mathematics_wants_an_equal_expression():
     cases = [
         ("1/2", "$0.5$", 1.0),
@@ -139,12 +140,14 @@ async def judged(reference: object, said: str, seconds: float = 30) -> float:
     return (await score(one, [mathematics], {}, seconds=seconds)).rewards["mathematics"]
 
 
+@pytest.mark.heavy
 async def test_many_right_answers_at_once_are_all_right():
     """The deadline is for the work of one, and not for waiting behind all others."""
     asked = [("x^2+1", r"so it is \boxed{1+x^2}"), *[("1/2", "It is $0.5$.")] * 7] * 32
     assert await asyncio.gather(*(judged(*pair, seconds=10) for pair in asked)) == [1.0] * 256
 
 
+@pytest.mark.heavy
 async def test_a_large_process_keeps_the_comparing_process_that_it_starts(monkeypatch):
     """A new process begins with its starter's `ru_maxrss`: each answer would have a process of its own."""
     monkeypatch.setattr("reward.comparing.GROWN_BYTES", 300 << 20)

@@ -155,6 +155,7 @@ def test_a_hack_that_all_have_learnt_at_once_is_told_by_the_fall():
     assert found["hacking/letters/rule/risen"] == pytest.approx(0.25, abs=0.05)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("noise", [0.1, 0.6])
 def test_runs_that_learn_or_stand_still_tell_of_nothing(noise):
     for learns in (0.15, 0.0):

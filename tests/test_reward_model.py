@@ -162,6 +162,7 @@ def test_gradients_are_those_of_pairs_scored_one_by_one(checkpoint):
     assert totals[0][1] < totals[0][0]
 
 
+@pytest.mark.heavy
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(checkpoint, tmp_path):
     pairs, heads = pairs_of(6, 2), []
     c = RewardTraining(batch_size=2, epochs=2, optim=OptimConfig(lr=1e-3))
@@ -277,6 +278,7 @@ def call(*arguments: object):
     return CliRunner().invoke(app, ["reward", *map(str, arguments)])
 
 
+@pytest.mark.heavy
 def test_the_commands_train_evaluate_and_leave_nothing_behind_on_an_error(checkpoint, tmp_path):
     data = write_rows(tmp_path / "pairs.jsonl", 60)
     out = tmp_path / "rm"

@@ -272,6 +272,7 @@ def test_the_balance_and_z_losses_reach_the_weights_but_not_the_reported_loss(ch
 STEERED = {"balance_weight": 1.0, "balance_groups": 2, "z_weight": 0.01}
 
 
+@pytest.mark.heavy
 def test_three_steps_are_the_same_however_the_batch_is_cut(family_checkpoint):
     """In an update and in imitation: the balance loss counts the whole batch."""
     lengths = (40, 8, 33, 12, 25, 19)
@@ -294,6 +295,7 @@ def test_three_steps_are_the_same_however_the_batch_is_cut(family_checkpoint):
     assert (plain[0] - found[0]).norm() > 0.1 * moved, "the losses have an effect"
 
 
+@pytest.mark.heavy
 def test_imitation_moves_the_bias_too(checkpoint):
     """A policy comes to reinforcement learning with the load that it is to keep."""
     ours = learner(checkpoint, bias_rate=0.5, experts_per_token=1.2)

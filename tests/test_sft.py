@@ -49,6 +49,7 @@ def chats(tmp_path_factory, renderer) -> TokenRows:
     return rows_of(written(tmp_path_factory.mktemp("chats"), [row for row, _ in made]), renderer)
 
 
+@pytest.mark.heavy
 def test_the_loss_mask_of_2000_chats_is_the_one_made_by_hand(chats, renderer):
     encode = renderer.tokenizer.encode
     assert len(chats) == CHATS
@@ -185,6 +186,7 @@ def packed_and_unpacked(samples: Sequence[TrainSample], checkpoint: Path) -> tup
     return abs(packed - one_by_one) / one_by_one, gap / size
 
 
+@pytest.mark.heavy
 def test_packed_chats_have_the_losses_and_gradients_of_chats_one_by_one(chats, checkpoint):
     loss, gradient = packed_and_unpacked(chats[:12], checkpoint)
     assert loss <= 1e-6 and gradient <= 1e-5
@@ -199,6 +201,7 @@ def test_batches_take_every_sample_once_in_a_pass_and_can_begin_later(chats):
     assert [next(later), next(later)] == found[3:]
 
 
+@pytest.mark.heavy
 def test_an_interrupted_training_goes_on_with_the_losses_of_one_that_was_not(
     chats, checkpoint, tmp_path
 ):

@@ -20,6 +20,8 @@ from trainer.sample import TrainSample
 from trainer.scorer import Scorer
 from trainer.shared_prefixes import share
 
+pytestmark = pytest.mark.heavy
+
 CPU = torch.device("cpu")
 # Few tokens, so that many begin alike.
 alike = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), max_size=30)

@@ -22,6 +22,7 @@ def stock(folder, sample) -> tuple[list[float], list[float]]:
     return [every[i, ids[0, i + 1]].item() for i in wanted], entropies[wanted].tolist()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["longcat_flash", "qwen3_moe"])
 def test_each_policy_token_has_its_numbers_in_order(checkpoints, family):
     batch = samples()
@@ -74,6 +75,7 @@ def test_without_records_the_update_is_the_same(checkpoint):
     assert metrics[0] == metrics[1] and results[1].token_scores == []
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["longcat_flash", "qwen3_moe"])
 def test_the_experts_of_a_token_are_those_that_predicted_it(checkpoints, family):
     """Against the routers of transformers' own model, where its first layer with one chooses."""

@@ -229,6 +229,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.heavy
 @given(st.lists(st.builds(ToolCall, names, st.dictionaries(names, words, max_size=4)), max_size=4))
 def test_longcat_reads_back_what_was_written(calls):
     plain, read = parse_calls("".join(map(longcat, calls)), "longcat")

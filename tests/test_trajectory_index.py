@@ -85,6 +85,7 @@ def test_the_next_one_is_of_the_filter_even_from_one_that_is_not(run):
     assert beside(run.path, asked, other, forward=False) == "a.2"
 
 
+@pytest.mark.heavy
 @given(rewards=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
 def test_every_reward_is_in_one_bar_and_a_bar_finds_as_many_as_it_shows(tmp_path_factory, rewards):
     run = RecordedRun(tmp_path_factory.mktemp("bars"))

@@ -302,6 +302,7 @@ def test_a_broken_line_of_the_learner_is_a_sentence_or_left_out(run, what):
     assert found if isinstance(found, str) else found.step == 0
 
 
+@pytest.mark.heavy
 @given(fields=st.fixed_dictionaries(dict.fromkeys(LEARNED, ANY)))
 def test_whatever_the_learner_left_the_tokens_can_be_shown(tmp_path_factory, fields):
     recorded = RecordedRun(tmp_path_factory.mktemp("learned"))

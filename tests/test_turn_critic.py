@@ -24,6 +24,8 @@ from trainer.loss import PpoConfig
 from trainer.sample import TrainSample
 from trainer.turn_critic import turns_of
 
+pytestmark = pytest.mark.heavy
+
 WIDTH, LAYERS, HEADS = 8, 2, 2
 TURN = CriticConfig(kind="turn", width=WIDTH, layers=LAYERS, heads=HEADS)
 DETACHED = CriticConfig(kind="turn", width=WIDTH, layers=LAYERS, heads=HEADS, detach=True)

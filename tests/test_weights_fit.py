@@ -53,7 +53,7 @@ def refused(folder: Path, change) -> str:
     return str(caught.value)
 
 
-@pytest.mark.families
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_every_tensor_of_a_layer_is_asked_for_by_name_and_shape(name, tmp_path):
     folder = written(name, tmp_path / "policy")
