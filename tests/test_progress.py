@@ -71,13 +71,24 @@ def test_a_step_without_comparable_logprobs_or_rewards_is_shown_all_the_same():
     assert "step 1/3" in out.getvalue() and "nan" in out.getvalue()
 
 
-def test_a_cold_start_is_ten_lines_however_many_updates():
+def test_a_cold_start_is_its_first_update_and_ten_lines_however_many_there_are(clock):
     progress, out = plain()
     for step in range(1, 201):
+        clock.now += 1
         progress.updates("cold start", step, 200, 1.5)
     lines = out.getvalue().splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
+    assert lines[0].endswith("cold start: 1/200  loss 1.500")
     assert lines[-1].endswith("cold start: 200/200  loss 1.500")
+
+
+def test_a_slow_cold_start_says_something_every_minute(clock):
+    progress, out = plain()
+    for step in range(1, 201):
+        clock.now += 25
+        progress.updates("cold start", step, 200, 1.5)
+    said = [int(re.search(r": (\d+)/", line)[1]) for line in out.getvalue().splitlines()]
+    assert said[:9] == [1, 4, 7, 10, 13, 16, 19, 20, 23]
 
 
 @pytest.mark.parametrize("make", [plain, terminal])
@@ -177,7 +188,7 @@ def test_a_part_of_a_stage_has_a_rate_of_its_own(clock):
         clock.now += done
     stamps = [line.partition("]")[0] for line in out.getvalue().splitlines()]
     # 1 update is no rate yet; then 1 in 1 s; then 9 in 3 s.
-    assert stamps[1:] == ["[0:21, left 0:18", "[0:23, left 0:03"]
+    assert stamps[1:] == ["[0:20, left about 1:20", "[0:21, left 0:18", "[0:23, left 0:03"]
 
 
 def test_episodes_are_counted_from_the_beginning_of_their_stage(clock):

@@ -24,6 +24,8 @@ from rl.samples.metrics import per_env
 # Usual seconds of the quickstart's stages on two cores: the first guess at a time left, before a stage has a
 # rate. The time of training is that of its steps.
 COLD_START_SECONDS, ENGINES_SECONDS, EVALUATION_SECONDS, STEP_SECONDS = 75.0, 25.0, 10.0, 5.0
+# Plain output is silent no longer than this in a part that is counted.
+SILENT_SECONDS = 60.0
 
 
 class TimeLeft:
@@ -107,6 +109,7 @@ class Progress:
         self.left = TimeLeft()
         self.rows: list[tuple[str, RenderableType]] = []
         self._counting = ""
+        self._said = self.start
         # Drawn inside of the live view, beside the table of the last step.
         self._bars = Bars(
             BarColumn(30), TextColumn("{task.description}", markup=False), auto_refresh=False
@@ -149,11 +152,12 @@ class Progress:
         self.note(text)
 
     def updates(self, stage: str, step: int, steps: int, loss: float) -> None:
-        """An update of the cold start; plain output says every tenth part."""
+        """An update of the cold start."""
         self.count(stage, step, steps, f"loss {loss:.3f}")
 
     def count(self, what: str, done: int, total: int, remark: str = "") -> None:
-        """So many of a part of this stage are done; plain output says every tenth part.
+        """So many of a part of this stage are done; plain output says the first, every tenth part, and one a
+        minute.
 
         A part that follows another in its stage, such as updates after demonstrations, has its own rate.
         """
@@ -163,7 +167,8 @@ class Progress:
         self.left.count(done, total)
         text = f"{done}/{total}{f'  {remark}' if remark else ''}"
         self._bars.update(self._bar, completed=done, total=total, description=text)
-        if done % max(1, total // 10) == 0:
+        silent = time.monotonic() - self._said
+        if done == 1 or done % max(1, total // 10) == 0 or silent >= SILENT_SECONDS:
             self._line(f"{what}: {text}")
 
     def episodes(self, done: int, total: int) -> None:
@@ -223,8 +228,9 @@ class Progress:
 
     def _line(self, text: str) -> None:
         """Print a line where there is no live view, and in the file."""
+        self._said = time.monotonic()
         stamp = ", ".join(
-            part for part in (_clock(time.monotonic() - self.start), str(self.left)) if part
+            part for part in (_clock(self._said - self.start), str(self.left)) if part
         )
         for console in (self.console if self.live is None else None, self._log):
             if console is not None:
