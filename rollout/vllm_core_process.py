@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -122,6 +123,8 @@ def _become(orders: Connection) -> None:
     except SystemExit as end:
         if end.code not in (None, 0):
             raise
+    # As multiprocessing does at the end: without it the parent's tracker tells of leaked semaphores.
+    util._run_finalizers(0)  # pyright: ignore
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
