@@ -6,11 +6,12 @@ of a chain one by one for whoever carries them out: the verification on a world,
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from envs.generated.books import BUSY, Refused
 from envs.generated.domain import Domain
 from envs.generated.world import World
+from envs.message import JsonObject
 
 T = TypeVar("T")
 Call = tuple[str, dict[str, object]]
@@ -27,15 +28,15 @@ class Step:
     """One call, e.g. `Step("get_visit", {"visit": {"from": 0, "get": "id"}})`."""
 
     tool: str
-    args: dict[str, Any]
-    pick: dict[str, Any] = field(default_factory=dict[str, Any])
+    args: JsonObject
+    pick: JsonObject = field(default_factory=JsonObject)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Plain data."""
         return {"tool": self.tool, "args": self.args, "pick": self.pick}
 
     @classmethod
-    def of_json(cls, data: Mapping[str, Any]) -> "Step":
+    def of_json(cls, data: JsonObject) -> "Step":
         """Undo `as_json`."""
         return cls(data["tool"], data["args"], data["pick"])
 
@@ -72,7 +73,7 @@ def _renumbered(step: Step, new: Mapping[int, int]) -> Step:
         if isinstance(value, list):
             return [moved(one) for one in cast("list[object]", value)]
         if isinstance(value, dict):
-            source = cast("dict[str, Any]", value)
+            source = cast("JsonObject", value)
             return {**source, "from": new[source["from"]]}
         return value
 
@@ -85,12 +86,12 @@ def _renumbered(step: Step, new: Mapping[int, int]) -> Step:
 
 def performed(
     steps: Sequence[Step], absent: int = -1
-) -> Generator[Call, dict[str, Any], list[dict[str, Any]]]:
+) -> Generator[Call, JsonObject, list[JsonObject]]:
     """Yield each call, be sent its result, return what the steps gave.
 
     absent: a step that is left out; what uses its result cannot be called. Raises Broken.
     """
-    gave: list[dict[str, Any]] = []
+    gave: list[JsonObject] = []
     for i, step in enumerate(steps):
         if i == absent:
             gave.append({})
@@ -101,14 +102,14 @@ def performed(
     return gave
 
 
-def play(world: World, steps: Sequence[Step], absent: int = -1) -> list[dict[str, Any]]:
+def play(world: World, steps: Sequence[Step], absent: int = -1) -> list[JsonObject]:
     """Carry out a chain on a world. Raises Broken, Refused."""
     return _driven(world, performed(steps, absent))
 
 
-def play_on(world: World, steps: Sequence[Step]) -> list[dict[str, Any]]:
+def play_on(world: World, steps: Sequence[Step]) -> list[JsonObject]:
     """Carry out what can be: a step that is refused, or lacks its arguments, is passed over."""
-    gave: list[dict[str, Any]] = []
+    gave: list[JsonObject] = []
     for step in steps:
         try:
             gave.append(play_step(world, step, gave))
@@ -117,7 +118,7 @@ def play_on(world: World, steps: Sequence[Step]) -> list[dict[str, Any]]:
     return gave
 
 
-def play_step(world: World, step: Step, gave: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def play_step(world: World, step: Step, gave: Sequence[JsonObject]) -> JsonObject:
     """Carry out one step, after those that gave this; `world.reads` and `writes` are then of all its calls.
 
     Raises Broken, Refused.
@@ -134,7 +135,7 @@ def writes(domain: Domain, steps: Sequence[Step]) -> list[int]:
     return [i for i, step in enumerate(steps) if domain.tools[step.tool].kind == "act"]
 
 
-def _driven(world: World, calls: Generator[Call, dict[str, Any], T]) -> T:
+def _driven(world: World, calls: Generator[Call, JsonObject, T]) -> T:
     """Make the calls of a chain or of a step; what it is in the end. Raises Broken, Refused."""
     try:
         name, args = next(calls)
@@ -144,13 +145,13 @@ def _driven(world: World, calls: Generator[Call, dict[str, Any], T]) -> T:
         return end.value
 
 
-def resolved(value: object, gave: Sequence[Mapping[str, Any]]) -> object:
+def resolved(value: object, gave: Sequence[JsonObject]) -> object:
     """An argument with what earlier steps gave in it. Raises Broken where they did not."""
     if isinstance(value, list):
         return [resolved(one, gave) for one in cast("list[object]", value)]
     if not isinstance(value, dict):
         return value
-    source = cast("dict[str, Any]", value)
+    source = cast("JsonObject", value)
     at, name = int(source["from"]), str(source["get"])
     found: object = gave[at].get(name)
     if found is None:
@@ -158,9 +159,9 @@ def resolved(value: object, gave: Sequence[Mapping[str, Any]]) -> object:
     return found
 
 
-def _made(tool: str, args: dict[str, object]) -> Generator[Call, dict[str, Any], dict[str, Any]]:
+def _made(tool: str, args: dict[str, object]) -> Generator[Call, JsonObject, JsonObject]:
     """One call, made again while the tool is busy; of a list what was not done is done again."""
-    result: dict[str, Any] = {}
+    result: JsonObject = {}
     for _ in range(MOST_RETRIES):
         result = yield tool, args
         rest = result.get("not_done")
@@ -177,12 +178,12 @@ def _made(tool: str, args: dict[str, object]) -> Generator[Call, dict[str, Any],
 
 def _picked(
     step: Step, args: dict[str, object], pick: dict[str, object]
-) -> Generator[Call, dict[str, Any], dict[str, Any]]:
+) -> Generator[Call, JsonObject, JsonObject]:
     """The row of a list that has these values. Raises Broken."""
     for page in range(1, MOST_PAGES + 1):
         result = yield from _made(step.tool, {**args, "page": page})
         rows = result.get("rows")
-        for row in cast("list[dict[str, Any]]", rows) if isinstance(rows, list) else []:
+        for row in cast("list[JsonObject]", rows) if isinstance(rows, list) else []:
             if all(row.get(name) == value for name, value in pick.items()):
                 return row
         pages = result.get("pages")

@@ -28,6 +28,7 @@ from envs.generated.expression import (
 )
 from envs.generated.rubric import difference
 from envs.generated.world import World
+from envs.message import JsonObject
 
 MOST_ROWS_TRIED, MOST_BINDINGS, DEPTH = 12, 24, 3
 MOST_BUSY = 4
@@ -69,7 +70,7 @@ class Planner:
         self.domain: Domain = world.domain
         self.wanted = wanted
         self.budget = budget
-        self.plan: list[tuple[str, dict[str, Any]]] = []
+        self.plan: list[tuple[str, JsonObject]] = []
 
     def solve(self) -> bool:
         """True if a plan was found; the calls are in `plan`. Calls that work as they are come before those
@@ -109,7 +110,7 @@ class Planner:
             del self.plan[length:]
         return False
 
-    def _make(self, tool: DomainTool, args: dict[str, Any], depth: int) -> bool:
+    def _make(self, tool: DomainTool, args: JsonObject, depth: int) -> bool:
         """Make a call, with permission, confirmation and what its needs ask for before it."""
         for _ in range(4):
             if self.budget <= 0:
@@ -123,7 +124,7 @@ class Planner:
                 return False
         return False
 
-    def _try(self, tool: DomainTool, args: dict[str, Any]) -> Refused | None:
+    def _try(self, tool: DomainTool, args: JsonObject) -> Refused | None:
         self.budget -= 1
         books, length = self.world.mark(), len(self.plan)
         try:
@@ -139,14 +140,14 @@ class Planner:
         self.world.db.execute("release here")
         return None
 
-    def _call(self, name: str, args: dict[str, Any]) -> None:
+    def _call(self, name: str, args: JsonObject) -> None:
         for _ in range(MOST_BUSY):
             result = self.world.call(name, args)
             self.plan.append((name, args))
             if BUSY not in str(result):
                 return
 
-    def _meet(self, tool: DomainTool, args: dict[str, Any], error: Refused, depth: int) -> bool:
+    def _meet(self, tool: DomainTool, args: JsonObject, error: Refused, depth: int) -> bool:
         """Bring about a need: wait for what is to come, or make a call that changes a field it looks at."""
         need = error.need
         if need is None or isinstance(need.left, Count):
@@ -178,7 +179,7 @@ class Planner:
     def _comes(self, key: Key, name: str) -> bool:
         return any((one.key, one.field) == (key, name) for one in self.world.books.later)
 
-    def _relevant(self) -> Iterator[tuple[DomainTool, dict[str, Any]]]:
+    def _relevant(self) -> Iterator[tuple[DomainTool, JsonObject]]:
         """Calls that could bring about something that is wanted, and is not so yet."""
         missing = list(self.wanted.sentences)
         for one in difference_now(self.world):
@@ -196,21 +197,21 @@ class Planner:
                     if isinstance(effect, Remove) and tool.args[effect.argument].entity == key[0]:
                         yield from self._bindings(tool, {effect.argument: key[1]})
 
-    def _making(self, entity: str, row: Row) -> Iterator[tuple[DomainTool, dict[str, Any]]]:
+    def _making(self, entity: str, row: Row) -> Iterator[tuple[DomainTool, JsonObject]]:
         for tool in self.domain.acts:
             for effect in tool.effects:
                 if isinstance(effect, New) and effect.entity == entity:
-                    bound: dict[str, Any] = {}
+                    bound: JsonObject = {}
                     if all(self._unify(v, row[f], bound) for f, v in effect.fields):
                         yield from self._bindings(tool, bound)
 
     def _changing(
         self, key: Key, name: str, value: Value
-    ) -> Iterator[tuple[DomainTool, dict[str, Any]]]:
+    ) -> Iterator[tuple[DomainTool, JsonObject]]:
         """Calls that change this field, to this value as far as can be seen."""
         for tool in self.domain.acts:
             for effect in tool.effects:
-                bound: dict[str, Any] = {}
+                bound: JsonObject = {}
                 match effect:
                     case Set() if effect.path.parts[-1] == name:
                         if self.domain.entity_at(tool, effect.path.parts[:-1]) != key[0]:
@@ -234,7 +235,7 @@ class Planner:
                         pass
 
     def _leads_to(
-        self, tool: DomainTool, effect: Set, args: dict[str, Any], key: Key, value: Value
+        self, tool: DomainTool, effect: Set, args: JsonObject, key: Key, value: Value
     ) -> bool:
         """False if a call sets another row, or this one to another value. Sums may still grow."""
         single = _single(args)
@@ -249,7 +250,7 @@ class Planner:
         self,
         one: Expression,
         value: Value,
-        bound: dict[str, Any],
+        bound: JsonObject,
         key: Key | None = None,
         name: str = "",
     ) -> bool:
@@ -278,8 +279,8 @@ class Planner:
         return True
 
     def _bindings(
-        self, tool: DomainTool, bound: dict[str, Any]
-    ) -> Iterator[tuple[DomainTool, dict[str, Any]]]:
+        self, tool: DomainTool, bound: JsonObject
+    ) -> Iterator[tuple[DomainTool, JsonObject]]:
         """The call with what is not bound yet taken from the wanted state and from the world."""
         options: list[list[Any]] = []
         for name, spec in tool.args.items():
@@ -318,7 +319,7 @@ class Planner:
         return list(dict.fromkeys(one for one in found if one is not None))
 
 
-def _single(args: dict[str, Any]) -> dict[str, Any]:
+def _single(args: JsonObject) -> JsonObject:
     """The arguments, of a list the first row alone."""
     return {
         name: cast("list[Any]", value)[0] if isinstance(value, list) else value

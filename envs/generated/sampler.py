@@ -20,6 +20,7 @@ from envs.generated.population import populate, random_value
 from envs.generated.task_data import Difficulty
 from envs.generated.tool_graph import successors
 from envs.generated.world import World
+from envs.message import JsonObject
 
 BINDINGS, REPAIRS, GUESSES = 8, 6, 8
 ENABLED_WEIGHT = 4.0
@@ -50,7 +51,7 @@ class Draft:
     rows: dict[str, list[Row]]
     world: World
     steps: list[Step] = field(default_factory=list[Step])
-    gave: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    gave: list[JsonObject] = field(default_factory=list[JsonObject])
     traces: list[tuple[set[Fact], set[Fact]]] = field(
         default_factory=list[tuple[set[Fact], set[Fact]]]
     )
@@ -62,7 +63,7 @@ class Draft:
     question: str = ""
     answer: tuple[int, str] | tuple[()] = ()
 
-    def run(self, step: Step) -> dict[str, Any]:
+    def run(self, step: Step) -> JsonObject:
         """Play a step and keep it. Raises Broken, Refused."""
         result = play_step(self.world, step, self.gave)
         self.steps.append(step)
@@ -119,9 +120,9 @@ def _add_act(made: Draft, tool: DomainTool) -> bool:
     return False
 
 
-def _bound(made: Draft, tool: DomainTool) -> dict[str, Any] | None:
+def _bound(made: Draft, tool: DomainTool) -> JsonObject | None:
     """Arguments for an act: rows that were touched before, or others; None where there are too few."""
-    args: dict[str, Any] = {}
+    args: JsonObject = {}
     for name, spec in tool.args.items():
         if spec.kind == "ref":
             rows = [str(row["id"]) for row in made.world.rows(spec.entity)]
@@ -148,14 +149,14 @@ def _bound(made: Draft, tool: DomainTool) -> dict[str, Any] | None:
     return args
 
 
-def _make_possible(made: Draft, tool: DomainTool, args: dict[str, Any]) -> bool:
+def _make_possible(made: Draft, tool: DomainTool, args: JsonObject) -> bool:
     """Make the rows, or let time pass, so that the call works; True if it does."""
     many = next((name for name, spec in tool.args.items() if spec.many), "")
     singles = [{**args, many: one} for one in args[many]] if many else [args]
     granted = made.world.books.granted
     for _ in range(REPAIRS):
         books = made.world.mark()
-        failed: tuple[dict[str, Any], Refused] | None = None
+        failed: tuple[JsonObject, Refused] | None = None
         if tool.permission and tool.permission not in granted:
             made.world.call("request_access", {"permission": tool.permission})
         for single in singles:
@@ -172,7 +173,7 @@ def _make_possible(made: Draft, tool: DomainTool, args: dict[str, Any]) -> bool:
     return False
 
 
-def _repair(made: Draft, tool: DomainTool, args: dict[str, Any], error: Refused) -> bool:
+def _repair(made: Draft, tool: DomainTool, args: JsonObject, error: Refused) -> bool:
     """Change what is not pinned, or wait for what is to come, until the failed need holds."""
     if error.need is None:
         return _loosen(made, tool, args)
@@ -200,7 +201,7 @@ def _repair(made: Draft, tool: DomainTool, args: dict[str, Any], error: Refused)
     return False
 
 
-def _loosen(made: Draft, tool: DomainTool, args: dict[str, Any]) -> bool:
+def _loosen(made: Draft, tool: DomainTool, args: JsonObject) -> bool:
     """A number would leave its bounds: begin with another one."""
     for effect in tool.effects:
         if not isinstance(effect, Set):
@@ -223,7 +224,7 @@ def _free(made: Draft, key: Key, name: str) -> bool:
 
 
 def _guesses(
-    made: Draft, key: Key, name: str, error: Refused, tool: DomainTool, args: dict[str, Any]
+    made: Draft, key: Key, name: str, error: Refused, tool: DomainTool, args: JsonObject
 ) -> list[Value]:
     """Values that may meet a need: the other side's, then random ones."""
     spec = made.domain.entities[key[0]].fields[name]
@@ -251,10 +252,10 @@ def _settle(made: Draft, key: Key, name: str, value: Value) -> bool:
     return True
 
 
-def _keep(made: Draft, tool: DomainTool, args: dict[str, Any]) -> bool:
+def _keep(made: Draft, tool: DomainTool, args: JsonObject) -> bool:
     """Add the steps of an act: what is looked up, asked for, confirmed, and the call itself."""
     said: dict[str, str] = {}
-    call: dict[str, Any] = {}
+    call: JsonObject = {}
     try:
         for name, spec in tool.args.items():
             if spec.kind != "ref":
@@ -279,7 +280,7 @@ def _keep(made: Draft, tool: DomainTool, args: dict[str, Any]) -> bool:
     return True
 
 
-def _touch(made: Draft, tool: DomainTool, args: dict[str, Any], result: dict[str, Any]) -> None:
+def _touch(made: Draft, tool: DomainTool, args: JsonObject, result: JsonObject) -> None:
     for name, spec in tool.args.items():
         if spec.kind == "ref":
             ids = args[name] if spec.many else [args[name]]
@@ -325,8 +326,8 @@ def _lookup(made: Draft, entity: Entity, id: str) -> Step | None:
     listed = next((t for t in tools if t.kind == "list" and t.entity == entity.name), None)
     if listed is None:
         return None
-    args: dict[str, Any] = {}
-    pick: dict[str, Any] = {}
+    args: JsonObject = {}
+    pick: JsonObject = {}
     for name in entity.by:
         spec = entity.fields[name]
         if spec.kind == "ref":

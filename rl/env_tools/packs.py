@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 import psutil
 from pydantic import ValidationError
@@ -34,6 +33,7 @@ from envs.generated.generator import NoTask, Tally, make_task
 from envs.generated.pack import FORMAT, Pack, PackMistake, hash_of, write_tasks
 from envs.generated.task_data import Difficulty, GeneratedTask
 from envs.generated.tool_graph import structure
+from envs.message import JsonObject
 from rl.config_error import ConfigError
 from rl.env_tools.domain_writer import NotWritten, keep_rejected, served_writer, written_domain
 
@@ -67,7 +67,7 @@ class Made:
     """A part of a pack: its tasks, and how it went."""
 
     domain: str
-    tasks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    tasks: list[JsonObject] = field(default_factory=list[JsonObject])
     tally: Tally = field(default_factory=Tally)
 
 
@@ -79,7 +79,7 @@ def generate(
     seed: int,
     fixed: dict[str, float],
     processes: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write a pack; returns its verification sheet. Raises ConfigError."""
     try:
         with new_pack(out) as partial:
@@ -179,9 +179,9 @@ def fixed_levels(text: str) -> dict[str, float]:
     return level.model_dump(exclude_unset=True)
 
 
-def packs_in(folder: Path) -> list[dict[str, Any]]:
+def packs_in(folder: Path) -> list[JsonObject]:
     """The packs in a folder: name, digest, counts."""
-    found: list[dict[str, Any]] = []
+    found: list[JsonObject] = []
     for path in sorted(folder.glob("*/pack.json")):
         try:
             pack = Pack(path.parent)
@@ -199,7 +199,7 @@ def _write(
     seed: int,
     fixed: dict[str, float],
     processes: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     (folder / "domains").mkdir()
     sources = [domain.source for domain in sorted(domains, key=lambda one: f"{one.name}.json")]
     for domain in domains:
@@ -210,7 +210,7 @@ def _write(
     counts = {domain.name: _Counts() for domain in domains}
     orders = _orders(domains, tasks, seed, fixed)
 
-    def each() -> Iterator[dict[str, Any]]:
+    def each() -> Iterator[JsonObject]:
         for made in _made(orders, processes):
             total = by_domain[made.domain].tally
             total.reasons.update(made.tally.reasons)
@@ -258,7 +258,7 @@ class _Counts:
         self.acts: Counter[int] = Counter()
         self.shapes: set[str] = set()
 
-    def see(self, data: dict[str, Any]) -> None:
+    def see(self, data: JsonObject) -> None:
         """Count one task."""
         self.tasks += 1
         self.hard += data["hard"]
@@ -266,7 +266,7 @@ class _Counts:
         self.acts[int(data["measures"]["acts"])] += 1
         self.shapes.add(data["structure"])
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Plain data."""
         return {
             "tasks": self.tasks,
@@ -346,7 +346,7 @@ def _longest(
             level = level.model_copy(update={"chain": level.chain - 1})
 
 
-def _card(head: dict[str, Any], sheet: dict[str, Any]) -> str:
+def _card(head: JsonObject, sheet: JsonObject) -> str:
     """The data card."""
     tries = sheet["tries"]
     total = sum(tries.values())
