@@ -355,6 +355,7 @@ def texts_without_encoding(tree: ast.AST) -> Iterator[int]:
             yield call.lineno
 
 
+@pytest.mark.heavy
 def test_text_is_read_and_written_in_utf_8_whatever_the_locale_is(trees):
     beside = {path: ast.parse(path.read_text(encoding="utf-8")) for path in BESIDE}
     wrong = [

@@ -37,6 +37,7 @@ def test_the_published_example_is_recovered():
         assert point.probability > 0.99
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("count", [120, 200])
 def test_a_planted_shift_of_two_deviations_is_found_within_five_steps(count):
     random = np.random.default_rng(5)

@@ -107,6 +107,7 @@ async def test_a_process_that_a_judge_forks_ends_as_it_likes(judges):
         assert (await judged(judges, forks)).rewards["status"] == 7.0
 
 
+@pytest.mark.heavy
 async def test_a_judge_that_blocks_its_event_loop_is_a_fault_and_others_go_on(judges):
     start = time.monotonic()
     asking = asyncio.create_task(judged(judges, blocks))

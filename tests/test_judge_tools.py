@@ -167,6 +167,7 @@ def tuner(writer: Any, seed: int = 0, count: int = 300) -> Tuner:
     return Tuner(Script(detector), Script(writer), splits, JudgeSettings(), seed=seed, drawn=8)
 
 
+@pytest.mark.heavy
 async def test_planted_flaws_are_detected_more_often_after_tuning():
     first = Principles(("no flaw-0.", "no flaw-1."))
     outcome = await tuner(honest, count=400).tune(first, tuple(FLAWS), rounds=25)

@@ -269,6 +269,7 @@ async def test_a_user_opens_answers_and_ends_the_episode_wherever_its_environmen
     assert '"by":"customer (tiny), user.v1"' in written and '"by":""' not in written
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("host", [False, True])
 async def test_a_user_who_takes_longer_than_every_deadline_of_environment_and_episode_is_waited_for(
     stage, host
@@ -314,6 +315,7 @@ async def test_a_user_who_fails_is_a_fault_of_its_own_and_never_a_reward(
     assert names(t)[-1] == "close", "the environment is closed as ever"
 
 
+@pytest.mark.heavy
 async def test_a_user_who_is_back_in_time_has_cost_nothing_but_time(stage):
     numbers = count()
     t, server = await stage.play(lambda p: None if next(numbers) in (1, 2) else well(p))
@@ -426,6 +428,7 @@ def asks_and_acts(body: dict[str, Any]) -> tuple[int, Any]:
     return 200, {"choices": [{"message": {"content": text, "tool_calls": calls}}]}
 
 
+@pytest.mark.heavy
 def test_env_eval_asks_the_model_of_a_run_and_replay_the_record(serve, tmp_path):
     def user(body: dict[str, Any]) -> tuple[int, Any]:
         return 200, {"choices": [{"message": {"content": json.dumps(well(prompt_of(body)))}}]}

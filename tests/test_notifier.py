@@ -129,6 +129,7 @@ def test_a_mail_says_what_has_happened_and_where(tmp_path):
     assert f"Run folder: {run.path}" in mail.get_content()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("manner", ["hangs", "fails"])
 def test_servers_that_hang_or_fail_are_one_warning_each(tmp_path, monkeypatch, capsys, manner):
     monkeypatch.setattr(notifier, "SEND_SECONDS", 0.2)

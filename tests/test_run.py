@@ -213,6 +213,7 @@ async def test_versions_live_side_by_side_while_an_older_one_has_stragglers(star
     assert_closed(run)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("mode", "bound"), [("one_step", 1), ("in_flight", 2), ("dora", 2)])
 async def test_reused_groups_fill_a_step_and_are_booked_once(start, mode, bound, seed):
@@ -379,6 +380,7 @@ async def test_controllers_that_die_under_every_group_end_the_run_with_where_to_
     assert_closed(run)
 
 
+@pytest.mark.heavy
 async def test_an_environment_that_fails_for_a_while_rests_and_comes_back(start):
     """Nothing of it is trained on while it fails; the others go on, and the books balance."""
     ends = Counter()
@@ -444,6 +446,7 @@ async def test_a_run_in_which_nothing_moves_says_what_it_waits_for(start):
     assert_closed(run)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("fail", "error", "sentence"),
     [

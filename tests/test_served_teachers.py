@@ -73,6 +73,7 @@ class Teacher:
         return ChatAnswer(json.dumps({"logprobs": self.score(request.token_ids)}))
 
 
+@pytest.mark.heavy
 async def test_a_served_teacher_gives_the_advantages_of_one_in_the_learners_process(
     checkpoint, checkpoints
 ):
