@@ -33,6 +33,15 @@ def _task(
     return asyncio.Task(_Contained(act), loop=loop, **how)
 
 
+def closed_from_outside(task: asyncio.Task[Any] | None) -> bool:
+    """True where a coroutine of this task is closed while the task itself does not run: a `GeneratorExit` is
+    Python's then, and not a plugin's."""
+    try:
+        return asyncio.current_task() is not task
+    except RuntimeError:  # the loop is gone
+        return True
+
+
 class _Contained(Coroutine[Any, Any, Any]):
     """A coroutine whose exits are exceptions. An `async def` around it would not do: in a task that is
     cancelled before its first step it would never begin to await."""

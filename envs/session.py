@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from envs.agents.access import ModelAccess
-from envs.containment import contain_exits
+from envs.containment import closed_from_outside, contain_exits
 from envs.deadline import counting
 from envs.dynamic_tool import AnyTool, DynamicTool
 from envs.env import Deadlines, Env, Reply, Task
@@ -37,7 +37,7 @@ from envs.model_user import ModelUser
 from envs.noise import CLARIFY, Noise, persistent
 from envs.text import encodable, shown, told
 from envs.tool import ToolError, tools_of
-from envs.tool_result import result_text
+from envs.tool_result import LongNumber, result_text
 from envs.user import User, UserFault
 
 T = TypeVar("T")
@@ -266,7 +266,10 @@ class EnvSession:
             result = await _in_daemon_thread(lambda: tool.run(self.env.tool_owner, arguments))
         while inspect.isawaitable(result):  # also where a method hands back a client's call
             result = await result
-        return result_text(result)
+        try:
+            return result_text(result)
+        except LongNumber as error:  # the policy made it so: a fault would spare it its reward
+            raise ToolError(f"{tool.name}: {error}") from None
 
     async def _score(self) -> NamedRewards:
         found = await result_of("score", self.env.score)
@@ -295,11 +298,11 @@ class EnvSession:
             if not self._closing or kind == "close" or task.uncancel() > cancels:
                 raise
             raise EnvFault(kind, f"{where}: the episode was closed in the middle of it") from None
-        except GeneratorExit:  # nobody is left to answer
-            raise
         except (
             BaseException
         ) as error:  # SystemExit, or what a foreign runtime raises, would end the host
+            if isinstance(error, GeneratorExit) and closed_from_outside(task):
+                raise  # nobody is left to answer
             if isinstance(error, TimeoutError) and deadline.expired():
                 sentence = f"{where}: no answer within {limit:g} s"
                 raise EnvFault("timeout", sentence) from None

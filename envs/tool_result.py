@@ -16,13 +16,20 @@ from pydantic_core import to_jsonable_python
 
 # What these classes print is for people who read programs.
 _PRINTED = (object.__str__, BaseModel.__str__)
+# Python writes no whole number of more than 4300 digits.
+_MOST_BITS = 14_000
+
+
+class LongNumber(ValueError):
+    """A result holds a whole number that is too long to be written; the message says so."""
 
 
 def result_text(result: object) -> str:
-    """Return the text for the policy. Raises what the result's own methods raise, and RecursionError for data
-    that hold themselves."""
+    """Return the text for the policy. Raises LongNumber, what the result's own methods raise, and
+    RecursionError for data that hold themselves."""
     if isinstance(result, enum.Enum):
         return result_text(result.value)
+    _refuse_long(result)
     if isinstance(result, bytes | bytearray):
         return result.decode(errors="replace")
     if _is_array(result):
@@ -38,6 +45,7 @@ def _is_data(value: object) -> bool:
 
 def _plain(value: object) -> object:
     """The value in JSON's words; what JSON has no word for as text."""
+    _refuse_long(value)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, enum.Enum):
@@ -58,6 +66,11 @@ def _plain(value: object) -> object:
     if _is_many(value):
         return [_plain(one) for one in cast(Iterable[object], value)]
     return to_jsonable_python(value, fallback=str)
+
+
+def _refuse_long(value: object) -> None:
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise LongNumber("the result has a number that is too long to be written")
 
 
 def _fields(value: object) -> Mapping[object, object] | None:

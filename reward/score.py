@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from envs.chat_model import ModelFault
-from envs.containment import contain_exits
+from envs.containment import closed_from_outside, contain_exits
 from envs.dataset import ROW_JUDGES
 from envs.deadline import counting
 from envs.env import Task
@@ -191,9 +191,11 @@ async def _asked(name: str, begin: Callable[[], Awaitable[T]], seconds: float) -
             async with deadline:
                 with counting(deadline):
                     return await begin()
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             raise
         except BaseException as error:  # SystemExit, say, would end who asked
+            if isinstance(error, GeneratorExit) and closed_from_outside(asking):
+                raise
             return _Raised(error)
 
     contain_exits()

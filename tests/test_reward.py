@@ -54,6 +54,10 @@ async def interrupts(task, trajectory):
     raise KeyboardInterrupt
 
 
+async def leaves(task, trajectory):
+    raise GeneratorExit
+
+
 async def cancels(task, trajectory):
     raise asyncio.CancelledError
 
@@ -346,6 +350,7 @@ async def test_a_trajectory_that_a_fault_ended_is_not_judged():
         (undecided, "judge undecided: "),
         (exits, "judge exits: SystemExit: 2"),
         (interrupts, "judge interrupts: KeyboardInterrupt"),
+        (leaves, "judge leaves: GeneratorExit"),
         (cancels, "judge cancels: it raised CancelledError"),
         (undecodable, r"judge undecodable: ValueError: no file caf\udce9"),
         (silent, "judge silent: TypeError: it has to return named rewards, not None"),

@@ -454,6 +454,15 @@ async def played(env: Env) -> dict[str, float]:
         await s.close()
 
 
+@pytest.mark.parametrize("result", [10**5000, [1, {"n": -(10**5000)}], {10**5000: 1}], ids=type)
+async def test_a_number_too_long_to_write_is_the_policys_error_and_no_fault(result):
+    s = EnvSession(Gives(give=result), Deadlines())
+    await s.open(task())
+    step = await s.step("", (ToolCall("give", {}),))
+    said = "error: give: the result has a number that is too long to be written"
+    assert (step.messages[0].content, step.bad_calls) == (said, 1)
+
+
 class Panic(BaseException):
     """As a foreign runtime raises it."""
 
@@ -519,7 +528,7 @@ class Mute(Exception):
 @pytest.mark.parametrize("act", ["reset", "give", "reply", "score"])
 @pytest.mark.parametrize(
     "raised",
-    [Panic("rust"), KeyboardInterrupt(), SystemExit(2), Mute()],
+    [Panic("rust"), KeyboardInterrupt(), SystemExit(2), GeneratorExit(), Mute()],
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_an_act_raises_is_an_answer_of_its_class(act, raised):
