@@ -160,12 +160,12 @@ def content_text(value: object, column: str) -> str:
 
 
 def _is_image(value: object) -> bool:
+    while isinstance(value, list):  # of lists, however deep
+        value = cast(list[object], value)[0] if value else None
     if isinstance(value, bytes | bytearray):
         return True
     if isinstance(value, Mapping):  # as `datasets` holds an image that it has not decoded
         return isinstance(cast(Mapping[str, object], value).get("bytes"), bytes)
-    if isinstance(value, list):
-        return any(map(_is_image, cast(list[object], value)[:1]))
     return type(value).__module__.partition(".")[0] in ("PIL", "torchcodec")
 
 

@@ -98,9 +98,12 @@ def read_toml(path: str | Path) -> dict[str, object]:
         hint = f"; Dorado brings {own[near[0]]}" if near else ""
         raise ConfigError(f"config {path}: the file does not exist{hint}") from None
     except OSError as error:
-        raise ConfigError(f"config {path}: the file {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}: not valid TOML: {error}") from None
+        raise ConfigError(f"config {path}: the file cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"config {path}: it is nested too deeply") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+        said = str(error).partition("; use sys.")[0]
+        raise ConfigError(f"config {path}: not valid TOML: {said}") from None
 
 
 def build(
@@ -179,7 +182,7 @@ def _value(text: str) -> object:
     """A TOML value where the text is one, else the text itself."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or too long or too deep for it
         return text
 
 

@@ -368,11 +368,23 @@ def test_a_config_that_is_not_there_is_said_with_the_one_that_is_meant(tmp_path)
             load_config(tmp_path / name)
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 3000], ids=["long", "deep"])
+def test_a_value_that_toml_cannot_hold_is_refused_as_text(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"steps: .*(number|integer)"):
+        load_config(write(tmp_path, 'name = "x"'), ["--steps", text])
+
+
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"gone.toml: the file does not exist"):
         load_config(tmp_path / "gone.toml")
     with pytest.raises(ConfigError, match=r"demo.toml: not valid TOML: .*line 1"):
         load_config(write(tmp_path, "name = = 3"))
+    with pytest.raises(ConfigError, match=r"demo.toml: it is nested too deeply"):
+        load_config(write(tmp_path, f"name = {'[' * 3000}{']' * 3000}"))
+    with pytest.raises(ConfigError, match=r"demo.toml: not valid TOML: .* value has 5000 digits$"):
+        load_config(write(tmp_path, f"steps = {'9' * 5000}"))
+    with pytest.raises(ConfigError, match=r"the file cannot be read: Is a directory$"):
+        load_config(tmp_path)
     (tmp_path / "binary.toml").write_bytes(b"name = '\xff\xfe'")
     with pytest.raises(ConfigError, match=r"binary.toml: "):
         load_config(tmp_path / "binary.toml")

@@ -38,6 +38,14 @@ def env(**config) -> DatasetEnv:
     return DatasetEnv(DatasetConfig(**config))
 
 
+def test_a_column_of_lists_in_lists_is_no_matter(tmp_path):
+    file = tmp_path / "deep.jsonl"
+    row = f'{{"question": "a", "answer": 1, "more": {"[" * 900}{"]" * 900}}}\n'
+    file.write_text(row, encoding="utf-8")
+    e = env(path=str(file), heldout_path=str(file), question="question")
+    assert [one.data["answer"] for one in tasks(e, "heldout", 1)] == ["1"]
+
+
 def tasks(e: DatasetEnv, split, count: int, seed: int = 0) -> list[Task]:
     return list(itertools.islice(e.tasks(split, seed), count))
 

@@ -54,7 +54,7 @@ def read_principles(file: Path) -> Principles:
     """
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8-sig")).get("principles")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnreadablePrinciples(f"{file}: {error}") from None
     return made(found, str(file))
 
