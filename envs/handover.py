@@ -86,7 +86,8 @@ def episode_rewards(
             add(None, name, _finite(name, one))
             continue
         totals.setdefault(name, 0.0)
-        for turn, part in cast(Mapping[object, object], one).items():
+        for given_turn, part in cast(Mapping[object, object], one).items():
+            turn = _plain(given_turn)
             if not isinstance(turn, int) or isinstance(turn, bool) or not 0 <= turn < turns:
                 raise TypeError(
                     f"reward {name!r} of turn {shown(turn)}: this episode had {turns} turns; write "

@@ -45,6 +45,8 @@ _BETWEEN_BOXES = re.compile(r"[\s$,;&.]*(?:and|or)?[\s$,;&]*", re.I)
 _CHOICE = re.compile(r"\(?([A-J])\)?")
 _CHOSEN = re.compile(r"(?:option|choice)?\s*(?:\(([A-J])\)|([A-J])(?=[.:),]|$))", re.I)
 _CHOSEN_LAST = re.compile(r"\s\(?(?:([A-H])|([A-H])\))$")
+# Dates, addresses and versions: algebra would read a sum or a quotient.
+_LABEL = re.compile(r"\d+([-/.])\d+(?:\1\d+)+")
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
 _NAMES = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "arcsin", "arccos", "arctan",
           "min", "max", "gcd", "lcm", "det", "mod", "and", "or", "in"}  # fmt: skip
@@ -69,7 +71,7 @@ def read_reference(reference: str) -> str:
 def is_expression(reference: str) -> bool:
     """True for a reference that is neither a number nor words, and so is math-verify's to read."""
     wanted = _clean(reference)
-    return read_number(_unwrapped(wanted)) is None and not (wanted and _is_words(wanted))
+    return read_number(_unwrapped(wanted)) is None and not (wanted and _is_text(wanted))
 
 
 def equal(reference: str, answer: str) -> bool:
@@ -90,7 +92,7 @@ def equal(reference: str, answer: str) -> bool:
             given = last_number(_unwrapped(said))
         if given is not None:
             return same_number(number, given)
-    if number is None and _is_words(wanted):
+    if number is None and _is_text(wanted):
         return False
     return _same_expression(wanted, said)
 
@@ -182,6 +184,11 @@ def _unwrapped(text: str) -> str:
 def _spelled(text: str) -> str:
     """Words in one spelling."""
     return _unwrapped(text).casefold().strip(" .,;:!?\"'“”`*")
+
+
+def _is_text(wanted: str) -> bool:
+    """True for a reference that is compared as it is spelled."""
+    return _is_words(wanted) or _LABEL.fullmatch(_unwrapped(wanted)) is not None
 
 
 def _is_words(text: str) -> bool:

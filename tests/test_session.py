@@ -745,6 +745,8 @@ async def test_a_turns_rewards_are_parts_of_the_episodes_and_add_up():
     again = pickle.loads(pickle.dumps(found))
     assert (again, again.by_turn) == (found, found.by_turn)
     assert (await paid((), pay=1)).by_turn == {0: {"pay": 0.5}}
+    numpys = await paid((), rewards={"found": {np.int64(0): 0.5}})
+    assert numpys.by_turn[0]["found"] == 0.5
 
 
 @pytest.mark.parametrize(
