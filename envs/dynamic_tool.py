@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from envs.message import JsonObject, ToolSchema
 from envs.optional import needed_by
+from envs.text import encodable_json
 from envs.tool import Tool, ToolError, ToolOptions
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class DynamicTool:
             return None
         if isinstance(value, str) and any(self._errors(schema, value)):
             try:
-                return json.loads(value)
+                return encodable_json(json.loads(value))
             except (ValueError, RecursionError):
                 return value
         return value

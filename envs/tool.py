@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from envs.docstring import docs_of
 from envs.message import JsonObject, ToolSchema
+from envs.text import encodable_json
 from envs.tool_arguments import ToolMistake, argument_model, arguments_of, field_name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -227,7 +228,7 @@ def _from_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, parse_constant=_no_constant)
+        return encodable_json(json.loads(value, parse_constant=_no_constant))
     except (ValueError, RecursionError):
         return value
 

@@ -73,6 +73,7 @@ TOOL = DynamicTool(ToolSchema("act", "", SCHEMA), echo)
             {"n": 0, "any": "5", "odd": "1k", "loop": 4},
         ),
         ({"n": 0, "unheard": [1]}, {"n": 0, "unheard": [1]}),
+        ({"n": 0, "tags": '["\\ud800"]'}, {"n": 0, "tags": [r"\ud800"]}),
     ],
 )
 def test_arguments_are_taken_as_written_or_else_as_the_json_they_are(written, read):

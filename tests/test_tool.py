@@ -1,6 +1,6 @@
 """`@tool`: schemas from hints, arguments converted and checked before a method runs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -92,6 +92,15 @@ def test_arguments_that_do_not_fit_are_one_sentence_for_the_policy(name, given_,
         TOOLS[name].parse(given_)
     assert str(caught.value).startswith(where)
     assert "\n" not in str(caught.value)
+
+
+def test_half_a_letter_in_json_that_was_written_as_text_is_its_escape():
+    class Keeps:
+        @tool
+        async def keep(self, facts: dict[str, Any]) -> None: ...
+
+    given_ = {"facts": '{"a": ["\\ud800"]}'}
+    assert tools_of(Keeps)["keep"].parse(given_) == {"facts": {"a": [r"\ud800"]}}
 
 
 def test_text_nested_too_deep_for_json_is_refused_as_an_argument():
