@@ -26,6 +26,7 @@ from envs.generated.rubric import difference
 from envs.generated.task_data import Difficulty, GeneratedTask
 from envs.generated.tool_graph import structure
 from envs.generated.verification import Rejected, said, satisfies, verified
+from envs.generated.wording import system_text
 from envs.generated.world import World
 from envs.session import demonstrate
 
@@ -429,3 +430,13 @@ def test_a_split_that_no_shape_falls_in_is_said_and_not_looked_for_for_ever(monk
     )
     with pytest.raises(ValueError, match="too few shapes"):
         next(env.tasks("heldout", 0))
+
+
+def test_the_rule_says_that_each_row_of_a_list_is_confirmed():
+    text = "Of a list each row is confirmed by a call of its own."
+    assert text in system_text(CLINIC, "Ada", "is friendly")
+    assert text not in system_text(CLINIC, "Ada", "is friendly", ("waive_debt", "confirm"))
+    world = a_world()
+    world.call("confirm", {"tool": "cancel_visits", "id": "V1"})
+    world.call("cancel_visits", {"visits": ["V1"]})
+    assert "cancel_visits V1: confirmed" in difference(world)

@@ -8,7 +8,7 @@
 
 In: a folder. Out: `Pack`, whose tasks are read on demand, so that its memory does not grow with it. A folder
 that is no whole pack is refused as PackMistake: it takes its final name only when it is complete
-(`rl/env_tools/generate.py`)."""
+(`rl/env_tools/packs.py`)."""
 
 import hashlib
 import json

@@ -81,9 +81,11 @@ def system_text(domain: Domain, user: str, manner: str, offers: tuple[str, ...] 
         f"You serve {domain.title}, with tools. Ids have to be looked up. Do what is asked, no more."
     ]
     rowless = any(tool.confirm and not tool.subject for tool in acts)
+    listed = any(tool.confirm and spec.many for tool in acts for spec in tool.args.values())
     if sure := ", ".join(tool.name for tool in acts if tool.confirm):
         told.append(
             f"Rule: before each call of {sure} call confirm with its name and the id of its first row."
+            + (" Of a list each row is confirmed by a call of its own." if listed else "")
             + (" An act on no row is confirmed as `-`." if rowless else "")
         )
     if any(tool.permission for tool in acts):
