@@ -432,6 +432,11 @@ def test_a_split_that_no_shape_falls_in_is_said_and_not_looked_for_for_ever(monk
         next(env.tasks("heldout", 0))
 
 
+def test_two_domains_of_one_name_are_refused_and_none_is_dropped():
+    with pytest.raises(ValueError, match="two domains are called sampled_7"):
+        GeneratedConfig(domains=("clinic", "sampled:7:30", "sampled:7:40"))
+
+
 def test_the_rule_says_that_each_row_of_a_list_is_confirmed():
     text = "Of a list each row is confirmed by a call of its own."
     assert text in system_text(CLINIC, "Ada", "is friendly")

@@ -13,6 +13,7 @@ import itertools
 import json
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -206,6 +207,8 @@ def domains_of(pack: str, names: Sequence[str]) -> dict[str, Domain]:
     """The domains that settings name. Raises DomainMistake, PackMistake."""
     if not pack:
         found = [domain_called(name) for name in names or builtin_names()]
+        if twice := [name for name, n in Counter(one.name for one in found).items() if n > 1]:
+            raise DomainMistake([f"two domains are called {twice[0]}"])
         return {domain.name: domain for domain in found}
     held = pack_at(pack).domains
     if unknown := [name for name in names if name not in held]:
