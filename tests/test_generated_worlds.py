@@ -437,6 +437,13 @@ def test_two_domains_of_one_name_are_refused_and_none_is_dropped():
         GeneratedConfig(domains=("clinic", "sampled:7:30", "sampled:7:40"))
 
 
+def test_a_key_that_a_json_file_has_twice_is_a_mistake(tmp_path):
+    file = tmp_path / "kiosk.json"
+    file.write_text('{"name": "a", "tool": {"go": {}, "go": {}}}', encoding="utf-8")
+    with pytest.raises(DomainMistake, match="'go' is there twice"):
+        load(file)
+
+
 def test_the_rule_says_that_each_row_of_a_list_is_confirmed():
     text = "Of a list each row is confirmed by a call of its own."
     assert text in system_text(CLINIC, "Ada", "is friendly")

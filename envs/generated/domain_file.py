@@ -62,7 +62,8 @@ def load(path: Path) -> Domain:
     """The domain of a file. Raises DomainMistake."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        data: object = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        is_json = path.suffix == ".json"
+        data: object = json.loads(text, object_pairs_hook=_once) if is_json else tomllib.loads(text)
     except OSError as error:
         raise DomainMistake([f"{path} cannot be read: {error.strerror}"]) from None
     except ValueError as error:  # of both readers, and of bytes that are no text
@@ -315,6 +316,15 @@ class _Reader:
                     f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}"
                 )
         return table
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, whose later keys would replace earlier ones of the same name. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(one for one in names if names.count(one) > 1)!r} is there twice")
+    return found
 
 
 def _list(value: object) -> list[object]:
