@@ -272,6 +272,16 @@ MISTAKES = [
     (("tool", "check_in", "ask"), ["check in {{visit}}"], "does not say visit"),
     (("tool", "check_in", "effects"), ["visit.fee += " + "9" * 5000], "longer than 400 letters"),
     (("tool", "check_in", "effects"), ["visit.patient.name = 5"], "5 is a number"),
+    (
+        ("tool", "check_in"),
+        {
+            "does": "x",
+            "args": {"visit": "visit", "word": "text works"},
+            "effects": ["visit.state = word"],
+            "ask": ["{visit} {word}"],
+        },
+        "word can be any text",
+    ),
     (("tool", "check_in", "effects"), ["after 300: visit.state = done"], "240 are the most"),
 ]
 
@@ -452,3 +462,18 @@ def test_the_rule_says_that_each_row_of_a_list_is_confirmed():
     world.call("confirm", {"tool": "cancel_visits", "id": "V1"})
     world.call("cancel_visits", {"visits": ["V1"]})
     assert "cancel_visits V1: confirmed" in difference(world)
+
+
+def test_a_field_of_the_clock_that_another_act_sets_otherwise_is_a_mistake_for_no_rubric_sees_it():
+    data = tomllib.loads((FOLDER / "library.toml").read_text(encoding="utf-8"))
+    assert read_domain(data).clocked == {("loan", "due")}
+    data["tool"]["extend"] = {
+        "does": "a loan lasts longer",
+        "args": {"loan": "loan", "hours": "int 1..90"},
+        "effects": ["loan.due += hours"],
+        "ask": ["extend {loan} by {hours} hours"],
+    }
+    with pytest.raises(
+        DomainMistake, match=r"tool\.extend: loan\.due is set from `now` by another"
+    ):
+        read_domain(data)

@@ -19,6 +19,7 @@ from envs.generated.expression import (
     Set,
     SetEach,
     Where,
+    uses_now,
 )
 
 # A number, a reference to this entity, or a text; a choice knows its words.
@@ -34,6 +35,8 @@ def type_mistakes(domain: Domain) -> list[str]:
         if len(many) > 1:
             found.append(f"tool.{tool.name}.args: only one argument can be a list")
         found += [f"tool.{tool.name}: {one}" for one in _of_tool(domain, tool)]
+    if not found:  # then every path leads somewhere
+        found += _beside_the_clock(domain)
     for entity in domain.entities.values():
         if circle := _told_in_a_circle(domain, entity, ()):
             found.append(f"entity.{entity.name}.by: rows are told by rows in a circle, {circle}")
@@ -41,6 +44,29 @@ def type_mistakes(domain: Domain) -> list[str]:
             if field.many:
                 found.append(f"entity.{entity.name}.fields.{name}: a field cannot be a list")
     return found
+
+
+def _beside_the_clock(domain: Domain) -> Iterator[str]:
+    """Say which acts set a field that others set from the clock: a rubric, which cannot look at the field,
+    would not see them."""
+    for tool in domain.acts:
+        for effect in tool.effects:
+            match effect:
+                case New():
+                    given = [(effect.entity, name, value) for name, value in effect.fields]
+                case Set():
+                    entity = domain.entity_at(tool, effect.path.parts[:-1])
+                    given = [(entity, effect.path.parts[-1], effect.value)]
+                case SetEach():
+                    given = [(effect.entity, effect.field, effect.value)]
+                case Remove():
+                    given = []
+            for entity, name, value in given:
+                if (entity, name) in domain.clocked and not uses_now(value):
+                    yield (
+                        f"tool.{tool.name}: {entity}.{name} is set from `now` by another act, and so is not "
+                        "compared by the judge: set it from `now` here too"
+                    )
 
 
 def _told_in_a_circle(domain: Domain, entity: Entity, inside: tuple[str, ...]) -> str:
@@ -156,6 +182,8 @@ def _unfit(target: Field, given: Field, value: Expression | Count) -> str:
     if (target.kind == "ref" or given.kind == "ref") and target.entity != given.entity:
         wanted = target.entity or "text"
         return f"{target.name} is of {wanted}, and {given.name} of {given.entity or 'text'}"
+    if target.kind == "choice" and given.kind in ("label", "text"):
+        return f"{given.name} can be any text, and {target.name} one of its choices alone"
     if target.kind == "choice" and given.kind == "choice":
         extra = set(given.choices) - set(target.choices)
         return (
