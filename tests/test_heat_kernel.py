@@ -173,3 +173,10 @@ def test_a_restored_graph_forecasts_the_same():
     forecaster.new_groups = 1000
     for one, other in zip(again.forecast(new), forecaster.forecast(new), strict=True):
         assert one.rate == pytest.approx(other.rate, abs=1e-6)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_a_feature_that_is_no_finite_number_is_a_word_and_spoils_no_other_feature(odd):
+    plain, strange = encoded({"size": 3}), encoded({"size": 3, "score": odd})
+    assert np.isfinite(strange).all()
+    assert ((strange - plain) != 0).sum() == 1

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from math import copysign, log1p, sqrt
+from math import copysign, isfinite, log1p, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ def _values(facts: object, name: str) -> Iterator[tuple[str, float]]:
             for value in facts:  # pyright: ignore[reportUnknownVariableType]
                 yield from _values(value, f"{name}[]")  # pyright: ignore[reportUnknownArgumentType]
         case bool() | None:
+            yield f"{name}={facts}", 1.0
+        case float() if not isfinite(facts):  # one of these would make every mean of a graph NaN
             yield f"{name}={facts}", 1.0
         case int() | float():
             yield name, copysign(log1p(abs(facts)), facts)
