@@ -22,7 +22,7 @@ from envs.generated.domain_file import (
 from envs.generated.environment import Generated, GeneratedConfig, domain_called
 from envs.generated.generator import Tally, make_task
 from envs.generated.mutations import mutated
-from envs.generated.rubric import difference
+from envs.generated.rubric import difference, plain
 from envs.generated.task_data import Difficulty, GeneratedTask
 from envs.generated.tool_graph import structure
 from envs.generated.verification import Rejected, said, satisfies, verified
@@ -477,3 +477,9 @@ def test_a_field_of_the_clock_that_another_act_sets_otherwise_is_a_mistake_for_n
         DomainMistake, match=r"tool\.extend: loan\.due is set from `now` by another"
     ):
         read_domain(data)
+
+
+def test_an_answer_is_its_value_however_it_is_set_off_and_no_sentence_about_it():
+    for given in ("Zinc", " zinc. ", '"zinc"', "**zinc**", "`zinc`", "“zinc”"):
+        assert plain(given) == "zinc"
+    assert plain("it is zinc") != "zinc" and plain("-3") != plain("3")

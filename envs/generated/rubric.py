@@ -64,8 +64,8 @@ def difference(world: World) -> tuple[str, ...]:
 
 
 def plain(answer: str) -> str:
-    """An answer without what does not matter: case, space around it, a full stop."""
-    return " ".join(answer.lower().strip().strip(".!\"'").split())
+    """An answer without what does not matter: case, space, a full stop, quotes and markdown around it."""
+    return " ".join(answer.lower().strip().strip(".!\"'`*“”").split())
 
 
 def _new(
