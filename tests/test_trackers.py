@@ -279,7 +279,7 @@ def test_what_a_tracker_says_can_be_no_position_and_its_log_may_be_gone(tmp_path
 @pytest.mark.slow  # MLflow makes its data base, with all its migrations
 def test_mlflows_client_reads_back_metrics_parameters_tables_and_the_end(tmp_path):
     played = whole_run(tmp_path, "mlflow")
-    from mlflow.listening import MlflowClient
+    from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = client.get_run((played.path / "mlflow.id").read_text(encoding="utf-8").strip())
@@ -627,7 +627,7 @@ def test_a_metric_of_any_name_and_an_index_that_is_locked_lose_no_step(tmp_path)
     index.close()
     played.end()
     assert played.said == []
-    from mlflow.listening import MlflowClient
+    from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     id = (played.path / "mlflow.id").read_text(encoding="utf-8").strip()
