@@ -206,14 +206,19 @@ class Generated(Env):
 def domains_of(pack: str, names: Sequence[str]) -> dict[str, Domain]:
     """The domains that settings name. Raises DomainMistake, PackMistake."""
     if not pack:
-        found = [domain_called(name) for name in names or builtin_names()]
-        if twice := [name for name, n in Counter(one.name for one in found).items() if n > 1]:
-            raise DomainMistake([f"two domains are called {twice[0]}"])
-        return {domain.name: domain for domain in found}
+        return domains_called(names or builtin_names())
     held = pack_at(pack).domains
     if unknown := [name for name in names if name not in held]:
         raise PackMistake(f"{pack} has no domain {unknown[0]!r}: it has {', '.join(held)}")
     return {name: held[name] for name in names or held}
+
+
+def domains_called(names: Sequence[str]) -> dict[str, Domain]:
+    """The domains of these names, by their own, of which no two are the same. Raises DomainMistake."""
+    found = [domain_called(name) for name in names]
+    if twice := [name for name, n in Counter(one.name for one in found).items() if n > 1]:
+        raise DomainMistake([f"two domains are called {twice[0]}"])
+    return {domain.name: domain for domain in found}
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from envs.generated.domain import Domain
 from envs.generated.domain_file import DomainMistake, builtin_names, read_domain
-from envs.generated.environment import domain_called
+from envs.generated.environment import domains_called
 from envs.generated.generator import NoTask, Tally, make_task
 from envs.generated.pack import FORMAT, Pack, PackMistake, hash_of, write_tasks
 from envs.generated.task_data import Difficulty, GeneratedTask
@@ -125,7 +125,7 @@ def _remove_left(out: Path) -> None:
 
 def chosen_domains(which: str) -> list[Domain]:
     """`20`: so many, those that come with Dorado, then sampled ones; else names with commas between
-    (`envs.generated.environment.domain_called`). Raises ConfigError."""
+    (`envs.generated.environment.domains_called`). Raises ConfigError."""
     names = which.split(",")
     if re.fullmatch(r"[0-9]{1,9}", which):
         own, count = builtin_names(), int(which)
@@ -134,13 +134,9 @@ def chosen_domains(which: str) -> list[Domain]:
         sampled = [f"sampled:{i}" for i in range(count - len(own))]
         names = [*own, *sampled][:count]
     try:
-        found = [domain_called(name.strip()) for name in names]
+        return list(domains_called([name.strip() for name in names]).values())
     except DomainMistake as error:
         raise ConfigError("--domains: " + "\n".join(error.mistakes)) from None
-    twice = [name for name, n in Counter(one.name for one in found).items() if n > 1]
-    if twice:
-        raise ConfigError(f"--domains: two domains are called {twice[0]}")
-    return found
 
 
 def written_domains(
