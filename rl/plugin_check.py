@@ -20,11 +20,12 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import IO
+from typing import IO, get_args
 
 import psutil
 
 from envs.entry_point import TwoRegister, entry_point
+from envs.env import Env, Split
 from envs.registry import GROUP as ENVS
 from envs.registry import UnknownEnv, find_env, split_file
 from envs.session import EnvFault, EnvSession, HostFault, Opening
@@ -63,7 +64,7 @@ class _OfTable:
 
 @dataclass(frozen=True)
 class EnvLook(_OfTable):
-    """Imports an environment, makes it with its settings, and asks its `probe`."""
+    """Imports an environment, makes it with its settings, asks its `probe`, and draws a task."""
 
     @property
     def who(self) -> str:
@@ -89,7 +90,23 @@ class EnvLook(_OfTable):
             raise ConfigError(f"{self.who}: {error}") from None
         except Exception as error:
             raise ConfigError(f"{self.who}: probe() raises {told(error)}") from None
+        if not self.ours:
+            doing("drawing a task")
+            self._draw(env)
         return ""
+
+    def _draw(self, env: Env) -> None:
+        """Draw a first task of either split: which of them a run plays, its other settings say."""
+        raised = ""
+        for split in get_args(Split):
+            try:
+                next(iter(env.tasks(split, 0)), None)
+                return
+            except HostFault:  # which may be over when the run draws
+                return
+            except Exception as error:
+                raised = raised or f"tasks({split!r}) raises {told(error)}"
+        raise ConfigError(f"{self.who}: {raised}")
 
 
 @dataclass(frozen=True)

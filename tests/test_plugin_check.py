@@ -24,6 +24,7 @@ from envs.env import Env
 
 class World(Env):
     name = "world"
+    def sample(self, rng): return {"n": rng.random()}
     {body}
 """
 JUDGE = """
@@ -78,6 +79,12 @@ def world(body: str) -> str:
             world("def probe(self): raise ValueError('no server')"),
             "env 'world.py:World': no server",
         ),
+        (
+            world("def sample(self, rng): return {'n': rng.stones()}"),
+            "tasks('train') raises AttributeError: 'Random' object has no attribute 'stones'",
+        ),
+        (world("sample = Env.sample"), "has to define sample() or tasks()"),
+        (world("def sample(self, rng): time.sleep(99)"), "drawing a task took over 1 s"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_one_sentence(tmp_path, source, sentence):

@@ -30,6 +30,8 @@ from rl.env_tools.check.transcript import parting
 # An act that holds the interpreter keeps even the watching thread from speaking.
 _SILENCE_SECONDS = 10.0
 _LOG_LINES = 6
+# Until those that are killed have to be gone.
+_ENDING_SECONDS = 5.0
 _MARK = "DORADO_CHECK"
 
 
@@ -188,16 +190,28 @@ def _ending(code: int | None) -> str:
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """End the runner, and every process that carries its mark."""
+    """End the runner, and every process of its session or with its mark."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1.0)
     if process.returncode is None:
         process.kill()
         process.wait()
-    left: list[psutil.Process] = []
-    for one in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if one.environ().get(_MARK) == mark:
+    until = time.monotonic() + _ENDING_SECONDS
+    # Again while there are some: one that is ended may just have started another.
+    while left := [one for one in psutil.process_iter() if _belongs(one, process.pid, mark)]:
+        for one in left:
+            with contextlib.suppress(psutil.Error):
                 one.kill()
-                left.append(one)
-    psutil.wait_procs(left, timeout=2.0)
+        if time.monotonic() > until:
+            return
+        time.sleep(0.01)
+
+
+def _belongs(one: psutil.Process, session: int, mark: str) -> bool:
+    """True for what the runner has started and has not ended. By its session too: one whose program is just
+    being loaded has an empty environment."""
+    try:
+        ours = os.getsid(one.pid) == session or one.environ().get(_MARK) == mark
+        return ours and one.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ProcessLookupError, PermissionError):
+        return False
