@@ -24,6 +24,7 @@ from typing import IO, get_args
 
 import psutil
 
+from envs.declaration import mistake_of
 from envs.entry_point import TwoRegister, entry_point
 from envs.env import Env, Split
 from envs.registry import GROUP as ENVS
@@ -90,9 +91,12 @@ class EnvLook(_OfTable):
             raise ConfigError(f"{self.who}: {error}") from None
         except Exception as error:
             raise ConfigError(f"{self.who}: probe() raises {told(error)}") from None
-        if not self.ours:
-            doing("drawing a task")
-            self._draw(env)
+        if self.ours:
+            return ""
+        if mistake := mistake_of(type(env)):
+            raise ConfigError(f"{self.who}: {mistake}")
+        doing("drawing a task")
+        self._draw(env)
         return ""
 
     def _draw(self, env: Env) -> None:

@@ -120,10 +120,15 @@ BESIDE = [
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 @pytest.fixture(scope="module")
 def trees() -> dict[Path, ast.Module]:
     """Each file of the packages, parsed once for all tests."""
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    return {path: parsed(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def name_of(path: Path) -> str:
@@ -134,7 +139,7 @@ def name_of(path: Path) -> str:
 def imports(source: str) -> list[tuple[str, int]]:
     """(dotted module, line) of every import in a file's text, nested ones included."""
     found: list[tuple[str, int]] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             found += ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -153,7 +158,9 @@ def imports_under(root: Path, package: str) -> list[tuple[str, str, int]]:
     ]
 
 
-IMPORTS = [found for package in PACKAGES for found in imports_under(ROOT, package)]
+@pytest.fixture(scope="module")
+def every_import() -> list[tuple[str, str, int]]:
+    return [found for package in PACKAGES for found in imports_under(ROOT, package)]
 
 
 def room(name: str) -> str:
@@ -184,10 +191,10 @@ def not_downwards(found: list[tuple[str, str, int]]) -> list[str]:
     ]
 
 
-def test_packages_import_only_those_below_them():
+def test_packages_import_only_those_below_them(every_import):
     wrong = [
         f"{file}:{line} imports {module}"
-        for file, module, line in IMPORTS
+        for file, module, line in every_import
         if (top := module.partition(".")[0]) in PACKAGES
         and top not in MAY_IMPORT[(package := file.partition("/")[0])] | {package}
     ]
@@ -200,12 +207,12 @@ def test_every_room_of_rl_has_a_floor():
     )
 
 
-def test_rooms_of_rl_import_downwards_only_and_so_in_no_circle():
-    assert not_downwards(IMPORTS) == []
+def test_rooms_of_rl_import_downwards_only_and_so_in_no_circle(every_import):
+    assert not_downwards(every_import) == []
 
 
-def test_rooms_that_know_no_ray_and_no_fleet_import_neither():
-    assert broken_into(IMPORTS) == []
+def test_rooms_that_know_no_ray_and_no_fleet_import_neither(every_import):
+    assert broken_into(every_import) == []
 
 
 @pytest.mark.parametrize(
@@ -231,7 +238,7 @@ def test_a_room_that_is_broken_into_is_found(tmp_path, file, planted, rule):
     assert found.startswith(f"{file}:")
 
 
-def test_heavy_third_parties_are_imported_in_the_files_named_for_them():
+def test_heavy_third_parties_are_imported_in_the_files_named_for_them(every_import):
     def allowed(file: str, top: str) -> bool:
         named = file in ONLY_IN.get(top, {file})
         under = file.startswith(ONLY_UNDER.get(top, ""))
@@ -239,27 +246,29 @@ def test_heavy_third_parties_are_imported_in_the_files_named_for_them():
 
     wrong = [
         f"{file}:{line} imports {module}"
-        for file, module, line in IMPORTS
+        for file, module, line in every_import
         if not allowed(file, module.partition(".")[0])
     ]
     assert wrong == []
 
 
-def test_the_scheduler_is_made_of_plain_functions():
+def test_the_scheduler_is_made_of_plain_functions(every_import):
     plain = {"collections", "collections.abc", "dataclasses", "math", "typing"}
     files = {f"rollout/{name}.py" for name in ("window", "placement", "scheduler")}
-    seen = {(file, module) for file, module, _ in IMPORTS if file in files}
+    seen = {(file, module) for file, module, _ in every_import if file in files}
     assert {file for file, _ in seen} == files
     assert {module for _, module in seen} <= plain | {"rollout.window", "rollout.placement"}
 
 
-def test_rewards_see_of_rollout_its_records_only():
-    seen = {m for file, m, _ in IMPORTS if file.startswith("reward/") and m.startswith("rollout")}
+def test_rewards_see_of_rollout_its_records_only(every_import):
+    seen = {
+        m for file, m, _ in every_import if file.startswith("reward/") and m.startswith("rollout")
+    }
     assert seen <= {"rollout.trajectory", "rollout.engine"}
 
 
-def test_of_rollout_only_the_renderer_knows_the_tokenizer():
-    knowing = {file for file, m, _ in IMPORTS if m.partition(".")[0] == "transformers"}
+def test_of_rollout_only_the_renderer_knows_the_tokenizer(every_import):
+    knowing = {file for file, m, _ in every_import if m.partition(".")[0] == "transformers"}
     assert {f for f in knowing if f.startswith("rollout/")} == {"rollout/renderer.py"}
 
 

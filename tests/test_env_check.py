@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -120,11 +122,12 @@ def test_what_is_no_defect_passes(name):
 
 
 @pytest.mark.parametrize("name", ["LeakingOrphan", "ExitingReset"])
-def test_a_check_leaves_no_process_behind(monkeypatch, name):
+def test_a_check_leaves_no_process_behind(name):
+    """By the command: checks in this process's threads would start theirs with the mark, too."""
     mark = uuid.uuid4().hex
-    monkeypatch.setenv("DORADO_TEST_MARK", mark)
-    check(f"{FILE}:{name}", seconds=2)
-    assert [p for p in psutil.process_iter() if _mark(p) == mark and p.pid != os.getpid()] == []
+    command = [sys.executable, "-m", "rl", "env", "check", f"{FILE}:{name}", "--seconds", "2"]
+    assert subprocess.run(command, env=os.environ | {"DORADO_TEST_MARK": mark}).returncode == 1
+    assert [p for p in psutil.process_iter() if _mark(p) == mark] == []
 
 
 def _mark(process: psutil.Process) -> str | None:

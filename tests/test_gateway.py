@@ -15,6 +15,8 @@ from rollout.engine import EngineFault
 from rollout.gateway.server import MOST_BYTES, Gateway
 from rollout.gateway.talk import Talk
 
+pytestmark = pytest.mark.process
+
 CALL = (
     "<longcat_tool_call>multiply"
     "<longcat_arg_key>a</longcat_arg_key><longcat_arg_value>6</longcat_arg_value>"

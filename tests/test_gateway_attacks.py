@@ -20,6 +20,8 @@ from rollout.engine import EngineFault
 from rollout.gateway import server
 from rollout.gateway.talk import MOST_AT_ONCE, Talk
 
+pytestmark = pytest.mark.process
+
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 TYPED: list[Any] = [None, True, -1, 1.5, "\ud800", [None], {"a": [{}]}]
 CHAT_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}

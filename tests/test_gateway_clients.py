@@ -12,6 +12,8 @@ from envs.message import ToolCall, ToolSchema
 from rollout.gateway import responses
 from rollout.gateway.talk import typed
 
+pytestmark = pytest.mark.process
+
 THOUGHT = "<longcat_think>so</longcat_think>"
 CALLS = CALL + CALL.replace("multiply", "add")
 ADD = {"type": "function", "function": {**TOOL["function"], "name": "add"}}

@@ -25,6 +25,8 @@ from envs.env import Env
 class World(Env):
     name = "world"
     def sample(self, rng): return {"n": rng.random()}
+    async def reset(self, task): return []
+    async def score(self): return {}
     {body}
 """
 JUDGE = """
@@ -83,7 +85,10 @@ def world(body: str) -> str:
             world("def sample(self, rng): return {'n': rng.stones()}"),
             "tasks('train') raises AttributeError: 'Random' object has no attribute 'stones'",
         ),
-        (world("sample = Env.sample"), "has to define sample() or tasks()"),
+        (
+            world("sample = Env.sample"),
+            "World has neither sample() nor tasks(): write `def sample(",
+        ),
         (world("def sample(self, rng): time.sleep(99)"), "drawing a task took over 1 s"),
     ],
 )
