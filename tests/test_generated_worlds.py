@@ -192,6 +192,23 @@ def test_a_task_is_not_accepted_for_a_reason():
             verified(CLINIC, one, random.Random(0))
 
 
+def test_a_value_that_a_later_act_sets_again_is_asked_for_in_vain():
+    task = make_task(CLINIC, "m", Difficulty(chain=3))
+    made = {"name": "Mira Lund", "phone": 1111, "doctor": task.rows["doctor"][0]["id"]}
+    create = Step("create_patient", made)
+    change = Step("change_patient_phone", {"patient": {"from": 0, "get": "patient"}, "phone": 2222})
+    for steps, seen in (((create,), True), ((create, change), False)):
+        world = task.world(CLINIC)
+        play(world, steps)
+        rubric = replace(task.rubric, changes=tuple(difference(world)), answer="")
+        one = replace(task, steps=steps, rubric=rubric, answer=())
+        if seen:
+            verified(CLINIC, one, random.Random(0))
+        else:
+            with pytest.raises(Rejected, match="argument unseen: create_patient, phone"):
+                verified(CLINIC, one, random.Random(0))
+
+
 def test_tools_used_often_are_drawn_less():
     tally = Tally()
     for i in range(12):

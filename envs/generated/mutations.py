@@ -36,22 +36,23 @@ def mutated(
             if not task.rubric.answer:
                 continue
             done += 1
-            yield kind, _passes(world, task, list(task.steps), answer="none of it")
+            yield kind, passes(world, task, list(task.steps), answer="none of it")
             continue
         if kind == "no answer":
             done += 1
-            yield kind, _passes(world, task, list(task.steps), answer="")
+            yield kind, passes(world, task, list(task.steps), answer="")
             continue
         steps = KINDS[kind](world, task, rng)
         if steps is None:
             continue
         done += 1
-        yield kind, _passes(world, task, steps)
+        yield kind, passes(world, task, steps)
 
 
-def _passes(
+def passes(
     world: World, task: GeneratedTask, steps: Sequence[Step], answer: str | None = None
 ) -> bool:
+    """True if the rubric is satisfied after these steps; one that is refused is passed over."""
     books = world.mark()
     try:
         gave = play_on(world, steps)
@@ -87,17 +88,19 @@ def _wrong_entity(world: World, task: GeneratedTask, rng: random.Random) -> list
 def _with_other(
     world: World, task: GeneratedTask, rng: random.Random, *, entity: bool
 ) -> list[Step] | None:
-    """Change one argument of one act; None where the act changes the same with it, as one without effect
-    does."""
-    steps = list(task.steps)
-    at = rng.choice(writes(world.domain, steps))
-    tool = world.domain.tools[steps[at].tool]
+    at = rng.choice(writes(world.domain, task.steps))
+    tool = world.domain.tools[task.steps[at].tool]
     names = [n for n, s in tool.args.items() if (s.kind == "ref") == entity and not s.many]
-    if not names:
-        return None
-    name = rng.choice(names)
+    return with_other(world, task, at, rng.choice(names), rng) if names else None
+
+
+def with_other(
+    world: World, task: GeneratedTask, at: int, name: str, rng: random.Random
+) -> list[Step] | None:
+    """Change one argument of one act; None where it has no value, or there is no other one."""
+    steps = list(task.steps)
     present = _present(world, task, at, name)
-    other = _other_value(world, tool.args[name], present, rng)
+    other = _other_value(world, world.domain.tools[steps[at].tool].args[name], present, rng)
     if present is None or other is None:
         return None
     steps[at] = replace(steps[at], args={**steps[at].args, name: other})

@@ -2,8 +2,8 @@
 
 A task is accepted where its chain works and satisfies the rubric, no step of it can be left out, other orders
 that respect what depends on what satisfy as well, doing nothing does not, no row is told by words that fit
-another one, and ten mutations of the chain are rejected. A planner that has not seen the chain looks for a
-solution too; where it finds none, the task is accepted as hard."""
+another one, each argument of an act shows in the end, and ten mutations of the chain are rejected. A planner
+that has not seen the chain looks for a solution too; where it finds none, the task is accepted as hard."""
 
 import random
 from collections.abc import Sequence
@@ -19,9 +19,10 @@ from envs.generated.chain import (
     reordered,
     resolved,
     sources,
+    writes,
 )
 from envs.generated.domain import Domain
-from envs.generated.mutations import mutated
+from envs.generated.mutations import mutated, passes, with_other
 from envs.generated.planner import Planner, Wanted, difference_now, wanted_of
 from envs.generated.task_data import GeneratedTask
 from envs.generated.world import World
@@ -51,6 +52,7 @@ def verified(domain: Domain, task: GeneratedTask, rng: random.Random) -> Generat
         traces, wanted = _gold(world, task)
         _no_step_too_many(world, task)
         _orders(world, task, traces, rng)
+        _every_argument_counts(world, task, rng)
         _mutations(world, task, rng)
         planner = Planner(world, wanted)
         return replace(task, hard=not planner.solve())
@@ -157,10 +159,10 @@ def dependencies(
 ) -> list[set[int]]:
     """For each step, those that have to come before it: its sources, and conflicts over a fact."""
     before = [set(sources(step)) for step in steps]
-    for j, (reads, writes) in enumerate(traces):
+    for j, (reads, wrote) in enumerate(traces):
         for i in range(j):
             first_reads, first_writes = traces[i]
-            if _meet(first_writes, reads | writes) or _meet(first_reads, writes):
+            if _meet(first_writes, reads | wrote) or _meet(first_reads, wrote):
                 before[j].add(i)
     return before
 
@@ -186,8 +188,19 @@ def _random_order(before: Sequence[set[int]], rng: random.Random) -> list[int]:
     return order
 
 
+def _every_argument_counts(world: World, task: GeneratedTask, rng: random.Random) -> None:
+    """No act may be called with another value, as it may where a later act sets the same field again. Raises
+    Rejected."""
+    for at in writes(world.domain, task.steps):
+        tool = world.domain.tools[task.steps[at].tool]
+        for name in (name for name, spec in tool.args.items() if not spec.many):
+            other = with_other(world, task, at, name, rng)
+            if other is not None and passes(world, task, other):
+                raise Rejected("argument unseen", f"{tool.name}, {name}")
+
+
 def _mutations(world: World, task: GeneratedTask, rng: random.Random) -> None:
     """Raises Rejected where one of ten mutations satisfies the rubric."""
-    for kind, passes in mutated(world, task, rng, MUTATIONS):
-        if passes:
+    for kind, accepted in mutated(world, task, rng, MUTATIONS):
+        if accepted:
             raise Rejected("mutation passes", kind)
