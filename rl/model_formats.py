@@ -5,6 +5,7 @@ checkpoint whose tokenizer or chat template cannot be read; one that cannot be p
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.message import Message, Role, ToolCall
@@ -33,6 +34,11 @@ def describe(model: str) -> Mapping[str, str]:
     from rollout.history import PROBED
     from rollout.renderer import Renderer
 
+    folder = Path(model)
+    if not folder.exists() and (folder.is_absolute() or model.startswith(".")):
+        raise ConfigError(f"MODEL: the folder {model} does not exist")
+    if folder.is_dir() and not any([*folder.glob("*token*"), *folder.glob("vocab*")]):
+        raise ConfigError(f"MODEL: {model} has no tokenizer (tokenizer.json), so it is no checkpoint")
     try:
         renderer = Renderer(model)
     except Exception as error:  # a tokenizer of others can be broken in any way

@@ -165,5 +165,6 @@ def test_the_command_says_how_a_checkpoint_writes(checkpoint):
 def test_the_command_lists_all_formats_and_refuses_what_is_no_checkpoint(tmp_path):
     listed = CliRunner().invoke(app, ["model", "formats", "--json"])
     assert set(json.loads(listed.output)) == set(FORMATS)
-    wrong = CliRunner().invoke(app, ["model", "formats", str(tmp_path)])
-    assert wrong.exit_code == 2
+    for folder, said in ((tmp_path, "has no tokenizer"), (tmp_path / "no", "does not exist")):
+        wrong = CliRunner().invoke(app, ["model", "formats", str(folder)])
+        assert wrong.exit_code == 2 and said in wrong.output
