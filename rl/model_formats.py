@@ -38,7 +38,9 @@ def describe(model: str) -> Mapping[str, str]:
     if not folder.exists() and (folder.is_absolute() or model.startswith(".")):
         raise ConfigError(f"MODEL: the folder {model} does not exist")
     if folder.is_dir() and not any([*folder.glob("*token*"), *folder.glob("vocab*")]):
-        raise ConfigError(f"MODEL: {model} has no tokenizer (tokenizer.json), so it is no checkpoint")
+        raise ConfigError(
+            f"MODEL: {model} has no tokenizer (tokenizer.json), so it is no checkpoint"
+        )
     try:
         renderer = Renderer(model)
     except Exception as error:  # a tokenizer of others can be broken in any way
