@@ -3,8 +3,8 @@
     python benchmarks/contexts.py              # scripted expert, every context, windows of 1/1 to 1/8
     python benchmarks/contexts.py --engine     # a vLLM engine writes; the learner scores its segments
 
-    python benchmarks/contexts.py --engine     # what a vLLM engine writes, scored by the learner
-turns, tokens; with --engine the largest difference between the engine's log-probs and the learner's.
+Printed: who solved it, how the episode ended, segments, turns, tokens; with --engine the mean and the
+largest difference between the engine's log-probs and the learner's.
 """
 
 import argparse
