@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from commands import dorado
+from commands import dorado, metrics
 
 FORECASTS = ("none", "beta", "flgp")
 TARGET = 0.6
@@ -65,17 +65,7 @@ optim = {{ lr = 2.5e-4, warmup_steps = 3 }}
 """
 
 
-def lines_of(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; none where there is no run."""
-    file = run / "metrics.jsonl"
-    return (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if file.exists()
-        else []
-    )
-
-
-def figures(lines: list[dict[str, float]]) -> dict[str, Any]:
+def figures(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of a run that has ended."""
     curve = {
         int(one["step"]): one["eval/mean_pass_rate"]
@@ -111,7 +101,7 @@ def run(folder: Path, forecast: str, seed: int, steps: int) -> dict[str, Any]:
     config.write_text(text, encoding="utf-8")
     if not (folder / name / "summary.json").exists():
         dorado("train", str(config))
-    return figures(lines_of(folder / name))
+    return figures(metrics(folder / name))
 
 
 def main() -> None:

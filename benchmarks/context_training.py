@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commands import dorado
+from commands import dorado, metrics
 from trail import END, WORDS, NotedTrail, Trail, opening
 
 from envs.message import JsonObject
@@ -115,13 +115,6 @@ def chats(context: str, count: int, rng: random.Random) -> Iterator[list[JsonObj
                 said[-1]["content"] += f"\n\n{REQUEST}"
                 said.append({"role": "assistant", "content": summary})
             yield said
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; none where there is no run."""
-    file = run / "metrics.jsonl"
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def policy(folder: Path, context: str) -> None:

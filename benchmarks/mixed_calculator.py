@@ -32,6 +32,7 @@ class MixedCalculator(Calculator):
         assert isinstance(self.config, MixedConfig)
         if split == "heldout" or not self.config.pool:
             yield from super().tasks(split, seed)
+            return
         # The same pool for every seed, each time in another order.
         pool = list(itertools.islice(super().tasks("train", 0), self.config.pool))
         rng = random.Random(seed)

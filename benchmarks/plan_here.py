@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from commands import metrics
 from rich.console import Console
 from rich.table import Table
 
@@ -103,8 +104,8 @@ def measured(config: Path, name: str, row: dict[str, Any], steps: int) -> float:
     """Trajectories per second of a run with these settings."""
     values = [f"--{key}={json.dumps(row[key])}" for key in SETTINGS]
     dorado("train", str(config), *values, f"--steps={steps}", f"--name={name}")
-    lines = (config.parent / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ends = [line["time"] for line in map(json.loads, lines) if "time/total_seconds" in line]
+    lines = metrics(config.parent / name)
+    ends = [line["time"] for line in lines if "time/total_seconds" in line]
     first = min(FIRST_STEPS, len(ends) - 1)
     batch = load_config(config).batch
     count = (len(ends) - first) * batch.groups * batch.group_size

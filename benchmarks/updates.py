@@ -17,8 +17,9 @@ import tomllib
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from commands import metrics
 from peer.cpu_seconds import CpuSeconds
 
 ROOT = Path(__file__).parent.parent
@@ -70,17 +71,15 @@ def row_of(run: Path, seconds: CpuSeconds) -> Row:
     """The figures in a run folder; seconds: those of its processes."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     config = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    every: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    metrics = [one for one in every if "loss/loss" in one]  # the others are evaluations
-    end = metrics[-1]["time"]
+    steps = [one for one in metrics(run) if "loss/loss" in one]  # the others are evaluations
+    end = steps[-1]["time"]
     return Row(
         steps=summary["steps"],
-        updates=round(sum(one.get("update/made", 1.0) for one in metrics)),
+        updates=round(sum(one.get("update/made", 1.0) for one in steps)),
         trajectories=summary["trajectories"],
         wall=summary["training_s"],
         cpu=sum(seconds.between(end - summary["training_s"], end).values()),
-        clipped=fmean(one["learn/all/clipped"] for one in metrics),
+        clipped=fmean(one["learn/all/clipped"] for one in steps),
         tasks=config["eval"]["tasks"],
         before=summary["eval"].get("before", {}),
         after=summary["eval"].get("after", {}),

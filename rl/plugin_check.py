@@ -65,7 +65,7 @@ class _OfTable:
 
 @dataclass(frozen=True)
 class EnvLook(_OfTable):
-    """Imports an environment, makes it with its settings, asks its `probe`, and draws a task."""
+    """Imports an environment, makes it with its settings, and asks its `probe`."""
 
     @property
     def who(self) -> str:
@@ -91,12 +91,22 @@ class EnvLook(_OfTable):
             raise ConfigError(f"{self.who}: {error}") from None
         except Exception as error:
             raise ConfigError(f"{self.who}: probe() raises {told(error)}") from None
-        if self.ours:
-            return ""
+        return ""
+
+
+@dataclass(frozen=True)
+class TaskLook(EnvLook):
+    """Looks at an environment that is to be played, and draws a task of one that is not ours."""
+
+    def look(self, doing: Doing) -> str:
+        """Raises ConfigError."""
+        super().look(doing)
+        env = self.table.make()
         if mistake := mistake_of(type(env)):
             raise ConfigError(f"{self.who}: {mistake}")
-        doing("drawing a task")
-        self._draw(env)
+        if not self.ours:
+            doing("drawing a task")
+            self._draw(env)
         return ""
 
     def _draw(self, env: Env) -> None:
@@ -198,11 +208,15 @@ class Answer:
     bad: str = ""
 
 
-def check_plugins(tables: Sequence[EnvTable]) -> None:
-    """Look at environments and their judges. Raises ConfigError for the first that cannot work."""
+def check_plugins(tables: Sequence[EnvTable], *, draw: bool = True) -> None:
+    """Look at environments and their judges. Raises ConfigError for the first that cannot work.
+
+    draw: tasks will be drawn of them; an episode that is played again has its own.
+    """
     looks: list[Look] = []
     for table in tables:
-        looks += [EnvLook(table), *(JudgeLook(table, judge) for judge in table.judges)]
+        looks.append(TaskLook(table) if draw else EnvLook(table))
+        looks += [JudgeLook(table, judge) for judge in table.judges]
     with contextlib.closing(answers(looks)) as found:
         for one in found:
             if one.bad:

@@ -125,6 +125,13 @@ def parsed(source: str) -> ast.Module:
     return ast.parse(source)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def parsed_for_these_tests() -> Iterator[None]:
+    """The trees of all files are no small thing to keep for the rest of a session."""
+    yield
+    parsed.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def trees() -> dict[Path, ast.Module]:
     """Each file of the packages, parsed once for all tests."""

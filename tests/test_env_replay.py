@@ -247,6 +247,21 @@ def test_a_plugin_that_cannot_be_imported_any_more_is_a_sentence(
     assert done.exit_code == 2 and sentence in done.output and "Traceback" not in done.output
 
 
+def test_an_episode_is_played_again_where_no_task_can_be_drawn_any_more(folder):
+    """As where its data set is away: the record has the task."""
+    kitchen = Path(__file__).with_name("kitchen.py")
+    (folder / "world.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(kitchen.parent)!r})\nfrom kitchen import Kitchen\n\n"
+        "class World(Kitchen):\n    def tasks(self, split, seed):\n        raise OSError('away')\n",
+        encoding="utf-8",
+    )
+    (folder / "config.toml").write_text(
+        f'[[env]]\nid = "{folder}/world.py:World"\nname = "kitchen"\n', encoding="utf-8"
+    )
+    done = CliRunner().invoke(app, ["env", "replay", f"{folder}/e0"])
+    assert done.exit_code == 0, done.output
+
+
 def test_an_environment_that_ends_its_process_parts_and_is_named(folder, monkeypatch):
     monkeypatch.setattr(Kitchen, "score", lambda self: os._exit(3))
     done = CliRunner().invoke(app, ["env", "replay", f"{folder}/e0"])

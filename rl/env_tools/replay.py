@@ -292,7 +292,7 @@ def replay_and_report(what: str, turn: int | None, *, judges: bool = False) -> b
     """Print it. judges: those that ask models do so again. Whether the two are the same; raises ConfigError,
     ServerFailed."""
     scored, table, models = find_record(what)
-    check_plugins([table])
+    check_plugins([table], draw=False)
     asking = [one.label for one in table.judge if find_model_judge(one.id).asks]
     if not judges or not asking:
         found = asyncio.run(replay(scored, table, turn))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 
-from envs.declaration import mistake_of
 from envs.process_end import ends_refused
 from rl.cold_start import kept_checkpoint
 from rl.config import RunConfig
@@ -35,8 +34,6 @@ def check_run(config: RunConfig) -> None:
     check_plugins(config.all_envs)
     for table in config.all_envs:
         env = table.make()
-        if mistake := mistake_of(type(env)):
-            raise ConfigError(f"env {table.label!r}: {mistake}")
         trained = table in config.env
         check_rows(table, env, ("train", "heldout") if trained else ("heldout",))
     if config.model.path is not None:
