@@ -44,8 +44,8 @@ def describe(model: str) -> Mapping[str, str]:
     try:
         renderer = Renderer(model)
     except Exception as error:  # a tokenizer of others can be broken in any way
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"MODEL: {first}") from None
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"MODEL: {said}") from None
     record = renderer.format
     call = Message("assistant", "", (ToolCall(PROBED.name, {"probe": "iron"}),))
     told = [Message("tool", "17 grams", name=PROBED.name)]
