@@ -83,7 +83,7 @@ def _bad_attribute(env_class: type[Env]) -> str:
     if count and "difficulty" not in config.model_fields:
         return (
             f"has difficulties = {count}, and no setting for it: give its config_type the field "
-            f"`difficulty: int = Field(1, ge=1, le={count})`"
+            f"`difficulty: int = Field(1, ge=1, le={count})`, or itself `difficulties = 0`"
         )
     if not _is_range(span):
         return f"has reward_range = {span!r}: it has to be the least and the most, such as (0, 1)"

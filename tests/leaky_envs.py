@@ -29,6 +29,7 @@ class Leaky(Calculator):
 
     name = "leaky"
     config_type = LeakyConfig
+    difficulties = 0  # its calculator has four
 
     def sample(self, rng: Any) -> dict[str, Any]:
         return {"op": "add", "word": "plus", "a": rng.randint(0, 999), "b": rng.randint(0, 99)}
