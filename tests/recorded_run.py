@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fakes import group_report, scored
 
 from rl.config import RunConfig
@@ -59,7 +60,9 @@ class RecordedRun:
         experts: list[list[list[int]]] | None = None,
     ) -> None:
         """What the learner made of it."""
-        scores = TokenScores(id, advantages, learner_logprobs, entropies, experts or [])
+        scores = TokenScores(
+            id, advantages, learner_logprobs, entropies, np.array(experts or [], dtype=np.int16)
+        )
         self.folder.learned(step, LearnedWriter(self.path).write(step, [scores]))
 
     def execute(self, statement: str, *values: Any) -> None:

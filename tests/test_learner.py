@@ -582,13 +582,15 @@ def test_a_learner_with_compiled_kernels_trains_as_another_does(family_checkpoin
     monkeypatch.setattr(row_kernel, "BLOCK", 256)  # a few tokens are enough to be compiled
     plain = learner(family_checkpoint)
     steps = [plain.step(samples(version)).metrics for version in range(2)]
-    compiled = learner(family_checkpoint, compile=True)
     torch._dynamo.reset()
     before = counters["stats"]["unique_graphs"]
     # What is compiled for a few tokens is not what others should find.
     with inductor.patch(force_disable_caches=True):
+        compiled = learner(family_checkpoint, compile=True)
+        made = counters["stats"]["unique_graphs"]
         found = [compiled.step(samples(version)).metrics for version in range(2)]
-    assert counters["stats"]["unique_graphs"] >= before + 8
+    assert made >= before + 8
+    print("LATER", counters["stats"]["unique_graphs"] - made, made-before)
     for ours, theirs in zip(found, steps, strict=True):
         assert ours["loss/loss"] == pytest.approx(theirs["loss/loss"], rel=1e-4, abs=1e-6)
         assert ours["optim/grad_norm"] == pytest.approx(theirs["optim/grad_norm"], rel=1e-4)

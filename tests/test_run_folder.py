@@ -6,6 +6,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import group_report, scored
 
@@ -208,12 +209,12 @@ def test_the_index_says_what_became_of_each_trajectory(folder):
 
 def test_the_index_points_at_what_training_computed_of_a_trajectory(folder):
     writer = LearnedWriter(folder.path)
-    first = TokenScores(
-        "a", [0.5, 0.5], [-0.123456789, None], [1.0, 0.0], [[[0, 2], [1, 3]], [[4], [5]]]
-    )
-    again = TokenScores("a", [0.25, 0.25], [-0.1, -0.2], [0.5, 0.5], [])
+    experts = np.array([[[0, 2], [1, 3]], [[4, 0], [300, 5]]], dtype=np.int16)
+    none = np.empty(0, dtype=np.int16)
+    first = TokenScores("a", [0.5, 0.5], [-0.123456789, None], [1.0, 0.0], experts)
+    again = TokenScores("a", [0.25, 0.25], [-0.1, -0.2], [0.5, 0.5], none)
     folder.learned(
-        1, writer.write(1, [TokenScores("b", [1.0, 2.0], [-1.0, -1.0], [2.0, 2.0], []), first])
+        1, writer.write(1, [TokenScores("b", [1.0, 2.0], [-1.0, -1.0], [2.0, 2.0], none), first])
     )
     folder.learned(2, LearnedWriter(folder.path).write(2, [again]))
     index = sqlite3.connect(folder.path / "trajectories.sqlite")
@@ -226,7 +227,7 @@ def test_the_index_points_at_what_training_computed_of_a_trajectory(folder):
         "advantages": 0.5,
         "learner_logprobs": [-0.123457, None],
         "entropies": [1.0, 0.0],
-        "experts": [[[0, 2], [1, 3]], [[4], [5]]],
+        "experts": [[[0, 2], [1, 3]], [[4, 0], [300, 5]]],
     }
     assert json.loads(lines.splitlines()[0])["advantages"] == [1.0, 2.0]
     assert (found[1]["id"], found[1]["step"]) == ("a", 2) and [s for s, _ in rows] == [1, 2]

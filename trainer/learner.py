@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES
 from trainer.agreement import check_agreement
-from trainer.batch import PackedBatch
+from trainer.batch import PackedBatch, pack
 from trainer.batch_updates import BatchUpdates, Training
 from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
 from trainer.config import LearnerConfig
@@ -47,6 +47,9 @@ from trainer.weights import (
     write_adapter_config,
     write_checkpoint,
 )
+
+# Samples, and tokens of each, of the pass that has the kernels compiled: rows enough for a narrow policy.
+KERNEL_TOKENS = (64, 64)
 
 
 def _prepare_process(config: LearnerConfig) -> None:
@@ -129,6 +132,22 @@ class Learner:
         self.teachers = load_teachers(config, temperature, ranks)
         self.writer = CheckpointWriter()
         self.set_aside = SetAside()
+        if config.compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Let what is compiled be compiled now, while engines start, and not in the first step."""
+        n = min(KERNEL_TOKENS[1], self.config.micro_batch_tokens)
+        zeros, wrote = (0.0,) * n, (False, *[True] * (n - 1))
+        sample = TrainSample("warm-up", "", (0,) * n, wrote, zeros, zeros, (0,) * n)
+        count = min(KERNEL_TOKENS[0], self.config.micro_batch_tokens // n)
+        scores = self.scorer(pack([sample] * count, range(count), self.device))
+        # Gradients as a loss gives them: none is one number, spread out.
+        found = scores.logprobs_N.square().sum()
+        if self.config.loss.entropy_weight:
+            found = found + scores.entropy_N.square().sum()
+        found.backward()
+        self.optimizer.forget()
 
     @property
     def model(self) -> nn.Module:

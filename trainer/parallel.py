@@ -9,7 +9,7 @@ One rank needs no process group: `ALONE` answers for itself.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from trainer.moe.experts import GroupedExperts
 from trainer.weights import working_dtype
 
-T = TypeVar("T")
+S = TypeVar("S", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Ranks:
         dist.all_reduce(square)
         return square.sqrt().to(own.dtype)
 
-    def merged(self, found: Sequence[list[T]]) -> list[list[T]]:
-        """Lists of which each is filled on one rank, and empty on the others."""
+    def merged(self, found: Sequence[S]) -> list[S]:
+        """Lists or arrays of which each is filled on one rank, and empty on the others."""
         if self.mesh is None:
             return list(found)
         every: list[Any] = [None] * self.count

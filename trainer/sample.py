@@ -95,12 +95,12 @@ class TokenScores:
 
     learner_logprobs: under the version that wrote the token, by the learner's own weights; None where it has
     kept none. entropies: of the present policy there, in nats, before the update. experts: those that the
-    learner's pass chose to predict the token, a list per layer with a router; empty for a policy without any,
-    and for one of more than `MOST_CHOICES` choices a token.
+    learner's pass chose to predict the token, (N, layers with a router, experts per token); empty for a
+    policy without any, and for one of more than `MOST_CHOICES` choices a token.
     """
 
     id: str
     advantages: list[float]
     learner_logprobs: list[float | None]
     entropies: list[float]
-    experts: list[list[list[int]]]
+    experts: "npt.NDArray[np.signedinteger[Any]]"

@@ -1,10 +1,12 @@
 """Records what an update computed of each policy token, for a look at single trajectories afterwards."""
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,9 @@ from trainer.batch import PackedBatch
 from trainer.moe.router import RouterRecord
 from trainer.parallel import Ranks
 from trainer.sample import TokenScores, TrainSample
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # Layers with a router times experts per token, of which the choices are kept.
 MOST_CHOICES = 64
@@ -37,29 +42,38 @@ class TokenRecorder:
         chosen = [routers.used_TK[layer] for layer in sorted(routers.used_TK)]
         if chosen and len(chosen) * chosen[0].shape[-1] <= MOST_CHOICES:
             rows = [used_TK[batch.source_N] for used_TK in chosen]
-            self.experts_NLK.append(torch.stack(rows, 1))
+            self.experts_NLK.append(torch.stack(rows, 1).to(torch.int16))
 
     def scores(self, ranks: Ranks) -> list[TokenScores]:
         """Scores of all trajectories, a trajectory's segments end to end; every rank has all of them."""
         logprobs = ranks.merged(self._by_sample(self.logprobs_N))
         entropies = ranks.merged(self._by_sample(self.entropies_N))
         experts = ranks.merged(self._by_sample(self.experts_NLK))
-        found: dict[str | int, TokenScores] = {}
+        segments = defaultdict[str | int, list[int]](list)
         for index, sample in enumerate(self.samples):
-            id = sample.trajectory or sample.id
-            one = found.setdefault(sample.trajectory or index, TokenScores(id, [], [], [], []))
-            one.advantages.extend(compress(sample.advantages, sample.loss_mask))
-            one.learner_logprobs.extend(None if math.isnan(v) else v for v in logprobs[index])
-            one.entropies.extend(entropies[index])
-            one.experts.extend(experts[index])
-        return list(found.values())
+            segments[sample.trajectory or index].append(index)
+        return [
+            TokenScores(
+                self.samples[indices[0]].trajectory or self.samples[indices[0]].id,
+                [a for i in indices for a in _advantages(self.samples[i])],
+                [None if math.isnan(v) else v for i in indices for v in logprobs[i].tolist()],
+                [v for i in indices for v in entropies[i].tolist()],
+                np.concatenate([experts[i] for i in indices]),
+            )
+            for indices in segments.values()
+        ]
 
-    def _by_sample(self, rows: Sequence[Tensor]) -> list[list[Any]]:
-        """Rows of all micro-batches, one per policy token, as a list for each sample; each has its tokens in
-        order, for no sample is cut up."""
+    def _by_sample(self, rows: Sequence[Tensor]) -> list["npt.NDArray[Any]"]:
+        """Rows of all micro-batches, one per policy token, as an array for each sample; each has its
+        tokens in order, for no sample is cut up."""
         if not rows:
-            return [[] for _ in self.samples]
+            return [np.empty(0, dtype=np.int16) for _ in self.samples]
         sample_N = torch.cat(self.samples_N)
         counts = torch.bincount(sample_N, minlength=len(self.samples)).tolist()
         sorted_N = torch.cat(list(rows))[sample_N.argsort(stable=True)]
-        return [part.tolist() for part in sorted_N.split(counts)]
+        return [part.numpy() for part in sorted_N.cpu().split(counts)]
+
+
+def _advantages(sample: TrainSample) -> Iterator[float]:
+    """Those of the policy's tokens."""
+    return compress(sample.advantages, sample.loss_mask)

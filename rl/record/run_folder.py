@@ -28,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+import orjson
 import tomli_w
 
 from rl.config import RunConfig
@@ -99,7 +100,8 @@ class LearnedWriter:
                 "entropies": _short(one.entropies),
                 "experts": one.experts,
             }
-            self._out.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+            self._out.write(orjson.dumps(record, option=options))
         self._out.flush()
         return written
 
