@@ -12,8 +12,8 @@ Both sides start from the same tiny Qwen3-MoE, ask the same prompts, sample alik
     slow     the same with tools of 0.05 s in the median and 1 s in the 99th percentile
 
 TRL has `GRPOTrainer` with transformers' generation (`environment_factory` for the tools) in a virtual
-environment that this script makes in the cache folder; Dorado has one compiled engine, a learner of one
-thread, mode `in_flight`, CISPO (GRPO's gradient without its clip, which suits no batch that is a version old)
+environment that this script makes in the cache folder; Dorado has one compiled engine, a compiled learner of
+one thread, mode `in_flight`, CISPO (the gradient of GRPO without its clip, which suits no older batch)
 and the settings of the command line. Each is played twice in float32 and in bfloat16; the faster one counts.
 Seconds are those of all updates, start-up and evaluation left out; held-out tasks are played once each after
 the last update.

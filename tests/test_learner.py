@@ -590,7 +590,8 @@ def test_a_learner_with_compiled_kernels_trains_as_another_does(family_checkpoin
         made = counters["stats"]["unique_graphs"]
         found = [compiled.step(samples(version)).metrics for version in range(2)]
     assert made >= before + 8
-    print("LATER", counters["stats"]["unique_graphs"] - made, made-before)
+    # Lengths of a step that are unlike the warm-up's at most, on so few rows.
+    assert counters["stats"]["unique_graphs"] <= made + 2
     for ours, theirs in zip(found, steps, strict=True):
         assert ours["loss/loss"] == pytest.approx(theirs["loss/loss"], rel=1e-4, abs=1e-6)
         assert ours["optim/grad_norm"] == pytest.approx(theirs["optim/grad_norm"], rel=1e-4)

@@ -18,7 +18,7 @@ from trainer.parallel import Ranks
 MEAN_GAP = 1e-6
 LARGEST_GAP = 2e-5
 # Tokens of a version that show whether they agree.
-PROBE = 512
+PROBE = 256
 
 # The log-probs of a batch under earlier weights.
 PastScores = Callable[[PackedBatch, dict[str, Tensor]], Tensor]

@@ -139,6 +139,7 @@ def settings(job: Job, name: str, runs_dir: Path) -> dict[str, object]:
             "dtype": job["dtype"],
             "micro_batch_tokens": max(4096, most),
             "threads": 1,
+            "compile": True,
             "loss": {"kind": "cispo"},
             "optim": {"lr": job["lr"]},
         },
