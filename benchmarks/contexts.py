@@ -4,7 +4,9 @@
     python benchmarks/contexts.py --engine     # a vLLM engine writes; the learner scores its segments
 
 Printed: who solved it, how the episode ended, segments, turns, tokens; with --engine the mean and the
-largest difference between the engine's log-probs and the learner's.
+largest difference between the engine's log-probs and the learner's, and how many differ by more than 1e-5.
+Two experts may be so nearly equal that rounding decides between them; *replayed*: the learner takes the
+experts that the engine took.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import asyncio
 import random
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress, islice
 from pathlib import Path
@@ -29,6 +32,7 @@ from rollout.engine import Completion, Generate, Request, VersionSpan
 from rollout.episode import Episode, Rendering
 from rollout.renderer import Renderer
 from rollout.trajectory import Trajectory
+from trainer.sample import TrainSample
 from trainer.small.init_model import init_checkpoint
 
 FILLER = ("the mill", "a lake", "the road", "a hill", "the wood")
@@ -190,36 +194,53 @@ async def rescored(folder: Path, renderer: Any, episodes: int) -> None:
     """Print how far the learner's log-probs of segments are from those of the engine that wrote them."""
     from rollout.config import EngineConfig, SamplingConfig
     from rollout.vllm_engine import VllmEngine
-    from trainer.config import LearnerConfig
+    from trainer.config import LearnerConfig, RouterConfig
     from trainer.learner import Learner
 
-    config = EngineConfig(max_model_len=512, max_num_seqs=16)
+    config = EngineConfig(max_model_len=512, max_num_seqs=16, capture_routing=True)
     engine = VllmEngine("e", str(folder), config, SamplingConfig(), renderer.eos_ids, seed=0)
-    settings = LearnerConfig(micro_batch_tokens=2048)
-    learner = Learner(folder, settings, temperature=1.0, keep_versions=0)
+    own, replayed = (
+        Learner(
+            folder,
+            LearnerConfig(micro_batch_tokens=2048, router=RouterConfig(replay=replay)),
+            temperature=1.0,
+            keep_versions=0,
+        )
+        for replay in (False, True)
+    )
     await engine.start()
     try:
-        print("| context | episodes | segments | policy tokens | mean | largest |")
-        print(6 * "|---" + "|")
+        print(
+            "| context | episodes | segments | policy tokens | mean | largest | over 1e-5 "
+            "| replayed: mean | largest | over 1e-5 |"
+        )
+        print(10 * "|---" + "|")
         for context in CONTEXTS:
             numbers = range(episodes)
             played = await asyncio.gather(
                 *(written(renderer, engine.generate, context, n) for n in numbers)
             )
             samples = [s for one in played for s in by_segment(train_sample(one, 0.0), one)]
-            gaps = [
-                abs(own - theirs)
-                for sample, values in zip(samples, learner.logprobs(samples), strict=True)
-                for own, theirs in zip(
-                    values, compress(sample.rollout_logprobs, sample.loss_mask), strict=True
-                )
-            ]
-            print(
-                f"| {context} | {len(played)} | {len(samples)} | {len(gaps):,} "
-                f"| {sum(gaps) / len(gaps):.1e} | {max(gaps):.1e} |"
-            )
+            row = [context, f"{len(played)}", f"{len(samples)}"]
+            row.append(f"{sum(s.num_policy_tokens for s in samples):,}")
+            for learner in (own, replayed):
+                gaps = gaps_of(samples, learner.logprobs(samples))
+                over = sum(gap > 1e-5 for gap in gaps)
+                row += [f"{sum(gaps) / len(gaps):.1e}", f"{max(gaps):.1e}", f"{over}"]
+            print(f"| {' | '.join(row)} |", flush=True)
     finally:
         engine.shutdown()
+
+
+def gaps_of(samples: Sequence[TrainSample], logprobs: Sequence[Sequence[float]]) -> list[float]:
+    """How far the learner's log-prob of each policy token is from the engine's."""
+    return [
+        abs(own - theirs)
+        for sample, values in zip(samples, logprobs, strict=True)
+        for own, theirs in zip(
+            values, compress(sample.rollout_logprobs, sample.loss_mask), strict=True
+        )
+    ]
 
 
 async def written(renderer: Any, generate: Generate, context: str, number: int) -> Trajectory:

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 # Some milliseconds' work, for vLLM's loaders are slow per tensor; of a large policy a share of the whole.
-_SLICE_BYTES, _SLICE_TENSORS, _SHARES = 8 * 2**20, 32, 64
+_SLICE_BYTES, _SLICE_TENSORS, _SHARES = 8 * 2**20, 64, 64
 _LAYER = re.compile(r".*?\blayers\.\d+\.")
 # Bytes per element; a policy's weights have no other types.
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "I8": 1, "BOOL": 1}

@@ -226,8 +226,8 @@ def test_slices_of_a_large_policy_follow_its_layers():
     assert all(len(one) == 1 for one in layers[1:]) and len(slices) == 94
     assert layers[0] == {"model.embed.weight", "model.layers.0"}
     # Layers that fit into one slice share it.
-    small = [(f"model.layers.{n}.x.{i}", 8) for n in range(6) for i in range(10)]
-    assert [len(names) for names in cut(small)] == [30, 30]
+    small = [(f"model.layers.{n}.x.{i}", 8) for n in range(12) for i in range(10)]
+    assert [len(names) for names in cut(small)] == [60, 60]
 
 
 @pytest.mark.engine  # imports vllm, which sets variables
@@ -264,9 +264,9 @@ def test_a_file_is_opened_again_for_the_next_version(tmp_path, monkeypatch):
 
 def test_a_file_is_cut_into_slices_of_few_megabytes_and_few_tensors_in_its_order(tmp_path):
     path = tmp_path / "weights.safetensors"
-    tensors = {f"a{n:02}": torch.zeros(8) for n in range(70)}
+    tensors = {f"a{n:03}": torch.zeros(8) for n in range(134)}
     tensors |= {f"b{n}": torch.zeros(5 * 2**18) for n in range(3)}
     save_file(tensors, path, metadata={"format": "pt"})
     slices = slices_of(path)
     assert [name for names in slices for name in names] == sorted(tensors)
-    assert [len(names) for names in slices] == [32, 32, 7, 1, 1]
+    assert [len(names) for names in slices] == [64, 64, 7, 1, 1]

@@ -403,9 +403,10 @@ class Run:
             start = time.time()
             with self.activity.busy(f"publishes version {made.version}"):
                 times = await self.fleet.publish(made.version, made.snapshot_ms)
-            self.folder.learned(made.step, await self.learner.record(made.step))
             self.book.stats.synced(times.pause_ms, times.staging_ms)
+            # Groups may begin on it at once: engines would wait for the records.
             self.rollouts.changed.set()
+            self.folder.learned(made.step, await self.learner.record(made.step))
             done = time.time()
             self.folder.event("sync", f"version {made.version}", start, done)
             values = made.metrics | times.metrics() | {"time/sync_seconds": done - start}
