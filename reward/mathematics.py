@@ -55,6 +55,8 @@ _SYMBOLS = {"pi", "infinity", "infty", "inf", "alpha", "beta", "gamma", "delta",
 # Words of two letters; any other two letters may be a product.
 _SHORT_WORDS = {"no", "on", "so", "if", "is", "at", "to", "up", "we", "he", "me", "my", "by", "do", "go",
                 "it", "as", "us", "of", "an", "am", "ok"}  # fmt: skip
+# Numbers such as XIV: a product of letters would not mind their order.
+_ROMAN = re.compile(r"X{0,3}(?:IX|IV|V?I{0,3})")
 
 
 @lru_cache(maxsize=4096)
@@ -198,6 +200,8 @@ def _is_words(text: str) -> bool:
 
 
 def _is_word(letters: str) -> bool:
+    if _ROMAN.fullmatch(letters):
+        return True
     low = letters.lower()
     if low in _NAMES or low in _SYMBOLS:
         return False

@@ -114,13 +114,14 @@ class TaskLook(EnvLook):
         raised = ""
         for split in get_args(Split):
             try:
-                next(iter(env.tasks(split, 0)), None)
-                return
+                if next(iter(env.tasks(split, 0)), None) is not None:
+                    return
             except HostFault:  # which may be over when the run draws
                 return
             except Exception as error:
                 raised = raised or f"tasks({split!r}) raises {told(error)}"
-        raise ConfigError(f"{self.who}: {raised}")
+        splits = " and ".join(f"tasks({split!r})" for split in get_args(Split))
+        raise ConfigError(f"{self.who}: {raised or f'{splits} give no task'}")
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,10 @@ def world(body: str) -> str:
             "World has neither sample() nor tasks(): write `def sample(",
         ),
         (world("def sample(self, rng): time.sleep(99)"), "drawing a task took over 1 s"),
+        (
+            world("def tasks(self, split, seed): return iter(())"),
+            "tasks('train') and tasks('heldout') give no task",
+        ),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_one_sentence(tmp_path, source, sentence):
