@@ -47,6 +47,8 @@ _CHOSEN = re.compile(r"(?:option|choice)?\s*(?:\(([A-J])\)|([A-J])(?=[.:),]|$))"
 _CHOSEN_LAST = re.compile(r"\s\(?(?:([A-H])|([A-H])\))$")
 # Dates, addresses and versions: algebra would read a sum or a quotient.
 _LABEL = re.compile(r"\d+([-/.])\d+(?:\1\d+)+")
+# Numbers such as XIV: a product of letters would not mind their order.
+_ROMAN = re.compile(r"(?=..)X{0,3}(?:IX|IV|V?I{0,3})")
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
 _NAMES = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "arcsin", "arccos", "arctan",
           "min", "max", "gcd", "lcm", "det", "mod", "and", "or", "in"}  # fmt: skip
@@ -55,8 +57,6 @@ _SYMBOLS = {"pi", "infinity", "infty", "inf", "alpha", "beta", "gamma", "delta",
 # Words of two letters; any other two letters may be a product.
 _SHORT_WORDS = {"no", "on", "so", "if", "is", "at", "to", "up", "we", "he", "me", "my", "by", "do", "go",
                 "it", "as", "us", "of", "an", "am", "ok"}  # fmt: skip
-# Numbers such as XIV: a product of letters would not mind their order.
-_ROMAN = re.compile(r"X{0,3}(?:IX|IV|V?I{0,3})")
 
 
 @lru_cache(maxsize=4096)
@@ -190,7 +190,8 @@ def _spelled(text: str) -> str:
 
 def _is_text(wanted: str) -> bool:
     """True for a reference that is compared as it is spelled."""
-    return _is_words(wanted) or _LABEL.fullmatch(_unwrapped(wanted)) is not None
+    bare = _unwrapped(wanted)
+    return _is_words(wanted) or any(one.fullmatch(bare) for one in (_LABEL, _ROMAN))
 
 
 def _is_words(text: str) -> bool:
@@ -200,8 +201,6 @@ def _is_words(text: str) -> bool:
 
 
 def _is_word(letters: str) -> bool:
-    if _ROMAN.fullmatch(letters):
-        return True
     low = letters.lower()
     if low in _NAMES or low in _SYMBOLS:
         return False

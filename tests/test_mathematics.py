@@ -63,6 +63,7 @@ RIGHT = [
     ("D", "The answer is option D"), ("2023-01-05", r"\boxed{2023-01-05}"),
     ("1/2/2023", "The answer is 1/2/2023."), ("192.168.0.1", r"\boxed{\text{192.168.0.1}}"),
     ("XIV", "The answer is XIV."), ("IV", r"\boxed{\text{IV}}"),
+    ("P = VI", "P = IV"),
 ]
 WRONG = [
     ("6", r"\boxed{6} … so \boxed{5}"), ("5", r"\boxed{6} or \boxed{5}"), ("0.00001", "0.0000104"),

@@ -137,7 +137,7 @@ def _compare(scorer: Scorer, own: PreTrainedModel) -> None:
             f"log-probs of a sample change by up to {gap:.2g} where another one is before it in a "
             "micro-batch: its layers let one sample see another"
         )
-    forked = [samples[0], _sample(samples[0].token_ids[:FORK] + samples[1].token_ids)]
+    forked = [samples[0], probe_sample(samples[0].token_ids[:FORK] + samples[1].token_ids)]
     apart, sharing = (
         scorer(pack(forked, (0, 1), device, sharing=choice)).logprobs_N for choice in (False, True)
     )
@@ -151,11 +151,11 @@ def _compare(scorer: Scorer, own: PreTrainedModel) -> None:
 
 def _samples(vocabulary: int) -> list[TrainSample]:
     rng = random.Random(0)
-    return [_sample(tuple(rng.randrange(vocabulary) for _ in range(n))) for n in LENGTHS]
+    return [probe_sample(tuple(rng.randrange(vocabulary) for _ in range(n))) for n in LENGTHS]
 
 
-def _sample(tokens: tuple[int, ...]) -> TrainSample:
-    """All but the first are the policy's."""
+def probe_sample(tokens: tuple[int, ...]) -> TrainSample:
+    """A sample to try passes on: all tokens but the first are the policy's."""
     n = len(tokens)
     mask = (False, *[True] * (n - 1))
     return TrainSample(f"probe-{n}", "", tokens, mask, (0.0,) * n, (0.0,) * n, (0,) * n)

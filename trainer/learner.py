@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.advantage import BATCH_ADVANTAGES, CRITIC_ADVANTAGES
-from trainer.agreement import check_agreement
+from trainer.agreement import check_agreement, probe_sample
 from trainer.batch import PackedBatch, pack
 from trainer.batch_updates import BatchUpdates, Training
 from trainer.checkpoint import CheckpointWriter, LearnerState, load, named_weights
@@ -48,8 +48,8 @@ from trainer.weights import (
     write_checkpoint,
 )
 
-# Samples, and tokens of each, of the pass that has the kernels compiled: rows enough for a narrow policy.
-KERNEL_TOKENS = (64, 64)
+# The pass that has the kernels compiled: rows enough for each of them in a narrow policy.
+WARM_UP_SAMPLES, WARM_UP_TOKENS = 64, 64
 
 
 def _prepare_process(config: LearnerConfig) -> None:
@@ -137,11 +137,10 @@ class Learner:
 
     def _compile(self) -> None:
         """Let what is compiled be compiled now, while engines start, and not in the first step."""
-        n = min(KERNEL_TOKENS[1], self.config.micro_batch_tokens)
-        zeros, wrote = (0.0,) * n, (False, *[True] * (n - 1))
-        sample = TrainSample("warm-up", "", (0,) * n, wrote, zeros, zeros, (0,) * n)
-        count = min(KERNEL_TOKENS[0], self.config.micro_batch_tokens // n)
-        scores = self.scorer(pack([sample] * count, range(count), self.device))
+        tokens = min(WARM_UP_TOKENS, self.config.micro_batch_tokens)
+        count = min(WARM_UP_SAMPLES, self.config.micro_batch_tokens // tokens)
+        samples = [probe_sample((0,) * tokens)] * count
+        scores = self.scorer(pack(samples, range(count), self.device))
         # Gradients as a loss gives them: none is one number, spread out.
         found = scores.logprobs_N.square().sum()
         if self.config.loss.entropy_weight:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +52,18 @@ class TokenRecorder:
         segments = defaultdict[str | int, list[int]](list)
         for index, sample in enumerate(self.samples):
             segments[sample.trajectory or index].append(index)
-        return [
-            TokenScores(
-                self.samples[indices[0]].trajectory or self.samples[indices[0]].id,
-                [a for i in indices for a in _advantages(self.samples[i])],
+        found: list[TokenScores] = []
+        for indices in segments.values():
+            samples = [self.samples[i] for i in indices]
+            one = TokenScores(
+                samples[0].trajectory or samples[0].id,
+                [a for s in samples for a in compress(s.advantages, s.loss_mask)],
                 [None if math.isnan(v) else v for i in indices for v in logprobs[i].tolist()],
                 [v for i in indices for v in entropies[i].tolist()],
                 np.concatenate([experts[i] for i in indices]),
             )
-            for indices in segments.values()
-        ]
+            found.append(one)
+        return found
 
     def _by_sample(self, rows: Sequence[Tensor]) -> list["npt.NDArray[Any]"]:
         """Rows of all micro-batches, one per policy token, as an array for each sample; each has its
@@ -72,8 +74,3 @@ class TokenRecorder:
         counts = torch.bincount(sample_N, minlength=len(self.samples)).tolist()
         sorted_N = torch.cat(list(rows))[sample_N.argsort(stable=True)]
         return [part.numpy() for part in sorted_N.cpu().split(counts)]
-
-
-def _advantages(sample: TrainSample) -> Iterator[float]:
-    """Those of the policy's tokens."""
-    return compress(sample.advantages, sample.loss_mask)
