@@ -189,6 +189,19 @@ async def test_where_versions_drain_nothing_is_too_old_and_each_group_has_one_ve
     assert_closed(run)
 
 
+async def test_groups_wait_for_the_version_that_is_on_its_way_and_no_engine_loads_the_one_before(
+    start,
+):
+    run = start(
+        mode="dora", live_versions=4, engine={"count": 4}, steps=12,
+        rollout={"max_in_flight_groups": 40},
+    )  # fmt: skip
+    run.actors.turns, run.dispatcher.in_order = 30, True
+    await asyncio.wait_for(run.main(), 30)
+    assert run.fleet.counts["rebalances/unserved"] == 0
+    assert_closed(run)
+
+
 async def test_versions_live_side_by_side_while_an_older_one_has_stragglers(start):
     """A group of version 0 that takes long keeps an engine; later versions go on beside it."""
     slow = asyncio.Event()

@@ -288,6 +288,15 @@ class Fleet:
         """True if some engine serves the version."""
         return self.rules.in_place or version in dict(self._awake()).values()
 
+    @property
+    def expects_version(self) -> bool:
+        """True while a version of the learner's is on its way to the window.
+
+        What no engine serves waits for it rather than have one load the version before.
+        """
+        made = self.groups.backlog(self.window).learner_version
+        return made > max(self.window.newest, self.window.pending or 0)
+
     def _states(self) -> list[EngineState]:
         """States of the engines that are awake and hold a version."""
         room = self.limits.engine_limit

@@ -92,7 +92,10 @@ class Rollouts:
         while True:
             # What changes while it looks is looked at again.
             self.changed.clear()
-            if not all(map(self.fleet.served, self.fleet.admit())):
+            if (
+                not all(map(self.fleet.served, self.fleet.admit()))
+                and not self.fleet.expects_version
+            ):
                 await self.fleet.rebalance("unserved")
             for version, count in self.fleet.admit().items():
                 # Without an engine even now, while many of them sleep, it has to wait for a change.
