@@ -230,8 +230,10 @@ class Fleet:
 
         snapshot_ms: what the learner's copy of it took (`WeightSync.snapshot`).
         """
-        publication = await self.sync.publish(version)
-        staged = await self.sync.stage(await self._likely(version))
+        publication, likely = await asyncio.gather(
+            self.sync.publish(version), self._likely(version)
+        )
+        staged = await self.sync.stage(likely)
         async with self.lock:
             await self._take_out(self.sync.lost)
             self.window = publish(self.window, version)
