@@ -22,6 +22,7 @@ from envs.generated.domain_file import (
 from envs.generated.environment import Generated, GeneratedConfig, domain_called
 from envs.generated.generator import Tally, make_task
 from envs.generated.mutations import mutated
+from envs.generated.population import populate
 from envs.generated.rubric import difference, plain
 from envs.generated.task_data import Difficulty, GeneratedTask
 from envs.generated.tool_graph import structure
@@ -300,6 +301,16 @@ MISTAKES = [
         "word can be any text",
     ),
     (("tool", "check_in", "effects"), ["after 300: visit.state = done"], "240 are the most"),
+    (
+        ("tool", "check_in"),
+        {
+            "does": "x",
+            "args": {"visit": "visit", "who": "ref patient?"},
+            "effects": ["visit.patient = who"],
+            "ask": ["{visit} {who}"],
+        },
+        "who can be nothing, and patient is never without a value",
+    ),
 ]
 
 
@@ -315,6 +326,15 @@ def test_a_mistake_in_a_domain_is_one_sentence_with_its_place(place, value, sent
     assert any(sentence in one for one in caught.value.mistakes), caught.value.mistakes
     if len(place) > 1:
         assert any(one.startswith(".".join(place[:2])) for one in caught.value.mistakes)
+
+
+def test_ids_of_entities_whose_names_begin_alike_are_different():
+    domain = load(FOLDER / "datacenter.toml")
+    assert domain.entities["server"].prefix == domain.entities["service"].prefix
+    for seed in range(50):
+        rows = populate(domain, random.Random(seed), 8.0)
+        ids = [row["id"] for some in rows.values() for row in some]
+        assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.heavy

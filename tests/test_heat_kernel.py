@@ -159,9 +159,22 @@ def test_new_tasks_are_forecast_by_tasks_that_are_alike():
 
 
 def test_without_a_graph_every_task_has_the_base_rate():
-    forecaster = taught(20)
+    forecaster = taught(10)
     new = [task for _, task in zip(range(5), stream(1), strict=False)]
     assert {f.rate for f in forecaster.forecast(new)} == {forecaster.base_rate}
+
+
+def test_a_pack_of_few_tasks_gets_a_graph_too():
+    forecaster, rng = flgp(), np.random.default_rng(0)
+    tasks = [task for _, task in zip(range(24), stream(0), strict=False)]
+    for number in range(120):
+        task = tasks[number % len(tasks)]
+        forecaster.forecast([task])
+        passes = int(rng.binomial(8, rate_of(task)))
+        forecaster.learn(task, TaskOutcome(passes, 8, number // 60, by_chance=True))
+    found = forecaster.forecast(tasks)
+    errors = [abs(f.rate - rate_of(task)) for f, task in zip(found, tasks, strict=True)]
+    assert np.mean(errors) < 0.15
 
 
 def test_a_restored_graph_forecasts_the_same():

@@ -88,22 +88,22 @@ def _of_tool(domain: Domain, tool: DomainTool) -> Iterator[str]:
                 if len(effect.path.parts) < 2:
                     yield f"{effect.path} is an argument, and only a field can be changed"
                     continue
-                yield from _assigned(
-                    domain, tool, _field_at(domain, tool, effect.path), effect.value
-                )
+                target = _field_at(domain, tool, effect.path)
+                yield from _assigned(domain, tool, target, effect.value)
+                yield from _emptied(domain, tool, target, effect.value)
             case SetEach():
                 yield from _of_where(domain, tool, effect.entity, effect.where)
                 known = domain.entities.get(effect.entity)
                 target = known.fields.get(effect.field) if known else None
-                yield from _assigned(
-                    domain,
-                    tool,
-                    target or f"{effect.entity} has no field {effect.field}",
-                    effect.value,
-                )
+                target = target or f"{effect.entity} has no field {effect.field}"
+                yield from _assigned(domain, tool, target, effect.value)
+                yield from _emptied(domain, tool, target, effect.value)
             case New():
                 yield from _of_where(domain, tool, effect.entity, effect.fields)
                 yield from _unsaid(domain, effect)
+                made = domain.entities.get(effect.entity)
+                for name, value in effect.fields if made else ():
+                    yield from _emptied(domain, tool, made.fields.get(name, name), value)
             case Remove():
                 if effect.argument not in tool.args or not tool.args[effect.argument].entity:
                     yield f"remove {effect.argument}: that is no argument that names a row"
@@ -159,6 +159,25 @@ def _assigned(
         yield target if isinstance(target, str) else str(given)
     elif why := _unfit(target, given, value):
         yield why
+
+
+def _emptied(
+    domain: Domain, tool: DomainTool, target: Field | str, value: Expression
+) -> Iterator[str]:
+    """Say that a field which is never without a value would lose it; a need of the tool may rule that out."""
+    if isinstance(target, str) or target.optional or not isinstance(value, Path):
+        return
+    given = _field_at(domain, tool, value)
+    if isinstance(given, str) or not given.optional:
+        return
+    if not any(
+        need.left == value and need.comparison == "!=" and need.right == Constant(None)
+        for need in tool.needs
+    ):
+        yield (
+            f"{value} can be nothing, and {target.name} is never without a value: add the need "
+            f"`{value} != nothing`"
+        )
 
 
 def _unfit(target: Field, given: Field, value: Expression | Count) -> str:

@@ -4,6 +4,7 @@ In: a domain and a random generator. Out: rows, whose ids say nothing to a perso
 looked up."""
 
 import random
+from collections import Counter
 
 from envs.generated.books import Rows
 from envs.generated.domain import Domain, Entity, Field, Row
@@ -16,9 +17,12 @@ _TRIES = 20
 def populate(domain: Domain, rng: random.Random, factor: float = 1.0) -> Rows:
     """Rows for every entity; factor: so many times as many as the domain asks for, two at least."""
     ids: dict[str, list[str]] = {}
+    alike: Counter[str] = Counter()  # entities of a prefix: names may begin alike
     for name, entity in domain.entities.items():
         count = max(2, round(entity.count * factor))
-        numbers = rng.sample(range(100, 1000), count)
+        first = 100 + 10_000 * alike[entity.prefix]
+        alike[entity.prefix] += 1
+        numbers = rng.sample(range(first, first + 900), count)
         ids[name] = [f"{entity.prefix}{number}" for number in numbers]
     taken: dict[str, set[str]] = {}
     rows = {

@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -96,7 +97,7 @@ def generate(
 def new_pack(out: Path) -> Generator[Path]:
     """A folder to write a pack into, which gets its name when all is done. Raises ConfigError where there is
     one of the name, and where it cannot be written."""
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    partial = out.parent / f"{_partial(out)}{os.getpid()}"
     try:
         if os.path.lexists(out):
             raise ConfigError(f"{out} exists already: give another name, or remove it")
@@ -114,9 +115,14 @@ def new_pack(out: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _partial(out: Path) -> str:
+    """How a folder that is being written on this machine is called, but for the process's number."""
+    return f".{out.name}.partial-{socket.gethostname()}-"
+
+
 def _remove_left(out: Path) -> None:
-    """Remove what calls that have died have left. Raises OSError."""
-    beginning = f".{out.name}.partial-"
+    """Remove what calls on this machine that have died have left. Raises OSError."""
+    beginning = _partial(out)
     for left in out.parent.iterdir() if out.parent.is_dir() else ():
         pid = left.name.removeprefix(beginning)
         if left.name.startswith(beginning) and pid.isdecimal() and not psutil.pid_exists(int(pid)):

@@ -23,7 +23,7 @@ from rl.tasks.heat_kernel import HeatKernel, Matrix, Numbers
 
 # The graph is built over so many tasks at first, anew whenever there are twice as many, and then as often as
 # all of the last MOST_POINTS have changed.
-FIRST_POINTS, MOST_POINTS = 128, 2048
+FIRST_POINTS, MOST_POINTS = 16, 2048
 LANDMARKS, NEIGHBOURS, EIGENPAIRS = 200, 3, 64
 # Times of the heat kernel: from nearly no smoothing to the slowest modes alone.
 TIMES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
