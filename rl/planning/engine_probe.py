@@ -45,6 +45,18 @@ class Replay:
     front: float
     others: float
 
+    def plus(self, other: "Replay") -> "Replay":
+        """This go and another one at as many sequences."""
+        return Replay(
+            sequences=self.sequences,
+            turns=self.turns + other.turns,
+            trajectories=self.trajectories + other.trajectories,
+            seconds=self.seconds + other.seconds,
+            core=self.core + other.core,
+            front=self.front + other.front,
+            others=self.others + other.others,
+        )
+
     @property
     def rate(self) -> float:
         """Trajectories per second."""

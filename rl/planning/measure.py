@@ -4,6 +4,7 @@ About a minute for a tiny policy. Everything runs in probes, one measurement at 
 function, however it ends.
 """
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from rl.cold_start import ColdStartError, corpus, kept_checkpoint
 from rl.config import RunConfig
 from rl.config_error import ConfigError
 from rl.nodes.cpus import usable_cpus
-from rl.planning.engine_probe import Change, EngineProbe
+from rl.planning.engine_probe import Change, EngineProbe, Replay
 from rl.planning.learner_probe import LearnerProbe, Steps
 from rl.planning.machine import EngineCost, LearnerCost, Machine, Sharing, learner_costs
 from rl.planning.probe import Probe, ProbeError
@@ -27,8 +28,10 @@ from rl.planning.workload import Groups, limited, tasks_of
 from rl.simulator.run_trace import Trace
 from trainer.sample import TrainSample
 
-# Of one level of an engine, and of one kind of step; the last trajectories of a level come on top.
-LEVEL_SECONDS, STEP_SECONDS = 3.0, 2.0
+# Of one level of an engine in a round, and of one kind of step; a level's last trajectories come on top.
+LEVEL_SECONDS, STEP_SECONDS = 2.0, 2.0
+# Engines take turns at each level, in so many rounds: a machine that is shared is now slow, now fast.
+ROUNDS = 2
 # A few trajectories that tell how many a step of some seconds has.
 FIRST_SAMPLES = 16
 PLAYED_GROUPS = 24
@@ -70,7 +73,7 @@ class Measurement:
             samples = self._samples(learner, groups)
             weights = self.folder / "weights.safetensors"
             publish = learner.ask(ACT_SECONDS, LearnerProbe.publish, weights)
-            costs = [self._engine_cost(*one, groups, weights) for one in started]
+            costs = self._engine_costs(started, groups, weights)
             learners = list(self._learners(learner, samples))
             best = max(range(len(costs)), key=lambda i: costs[i].most.rate)
             pair = self._pair(started, costs, groups)
@@ -174,25 +177,34 @@ class Measurement:
         )
         return max(1, most)
 
+    def _engine_costs(
+        self, started: Sequence[Started], groups: Groups, weights: Path
+    ) -> list[EngineCost]:
+        """Costs of engines, which take turns."""
+        full = self._at_once()
+        levels = sorted({1, max(1, full // 4), full})
+        engines = [engine for engine, *_ in started]
+        for engine in engines:  # the first replay has kernels to load
+            self.say(f"measuring {engine.name}")
+            engine.ask(ACT_SECONDS, EngineProbe.replay, groups, full, 0.0)
+        found: dict[str, dict[int, Replay]] = {engine.name: {} for engine in engines}
+        for _, level, engine in itertools.product(range(ROUNDS), levels, engines):
+            replay = engine.ask(ACT_SECONDS, EngineProbe.replay, groups, level, LEVEL_SECONDS)
+            earlier = found[engine.name].get(level)
+            found[engine.name][level] = replay if earlier is None else earlier.plus(replay)
+        return [
+            self._engine_cost(*one, tuple(found[one[0].name].values()), weights) for one in started
+        ]
+
     def _engine_cost(
         self,
         engine: Probe[EngineProbe],
         variant: tuple[int, bool],
         started: tuple[float, int],
-        groups: Groups,
+        replays: tuple[Replay, ...],
         weights: Path,
     ) -> EngineCost:
         threads, compiled = variant
-        self.say(f"measuring {engine.name}")
-        full = self._at_once()
-        levels = sorted({1, max(1, full // 4), full})
-        engine.ask(
-            ACT_SECONDS, EngineProbe.replay, groups, full, 0.0
-        )  # the first has kernels to load
-        replays = [
-            engine.ask(ACT_SECONDS, EngineProbe.replay, groups, level, LEVEL_SECONDS)
-            for level in levels
-        ]
         turns = tuple(turn for replay in replays for turn in replay.turns)
         fixed, beside, reading = Trace((), turns, ()).decode_costs()
         return EngineCost(
@@ -204,7 +216,7 @@ class Measurement:
             fixed=fixed,
             beside=beside,
             reading=reading,
-            replays=tuple(replays),
+            replays=replays,
             change=self._change(engine, weights),
         )
 
@@ -264,15 +276,17 @@ class Measurement:
         one = next(c for c in learners if (c.threads, c.micro_batch_tokens) == (1, size))
         learner.ask(ACT_SECONDS, LearnerProbe.load, 1)
         learner.ask(ACT_SECONDS, LearnerProbe.steps, samples, size, 1, 0.0)
-        seconds = 2 * LEVEL_SECONDS
-        stepping = learner.begin(LearnerProbe.mean_seconds, samples, size, seconds)
-        replay = engine.ask(ACT_SECONDS, EngineProbe.replay, groups, self._at_once(), LEVEL_SECONDS)
+        full, seconds = self._at_once(), 2 * LEVEL_SECONDS
+        # Alone once more: what is compared is of the same minute.
+        own = learner.ask(ACT_SECONDS, LearnerProbe.mean_seconds, samples, size, STEP_SECONDS)
+        alone = engine.ask(ACT_SECONDS, EngineProbe.replay, groups, full, seconds)
+        stepping = learner.begin(LearnerProbe.mean_seconds, samples, size, 1.5 * seconds)
+        replay = engine.ask(ACT_SECONDS, EngineProbe.replay, groups, full, seconds)
         beside = stepping(ACT_SECONDS)
-        tokens = sum(len(sample.token_ids) for sample in samples)
-        slower, cpus = max(1.0, cost.most.rate / replay.rate), cost.most.cpus + one.cpus
+        slower, cpus = max(1.0, alone.rate / replay.rate), cost.most.cpus + one.cpus
         return Sharing(
             engine=slower,
-            learner=max(1.0, beside / one.step_seconds(tokens)),
+            learner=max(1.0, beside / own),
             cpus=cpus,
             pair=slower / max(1.0, cpus / usable_cpus()) if pair is None else pair,
         )
@@ -320,7 +334,7 @@ class Measurement:
         [*started] = self._started(
             [engine], [engine.begin(EngineProbe.start)], [(threads, best.compiled)]
         )
-        return [self._engine_cost(*one, groups, weights) for one in started]
+        return self._engine_costs(started, groups, weights)
 
 
 def _named(variants: Sequence[tuple[int, bool]]) -> str:
