@@ -102,8 +102,9 @@ def _of_tool(domain: Domain, tool: DomainTool) -> Iterator[str]:
                 yield from _of_where(domain, tool, effect.entity, effect.fields)
                 yield from _unsaid(domain, effect)
                 made = domain.entities.get(effect.entity)
-                for name, value in effect.fields if made else ():
-                    yield from _emptied(domain, tool, made.fields.get(name, name), value)
+                for name, value in effect.fields:
+                    filled = made.fields.get(name) if made else None
+                    yield from _emptied(domain, tool, filled or name, value)
             case Remove():
                 if effect.argument not in tool.args or not tool.args[effect.argument].entity:
                     yield f"remove {effect.argument}: that is no argument that names a row"

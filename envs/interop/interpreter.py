@@ -30,6 +30,8 @@ HERE = Path(__file__).parent
 # Importing a large package on a busy machine; no request is counted in it.
 START_SECONDS = 300.0
 LONGEST_LINE = 64 * 2**20
+# For what a child that has died said last; what it started may hold its output open.
+LAST_WORDS_SECONDS = 2.0
 
 
 class ForeignError(ValueError):
@@ -104,7 +106,9 @@ class ChildInterpreter:
             )
         except OSError as error:
             raise HostFault(f"{self.python} cannot be started: {error.strerror}") from None
-        threading.Thread(target=self._hear, args=(process,), daemon=True).start()
+        self.said.clear()
+        self.hearing = threading.Thread(target=self._hear, args=(process,), daemon=True)
+        self.hearing.start()
         return process
 
     def _hear(self, process: "subprocess.Popen[bytes]") -> None:
@@ -154,6 +158,7 @@ class ChildInterpreter:
         except subprocess.TimeoutExpired:
             _kill(process)
             status = "none yet"
+        self.hearing.join(LAST_WORDS_SECONDS)
         last = f": {self.said[-1]}" if self.said else ""
         return f"{self.where}, died (exit status {status}){last}"
 
