@@ -69,7 +69,7 @@ def laplace(
 
     best = objective(weights_K)
     for _ in range(NEWTON_STEPS):
-        rates_M = 1 / (1 + np.exp(-features_MK @ weights_K))
+        rates_M = _logistic(features_MK @ weights_K)
         slope_K = features_MK.T @ (passes_M - trials_M * rates_M) - weights_K
         step_K = np.linalg.solve(curvature(rates_M), slope_K)
         size = 1.0
@@ -80,7 +80,7 @@ def laplace(
         gained, best, weights_K = found - best, found, weights_K + size * step_K
         if gained < TOLERANCE:
             break
-    rates_M = 1 / (1 + np.exp(-features_MK @ weights_K))
+    rates_M = _logistic(features_MK @ weights_K)
     factor_KK: Matrix = np.linalg.cholesky(curvature(rates_M)).astype(np.float64, copy=False)
     return Posterior(weights_K, factor_KK, best - float(np.log(np.diag(factor_KK)).sum()))
 
@@ -231,10 +231,15 @@ def expectations(
 ) -> tuple[Numbers, Numbers]:
     """E[p] and E[p (1 - p) (1 - p^G - (1 - p)^G)] for logits of p that are Gaussian, each of shape (N)."""
     nodes = logits_N[:, None] + np.sqrt(variances_N)[:, None] * _NODES
-    p = 1 / (1 + np.exp(-nodes))
+    p = _logistic(nodes)
     weights = _WEIGHTS / _WEIGHTS.sum()
     value = p * (1 - p) * (1 - p**group_size - (1 - p) ** group_size)
     return p @ weights, value @ weights
+
+
+def _logistic(logits: Matrix) -> Matrix:
+    """Pass rates of logits, of any size: exp of a large one would overflow."""
+    return np.exp(-np.logaddexp(0, -logits))
 
 
 def _text(rows: Sequence[Numbers]) -> str:
