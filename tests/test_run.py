@@ -202,6 +202,47 @@ async def test_groups_wait_for_the_version_that_is_on_its_way_and_no_engine_load
     assert_closed(run)
 
 
+async def test_groups_begin_once_a_batch_has_left_room_also_when_its_step_outran_the_version_before(
+    start,
+):
+    """Step 3 ends while version 2 is on its way: its batch leaves room after everyone has looked for some."""
+    run = start(mode="dora", live_versions=4, engine={"count": 4}, steps=4)
+    publish, record, step = run.fleet.publish, run.learner.record, run.learner.step
+    begun, ended = [], []
+
+    async def until(so):
+        for _ in range(5000):
+            if so():
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("it never came")
+
+    async def slowly(version, snapshot_ms):
+        if version == 3:
+            await until(lambda: len(run.dispatcher.played) > len(begun))
+        return await publish(version, snapshot_ms)
+
+    async def slow_record(number):
+        if number == 2:  # all that can begin has begun before the batch leaves
+            await until(lambda: 3 in ended)
+            for _ in range(200):
+                await asyncio.sleep(0)
+            begun.extend(run.dispatcher.played)
+        return await record(number)
+
+    async def told_step(number, samples):
+        if number == 4:  # its end has everyone look, too
+            await until(lambda: len(run.dispatcher.played) > len(begun))
+        result = await step(number, samples)
+        ended.append(number)
+        return result
+
+    run.fleet.publish, run.learner.record, run.learner.step = slowly, slow_record, told_step
+    await asyncio.wait_for(run.main(), 30)
+    assert run.book.learner_version == 4
+    assert_closed(run)
+
+
 async def test_versions_live_side_by_side_while_an_older_one_has_stragglers(start):
     """A group of version 0 that takes long keeps an engine; later versions go on beside it."""
     slow = asyncio.Event()

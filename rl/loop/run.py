@@ -362,8 +362,8 @@ class Run:
             self.task_source.train(group.env for group in book.training)
             values = book.trained(result.metrics) | self.task_source.metrics()
             values |= self.watch.models.metrics()
-            if book.drop_stale():
-                self.rollouts.changed.set()
+            book.drop_stale()
+            self.rollouts.changed.set()  # the batch has left room
             version = book.learner_version
             with self.activity.busy(f"copies the weights of version {version}"):
                 snapshot_ms = await self.fleet.sync.snapshot(version)
